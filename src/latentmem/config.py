@@ -1,0 +1,403 @@
+"""A whole experiment in one YAML file, read strictly: one frozen section a part, each default written once, here.
+
+Classes elsewhere take plain arguments; only the recipes see a whole `Config`. Loads no torch.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from latentmem.errors import ConfigError, suggest
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys forbidden, numbers never read from strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""YAML has lists; a frozen section holds tuples."""
+
+
+class ModelSection(Section):
+    """The agents' frozen language model."""
+
+    name: str = "smollm2-135m"
+    """`smollm2-135m` (embedded), a hub id, a local folder, or a .gguf file."""
+    device: str = "auto"
+    """`auto` takes the GPU of this process if there is one, else the CPU; or a torch device."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on a GPU and float32 on the CPU."""
+    max_batch_size: PositiveInt = 64
+    """Responses sampled at once; a matter of memory, not of the result."""
+
+
+class ComposerSection(Section):
+    """The network that turns retrieved trajectories into latent tokens."""
+
+    model: str | None = None
+    """Base model of the composer, named as in `model.name`; null shares the agents' backbone in memory."""
+    num_latents: PositiveInt = 8
+    """K, the latent tokens given to one agent."""
+    rank: PositiveInt = 16
+    """r of LoRA."""
+    alpha: PositiveFloat = 32.0
+    """Scale of LoRA, applied as alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], AsTuple] = ("q_proj", "v_proj")
+    """Linear layers that get an adapter."""
+    template: str | None = None
+    """Text the composer reads; fields {task} {memory} {role} {role_messages} {num_latents}. Null is the built-in one."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longest composer text, in tokens; the retrieved trajectories are shortened to fit, and counted."""
+    initial_scale: PositiveFloat = 1.0
+    """Root mean square of the untrained latents, as a multiple of that of the agents' token embeddings."""
+
+
+class Family(Section):
+    """One reasoning-gym family of tasks."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+    """Share in the mix, relative to the other families."""
+    params: dict[str, JsonValue] = {}
+    """Arguments of the family, as reasoning-gym names them."""
+
+
+class ReasoningSection(Section):
+    """Generated tasks of reasoning-gym; train and test come from different seeds and share no task text."""
+
+    kind: Literal["reasoning_gym"]
+    families: Annotated[tuple[Family, ...], AsTuple, Field(min_length=1)]
+    train_size: PositiveInt = 512
+    test_size: PositiveInt = 128
+    seed: int = 0
+
+
+class Rows(Section):
+    """Where the rows of a split come from: a local JSONL file or folder, or a data set of the hub."""
+
+    path: str | None = None
+    """A .jsonl file, or a folder of them, read in the order of their names."""
+    hub: str | None = None
+    """A data set's id on the hub, read by `datasets`."""
+    name: str | None = None
+    """The hub data set's configuration."""
+    split: str | None = None
+    """The hub data set's split."""
+    limit: PositiveInt | None = None
+    """Use the first so many rows."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path and hub")
+        if self.hub is not None and self.split is None:
+            raise ValueError("a hub data set needs its split")
+        return self
+
+
+class QASection(Section):
+    """Question answering, closed book."""
+
+    kind: Literal["qa"]
+    schema_: Literal["popqa", "triviaqa"] = Field(alias="schema")
+    """Field names of the rows."""
+    train: Rows
+    test: Rows
+
+
+class SandboxSection(Section):
+    """Limits on model-written code."""
+
+    level: Literal["auto", "none"] = "auto"
+    """`auto`: bubblewrap, else Landlock with seccomp, else refuse. `none` runs unprotected, on your own word."""
+    timeout_seconds: PositiveFloat = 10.0
+    """Wall clock for one program; then its whole process group is killed."""
+    max_memory_mb: PositiveInt = 512
+    max_processes: PositiveInt = 16
+    max_file_mb: PositiveInt = 16
+    max_output_kb: PositiveInt = 64
+
+
+class CodeSection(Section):
+    """Programming tasks, scored by running their tests in the sandbox."""
+
+    kind: Literal["code"]
+    schema_: Literal["humaneval", "mbpp", "kodcode"] = Field(alias="schema")
+    """Field names of the rows."""
+    train: Rows
+    test: Rows
+    sandbox: SandboxSection = SandboxSection()
+
+
+DataSection = Annotated[ReasoningSection | QASection | CodeSection, Field(discriminator="kind")]
+
+
+class BankSection(Section):
+    """The experience bank and what is retrieved from it."""
+
+    path: str | None = None
+    """An existing bank to read and fill; null keeps one in the run's folder."""
+    embedder: str = "all-minilm-l6-v2"
+    """`all-minilm-l6-v2` (embedded), or any sentence-transformers id or folder."""
+    num_retrieved: PositiveInt = 3
+    """Trajectories recalled for a task."""
+    only_successes: bool = True
+    """Recall successful trajectories only."""
+
+
+class SamplingSection(Section):
+    """How responses are sampled while collecting and training."""
+
+    temperature: NonNegativeFloat = 0.7
+    """0 is greedy. It is part of the log-probabilities that training uses."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 keeps the whole vocabulary."""
+    max_response_tokens: PositiveInt = 64
+    """Longest response of one agent, its EOS included."""
+
+
+class CollectSection(Section):
+    """Filling the bank."""
+
+    num_tasks: PositiveInt | None = None
+    """Tasks of the train split to play, from its start; null is all."""
+    rollouts_per_task: PositiveInt = 1
+    batch_size: PositiveInt = 16
+    """Episodes played side by side, and stored as one transaction."""
+    memory: Literal["none", "text", "latent"] = "none"
+    """Memory of the team while it collects."""
+
+
+class OptimizerFields(Section):
+    """What both trainers share."""
+
+    learning_rate: PositiveFloat = 2e-4
+    """Of the LoRA matrices, `query_latents` and the projection."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Of the learning rate after the warm-up; linear and cosine end at zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 2
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    weight_decay: NonNegativeFloat = 0.0
+    micro_batch_positions: PositiveInt = 2048
+    """Positions with gradients in one forward pass; a matter of memory, not of the result (but for `bnpo`)."""
+    eval_every: PositiveInt | None = None
+    """Steps between greedy evaluations on `eval_tasks` train tasks set aside; the best checkpoint is kept. Null: never."""
+    eval_tasks: PositiveInt = 32
+    save_every: PositiveInt = 5
+    """Steps between checkpoints."""
+
+
+class SFTSection(OptimizerFields):
+    """Supervised warm start on successful trajectories."""
+
+    num_steps: PositiveInt = 50
+    trajectories_per_step: PositiveInt = 8
+
+
+class LMPOSection(OptimizerFields):
+    """Reinforcement learning through the latents (arXiv 2602.03036, section 4)."""
+
+    initial: str = "sft"
+    """Where training starts: `sft` (this run's), `untrained`, or a composer's folder."""
+    num_steps: PositiveInt = 100
+    tasks_per_step: PositiveInt = 8
+    group_size: int = 8
+    """G, rollouts of one task that are compared with each other."""
+    num_iterations: PositiveInt = 1
+    """Update passes over one batch of rollouts."""
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "dapo"
+    scale_advantages: bool = True
+    """Divide by the group's standard deviation."""
+    epsilon_low: NonNegativeFloat = 0.2
+    epsilon_high: NonNegativeFloat = 0.2
+    delta: PositiveFloat | None = None
+    """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
+    beta: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the composer as it was before LMPO."""
+    max_resamples: Annotated[int, Field(ge=0)] = 0
+    """Extra draws of `tasks_per_step` tasks while fewer than that many groups carry signal (dynamic sampling)."""
+
+    @field_validator("group_size")
+    @classmethod
+    def _at_least_two(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(f"is {value}; advantages need at least 2 rollouts per task, set it to 4 or more")
+        return value
+
+    @model_validator(mode="after")
+    def _delta_above_band(self) -> Self:
+        if self.delta is not None and self.delta <= 1 + self.epsilon_high:
+            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {1 + self.epsilon_high}")
+        return self
+
+
+MemoryName = Literal["none", "text", "latent:untrained", "latent:sft", "latent:lmpo"]
+
+
+class EvaluateSection(Section):
+    """Comparing memories on the test split."""
+
+    memories: Annotated[tuple[str, ...], AsTuple] = ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")
+    """none, text, latent:untrained, latent:sft, latent:lmpo (checkpoints of this run), or latent:FOLDER."""
+    num_tasks: PositiveInt | None = None
+    """Tasks of the test split, from its start; null is all."""
+    batch_size: PositiveInt = 32
+    temperature: NonNegativeFloat = 0.0
+    """Of the evaluated agents; 0 is greedy."""
+    online: bool = False
+    """Let each memory store its test trajectories as it goes, in a copy of the bank."""
+    num_bootstraps: PositiveInt = 10_000
+
+    @field_validator("memories")
+    @classmethod
+    def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in ("none", "text") and not re.fullmatch(r"latent:.+", name):
+                raise ValueError(f"{name!r} is no memory; {suggest(name, MemoryName.__args__)}")  # type: ignore[attr-defined]
+        if len(set(value)) != len(value):
+            raise ValueError("names one memory twice")
+        return value
+
+
+class Config(Section):
+    """One experiment."""
+
+    run: str
+    """Folder of the run; made if absent, continued if present."""
+    seed: int = 0
+    team: str = "autogen"
+    """autogen, camel, macnet, or the path of a team's YAML file."""
+    max_turns: PositiveInt = 1
+    """Turns with the environment before an episode ends."""
+    data: DataSection
+    model: ModelSection = ModelSection()
+    composer: ComposerSection = ComposerSection()
+    bank: BankSection = BankSection()
+    sampling: SamplingSection = SamplingSection()
+    collect: CollectSection = CollectSection()
+    sft: SFTSection = SFTSection()
+    lmpo: LMPOSection = LMPOSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Names and files of the configurations that ship with the package."""
+    folder = Path(str(files("latentmem"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, or the packaged configuration of that name, and apply `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file or name, not YAML, an unknown key, a wrong type or value.
+    """
+    packaged = packaged_configs()
+    path = packaged.get(source) or Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = suggest(source, packaged)
+        raise ConfigError(f"{source}: no such file, and no packaged configuration of that name; {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: cannot be read ({error})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
+    for override in overrides or []:
+        _override(values, override)
+    return parse_config(values, source)
+
+
+def parse_config(values: dict[str, Any], source: str = "configuration") -> Config:
+    """Check a mapping against the schema.
+
+    Raises:
+        ConfigError: one line naming the first wrong key, what was found and what was expected.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error, values)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, defaults written out; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no override; write key=value, as in lmpo.group_size=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is not valid YAML") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as text; nobody who types it means that
+    *parents, last = key.split(".")
+    section: Any = values
+    for part in parents:
+        section = section[int(part)] if isinstance(section, list) and part.isdigit() else section.setdefault(part, {})
+        if not isinstance(section, dict | list):
+            raise ConfigError(f"{override!r}: {part} is a value, not a section")
+    if isinstance(section, list):
+        if not last.isdigit() or int(last) >= len(section):
+            raise ConfigError(f"{override!r}: the list there has {len(section)} entries; give a position below that")
+        section[int(last)] = value
+    else:
+        section[last] = value
+
+
+def _explain(error: ValidationError, values: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    # The discriminator of a union stands in the location although no user wrote it.
+    location = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "qa", "code")]
+    key = ".".join(location)
+    found = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {suggest(location[-1], _known_keys(location[:-1], values))}"
+    if first["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    if first["type"] == "value_error":
+        return f"{key} {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kinds = ("reasoning_gym", "qa", "code")
+        kind = found.get("kind") if isinstance(found, dict) else found
+        return f"{key}.kind is {kind!r}; {suggest(str(kind), kinds)}"
+    if first["type"] == "literal_error":
+        return f"{key} is {found!r}; expected {first['ctx']['expected']}"
+    return f"{key} is {found!r} ({type(found).__name__}); {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _known_keys(location: list[str], values: Any) -> list[str]:
+    """Keys of the section that a location names, found by walking the schema along with the values."""
+    section: Any = Config
+    for part in location:
+        values = values[int(part)] if part.isdigit() else values.get(part, {})
+        if part.isdigit():
+            continue
+        if part == "data":
+            kinds = {"reasoning_gym": ReasoningSection, "qa": QASection, "code": CodeSection}
+            section = kinds[values["kind"]]
+            continue
+        annotation = section.model_fields[part].annotation
+        arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+        section = arguments[0] if arguments else annotation
+    return [field.alias or name for name, field in section.model_fields.items()]

@@ -1,0 +1,66 @@
+"""Every mistake that a user can mend, as one small tree; anything else is our bug and keeps its traceback.
+
+    LatentMemError            one line for the user; the command line prints it and exits with status 2
+    |-- ConfigError           a configuration file, a key, a value, an option
+    |-- DataError             a task row, a data file, a bank record
+    |-- BankError             a bank that cannot be opened, read or written
+    |-- ModelError            a language model, an embedder or their files
+    |-- CheckpointError       saved weights that do not fit what they are loaded into
+    |-- SandboxError          model-written code cannot be contained on this machine
+    |-- RunError              a run folder that cannot be continued or read
+    `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
+
+A message says where, what was found, what was expected and what to do, on one line.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LatentMemError(Exception):
+    """Base of all errors that name a mistake of the user, or a state of the machine, in one line."""
+
+
+class ConfigError(LatentMemError):
+    """A configuration file, key, value or command-line option is wrong."""
+
+
+class DataError(LatentMemError):
+    """A task row, a data file or a bank record cannot be read as what it should be."""
+
+
+class BankError(LatentMemError):
+    """The experience bank cannot be opened, read or written."""
+
+
+class ModelError(LatentMemError):
+    """A language model or an embedder cannot be loaded or used as asked."""
+
+
+class CheckpointError(LatentMemError):
+    """Saved weights do not fit what they are loaded into."""
+
+
+class SandboxError(LatentMemError):
+    """Model-written code cannot be contained on this machine."""
+
+
+class RunError(LatentMemError):
+    """A run folder cannot be continued or read."""
+
+
+class TrainingError(LatentMemError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+
+def suggest(found: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown name: the nearest known one, or all of them.
+
+    >>> suggest("autogem", ["autogen", "camel"])
+    "did you mean 'autogen'?"
+    >>> suggest("x", ["autogen", "camel"])
+    'known: autogen, camel'
+    """
+    names = sorted(known)
+    near = get_close_matches(found, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"

@@ -1,0 +1,667 @@
+"""Run folders in, one self-contained page out: what was learned, what differs for certain, and what the agents said.
+
+Files are the whole interface: this reads what a run left behind, finished or not, and a part that is missing is a line
+saying so. All model text is hostile. It reaches the page through autoescaping only, never inside a script, and the
+page's content policy forbids every script but ours and every connection.
+
+The words about differences are derived from the numbers in one place, `verdict`, for page, terminal and Markdown alike.
+"""
+
+import base64
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from io import BytesIO
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from latentmem.errors import RunError
+from latentmem.runs import Metrics, read_json, read_metrics, write_atomic
+from latentmem.stats import holm
+
+SCHEMA_VERSION = 1
+"""Newest results.json that is understood, and the version of report.json."""
+
+MAX_TASKS = 24
+"""Tasks per run whose trajectories are shown."""
+
+MAX_CHARACTERS = 8_000
+"""Longest text shown of one prompt or response; a page of full ones would not open."""
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito's palette, told apart by colour-blind readers; line styles tell the same again."""
+
+STYLES = ("-", "--", "-.", ":")
+
+MISSING = "-"
+"""A cell without a value."""
+
+THEMES = {"light": ("#222222", "#d0d0d0"), "dark": ("#e4e4e4", "#4a4a4a")}
+"""Colours of text and grid on transparent figures."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure of a phase: a value of each of its metric lines."""
+
+    phase: str
+    key: str
+    title: str
+    value: Callable[[Row], float | None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in both themes, with what it shows in words."""
+
+    name: str
+    title: str
+    alt: str
+    png: dict[str, bytes]
+
+    def uri(self, theme: str) -> str:
+        """The figure itself as an address."""
+        return "data:image/png;base64," + base64.b64encode(self.png[theme]).decode()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run folder holds."""
+
+    name: str
+    folder: Path
+    info: Row
+    config: str
+    metrics: Metrics
+    results: Row | None
+    trajectories: dict[str, list[Row]]
+    """By memory; those of `evaluate`."""
+    notes: list[str]
+    """What is missing or could not be read."""
+
+    def rows(self, phase: str) -> list[Row]:
+        """The metric lines of one phase, in order."""
+        return [row for row in self.metrics.rows if row.get("phase") == phase]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write report.html with its figures as PNG, report.json and comparison.md beside it; several runs share one page.
+
+    Args:
+        runs: run folders, finished or not.
+        out: folder to write into; that of the first run, `RUN/report`, if None.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        RunError: no run folder there, a file of it is damaged or newer than this version, or `out` cannot be written.
+    """
+    records = [_read_run(Path(folder)) for folder in runs]
+    if len({record.name for record in records}) < len(records):
+        records = [replace(record, name=str(record.folder)) for record in records]
+    out = Path(out) if out is not None else records[0].folder / "report"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: the report's folder cannot be made ({error.strerror}); name another") from None
+
+    curves, unrecorded = _learning_curves(records)
+    bars = {record.name: _bars(record, i) for i, record in enumerate(records, start=1)}
+    for picture in [*curves, *(bar for bar in bars.values() if bar)]:
+        write_atomic(out / f"{picture.name}.png", picture.png["light"])
+    write_atomic(out / "report.json", json.dumps(_as_json(records), indent=1, allow_nan=False) + "\n")
+    tables = [f"## {_md(r.name)}\n\n{format_markdown(r.results)}" for r in records if r.results]
+    write_atomic(out / "comparison.md", _bytes("\n".join(tables) or "No run has been evaluated yet.\n"))
+
+    page = _template().render(
+        records=records,
+        curves=curves,
+        unrecorded=unrecorded,
+        bars=bars,
+        samples={record.name: _sample(record) for record in records},
+        phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo")},
+        nonce=secrets.token_urlsafe(16),
+    )
+    write_atomic(out / "report.html", _bytes(page))
+    return out / "report.html"
+
+
+def verdict(results: Row) -> list[str]:
+    """What the numbers of a results.json allow to say, in sentences; p-values are corrected for their number (Holm)."""
+    memories = _memories(results)
+    num_tasks = results.get("num_tasks", 0)
+    sentences = []
+    widths = [
+        (m["accuracy_high"] - m["accuracy_low"]) / 2 for m in memories if _has(m, "accuracy_low", "accuracy_high")
+    ]
+    if widths:
+        sentences.append(
+            f"With {num_tasks} tasks the 95% interval of an accuracy is up to ±{100 * max(widths):.0f} points."
+        )
+    comparisons = list(_comparisons(memories))
+    if not comparisons:
+        sentences.append("No memory was compared with none or text, so nothing is said about which is better.")
+    else:
+        sentences += _differences(comparisons)
+    for memory in memories:
+        if memory.get("num_errors"):
+            sentences.append(
+                f"{memory['name']}: {memory['num_errors']} of {num_tasks} episodes ended in an error, not an answer."
+            )
+        if (memory.get("no_answer") or 0) >= 0.1:
+            sentences.append(f"{memory['name']}: no answer could be read in {memory['no_answer']:.0%} of the episodes.")
+    if memories:
+        seed = f" ({results['seed']})" if "seed" in results else ""
+        sentences.append(f"The intervals cover the choice of tasks, not the luck of training: this is one seed{seed}.")
+    return sentences
+
+
+def format_table(results: Row) -> str:
+    """The comparison of memories for a terminal: aligned columns, and below them the verdict in words."""
+    header, *rows = _cells(results)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, ["-" * width for width in widths], *rows]
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), "", *verdict(results)]) + "\n"
+
+
+def format_markdown(results: Row) -> str:
+    """The comparison of memories as a Markdown table, followed by the verdict in words."""
+    header, *rows = _cells(results)
+    marks = ["---", *["---:"] * (len(header) - 1)]
+    table = ["| " + " | ".join(row) + " |" for row in [[*map(_md, header)], marks, *([*map(_md, row)] for row in rows)]]
+    return "\n".join([*table, "", *(f"- {_md(sentence)}" for sentence in verdict(results))]) + "\n"
+
+
+# Reading
+
+
+def _read_run(folder: Path) -> RunRecord:
+    known = [name for name in ("run.json", "metrics.jsonl", "results.json") if (folder / name).exists()]
+    if not known:
+        raise RunError(
+            f"{folder}: no run folder (it has no run.json, metrics.jsonl or results.json); name a run's folder"
+        )
+    info = read_json(folder / "run.json") if "run.json" in known else {}
+    metrics = read_metrics(folder / "metrics.jsonl")
+    results = read_json(folder / "results.json") if "results.json" in known else None
+    notes = []
+    if metrics.num_torn:
+        notes.append("The last line of metrics.jsonl was cut off by a crash and is left out.")
+    for row in metrics.rows:
+        if row.get("non_finite"):
+            notes.append(f"{row.get('phase')} step {row.get('step')}: {', '.join(row['non_finite'])} was not finite.")
+    if results is None:
+        notes.append("Not evaluated yet: no results.json. Run `latentmem evaluate`.")
+    elif results.get("schema_version", 0) > SCHEMA_VERSION:
+        raise RunError(
+            f"{folder / 'results.json'}: schema_version is {results['schema_version']}, newer than {SCHEMA_VERSION}, "
+            "the newest this version reads; upgrade latentmem"
+        )
+    trajectories = _read_trajectories(folder / "evaluate", results or {}, notes)
+    if not trajectories:
+        notes.append("No trajectories to show: evaluate/ holds none.")
+    config = folder / "config.yaml"
+    return RunRecord(
+        name=str((results or {}).get("run") or folder.resolve().name),
+        folder=folder,
+        info=info,
+        config=config.read_text(encoding="utf-8", errors="backslashreplace") if config.exists() else "",
+        metrics=metrics,
+        results=results,
+        trajectories=trajectories,
+        notes=notes,
+    )
+
+
+def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str, list[Row]]:
+    names = {m["name"].replace(":", "-"): m["name"] for m in _memories(results)}
+    order = list(names)
+    found = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.jsonl"))}
+    trajectories: dict[str, list[Row]] = {}
+    for stem in sorted(found, key=lambda stem: (order.index(stem) if stem in order else len(order), stem)):
+        rows, damaged = [], []
+        # Split on newlines alone: other line breaks may stand inside a JSON string.
+        for number, line in enumerate(found[stem].read_bytes().split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                rows.append(row) if isinstance(row, dict) else damaged.append(number)
+            except ValueError:
+                damaged.append(number)
+        if damaged:
+            notes.append(f"{found[stem].name}: {len(damaged)} lines could not be read, the first is line {damaged[0]}.")
+        trajectories[names.get(stem, stem)] = rows
+    return trajectories
+
+
+def _memories(results: Row) -> list[Row]:
+    return [m for m in results.get("memories") or [] if isinstance(m, dict) and "name" in m]
+
+
+def _has(row: Row, *keys: str) -> bool:
+    return all(_number(row.get(key)) is not None for key in keys)
+
+
+def _number(value: Any) -> float | None:
+    """The value if it is a finite number. Files are read as they are, so it may be anything."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
+
+
+# Words and tables
+
+
+def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
+    against_none = {m["name"] for m in memories if m.get("vs_none")}
+    for memory in memories:
+        for baseline in ("none", "text"):
+            found = _dict(memory.get(f"vs_{baseline}"))
+            # "none against text" is "text against none" told twice, and would be corrected for twice.
+            twice = memory["name"] == "none" and "text" in against_none
+            if found and not twice and _has(found, "difference", "p_value"):
+                yield memory["name"], baseline, found
+
+
+def _differences(comparisons: list[tuple[str, str, Row]]) -> list[str]:
+    p_values = [found["p_value"] for _, _, found in comparisons]
+    adjusted = holm(p_values)
+    count = len(comparisons)
+    corrected = f" after correction for {count} comparisons" if count > 1 else ""
+    sentences = []
+    for (name, baseline, found), p in zip(comparisons, adjusted, strict=True):
+        if p < 0.05:
+            word = "better" if found["difference"] > 0 else "worse"
+            sentences.append(
+                f"{name} against {baseline}: {_points(found)} points, {word}, significant at 5% "
+                f"(p {_equals(p)}{corrected})."
+            )
+    if not sentences:
+        which = f"None of the {count} differences is" if count > 1 else "The difference is not"
+        sentences.append(f"{which} significant at 5% (smallest p {_equals(min(adjusted))}{corrected}).")
+    elif len(sentences) < count:
+        rest = count - len(sentences)
+        sentences.append(f"The other {rest} differences are not." if rest > 1 else "The other difference is not.")
+    alone = [
+        f"{name} against {baseline} (p {_equals(p)})"
+        for (name, baseline, _), p, q in zip(comparisons, p_values, adjusted, strict=True)
+        if p < 0.05 <= q
+    ]
+    if alone:
+        sentences.append(f"Below 5% only before that correction, and so no finding: {', '.join(alone)}.")
+    return sentences
+
+
+def _cells(results: Row) -> list[list[str]]:
+    """Header and rows of the comparison table; a column stands only where some memory has a value for it."""
+    memories = _memories(results)
+    if not memories:
+        return [["memory"]]
+    columns = {title: [cell(memory) for memory in memories] for title, cell in COLUMNS.items()}
+    shown = {
+        title: cells for title, cells in columns.items() if title == "memory" or any(cell != MISSING for cell in cells)
+    }
+    return [list(shown), *map(list, zip(*shown.values(), strict=True))]
+
+
+def _accuracy(memory: Row) -> str:
+    if not _has(memory, "accuracy"):
+        return MISSING
+    if not _has(memory, "accuracy_low", "accuracy_high"):
+        return f"{100 * memory['accuracy']:.1f}%"
+    return "{:.1f}% [{:.1f}, {:.1f}]".format(
+        *(100 * memory[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    )
+
+
+def _points(difference: Row) -> str:
+    """A difference of two accuracies with its interval."""
+    if not _has(difference, "difference"):
+        return MISSING
+    if not _has(difference, "low", "high"):
+        return f"{100 * difference['difference']:+.1f}"
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference[key] for key in ("difference", "low", "high")))
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _equals(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {_p(p)}"
+
+
+def _share(key: str, memory: Row) -> str:
+    return f"{100 * memory[key]:.0f}%" if _has(memory, key) else MISSING
+
+
+def _partial_reward(memory: Row) -> str:
+    """The mean reward where it says more than the accuracy does."""
+    differs = _has(memory, "reward", "accuracy") and abs(memory["reward"] - memory["accuracy"]) > 1e-9
+    return f"{memory['reward']:.3f}" if differs else MISSING
+
+
+def _errors(memory: Row) -> str:
+    return str(memory["num_errors"]) if memory.get("num_errors") else MISSING
+
+
+def _per_task(key: str, digits: int, memory: Row) -> str:
+    return f"{memory[key]:.{digits}f}" if _has(memory, key) else MISSING
+
+
+def _seconds(memory: Row) -> str:
+    return _per_task("total", 2, _dict(memory.get("seconds")))
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "memory": lambda memory: str(memory["name"]),
+    "accuracy [95%]": _accuracy,
+    "reward": _partial_reward,
+    "vs none, points": lambda memory: _points(_dict(memory.get("vs_none"))),
+    "p vs none": lambda memory: _p(_number(_dict(memory.get("vs_none")).get("p_value"))),
+    "vs text, points": lambda memory: _points(_dict(memory.get("vs_text"))),
+    "p vs text": lambda memory: _p(_number(_dict(memory.get("vs_text")).get("p_value"))),
+    "no answer": partial(_share, "no_answer"),
+    "errors": _errors,
+    "prompt tok": partial(_per_task, "prompt_tokens", 0),
+    "latent tok": partial(_per_task, "latent_tokens", 0),
+    "new tok": partial(_per_task, "generated_tokens", 0),
+    "s/task": _seconds,
+    "peak MB": partial(_per_task, "peak_memory_mb", 0),
+}
+"""Title and cell of each column; tokens and seconds are per task."""
+
+
+def _md(text: str) -> str:
+    """Text that Markdown and the HTML in it leave alone."""
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", flat)
+
+
+# Figures
+
+
+def _signal(row: Row) -> float | None:
+    groups = _number(row.get("groups"))
+    found = _number(row.get("signal_groups"))
+    return found / groups if groups and found is not None else None
+
+
+def _field(key: str) -> Callable[[Row], float | None]:
+    return lambda row: _number(row.get(key))
+
+
+CURVES = (
+    Curve("lmpo", "reward", "Mean reward of the rollouts", _field("reward")),
+    Curve("lmpo", "eval_reward", "Mean reward on held-out tasks", _field("eval_reward")),
+    Curve("lmpo", "advantage_std", "Spread of the advantages", _field("advantage_std")),
+    Curve("lmpo", "signal", "Share of groups with signal", _signal),
+    Curve("lmpo", "clip_fraction", "Clip fraction", _field("clip_fraction")),
+    Curve("lmpo", "grad_norm", "Gradient norm", _field("grad_norm")),
+    Curve("lmpo", "loss", "Loss", _field("loss")),
+    Curve("lmpo", "kl", "KL to the initial composer", _field("kl")),
+    Curve("sft", "loss", "Loss", _field("loss")),
+    Curve("sft", "eval_loss", "Loss on held-out trajectories", _field("eval_loss")),
+)
+
+
+def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str, list[str]]]:
+    """The figures with something to show, and by phase the titles of those that no run recorded."""
+    pictures: list[Picture] = []
+    unrecorded: dict[str, list[str]] = {}
+    for curve in CURVES:
+        series = {r.name: _series(r.rows(curve.phase), curve) for r in records}
+        series = {name: points for name, points in series.items() if points}
+        if series:
+            order = {r.name: i for i, r in enumerate(records)}
+            alt = f"{curve.title} over the steps of {curve.phase.upper()}. " + " ".join(
+                f"{name}: {_trend(points)}" for name, points in series.items()
+            )
+            png = {theme: _draw_curve(series, order, theme) for theme in THEMES}
+            pictures.append(Picture(f"{curve.phase}_{curve.key}", curve.title, alt, png))
+        elif any(r.rows(curve.phase) for r in records):
+            unrecorded.setdefault(curve.phase, []).append(curve.title)
+    return pictures, unrecorded
+
+
+def _series(rows: list[Row], curve: Curve) -> list[tuple[int, float]]:
+    values = [(row.get("step"), curve.value(row)) for row in rows]
+    return [(step, value) for step, value in values if isinstance(step, int) and value is not None]
+
+
+def _trend(points: list[tuple[int, float]]) -> str:
+    values = [value for _, value in points]
+    if len(values) < 2:
+        return f"{values[0]:.3g} at step {points[0][0]}."
+    n = max(1, len(values) // 5)
+    first, last = sum(values[:n]) / n, sum(values[-n:]) / n
+    over = f" (means of {n} steps)" if n > 1 else ""
+    return f"from {first:.3g} to {last:.3g}{over}, between {min(values):.3g} and {max(values):.3g}."
+
+
+def _draw_curve(series: dict[str, list[tuple[int, float]]], order: dict[str, int], theme: str) -> bytes:
+    figure = Figure(figsize=(3.7, 2.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        i = order[name]
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        reach = len(values) // 16
+        few = len(values) <= 12
+        if reach:
+            # Single steps are noise of a few groups; the thick line is the mean of those around each.
+            axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8)
+            around = [values[max(0, j - reach) : j + reach + 1] for j in range(len(values))]
+            values = [sum(near) / len(near) for near in around]
+        axes.plot(
+            steps, values, style, color=colour, linewidth=1.8, label=_label(name), marker="o" if few else None, ms=4
+        )
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _dress(axes, theme)
+    if len(order) > 1:
+        legend = axes.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme][0])
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return _png(figure)
+
+
+def _bars(record: RunRecord, number: int) -> Picture | None:
+    memories = [m for m in _memories(record.results or {}) if _has(m, "accuracy")]
+    if not memories:
+        return None
+    alt = "Accuracy of each memory with its 95% interval. " + "; ".join(f"{m['name']} {_accuracy(m)}" for m in memories)
+    png = {theme: _draw_bars(memories, theme) for theme in THEMES}
+    return Picture(f"accuracy_{number}", "Accuracy with 95% intervals", alt, png)
+
+
+def _draw_bars(memories: list[Row], theme: str) -> bytes:
+    figure = Figure(figsize=(3.7, 0.7 + 0.34 * len(memories)), layout="constrained")
+    axes = figure.add_subplot()
+    text = THEMES[theme][0]
+    for i, m in enumerate(memories):
+        accuracy = 100 * m["accuracy"]
+        latent = str(m["name"]).startswith("latent")
+        axes.barh(i, accuracy, height=0.6, color=COLOURS[0] if latent else "#8a8a8a")
+        end = accuracy
+        if _has(m, "accuracy_low", "accuracy_high"):
+            low, end = 100 * m["accuracy_low"], 100 * m["accuracy_high"]
+            axes.plot([low, end], [i, i], color=text, linewidth=1.5, marker="|", ms=8)
+        axes.annotate(
+            f"{accuracy:.1f}", (end, i), (5, 0), textcoords="offset points", va="center", color=text, fontsize=8
+        )
+    axes.set_yticks(range(len(memories)), [_label(m["name"]) for m in memories])
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("accuracy, %")
+    _dress(axes, theme)
+    axes.grid(visible=False, axis="y")
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    return _png(figure)
+
+
+def _dress(axes: Any, theme: str) -> None:
+    text, grid = THEMES[theme]
+    axes.set_facecolor("none")
+    axes.grid(color=grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=text, labelsize=8, length=0)
+    axes.xaxis.label.set(color=text, fontsize=8)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, transparent=True)
+    return buffer.getvalue()
+
+
+def _label(name: Any) -> str:
+    """A name as a figure can show it: glyphs its font lacks as escapes, no leading underscore (which hides it)."""
+    text = ascii(str(name))[1:-1].lstrip("_")
+    return text if len(text) <= 28 else f"{text[:13]}..{text[-13:]}"
+
+
+# Trajectories
+
+
+def _sample(record: RunRecord) -> dict[str, Any]:
+    """Tasks to show, those where the memories disagree first, each with its trajectories side by side."""
+    tasks: dict[str, list[tuple[str, Row]]] = {}
+    for memory, rows in record.trajectories.items():
+        for row in rows:
+            tasks.setdefault(_task_key(row), []).append((memory, row))
+    disagree = {key for key, played in tasks.items() if len({bool(row.get("success")) for _, row in played}) > 1}
+    chosen = sorted(tasks, key=lambda key: key not in disagree)[:MAX_TASKS]
+    return {
+        "memories": list(record.trajectories),
+        "num_tasks": len(tasks),
+        "num_disagree": len(disagree),
+        "tasks": [_shown_task(tasks[key]) for key in chosen],
+    }
+
+
+def _task_key(row: Row) -> str:
+    task = _dict(row.get("task"))
+    return f"{task.get('domain')}:{task['id']}" if task.get("id") is not None else f"text:{task.get('text')}"
+
+
+def _shown_task(played: list[tuple[str, Row]]) -> Row:
+    task = _dict(played[0][1].get("task"))
+    text = str(task.get("text", ""))
+    return {
+        "id": str(task.get("id") or ""),
+        "title": _clip(" ".join(text.split()), 110),
+        "text": _clip(text),
+        "columns": [_shown_trajectory(memory, row) for memory, row in played],
+    }
+
+
+def _shown_trajectory(memory: str, row: Row) -> Row:
+    return {
+        "memory": memory,
+        "success": bool(row.get("success")),
+        "reward": _short(row.get("reward")),
+        "error": row.get("error"),
+        "steps": [
+            {
+                "messages": [_shown_message(_dict(message)) for message in _list(step.get("messages"))],
+                "action": _clip(step.get("action", "")),
+                "observation": _clip(step.get("observation", "")),
+                "info": _clip(json.dumps(step["info"], ensure_ascii=False)) if step.get("info") else "",
+            }
+            for step in map(_dict, _list(row.get("steps")))
+        ],
+    }
+
+
+def _shown_message(message: Row) -> Row:
+    recalled = _dict(message.get("recalled"))
+    return {
+        "role": str(message.get("role", "?")),
+        "num_tokens": len(_list(message.get("token_ids"))),
+        "cut": message.get("finish") == "length",
+        "response": _clip(message.get("response", "")),
+        "system": _clip(message.get("system", "")),
+        "user": _clip(message.get("user", "")),
+        "recalled": {
+            "kind": str(recalled.get("kind", "none")),
+            "text": _clip(recalled.get("text", "")),
+            "num_latents": recalled.get("num_latents") or 0,
+            "sources": [str(source) for source in _list(recalled.get("sources"))],
+        },
+    }
+
+
+def _clip(text: Any, limit: int = MAX_CHARACTERS) -> str:
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if _number(value) is not None else str(value)
+
+
+def _dict(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+# Output
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"cells": _cells, "verdict": verdict}
+    environment.filters["short"] = _short
+    return environment.from_string(files("latentmem").joinpath("report.html").read_text(encoding="utf-8"))
+
+
+def _as_json(records: list[RunRecord]) -> Row:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runs": [
+            {
+                "name": record.name,
+                "folder": str(record.folder),
+                "info": record.info,
+                "results": record.results,
+                "verdict": verdict(record.results) if record.results else [],
+                "metrics": record.metrics.rows,
+                "notes": record.notes,
+            }
+            for record in records
+        ],
+    }
+
+
+def _bytes(text: str) -> bytes:
+    """Model text may hold half a surrogate pair, which UTF-8 cannot say."""
+    return text.encode("utf-8", "backslashreplace")

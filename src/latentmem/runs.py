@@ -1,0 +1,360 @@
+"""A run is one folder that survives a kill at any moment: whole files are replaced, lines are appended and synced.
+
+    RUN/  config.yaml   the resolved configuration of the last command
+          run.json      versions, platform, commit, seed and time of its start
+          metrics.jsonl one line per step of any phase
+          results.json, bank.sqlite, report/
+          collect/ sft/ lmpo/ evaluate/   each with the config.yaml it was started with, state.json, checkpoints
+          .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
+
+With several processes only rank 0 opens the run. Loads no torch.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+import yaml
+
+from latentmem.errors import RunError
+
+PHASES = ("collect", "sft", "lmpo", "evaluate")
+
+PACKAGES = (
+    "latentmem",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "reasoning-gym",
+    "sentence-transformers",
+)
+"""Whose versions are written into run.json."""
+
+
+class Metrics(NamedTuple):
+    """The lines of a metrics file."""
+
+    rows: list[dict[str, Any]]
+    num_torn: int
+    """1 if the last line was cut off by a crash and left out, else 0."""
+
+
+class Run:
+    """One phase of a run, open for writing by this process alone; a context manager that frees the folder."""
+
+    def __init__(self, folder: Path, phase: str, lock: IO[str]) -> None:
+        self.folder = folder
+        self.phase = phase
+        self.phase_folder = folder / phase
+        """Where this phase keeps its state and checkpoints."""
+        self._lock = lock
+        self._metrics_path = folder / "metrics.jsonl"
+
+    @classmethod
+    def open(cls, folder: Path | str, config_yaml: str, phase: str, phase_config: Mapping[str, Any]) -> Self:
+        """Create the run, or go on with it.
+
+        Args:
+            folder: the run's folder; made where there is none.
+            config_yaml: the whole resolved configuration; replaces RUN/config.yaml.
+            phase: one of `PHASES`.
+            phase_config: the sections that matter to this phase, as plain JSON values. A phase goes on only with the
+                sections it was started with.
+
+        Raises:
+            RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
+        """
+        if phase not in PHASES:
+            raise ValueError(f"phase is {phase!r}; expected one of {', '.join(PHASES)}")
+        folder = Path(folder)
+        try:
+            (folder / phase).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{folder}: the run's folder cannot be made ({error.strerror}); name another with run=FOLDER"
+            ) from None
+        lock = _lock(folder)
+        try:
+            _hold_to_start(folder / phase / "config.yaml", phase_config)
+            _write_if_new(folder / "config.yaml", config_yaml)
+            _record_surroundings(folder / "run.json", phase, (yaml.safe_load(config_yaml) or {}).get("seed"))
+            run = cls(folder, phase, lock)
+            run._keep_lines(lambda _: True)
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the folder for the next phase or process."""
+        self._lock.close()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """How far this phase has come, as last assigned; empty before the first time. Assigning replaces it whole.
+
+        Raises:
+            RunError: state.json is damaged, or cannot be written.
+        """
+        path = self.phase_folder / "state.json"
+        return read_json(path) if path.exists() else {}
+
+    @state.setter
+    def state(self, values: Mapping[str, Any]) -> None:
+        write_atomic(self.phase_folder / "state.json", json.dumps(dict(values), indent=1, allow_nan=False) + "\n")
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line of this phase to metrics.jsonl; when this returns, the line is on stable storage.
+
+        `metrics` has an integer `step`. A number that is not finite is written as null and its key listed under
+        `non_finite`, for JSON knows neither nan nor inf.
+
+        Raises:
+            RunError: the line cannot be written; the file then is as it was before.
+        """
+        if type(metrics.get("step")) is not int:
+            raise ValueError(f"metrics need an integer step, found {metrics.get('step')!r}")
+        row = {"phase": self.phase, **metrics}
+        non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        if non_finite:
+            row |= {**dict.fromkeys(non_finite), "non_finite": non_finite}
+        _append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def rewind_metrics(self, phase: str, step: int) -> None:
+        """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
+
+        All other lines stay as they are, byte for byte.
+
+        Raises:
+            RunError: a line is no JSON, or the file cannot be written.
+        """
+        self._keep_lines(lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
+
+    def _keep_lines(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        if not self._metrics_path.exists():
+            return
+        old = self._metrics_path.read_bytes()
+        lines = old.splitlines(keepends=True)
+        new = b"".join(line for line, row in _rows(lines, self._metrics_path) if keep(row))
+        if new != old:
+            write_atomic(self._metrics_path, new)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The lines of a metrics.jsonl; none where there is no file yet.
+
+    Raises:
+        RunError: a line before the last is not a JSON object.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = [row for _, row in _rows(lines, path)]
+    return Metrics(rows, len(lines) - len(rows))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the run.
+
+    Raises:
+        RunError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON ({error}); restore it or use a new run folder") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace a file as a whole: whoever reads it, and whatever crashes, sees the old content or the new one.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the old file is kept.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise RunError(f"{path}: cannot be written ({error.strerror}){kept}. {_remedy(error)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path, line: bytes) -> None:
+    new = not path.exists()
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                # An unbuffered write may stop half-way on a full disk without an error.
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+        if new:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: a line cannot be appended ({error.strerror}). {_remedy(error)}") from None
+
+
+def _remedy(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "Free some space and run the same command again" if full else "Mend that and run the same command again"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Each whole line with its object. A last line without its newline was never acknowledged, and is left out."""
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{path}: line {number} is not valid JSON ({error}); remove that line") from None
+        if not isinstance(row, dict):
+            raise RunError(f"{path}: line {number} is no JSON object but {type(row).__name__}; remove that line")
+        rows.append((line, row))
+    return rows
+
+
+def _lock(folder: Path) -> IO[str]:
+    path = folder / ".lock"
+    try:
+        lock = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be opened ({error.strerror}); name another folder with run=FOLDER") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise RunError(
+                f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
+            ) from None
+        raise RunError(
+            f"{path}: this file system cannot lock files ({error.strerror}); put the run folder on a local disk"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _hold_to_start(path: Path, phase_config: Mapping[str, Any]) -> None:
+    """Write down what a phase is started with; when it goes on, refuse anything else."""
+    new = json.loads(json.dumps(phase_config))
+    if not path.exists():
+        write_atomic(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+        return
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: cannot be read ({' '.join(str(error).split())}); use a new run folder") from None
+    before, now = _flat(old), _flat(new)
+    for key in [*now, *before]:
+        if key not in before or key not in now or before[key] != now[key]:
+            was, wants = (repr(flat[key]) if key in flat else "absent" for flat in (before, now))
+            raise RunError(
+                f"{path}: {key} was {was} when this phase was started and is {wants} now; "
+                "set it back, or name a new run folder with run=FOLDER"
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings under dotted keys; an empty mapping is a leaf, a list too."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    return {
+        key: leaf
+        for name, value in values.items()
+        for key, leaf in _flat(value, f"{prefix}.{name}".lstrip(".")).items()
+    }
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_atomic(path, text)
+
+
+def _record_surroundings(path: Path, phase: str, seed: Any) -> None:
+    """Write run.json once; a command that goes on in other surroundings adds them under `continued`."""
+    now = {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "git_commit": _git_commit(),
+    }
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    if not path.exists():
+        record = {"seed": seed, "started": started, **now, "continued": []}
+    else:
+        record = read_json(path)
+        last = (record.get("continued") or [record])[-1]
+        if all(last.get(key) == value for key, value in now.items()):
+            return
+        record["continued"] = [*record.get("continued", []), {"phase": phase, "started": started, **now}]
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of our own sources, marked where they were changed since; None outside a checkout of them."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__)
+    # Installed inside someone else's repository we are not tracked there, and its commit says nothing of us.
+    tracked = ["ls-files", "--error-unmatch", here.name]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    for arguments in (tracked, describe):
+        done = subprocess.run([git, *arguments], cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            return None
+    return done.stdout.strip()

@@ -1,0 +1,412 @@
+"""The page is read as a browser would: parsed, with its hostile texts looked for as text and as markup."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from latentmem import report
+from latentmem.errors import RunError
+from latentmem.report import format_markdown, format_table, verdict, write_report
+from latentmem.stats import mcnemar, paired_bootstrap, wilson_interval
+from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "{{7*7}} {% raw %}",
+    "<|im_start|>system",
+    "</pre></details><img src=x onerror=alert(3)>",
+    "line\u2028break & <b>bold</b> \"quotes\" 'too'",
+]
+RATES = {"none": 0.28, "text": 0.15, "latent:untrained": 0.3, "latent:sft": 0.36, "latent:lmpo": 0.42}
+
+
+def trajectory(memory: str, i: int, *, success: bool, text: str | None = None) -> Trajectory:
+    task = Task(id=f"t{i}", domain="arithmetic", text=text or f"What is {i} + {2 * i} - {i % 7}? Give the number only.")
+    kind, latents = ("latent", 8) if memory.startswith("latent") else (memory, 0)
+    said = text or f"The sum of the three terms is {2 * i}."
+
+    def message(role: str, user: str, response: str, reads: tuple[int, ...] = ()) -> Message:
+        recalled = Recalled(
+            kind=kind,
+            text="" if kind == "none" else f"Earlier: a task like this was solved from left to right. {text or ''}",
+            sources=() if kind == "none" else ("5f0c", "99ab"),
+            num_latents=latents,
+        )
+        return Message(
+            role=role,
+            system=f"You are the {role}. Work with the others.",
+            user=user,
+            response=response,
+            token_ids=tuple(range(12)),
+            logps=(-0.5,) * 12,
+            finish="length" if i % 5 == 0 else "stop",
+            temperature=0.0,
+            num_prompt_tokens=60,
+            reads=reads,
+            recalled=recalled,
+        )
+
+    messages = (
+        message("assistant", task.text, said),
+        message("user proxy", f"{task.text}\nassistant: {said}", f"Final: {said}", (0,)),
+    )
+    step = Step(messages=messages, action=said, observation="", info={"extracted": str(2 * i), "exact": success})
+    return Trajectory(
+        task=task, team="autogen", model="tiny", steps=(step,), reward=float(success), success=success, seed=0
+    )
+
+
+def results_of(num_tasks: int, seed: int, name: str = "first") -> dict:
+    """A results.json with the very intervals and p-values that the evaluation would write."""
+    random = Random(seed)
+    hardness = [random.random() for _ in range(num_tasks)]
+    won = {m: [int(0.6 * hard + 0.4 * random.random() < rate) for hard in hardness] for m, rate in RATES.items()}
+
+    def compare(name: str, other: str) -> dict | None:
+        if name == other:
+            return None
+        paired = paired_bootstrap(won[name], won[other], 500, seed=0)
+        return {
+            "difference": paired.difference,
+            "low": paired.low,
+            "high": paired.high,
+            "p_value": mcnemar(won[name], won[other]),
+        }
+
+    memories = []
+    for memory, successes in won.items():
+        low, high = wilson_interval(sum(successes), num_tasks)
+        accuracy = sum(successes) / num_tasks
+        memories.append(
+            {
+                "name": memory,
+                "accuracy": accuracy,
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "reward": accuracy,
+                "extra": {"contains": accuracy + 0.1},
+                "no_answer": 0.25 if memory == "text" else 0.02,
+                "num_errors": 0,
+                "vs_none": compare(memory, "none"),
+                "vs_text": compare(memory, "text"),
+                "prompt_tokens": 120.0 + 700 * (memory == "text"),
+                "latent_tokens": 16.0 * memory.startswith("latent"),
+                "generated_tokens": 41.3,
+                "seconds": {"recall": 0.01, "composing": 0.02, "generation": 0.5, "environment": 0.0, "total": 0.53},
+                "peak_memory_mb": 912.0,
+                "successes": successes,
+                "rewards": [float(s) for s in successes],
+            }
+        )
+    return {
+        "schema_version": 1,
+        "run": name,
+        "seed": seed,
+        "num_tasks": num_tasks,
+        "domain": "arithmetic",
+        "team": "autogen",
+        "model": "smollm2-135m",
+        "temperature": 0.0,
+        "memories": memories,
+        "task_ids": [f"t{i}" for i in range(num_tasks)],
+    }
+
+
+def make_run(folder: Path, num_tasks: int = 40, seed: int = 0, num_steps: int = 60) -> Path:
+    """A finished run, down to the trajectories, with hostile text in its first tasks."""
+    random = Random(seed)
+    results = results_of(num_tasks, seed, folder.name)
+    (folder / "evaluate").mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {"seed": seed, "started": "2026-01-01T10:00:00+00:00", "versions": {"python": "3.11", "torch": "2.9"}}
+        )
+    )
+    (folder / "config.yaml").write_text("run: first\nteam: autogen\n")
+    rows: list[dict] = [
+        {"phase": "collect", "step": 8, "episodes": 128, "successes": 31, "reward": 0.24, "stored": 128}
+    ]
+    rows += [
+        {"phase": "sft", "step": s, "loss": 1.2 + 2.1 * math.exp(-s / 12) + 0.1 * random.random(), "grad_norm": 1.0}
+        for s in range(1, 41)
+    ]
+    for step in range(1, num_steps + 1):
+        row = {
+            "phase": "lmpo",
+            "step": step,
+            "reward": 0.05 + 0.2 * step / num_steps + 0.08 * random.random(),
+            "advantage_std": 0.3 + 0.1 * random.random(),
+            "signal_groups": random.randint(1, 4),
+            "groups": 8,
+            "clip_fraction": 0.02 * random.random(),
+            "grad_norm": 0.5 + random.random(),
+            "loss": random.gauss(0, 0.02),
+            "kl": 0.001 * step,
+            "learning_rate": 2e-4,
+        }
+        if step % 5 == 0:
+            row["eval_reward"] = 0.2 + 0.15 * step / num_steps
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for memory in results["memories"]:
+        lines = [
+            trajectory(memory["name"], i, success=bool(won), text=HOSTILE[i] if i < len(HOSTILE) else None).to_json()
+            for i, won in enumerate(memory["successes"])
+        ]
+        (folder / "evaluate" / f"{memory['name'].replace(':', '-')}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "source", "input", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "first")
+    write_report([folder])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page(run / "report" / "report.html")
+
+
+def test_hostile_text_is_shown_as_text_and_never_becomes_markup(page: Page) -> None:
+    for text in HOSTILE:
+        assert any(text in found for found in page.texts), text
+    assert len(page.all("script")) == 1
+    assert not [img for img in page.all("img") if not img["src"].startswith("data:image/png;base64,")]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.open == []
+
+
+def test_only_our_script_may_run_and_nothing_is_fetched(page: Page, run: Path) -> None:
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    nonce = page.all("script")[0]["nonce"]
+    assert "default-src 'none'" in policy
+    assert f"script-src 'nonce-{nonce}'" in policy
+    assert not page.all("link")
+    html = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href|srcset)="(?!data:|#)""", html)
+
+
+def test_every_picture_has_words_and_a_dark_twin(page: Page) -> None:
+    pictures = page.all("img")
+    assert len(pictures) == 8 + 1 + 1
+    assert all(len(img["alt"]) > 30 for img in pictures)
+    assert len(page.all("source")) == len(pictures)
+
+
+def test_figures_and_numbers_lie_beside_the_page(run: Path) -> None:
+    names = {path.name for path in (run / "report").iterdir()}
+    assert {
+        "report.html",
+        "report.json",
+        "comparison.md",
+        "lmpo_reward.png",
+        "lmpo_signal.png",
+        "sft_loss.png",
+    } <= names
+    assert (run / "report" / "accuracy_1.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((run / "report" / "report.json").read_text())["runs"][0]
+    assert found["results"] == json.loads((run / "results.json").read_text())
+    assert len(found["metrics"]) == 1 + 40 + 60
+
+
+def test_each_agent_is_shown_with_prompt_recall_and_response(page: Page) -> None:
+    assert "You are the assistant. Work with the others." in page.text
+    assert "Recalled: latent, 8 latent tokens, from 2 trajectories" in page.text
+    assert "Recalled: none" in page.text
+    assert "12 tokens, cut by the limit" in page.text
+
+
+def test_tasks_on_which_memories_disagree_come_first(run: Path, page: Page) -> None:
+    won = {m["name"]: m["successes"] for m in json.loads((run / "results.json").read_text())["memories"]}
+    disagree = sum(len({won[m][i] for m in won}) > 1 for i in range(40))
+    assert 0 < disagree < 40
+    assert f"24 of 40 tasks; the {disagree} on which the memories disagree come first." in page.text
+    articles = [a for a in page.all("article") if a["class"] == "column"]
+    shown = [{a["data-success"] for a in articles[i : i + 5]} for i in range(0, len(articles), 5)]
+    assert [len(outcomes) > 1 for outcomes in shown] == [True] * min(disagree, 24) + [False] * max(0, 24 - disagree)
+
+
+def test_several_runs_share_curves_and_have_a_table_each(run: Path, tmp_path: Path) -> None:
+    second = make_run(tmp_path / "second $^$ 中", seed=3, num_steps=8)
+    path = write_report([run, second], tmp_path / "both")
+    page = Page(path)
+    assert path == tmp_path / "both" / "report.html"
+    assert len(page.all("table")) == 2
+    alt = next(img["alt"] for img in page.all("img") if "Mean reward of the rollouts" in img["alt"])
+    assert "first: from" in alt
+    assert "second $^$ 中: from" in alt
+    assert "Differences between runs are not tested here" in page.text
+    assert (tmp_path / "both" / "comparison.md").read_text(encoding="utf-8").count("latent:lmpo") >= 2
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    twins = [make_run(tmp_path / parent / "first", num_tasks=2, num_steps=0) for parent in "ab"]
+    text = Page(write_report(twins, tmp_path / "out")).text
+    assert str(twins[0]) in text
+    assert str(twins[1]) in text
+
+
+def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "young"
+    folder.mkdir()
+    rows = '{"phase": "lmpo", "step": 1, "reward": 0.5, "loss": null, "non_finite": ["loss"]}\n{"phase": "lmpo", "st'
+    (folder / "metrics.jsonl").write_text(rows)
+    text = Page(write_report([folder])).text
+    assert "young: no SFT steps recorded." in text
+    assert "Not evaluated yet: no results.json." in text
+    assert "No trajectories to show" in text
+    assert "lmpo step 1: loss was not finite." in text
+    assert "The last line of metrics.jsonl was cut off by a crash" in text
+    assert re.search(r"Not recorded: .*Gradient norm, Loss, KL to the initial composer\.", text)
+
+
+def test_missing_keys_and_damaged_trajectories_are_told_not_fatal(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    (folder / "evaluate").mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "results.json").write_text('{"memories": [{"name": "none"}, {"name": "text", "accuracy": NaN}]}')
+    (folder / "evaluate" / "none.jsonl").write_text(
+        '{"task": 3}\n{"torn\n{"steps": [{"messages": [{"response": "\\ud800"}]}]}\n'
+    )
+    text = Page(write_report([folder])).text
+    assert "none.jsonl: 1 lines could not be read, the first is line 2." in text
+    assert "\\ud800" in text
+    assert "No memory was compared with none or text" in text
+
+
+def test_folders_and_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"absent: no run folder"):
+        write_report([tmp_path / "absent"])
+    (tmp_path / "results.json").write_text('{"schema_version": 2}')
+    with pytest.raises(RunError, match=r"results\.json: schema_version is 2, newer than 1.*upgrade"):
+        write_report([tmp_path])
+    (tmp_path / "results.json").write_text('{"schema')
+    with pytest.raises(RunError, match=r"results\.json: not valid JSON"):
+        write_report([tmp_path])
+
+
+def memory(name: str, **values: object) -> dict:
+    return {"name": name, "accuracy": 0.5, "accuracy_low": 0.35, "accuracy_high": 0.65, **values}
+
+
+def against(difference: float, p: float) -> dict:
+    return {"difference": difference, "low": difference - 0.1, "high": difference + 0.1, "p_value": p}
+
+
+def test_verdict_says_when_nothing_is_significant() -> None:
+    found = verdict(
+        {
+            "num_tasks": 40,
+            "seed": 7,
+            "memories": [
+                memory("none"),
+                memory("text", vs_none=against(-0.1, 0.4)),
+                memory("latent:x", vs_none=against(0.1, 0.3), vs_text=against(0.2, 0.2)),
+            ],
+        }
+    )
+    assert found == [
+        "With 40 tasks the 95% interval of an accuracy is up to ±15 points.",
+        "None of the 3 differences is significant at 5% (smallest p = 0.60 after correction for 3 comparisons).",
+        "The intervals cover the choice of tasks, not the luck of training: this is one seed (7).",
+    ]
+
+
+def test_verdict_corrects_for_the_number_of_comparisons() -> None:
+    memories = [
+        memory("none"),
+        memory("text", vs_none=against(-0.3, 0.0001)),
+        memory("latent:x", vs_none=against(0.2, 0.03), vs_text=against(0.1, 0.6)),
+    ]
+    found = verdict({"num_tasks": 40, "memories": memories})
+    assert found[1] == (
+        "text against none: -30.0 [-40.0, -20.0] points, worse, significant at 5% "
+        "(p < 0.001 after correction for 3 comparisons)."
+    )
+    assert found[2] == "The other 2 differences are not."
+    assert found[3] == "Below 5% only before that correction, and so no finding: latent:x against none (p = 0.030)."
+
+
+def test_verdict_counts_text_against_none_once() -> None:
+    both = [memory("none", vs_text=against(0.3, 0.04)), memory("text", vs_none=against(-0.3, 0.04))]
+    found = verdict({"num_tasks": 40, "memories": both})
+    assert found[1] == "text against none: -30.0 [-40.0, -20.0] points, worse, significant at 5% (p = 0.040)."
+
+
+def test_verdict_tells_errors_and_unread_answers() -> None:
+    found = verdict({"num_tasks": 40, "memories": [memory("none", num_errors=3, no_answer=0.45)]})
+    assert "none: 3 of 40 episodes ended in an error, not an answer." in found
+    assert "none: no answer could be read in 45% of the episodes." in found
+
+
+def test_table_is_aligned_and_leaves_out_columns_that_nobody_has() -> None:
+    memories = [
+        memory("none", prompt_tokens=120.2, latent_tokens=0.0, seconds={"total": 0.5}),
+        memory(
+            "latent:lmpo",
+            vs_none=against(0.047, 0.53),
+            prompt_tokens=1220.0,
+            latent_tokens=16.0,
+            seconds={"total": 12.25},
+        ),
+    ]
+    table = format_table({"num_tasks": 40, "memories": memories}).splitlines()
+    assert table[:4] == [
+        "memory           accuracy [95%]     vs none, points  p vs none  prompt tok  latent tok  s/task",
+        "-----------  ------------------  ------------------  ---------  ----------  ----------  ------",
+        "none         50.0% [35.0, 65.0]                   -          -         120           0    0.50",
+        "latent:lmpo  50.0% [35.0, 65.0]  +4.7 [-5.3, +14.7]       0.53        1220          16   12.25",
+    ]
+    assert table[4] == ""
+    assert table[5].startswith("With 40 tasks")
+
+
+def test_markdown_escapes_what_would_break_the_table() -> None:
+    lines = format_markdown({"num_tasks": 40, "memories": [memory("latent:a|b<i>_x_")]}).splitlines()
+    assert lines[:3] == [
+        "| memory | accuracy \\[95%\\] |",
+        "| --- | ---: |",
+        "| latent:a\\|b&lt;i>\\_x\\_ | 50.0% \\[35.0, 65.0\\] |",
+    ]
+
+
+def test_long_texts_are_cut_and_the_rest_is_counted() -> None:
+    assert report._clip("x" * 8_005) == "x" * 8_000 + "… (5 more characters)"

@@ -1,0 +1,80 @@
+"""Texts become vectors of length 1; each text is embedded once and remembered, for tasks are asked about many times.
+
+The texts of a call are embedded in batches of similar length. Padding is masked, so a vector depends on its own text
+only, but for the rounding of float32.
+"""
+
+from collections import OrderedDict
+
+import numpy as np
+
+from latentmem.errors import ModelError
+from latentmem.models.assets import quiet_loading, resolve_embedder
+
+MAX_REMEMBERED = 16_384
+"""Vectors kept, those asked for last; 24 MB at 384 dimensions."""
+
+
+class Embedder:
+    """A sentence-transformers model as a plain function from texts to vectors; what the bank takes as `embed`."""
+
+    def __init__(self, name: str = "all-minilm-l6-v2", device: str = "cpu"):
+        """Load the model in float32.
+
+        `name` is `all-minilm-l6-v2` (embedded), a folder or a hub id; `device` a torch device. Texts longer than the
+        model's window (256 tokens for the embedded one) are embedded by their beginning.
+
+        Raises:
+            ModelError: the name cannot be resolved, or it names something that sentence-transformers cannot load.
+        """
+        source = resolve_embedder(name)
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            with quiet_loading():
+                self._model = SentenceTransformer(
+                    str(source),
+                    device=device,
+                    local_files_only=source != name,
+                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{name}: cannot be loaded by sentence-transformers: {reason}") from error
+        self._model.eval()
+        self._name = name
+        self._remembered: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """As it was asked for; vectors of another name are not comparable."""
+        return self._name
+
+    @property
+    def width(self) -> int:
+        """e, the length of a vector."""
+        return int(self._model.get_embedding_dimension())
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Embed texts [n] to float32 [n, e], each row of length 1, in the order of the texts."""
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
+        rows: dict[str, np.ndarray] = dict(zip(unknown, self._embed(unknown), strict=True)) if unknown else {}
+        for text in texts:
+            if text not in rows:
+                rows[text] = self._remembered[text]
+                self._remembered.move_to_end(text)
+        self._remembered.update((text, rows[text]) for text in unknown)
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return np.stack([rows[text] for text in texts]) if texts else np.empty((0, self.width), dtype=np.float32)
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        # The model batches by length itself, longest first, and gives the rows back in our order.
+        raw = self._model.encode(texts, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+        rows: np.ndarray = np.asarray(raw, dtype=np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise ModelError(f"{self._name}: gave a vector without a direction (zero, infinite or not a number)")
+        unit: np.ndarray = (rows / lengths).astype(np.float32)
+        return unit

@@ -1,0 +1,382 @@
+"""The agents' frozen language model: prompts in, sampled tokens out.
+
+Text from outside (tasks, other agents, memories) is encoded as plain text: a control token written in it stays a row
+of ordinary characters. Each response draws from its own random stream, so it does not depend on its neighbours in the
+batch. `ScriptedModel` is the stand-in at the same seam, for tests and for trying a team out without a model.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentmem.errors import ModelError
+from latentmem.models.assets import quiet_loading, resolve_model
+from latentmem.models.prefix import Prefix, check_window, prefill
+
+logger = logging.getLogger(__name__)
+
+PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
+"""Used for a model without a chat template."""
+
+_CHECK_EVERY = 8
+"""Decoding steps between looks at which rows have ended; each look makes a GPU wait."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. temperature 0 is greedy; top_p 1 and top_k 0 keep the whole vocabulary."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    max_response_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One agent's request for a response."""
+
+    role: str
+    system: str
+    user: str
+    group: str
+    """Prompts of one group are expected to begin alike; the common part is read once."""
+    seed: int
+    latents: Tensor | None = None
+    """[K, d_agent], placed after the prompt."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A response and the tokens that it was sampled as."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    num_prompt_tokens: int
+
+
+class AgentModel(Protocol):
+    """What a rollout asks of a model."""
+
+    @property
+    def name(self) -> str:
+        """Written into the trajectories."""
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """One response a prompt, in their order."""
+
+
+class LanguageModel:
+    """A Hugging Face causal LM with its tokenizer, frozen."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_batch_size: int = 64):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.max_batch_size = max_batch_size
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self._specials = re.compile(
+            "|".join(re.escape(text) for text in sorted(tokenizer.get_added_vocab(), key=len, reverse=True)) or r"(?!)"
+        )
+        self._render = _chat_renderer(tokenizer, name)
+        # While the composer's adapter shares this backbone, it is off whenever the agents speak or are scored.
+        self._without_adapter: Callable[[], Any] = nullcontext
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str = "auto", dtype: str = "auto", max_batch_size: int = 64) -> Self:
+        """Load by embedded name, hub id, local folder or GGUF file.
+
+        Args:
+            name: see `models.assets.resolve_model`.
+            device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
+            dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
+            max_batch_size: responses sampled at once.
+
+        Raises:
+            ModelError: unknown model, missing files, or a device that is not there.
+        """
+        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if dtype == "auto":
+            dtype = "bfloat16" if where.type == "cuda" else "float32"
+        source = resolve_model(name)
+        try:
+            with quiet_loading():
+                model = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"model {name!r} cannot be loaded: {reason}") from None
+        return cls(model.to(where), tokenizer, name, max_batch_size)
+
+    @property
+    def width(self) -> int:
+        """d_agent, the width of the token embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; control tokens written in it are encoded as ordinary characters."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of sampled tokens, control tokens left out."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def encode_prompt(self, system: str, user: str) -> list[int]:
+        """Token ids of the chat prompt with its generation prompt.
+
+        Equal to the tokenizer's own encoding of the rendered chat unless the texts hold control tokens: those are
+        cut out before the template's own control tokens are looked for, and encoded as plain text.
+        """
+        rendered = self._render(system, user)
+        if not self._specials.search(system) and not self._specials.search(user):
+            ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            return ids
+        # Rendered around stand-ins that hold no control token, so all that are found belong to the template.
+        skeleton = self._render("\ue000", "\ue001")
+        ids = []
+        position = 0
+        for match in [*self._specials.finditer(skeleton), None]:
+            text = skeleton[position : match.start() if match else len(skeleton)]
+            ids += self.encode(text.replace("\ue000", system).replace("\ue001", user)) if text else []
+            if match:
+                ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
+                position = match.end()
+        return ids
+
+    @contextmanager
+    def as_agent(self) -> Any:
+        """The backbone without any adapter of a composer that shares it."""
+        with self._without_adapter():
+            yield self.model
+
+    def share_with(self, without_adapter: Callable[[], Any]) -> None:
+        """Called by a composer that put its adapter on this backbone, with a context that turns the adapter off."""
+        self._without_adapter = without_adapter
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """Sample one response a prompt, in batches of at most `max_batch_size`.
+
+        Raises:
+            ModelError: a prompt does not fit the context window.
+        """
+        sampled: list[Sampled] = []
+        for start in range(0, len(prompts), self.max_batch_size):
+            sampled += self._respond(prompts[start : start + self.max_batch_size], sampling)
+        return sampled
+
+    @torch.no_grad()
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        latents = stack_latents([prompt.latents for prompt in prompts])
+        num_latents = 0 if latents is None else latents.shape[1]
+        ids = [self.encode_prompt(prompt.system, prompt.user) for prompt in prompts]
+        longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+        room = num_latents + sampling.max_response_tokens
+        what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
+        check_window(self.model, len(ids[longest]) + room, what)
+        with self.as_agent() as model:
+            prefix = prefill(model, ids, [prompt.group for prompt in prompts], room)
+            if latents is not None:
+                latents = latents.to(self.device, model.dtype)
+                real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
+                prefix.logits = prefix.extend(model, latents, real, keep=1)[:, 0]
+            draws = draw_uniform([prompt.seed for prompt in prompts], sampling.max_response_tokens).to(self.device)
+            tokens, logps = decode(model, prefix, draws, sampling, self.eos_ids)
+        results = []
+        for row_tokens, row_logps, prompt_ids in zip(tokens.tolist(), logps.tolist(), ids, strict=True):
+            end = next((i + 1 for i, token in enumerate(row_tokens) if token in self.eos_ids), None)
+            length = end or len(row_tokens)
+            results.append(
+                Sampled(
+                    text=self.decode(row_tokens[:length]).strip(),
+                    token_ids=tuple(row_tokens[:length]),
+                    logps=tuple(row_logps[:length]),
+                    finish="stop" if end else "length",
+                    num_prompt_tokens=len(prompt_ids),
+                )
+            )
+        return results
+
+
+def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
+    """[B, K, d] of B latent memories [K, d], or None where no prompt has any; some with and some without is a bug."""
+    present = [latent for latent in latents if latent is not None]
+    if not present:
+        return None
+    assert len(present) == len(latents), "a batch mixes prompts with and without latents"
+    return torch.stack(present)
+
+
+def draw_uniform(seeds: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers in [0, 1), [B, length] float64, each row from its own seed alone."""
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(length) for seed in seeds]))
+
+
+def decode(
+    model: PreTrainedModel, prefix: Prefix, draws: Tensor, sampling: Sampling, eos_ids: frozenset[int]
+) -> tuple[Tensor, Tensor]:
+    """Sample token by token after a prefix; rows that have ended leave the batch.
+
+    Args:
+        model: the causal LM that read the prefix.
+        prefix: B prompts, with the logits of their next token; used up.
+        draws: [B, T] float64 in [0, 1), one number a token.
+        sampling: how to draw.
+        eos_ids: tokens that end a row.
+
+    Returns:
+        Token ids [B, T'] and log-probabilities [B, T'] float32, T' <= T; what follows a row's EOS means nothing.
+    """
+    num_rows, length = draws.shape
+    tokens = torch.full((num_rows, length), -1, dtype=torch.long, device=draws.device)
+    logps = torch.zeros(num_rows, length, dtype=torch.float32, device=draws.device)
+    eos = torch.tensor(sorted(eos_ids), device=draws.device)
+    alive = torch.arange(num_rows, device=draws.device)  # the original row of each row still in the batch
+    ended = torch.zeros(num_rows, dtype=torch.bool, device=draws.device)
+    embed = model.get_input_embeddings()
+    for t in range(length):
+        chosen, chosen_logps = pick(prefix.logits, draws[alive, t], sampling)
+        tokens[alive, t], logps[alive, t] = chosen, chosen_logps
+        ended = ended | torch.isin(chosen, eos)
+        if t == length - 1:
+            break
+        if t % _CHECK_EVERY == _CHECK_EVERY - 1:
+            num_ended = int(ended.sum())
+            if num_ended == len(alive):
+                return tokens[:, : t + 1], logps[:, : t + 1]
+            # Copying the rows that stay costs about as much as one step; worth it when a quarter goes.
+            if num_ended * 4 >= len(alive):
+                stay = (~ended).nonzero()[:, 0]
+                prefix, alive, ended, chosen = prefix.select(stay), alive[stay], ended[stay], chosen[stay]
+        real = torch.ones(len(alive), 1, dtype=torch.bool, device=draws.device)
+        prefix.logits = prefix.extend(model, embed(chosen[:, None]), real, keep=1)[:, 0]
+    return tokens, logps
+
+
+def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Choose the next token of each row by inverting the cumulative distribution.
+
+    Args:
+        logits: [B, V].
+        draws: [B] float64 in [0, 1).
+        sampling: temperature first, then top-k, then top-p (the fewest most likely tokens that reach it).
+
+    Returns:
+        Token ids [B] and their log-probabilities [B] float32 under the tempered distribution *before* top-k and top-p,
+        which is what training computes; at temperature 0 the most likely token, with its log-probability at 1.
+    """
+    logps = (logits.float() / (sampling.temperature or 1.0)).log_softmax(1)
+    if sampling.temperature == 0:
+        chosen = logps.argmax(1)
+        return chosen, logps.gather(1, chosen[:, None])[:, 0]
+    probs = logps.exp()
+    order = None
+    if sampling.top_k or sampling.top_p < 1:
+        probs, order = probs.sort(dim=1, descending=True, stable=True)
+        if sampling.top_k:
+            probs[:, sampling.top_k :] = 0
+        if sampling.top_p < 1:
+            kept = probs / probs.sum(1, keepdim=True)
+            probs[kept.cumsum(1) - kept >= sampling.top_p] = 0
+    cumulative = probs.cumsum(1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    position = torch.searchsorted(cumulative, draws[:, None] * total, right=True)
+    # A draw at the very end may round past the last token that has any probability.
+    last = (probs > 0).long().cumsum(1).argmax(1, keepdim=True)
+    position = torch.minimum(position, last)
+    chosen = order.gather(1, position) if order is not None else position
+    return chosen[:, 0], logps.gather(1, chosen)[:, 0]
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[str, str], str]:
+    """A function (system, user) -> the chat as text, ending in the generation prompt."""
+
+    def chat(messages: list[dict[str, str]]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return text
+
+    if tokenizer.chat_template is None:
+        logger.warning("model %s has no chat template; prompts are written as %r", name, PLAIN_TEMPLATE)
+        return lambda system, user: PLAIN_TEMPLATE.format(system=system, user=user)
+    from jinja2.exceptions import TemplateError
+
+    try:
+        chat([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+    except TemplateError:
+        logger.warning("the chat template of model %s takes no system message; it is put before the user's", name)
+        return lambda system, user: chat([{"role": "user", "content": f"{system}\n\n{user}"}])
+    return lambda system, user: chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
+
+
+class ScriptedModel:
+    """Says what it was told to: for each role a list of responses, used in turn and then again from the start.
+
+    A response's tokens are its UTF-8 bytes followed by 256 as EOS, each with log-probability 0.
+    """
+
+    name = "scripted"
+
+    def __init__(self, responses: Mapping[str, Sequence[str]]) -> None:
+        self.responses = {role: list(texts) for role, texts in responses.items()}
+        self.prompts: list[Prompt] = []
+        """All prompts seen, for assertions."""
+        self._used = dict.fromkeys(self.responses, 0)
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """The next scripted response of each prompt's role, cut to `max_response_tokens`."""
+        results = []
+        for prompt in prompts:
+            self.prompts.append(prompt)
+            texts = self.responses[prompt.role]
+            text = texts[self._used[prompt.role] % len(texts)]
+            self._used[prompt.role] += 1
+            ids = [*text.encode("utf-8"), 256]
+            cut = len(ids) > sampling.max_response_tokens
+            ids = ids[: sampling.max_response_tokens]
+            results.append(
+                Sampled(
+                    text=bytes(i for i in ids if i < 256).decode("utf-8", "replace") if cut else text,
+                    token_ids=tuple(ids),
+                    logps=(0.0,) * len(ids),
+                    finish="length" if cut else "stop",
+                    num_prompt_tokens=len((prompt.system + prompt.user).encode("utf-8")),
+                )
+            )
+        return results
+
+
+def stream_seed(*parts: object) -> int:
+    """A 64-bit seed that depends on all parts and nothing else, equal in every process.
+
+    >>> stream_seed(0, "task", 1) == stream_seed(0, "task", 1) != stream_seed(0, "task", 2)
+    True
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

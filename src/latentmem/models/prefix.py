@@ -1,0 +1,292 @@
+"""The one layout of [prompt ; m ; response], for sampling and for scoring alike.
+
+Latent memory m stands after the prompt and attention is causal, so the prompt's keys and values do not depend on the
+composer: they are computed once, without gradients, and what rollouts of one group have in common only once for all
+of them. Forward and backward then run on [m ; response] alone. Rows of a batch differ in length, so a row's columns
+may have holes; a boolean mask says which columns are real, and positions count real columns only. Holes change
+nothing: the result equals that of each row alone, to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from latentmem.errors import ModelError
+
+
+class _Slots(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values in room taken beforehand, so that a decoding step copies nothing old."""
+
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.used = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the room once the shapes are known."""
+        rows, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
+        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new columns, return all columns so far (a view)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[2]
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that a mask for the next columns has."""
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Columns written."""
+        return self.used
+
+    def get_max_length(self) -> int:
+        """Columns there is room for."""
+        return self.capacity
+
+
+class _Frozen(_Slots):
+    """One layer's finished prompt, continued with gradients: new columns are appended out of place."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__(keys.shape[2])
+        self.keys, self.values, self.used, self.is_initialized = keys, values, keys.shape[2], True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """All columns, the new ones differentiable."""
+        return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+
+
+def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
+    """Which columns the new columns attend to.
+
+    Args:
+        seen: [B, S] bool, True where an earlier column is real.
+        new: [B, T] bool, True where a new column is real.
+
+    Returns:
+        [B, 1, T, S + T] bool: earlier real columns, and new real columns up to itself. A padding column sees itself
+        too, for a softmax over nothing is nan and would spread.
+    """
+    length = new.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=new.device).tril()
+    among_new = (causal & new[:, None, :]) | torch.eye(length, dtype=torch.bool, device=new.device)
+    return torch.cat([seen[:, None, :].expand(-1, length, -1), among_new], dim=2)[:, None]
+
+
+def next_positions(seen: Tensor, new: Tensor) -> Tensor:
+    """Positions of the new columns, counting real columns only. seen: [B, S] bool, new: [B, T] bool -> [B, T] long."""
+    return (seen.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp(min=0)
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one right-padded tensor [B, T] long, and the mask [B, T] bool of its real columns."""
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], dtype=torch.long)
+    mask = torch.arange(length)[None, :] < torch.tensor([len(row) for row in rows])[:, None]
+    return ids.to(device), mask.to(device)
+
+
+@dataclass
+class Prefix:
+    """Prompts that a frozen model has read: one row a prompt, ready to be continued.
+
+    `seen` is [B, P] bool, True on real columns; `logits` [B, V] are those after each prompt's last token.
+    """
+
+    cache: Cache
+    seen: Tensor
+    logits: Tensor
+
+    def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor, keep: int) -> Tensor:
+        """Read further columns in place, without gradients.
+
+        Args:
+            model: the causal LM that read the prompt.
+            embeddings: [B, T, d] input embeddings.
+            new: [B, T] bool, True on real columns.
+            keep: how many of the last columns need logits.
+
+        Returns:
+            Logits [B, keep, V].
+        """
+        logits = _forward(model, embeddings, self.seen, new, self.cache, keep)
+        self.seen = torch.cat([self.seen, new], dim=1)
+        return logits
+
+    def select(self, rows: Tensor) -> "Prefix":
+        """The given rows [R] long, as a prefix of their own with the same room."""
+        layers = []
+        for layer in self.cache.layers:
+            slots = _Slots(layer.capacity)
+            slots.used, slots.is_initialized = layer.used, True
+            slots.keys, slots.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+            layers.append(slots)
+        return Prefix(Cache(layers=layers), self.seen[rows], self.logits[rows])
+
+
+def _forward(
+    model: PreTrainedModel, embeddings: Tensor, seen: Tensor, new: Tensor, cache: Cache | None, keep: int
+) -> Tensor:
+    output = model(
+        inputs_embeds=embeddings,
+        attention_mask=causal_mask(seen, new),
+        position_ids=next_positions(seen, new),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=keep,
+    )
+    return output.logits  # type: ignore[no-any-return]
+
+
+def common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, short of the last one of the shortest.
+
+    >>> common_length([[1, 2, 3, 4], [1, 2, 9]]), common_length([[1, 2], [1, 2]])
+    (2, 1)
+    """
+    limit = min(len(prompt) for prompt in prompts) - 1
+    first = prompts[0]
+    for i in range(limit):
+        if any(prompt[i] != first[i] for prompt in prompts[1:]):
+            return i
+    return limit
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Sequence[str], room: int) -> Prefix:
+    """Let the frozen model read prompts; what the prompts of a group begin with alike is read once for the group.
+
+    Args:
+        model: a causal LM.
+        prompts: token ids, B rows, none empty.
+        groups: B names; rows of one name are expected to share a beginning (none is fine too).
+        room: columns that will be read after the prompts, by `extend`.
+    """
+    device = model.device
+    embed = model.get_input_embeddings()
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    shared = {group: common_length([prompts[row] for row in rows]) for group, rows in members.items()}
+    beginnings = [list(prompts[rows[0]][: shared[group]]) for group, rows in members.items()]
+    # The last token of each row goes alone, so that its logits are those of one column whatever the rows' lengths.
+    middles = [list(prompt[shared[group] : -1]) for prompt, group in zip(prompts, groups, strict=True)]
+    lasts = torch.tensor([[prompt[-1]] for prompt in prompts], device=device)
+    lengths = [max(map(len, beginnings)), max(map(len, middles)), 1 + room]
+    num_layers = model.config.get_text_config().num_hidden_layers
+
+    prefix = Prefix(
+        Cache(layers=[_Slots(sum(lengths)) for _ in range(num_layers)]), _no_columns(len(prompts), device), lasts
+    )
+    if lengths[0]:
+        ids, real = pad(beginnings, device)
+        once = Prefix(Cache(layers=[_Slots(lengths[0]) for _ in range(num_layers)]), _no_columns(len(ids), device), ids)
+        once.extend(model, embed(ids), real, keep=1)
+        order = {group: i for i, group in enumerate(members)}
+        rows_of = torch.tensor([order[group] for group in groups], device=device)
+        for slots, layer in zip(prefix.cache.layers, once.cache.layers, strict=True):
+            slots.update(layer.keys[rows_of], layer.values[rows_of])
+        prefix.seen = real[rows_of]
+    if lengths[1]:
+        ids, real = pad(middles, device)
+        prefix.extend(model, embed(ids), real, keep=1)
+    prefix.logits = prefix.extend(model, embed(lasts), torch.ones_like(lasts, dtype=torch.bool), keep=1)[:, 0]
+    return prefix
+
+
+def _no_columns(rows: int, device: torch.device) -> Tensor:
+    return torch.zeros(rows, 0, dtype=torch.bool, device=device)
+
+
+def response_logps(
+    model: PreTrainedModel,
+    prefix: Prefix,
+    latents: Tensor | None,
+    response_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Log-probabilities of responses under the frozen model, differentiable in the latents.
+
+    Args:
+        model: the causal LM that read the prefix.
+        prefix: B prompts; not changed.
+        latents: [B, K, d] latent memories, or None for prompts without.
+        response_ids: [B, T] long, right-padded.
+        mask: [B, T] bool, True on response tokens.
+        temperature: logits are divided by it; must be above 0.
+
+    Returns:
+        [B, T] float32, exactly 0 where the mask is False.
+    """
+    embeddings = model.get_input_embeddings()(response_ids[:, :-1])
+    new = mask[:, :-1]
+    if latents is not None:
+        embeddings = torch.cat([latents.to(embeddings.dtype), embeddings], dim=1)  # [B, K + T - 1, d]
+        new = torch.cat([new.new_ones(latents.shape[:2]), new], dim=1)
+    length = response_ids.shape[1] - (latents is None)
+    cache = Cache(
+        layers=[
+            _Frozen(layer.keys[:, :, : layer.used], layer.values[:, :, : layer.used]) for layer in prefix.cache.layers
+        ]
+    )
+    if length > 0:
+        logits = _forward(model, embeddings, prefix.seen, new, cache, keep=length)
+        if latents is None:
+            logits = torch.cat([prefix.logits[:, None], logits], dim=1)
+    else:
+        logits = prefix.logits[:, None]
+    logps = token_logps(logits, response_ids, temperature)
+    return torch.where(mask, logps, torch.zeros_like(logps))
+
+
+def token_logps(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Log-softmax of logits [B, T, V] / temperature at ids [B, T], in float32: [B, T]."""
+    scaled = logits.float() / temperature
+    return scaled.gather(2, ids[..., None])[..., 0] - scaled.logsumexp(2)
+
+
+def last_hidden(model: PreTrainedModel, embeddings: Tensor, real: Tensor, keep: int) -> Tensor:
+    """Hidden states after the final norm at the last `keep` columns. embeddings: [B, L, d]; real: [B, L] bool -> [B, keep, d]."""
+    seen = real[:, :0]
+    output = model.base_model(
+        inputs_embeds=embeddings,
+        attention_mask=causal_mask(seen, real),
+        position_ids=next_positions(seen, real),
+        use_cache=False,
+    )
+    return output.last_hidden_state[:, -keep:]  # type: ignore[no-any-return]
+
+
+def check_window(model: PreTrainedModel, length: int, what: str) -> None:
+    """Refuse a sequence that the model cannot hold.
+
+    Raises:
+        ModelError: `length` tokens exceed the context window, or the sliding window that the masks here do not model.
+    """
+    config = model.config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "sliding_window", None)]
+    limit = min((value for value in limits if value), default=None)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"{what} needs {length} tokens with its latents and response, but the model's window is {limit}; "
+            "shorten the task, the responses (sampling.max_response_tokens) or take a model with a longer window"
+        )

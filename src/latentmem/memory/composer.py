@@ -1,0 +1,289 @@
+"""The composer C_phi: from the text of what was retrieved, for one role, to K latent tokens.
+
+A causal LM with LoRA reads the text followed by K learned query vectors; the final hidden states at their places,
+projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). By default it lives on the agents'
+own backbone: its adapter rests switched on, and is off while the agents speak or are scored.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from latentmem.errors import CheckpointError, ConfigError
+from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
+from latentmem.memory.memory import describe, said_by
+from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefix import check_window, last_hidden, pad
+from latentmem.templates import check_template, fill
+from latentmem.trajectory import Role, Task, Trajectory
+
+TEMPLATE = """A team of agents works on a task. One of its members needs to remember what past episodes teach.
+
+The task at hand:
+{task}
+
+The member:
+{role}
+
+Past episodes of the team:
+{memory}
+
+What this member said in them:
+{role_messages}
+
+In {num_latents} latent tokens, what helps this member with the task at hand:"""
+FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
+NOTHING = "(none so far)"
+
+
+class Composer(nn.Module):
+    """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent."""
+
+    def __init__(
+        self,
+        backbone: LanguageModel,
+        agents: LanguageModel | None = None,
+        *,
+        num_latents: int = 8,
+        rank: int = 16,
+        alpha: float = 32.0,
+        target_modules: Sequence[str] = ("q_proj", "v_proj"),
+        template: str | None = None,
+        max_prompt_tokens: int = 1024,
+        initial_scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Put a fresh composer on a backbone.
+
+        Args:
+            backbone: the LM that gets the adapter; it stays frozen itself.
+            agents: the LM that will be given the latents; None when it is the backbone.
+            num_latents: K.
+            rank: r of LoRA.
+            alpha: LoRA's scale is alpha / rank.
+            target_modules: names of the linear layers that get an adapter.
+            template: text the composer reads, with the fields of `FIELDS`; None is `TEMPLATE`.
+            max_prompt_tokens: longest text; the retrieved trajectories are shortened to fit.
+            initial_scale: root mean square of the untrained latents relative to the agents' token embeddings. Much
+                larger latents derail a frozen model.
+            seed: of the initial weights.
+
+        Raises:
+            ConfigError: a target module that the backbone has not, or an unknown template field.
+            CheckpointError: the backbone carries a composer already.
+        """
+        super().__init__()
+        agents = agents or backbone
+        self._backbone = [backbone]  # in a list: not a sub-module, its frozen weights are not ours to save
+        self.agents_name = agents.name
+        self.d_agent = agents.width
+        self.d_composer = backbone.width
+        self.num_latents = num_latents
+        self.rank = rank
+        self.alpha = alpha
+        self.target_modules = tuple(target_modules)
+        self.template = TEMPLATE if template is None else template
+        self.max_prompt_tokens = max_prompt_tokens
+        self.num_shortened = 0
+        """Texts whose trajectories had to be shortened so far."""
+        check_template(self.template, FIELDS, "composer.template")
+        if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
+            raise CheckpointError(f"model {backbone.name!r} carries a composer already; load weights into that one")
+        with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            try:
+                config = LoraConfig(
+                    r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
+                )
+                inject_adapter_in_model(config, backbone.model, adapter_name="composer")
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"composer.target_modules {list(target_modules)} on {backbone.name!r}: {reason}"
+                ) from None
+            embeddings = backbone.model.get_input_embeddings().weight
+            queries = torch.randn(num_latents, self.d_composer) * embeddings.float().std().item()
+        self._layers = [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
+        device = backbone.device
+        self.query_latents = nn.Parameter(queries.to(device))
+        self.projection = nn.Linear(self.d_composer, self.d_agent, device=device, dtype=torch.float32)
+        self._adapter = {
+            name: parameter for name, parameter in backbone.model.named_parameters() if ".composer." in name
+        }
+        for parameter in self._adapter.values():
+            parameter.data = parameter.data.float()  # trained in float32 whatever the backbone's dtype
+        self.eval()
+        backbone.share_with(self._adapter_off)
+        self._initialise_projection(agents, initial_scale)
+
+    @property
+    def backbone(self) -> LanguageModel:
+        """The LM that the adapter sits on."""
+        return self._backbone[0]
+
+    def _initialise_projection(self, agents: LanguageModel, initial_scale: float) -> None:
+        """The identity (cut or filled up where widths differ), scaled so that latents are as large as embeddings."""
+        with torch.no_grad():
+            self.projection.weight.copy_(torch.eye(self.d_agent, self.d_composer))
+            self.projection.bias.zero_()
+            latents = self.compose([fill(self.template, **dict.fromkeys(FIELDS, NOTHING))])
+            wanted = agents.model.get_input_embeddings().weight.float().square().mean().sqrt() * initial_scale
+            self.projection.weight.mul_(wanted / latents.square().mean().sqrt())
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: query_latents, the projection and the LoRA matrices."""
+        own = {"query_latents": self.query_latents}
+        own |= {f"projection.{name}": parameter for name, parameter in self.projection.named_parameters()}
+        return own | {f"lora.{name.replace('.composer.', '.')}": value for name, value in self._adapter.items()}
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        # peft's switch also clears requires_grad, so the adapter rests on: a backward pass always finds it so.
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
+
+    def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
+        """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
+
+        Raises:
+            ConfigError: the task alone is too long for the composer.
+        """
+        episodes = [describe(trajectory) for trajectory in trajectories]
+        said = [said_by(trajectory, role) for trajectory in trajectories]
+        text = self._fill(task, role, episodes, said)
+        if len(text) <= self.max_prompt_tokens:  # a token is at least one character
+            return text
+        length = len(self.backbone.encode(text))
+        if length <= self.max_prompt_tokens:
+            return text
+        self.num_shortened += 1
+        limit = max(1, length // max(1, len(episodes) * 2))
+        while limit:
+            short = self._fill(task, role, self._shorten(episodes, limit), self._shorten(said, limit))
+            if len(self.backbone.encode(short)) <= self.max_prompt_tokens:
+                return short
+            limit = limit * 3 // 4
+        raise ConfigError(
+            f"composer.max_prompt_tokens is {self.max_prompt_tokens}, too few for the text of task {task.key!r} "
+            "even without any retrieved trajectory; raise it"
+        )
+
+    def _fill(self, task: Task, role: Role, episodes: Sequence[str], said: Sequence[str]) -> str:
+        def numbered(texts: Sequence[str]) -> str:
+            return "\n\n".join(f"[{i}] {text}" for i, text in enumerate(texts, 1)) or NOTHING
+
+        return fill(
+            self.template,
+            task=task.text.strip(),
+            memory=numbered(episodes),
+            role=f"{role.name}: {role.profile}",
+            role_messages=numbered(said),
+            num_latents=str(self.num_latents),
+        )
+
+    def _shorten(self, texts: Sequence[str], limit: int) -> list[str]:
+        return [self.backbone.decode(self.backbone.encode(text)[:limit]) for text in texts]
+
+    def compose(self, prompts: list[str]) -> Tensor:
+        """Latent memories [B, K, d_agent] float32 of B composer texts; differentiable in what `trainable` names.
+
+        Raises:
+            ModelError: a text does not fit the backbone's context window.
+        """
+        model = self.backbone.model
+        rows = [self.backbone.encode(prompt) for prompt in prompts]
+        check_window(model, max(map(len, rows)) + self.num_latents, "the composer's text")
+        ids, real = pad(rows, self.backbone.device)
+        embeddings = model.get_input_embeddings()(ids)
+        queries = self.query_latents.to(embeddings.dtype).expand(len(prompts), -1, -1)
+        embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
+        real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
+        hidden = last_hidden(model, embeddings, real, keep=self.num_latents)  # [B, K, d_composer]
+        latents: Tensor = self.projection(hidden.float())
+        return latents
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as JSON values."""
+        return {
+            "base_model": self.backbone.name,
+            "agents": self.agents_name,
+            "num_latents": self.num_latents,
+            "d_composer": self.d_composer,
+            "d_agent": self.d_agent,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "target_modules": list(self.target_modules),
+            "template": self.template,
+            "max_prompt_tokens": self.max_prompt_tokens,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write composer.safetensors and composer.json; an existing checkpoint there is replaced as a whole."""
+        tensors = {name: parameter.detach() for name, parameter in self.trainable().items()}
+        write_checkpoint(Path(folder), self.settings(), tensors)
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read a checkpoint into this composer, strictly.
+
+        Raises:
+            CheckpointError: other K, widths, rank, alpha, target modules or template, or a missing or unexpected tensor.
+        """
+        settings, tensors = read_checkpoint(Path(folder))
+        ours = self.settings()
+        for key in ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template"):
+            if settings.get(key) != ours[key]:
+                raise CheckpointError(
+                    f"{folder}: checkpoint has {key} {settings.get(key)!r}, this composer {ours[key]!r}; "
+                    "use the configuration it was trained with"
+                )
+        parameters = self.trainable()
+        missing, unexpected = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+        if missing or unexpected:
+            raise CheckpointError(f"{folder}: missing tensors {missing[:5]}, unexpected tensors {unexpected[:5]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if tensors[name].shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}"
+                    )
+                parameter.copy_(tensors[name])
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, backbone: LanguageModel | None = None, agents: LanguageModel | None = None
+    ) -> Self:
+        """Load a composer from a folder.
+
+        Args:
+            folder: what `save_pretrained` wrote.
+            backbone: the LM to put it on; None loads the one it was trained on.
+            agents: the LM that will be given the latents; None when it is the backbone. Needed when it is not.
+
+        Raises:
+            CheckpointError: not a checkpoint, damaged, or made for other models.
+        """
+        settings, _ = read_checkpoint(Path(folder))
+        backbone = backbone or LanguageModel.from_pretrained(settings["base_model"])
+        if agents is None and settings["agents"] != settings["base_model"]:
+            agents = LanguageModel.from_pretrained(settings["agents"])
+        composer = cls(
+            backbone,
+            agents,
+            **{
+                k: settings[k]
+                for k in ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
+            },
+        )
+        composer.load_weights(folder)
+        return composer

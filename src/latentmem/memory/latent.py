@@ -1,0 +1,70 @@
+"""Latent memory: the nearest trajectories, composed into K tokens for each role of each task."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from latentmem.bank import ExperienceBank
+from latentmem.memory.composer import Composer
+from latentmem.memory.memory import Recall
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+
+class LatentMemory:
+    """A bank to search and a composer that turns what is found into latents."""
+
+    kind = "latent"
+
+    def __init__(
+        self,
+        bank: ExperienceBank,
+        composer: Composer,
+        num_retrieved: int = 3,
+        only_successes: bool = True,
+        batch_size: int = 8,
+    ) -> None:
+        self.bank = bank
+        self.composer = composer
+        self.num_retrieved = num_retrieved
+        self.success = True if only_successes else None
+        self.batch_size = batch_size
+        self.composing_seconds = 0.0
+
+    def recall(self, task: Task, role: Role) -> Recall:
+        """Latents for one role at one task."""
+        return self.recall_many([(task, role)])[0]
+
+    def records(self, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
+        """What would be composed for each query: the composer's text and its sources, without composing."""
+        tasks = {task.key: task for task, _ in queries}
+        hits = self.bank.search_many(list(tasks.values()), k=self.num_retrieved, success=self.success)
+        found = {key: [hit.trajectory for hit in result] for key, result in zip(tasks, hits, strict=True)}
+        return [
+            Recalled(
+                kind=self.kind,
+                text=self.composer.prompt(task, role, found[task.key]),
+                sources=tuple(trajectory.id for trajectory in found[task.key]),
+                num_latents=self.composer.num_latents,
+            )
+            for task, role in queries
+        ]
+
+    @torch.no_grad()
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        """Searches once, and composes in batches, shortest texts together."""
+        records = self.records(queries)
+        began = time.perf_counter()
+        recalls: list[Recall | None] = [None] * len(records)
+        order = sorted(range(len(records)), key=lambda i: len(records[i].text))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            latents = self.composer.compose([records[i].text for i in rows])
+            for i, latent in zip(rows, latents, strict=True):
+                recalls[i] = Recall(records[i], latent)
+        self.composing_seconds += time.perf_counter() - began
+        return [recall for recall in recalls if recall is not None]
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Store the trajectory in the bank."""
+        self.bank.add(trajectory)

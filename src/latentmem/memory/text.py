@@ -1,0 +1,44 @@
+"""Memory as text in the prompt: the nearest trajectories, the same for every role.
+
+This is the plain rival that latent memory is compared with.
+"""
+
+from collections.abc import Sequence
+
+from latentmem.bank import ExperienceBank
+from latentmem.memory.memory import Recall, describe
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+HEADING = "Here is how the team handled similar tasks before:"
+CLOSING = "That was the past. Now the task at hand:"
+
+
+class TextMemory:
+    """The nearest successes of a bank, placed as text before each agent's prompt."""
+
+    kind = "text"
+    composing_seconds = 0.0
+
+    def __init__(self, bank: ExperienceBank, num_retrieved: int = 3, only_successes: bool = True) -> None:
+        self.bank = bank
+        self.num_retrieved = num_retrieved
+        self.success = True if only_successes else None
+
+    def recall(self, task: Task, role: Role) -> Recall:
+        """The nearest trajectories as text; no text where there is none."""
+        return self.recall_many([(task, role)])[0]
+
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        """Searches once for all queries."""
+        hits = self.bank.search_many([task for task, _ in queries], k=self.num_retrieved, success=self.success)
+        recalls = []
+        for found in hits:
+            text = "\n\n".join([HEADING, *(describe(hit.trajectory) for hit in found), CLOSING]) if found else ""
+            recalls.append(
+                Recall(Recalled(kind=self.kind, text=text, sources=tuple(hit.trajectory.id for hit in found)))
+            )
+        return recalls
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Store the trajectory in the bank."""
+        self.bank.add(trajectory)

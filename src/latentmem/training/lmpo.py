@@ -1,0 +1,312 @@
+"""LMPO (arXiv 2602.03036, section 4): reinforcement learning of the composer on the team's reward.
+
+A step rolls a few tasks out G times each under today's latents, compares the rewards inside each group, and moves the
+composer towards latents under which the better rollouts' tokens are likelier. It trains on the sampled token ids, all
+messages of all turns, and composes from the very text the rollout composed from.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentmem.environments.environment import Environment
+from latentmem.errors import ConfigError
+from latentmem.memory.latent import LatentMemory
+from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.rollout import rollout
+from latentmem.teams.team import Team
+from latentmem.training.losses import LossType, group_advantages, lmpo_loss
+from latentmem.training.optimization import Optimization, Progress, Stream, train
+from latentmem.training.processes import Processes
+from latentmem.training.scoring import Example, accumulate, micro_batches_of, score_all
+from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LMPOSettings:
+    """How to train; the fields are those of `lmpo` in the configuration."""
+
+    num_steps: int
+    tasks_per_step: int
+    group_size: int
+    num_iterations: int
+    loss_type: LossType
+    scale_advantages: bool
+    epsilon_low: float
+    epsilon_high: float
+    delta: float | None
+    beta: float
+    max_resamples: int
+    save_every: int
+    eval_every: int | None
+    micro_batch_positions: int
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One message with what the loss needs besides its log-probabilities now."""
+
+    example: Example
+    old_logps: tuple[float, ...]
+    advantage: float
+
+
+class LMPOTrainer:
+    """Trains a composer on rollouts of a team."""
+
+    def __init__(
+        self,
+        memory: LatentMemory,
+        model: LanguageModel,
+        team: Team,
+        start: Callable[[Task], Environment],
+        tasks: Sequence[Task],
+        eval_tasks: Sequence[Task],
+        optimization: Optimization,
+        processes: Processes,
+        settings: LMPOSettings,
+        sampling: Sampling,
+        max_turns: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """Take what is needed for training.
+
+        Args:
+            memory: its composer is trained; its bank stays as it is.
+            model: the frozen agents.
+            team: who plays.
+            start: makes an environment for a task.
+            tasks: played for training.
+            eval_tasks: played greedily every `eval_every` steps; none of `tasks`.
+            optimization: of the composer.
+            processes: those that train together, each on its share of the tasks.
+            settings: sizes and the loss.
+            sampling: of the rollouts; its temperature is part of the log-probabilities.
+            max_turns: of an episode.
+            seed: of the order of tasks and of all sampling.
+
+        Raises:
+            ConfigError: a group of one rollout, or greedy sampling: neither leaves anything to compare.
+        """
+        if settings.group_size < 2:
+            raise ConfigError(
+                f"lmpo.group_size is {settings.group_size}; advantages need at least 2 rollouts per task, set it to 4 or more"
+            )
+        if sampling.temperature == 0:
+            raise ConfigError(
+                "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
+            )
+        self.memory = memory
+        self.model = model
+        self.team = team
+        self.start = start
+        self.eval_tasks = list(eval_tasks)
+        self.optimization = optimization
+        self.processes = processes
+        self.settings = settings
+        self.sampling = sampling
+        self.max_turns = max_turns
+        self.seed = seed
+        self.stream = Stream(tasks, seed)
+        self.initial = {name: p.detach().clone() for name, p in memory.composer.trainable().items()}
+        """The composer as it was before LMPO, for the KL term."""
+
+    def train(self, folder: Path, log: Callable[[dict[str, Any]], None], rewind: Callable[[int], None]) -> Progress:
+        """Train to the end, resuming from `folder`; see `optimization.train`."""
+        return train(
+            self.memory.composer,
+            self.optimization,
+            folder,
+            self.processes,
+            num_steps=self.settings.num_steps,
+            save_every=self.settings.save_every,
+            eval_every=self.settings.eval_every,
+            take_step=self.step,
+            evaluate=self.evaluate,
+            log=log,
+            rewind=rewind,
+        )
+
+    def step(self, progress: Progress) -> dict[str, float]:
+        """Roll out, compare, update; the step's metrics."""
+        began = time.perf_counter()
+        groups, metrics = self._rollouts(progress)
+        metrics["rollout_seconds"] = time.perf_counter() - began
+        began = time.perf_counter()
+        metrics |= self._update(groups, progress.step)
+        metrics["update_seconds"] = time.perf_counter() - began
+        return metrics
+
+    def evaluate(self) -> float:
+        """Mean reward of greedy responses on the tasks set aside."""
+        greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
+        played = self._play(self.processes.shard(self.eval_tasks), greedy, 1, "eval")
+        rewards = self.processes.gather([group[0].reward for group in played])
+        return sum(rewards) / max(1, len(rewards))
+
+    def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> list[list[Trajectory]]:
+        return rollout(
+            self.team,
+            self.memory,
+            self.model,
+            tasks,
+            self.start,
+            sampling=sampling,
+            group_size=group_size,
+            seed=stream_seed(self.seed, stream),
+            max_turns=self.max_turns,
+        ).groups
+
+    def _rollouts(self, progress: Progress) -> tuple[list[tuple[list[Trajectory], list[float]]], dict[str, float]]:
+        """This process's groups that carry signal, with their advantages; and metrics over all processes."""
+        settings = self.settings
+        kept: list[tuple[list[Trajectory], list[float]]] = []
+        played: list[list[Trajectory]] = []
+        num_kept = 0
+        for draw in range(1 + settings.max_resamples):
+            tasks = self.stream.take(progress.position, settings.tasks_per_step)
+            progress.position += len(tasks)
+            groups = self._play(
+                self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
+            )
+            played += groups
+            for group in groups:
+                rewards = torch.tensor([[trajectory.reward for trajectory in group]])
+                advantages = group_advantages(rewards, settings.scale_advantages)[0].tolist()
+                if any(advantages):
+                    kept.append((group, advantages))
+            num_kept = int(self.processes.sum({"kept": len(kept)})["kept"])
+            if num_kept >= settings.tasks_per_step:
+                break
+        everything = [trajectory for group in played for trajectory in group]
+        messages = [message for trajectory in everything for message in trajectory.messages]
+        spread = [float(torch.tensor([t.reward for t in group]).std()) for group in played]
+        sums = self.processes.sum(
+            {
+                "groups": len(played),
+                "episodes": len(everything),
+                "reward": sum(t.reward for t in everything),
+                "success": sum(t.success for t in everything),
+                "reward_std": sum(spread),
+                "errors": sum(t.error is not None for t in everything),
+                "messages": len(messages),
+                "truncated": sum(message.finish == "length" for message in messages),
+                "response_tokens": sum(len(message.token_ids) for message in messages),
+                "no_answer": sum(
+                    "extracted" in s.info and s.info["extracted"] is None for t in everything for s in t.steps[-1:]
+                ),
+            }
+        )
+        spreads = self.processes.gather([advantage for _, advantages in kept for advantage in advantages])
+        metrics = {
+            "groups": sums["groups"],
+            "signal_groups": float(num_kept),
+            "reward": sums["reward"] / sums["episodes"],
+            "success": sums["success"] / sums["episodes"],
+            "reward_std": sums["reward_std"] / sums["groups"],
+            "advantage_std": float(torch.tensor(spreads).std()) if spreads else 0.0,
+            "no_answer": sums["no_answer"] / sums["episodes"],
+            "errors": sums["errors"],
+            "truncated": sums["truncated"] / sums["messages"],
+            "response_tokens": sums["response_tokens"] / sums["messages"],
+        }
+        return kept, metrics
+
+    def _update(self, groups: list[tuple[list[Trajectory], list[float]]], step: int) -> dict[str, float]:
+        settings, composer = self.settings, self.memory.composer
+        scored = [
+            _Scored(
+                Example.of(message, self.model, message.recalled.text, self.sampling.temperature),
+                message.logps,
+                advantage,
+            )
+            for group, advantages in groups
+            for trajectory, advantage in zip(group, advantages, strict=True)
+            for message in trajectory.messages
+        ]
+        examples = [item.example for item in scored]
+        sums = self.processes.sum({"messages": len(scored), "tokens": sum(len(item.old_logps) for item in scored)})
+        if not sums["messages"]:
+            return {"updated": 0.0, "bad": 0.0}
+        ref_logps = self._reference_logps(examples) if settings.beta else None
+        num_micro_batches = 1
+        stats = {"tokens": 0.0, "clipped": 0.0, "kl": 0.0}
+        ratios: list[float] = []
+
+        def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
+            old, advantages = torch.zeros_like(logps), torch.empty(len(rows), device=logps.device)
+            ref = torch.zeros_like(logps) if ref_logps is not None else None
+            for i, row in enumerate(rows):
+                length = len(scored[row].old_logps)
+                old[i, :length] = torch.tensor(scored[row].old_logps, device=logps.device)
+                advantages[i] = scored[row].advantage
+                if ref is not None and ref_logps is not None:
+                    ref[i, :length] = ref_logps[row].to(ref.device)
+            loss, part = lmpo_loss(
+                logps,
+                old,
+                advantages,
+                mask,
+                loss_type=settings.loss_type,
+                epsilon_low=settings.epsilon_low,
+                epsilon_high=settings.epsilon_high,
+                delta=settings.delta,
+                beta=settings.beta,
+                ref_logps=ref,
+                max_response_tokens=self.sampling.max_response_tokens,
+                num_messages=int(sums["messages"]),
+                num_tokens=int(sums["tokens"]),
+            )
+            for key in stats:
+                stats[key] += float(part[key])
+            ratios.append(float(part["ratio_max"]))
+            return loss / num_micro_batches
+
+        metrics: dict[str, float] = {}
+        for iteration in range(settings.num_iterations):
+            if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
+                mine = len(micro_batches_of(examples, composer.num_latents, settings.micro_batch_positions))
+                num_micro_batches = int(self.processes.sum({"n": mine})["n"])
+            loss = accumulate(composer, self.model, examples, loss_of, settings.micro_batch_positions)
+            loss = self.processes.sum({"loss": loss})["loss"]
+            good, norm = self.optimization.step(step, loss)
+            if iteration == 0:
+                metrics = {"loss": loss, "grad_norm": norm, "first_ratio_max": max(ratios, default=1.0)}
+            if not good:
+                return metrics | {"updated": 0.0, "bad": 1.0, "loss": loss, "grad_norm": norm}
+        total = self.processes.sum(stats)
+        return metrics | {
+            "learning_rate": self.optimization.rate(step),
+            "clip_fraction": total["clipped"] / total["tokens"],
+            "kl": total["kl"] / total["tokens"],
+            "ratio_max": max(self.processes.gather([max(ratios, default=1.0)])),
+            "updated": 1.0,
+            "bad": 0.0,
+        }
+
+    @torch.no_grad()
+    def _reference_logps(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Log-probabilities under the composer as it was before LMPO, by example."""
+        parameters = self.memory.composer.trainable()
+        now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        result: list[Tensor] = [torch.empty(0)] * len(examples)
+        try:
+            for name, parameter in parameters.items():
+                parameter.copy_(self.initial[name])
+            for rows, logps, mask in score_all(
+                self.memory.composer, self.model, examples, self.settings.micro_batch_positions
+            ):
+                for i, row in enumerate(rows):
+                    result[row] = logps[i, mask[i]]
+        finally:
+            for name, parameter in parameters.items():
+                parameter.copy_(now[name])
+        return result

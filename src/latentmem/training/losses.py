@@ -1,0 +1,123 @@
+"""The mathematics of LMPO (Fu et al. 2026, arXiv 2602.03036, section 4) as functions of tensors: no model, no state."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
+
+
+def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
+    """Rewards relative to their group: (R - mean) / (std + 1e-4), std with Bessel's correction.
+
+    Args:
+        rewards: [groups, G] float32, G >= 2.
+        scale: divide by the standard deviation.
+
+    Returns:
+        [groups, G] float32; exactly 0 for a group whose rewards are all equal.
+
+    Raises:
+        ValueError: fewer than two rewards in a group.
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"expected rewards [groups, G >= 2], found {list(rewards.shape)}")
+    rewards = rewards.float()
+    centred = rewards - rewards.mean(1, keepdim=True)
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    if scale:
+        centred = centred / (rewards.std(1, keepdim=True) + 1e-4)
+    return torch.where(equal, torch.zeros_like(centred), centred)  # the mean of equal numbers may round
+
+
+def lmpo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss_type: LossType = "dapo",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    beta: float = 0.0,
+    ref_logps: Tensor | None = None,
+    max_response_tokens: int | None = None,
+    num_messages: int | None = None,
+    num_tokens: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped objective of LMPO, summed over a micro-batch and divided by N.
+
+    A token's loss is -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A), ratio = exp(logps - old_logps).
+    N by `loss_type`: `grpo` the mean over each message's tokens, then over messages; `bnpo` the response tokens of
+    this micro-batch; `dapo` those of the whole optimizer step; `dr_grpo` messages x `max_response_tokens`.
+
+    Args:
+        logps, old_logps: [B, T], now and at sampling.
+        advantages: [B], one a message.
+        mask: [B, T] bool, True on response tokens, the closing EOS included.
+        loss_type: which N.
+        epsilon_low, epsilon_high: the band in which the ratio counts.
+        delta: where given, the unclipped ratio is bounded by it from above (two-sided clip: with a negative advantage the
+            minimum alone bounds nothing).
+        beta: weight of the KL divergence to `ref_logps`, estimated a token as exp(r) - r - 1, r = ref_logps - logps.
+        ref_logps: [B, T], of the initial composer; needed when beta > 0.
+        max_response_tokens: needed by `dr_grpo`.
+        num_messages: messages of the whole optimizer step, over all micro-batches and processes; default B.
+        num_tokens: response tokens likewise, for `dapo`; default those of this batch.
+
+    Returns:
+        The scalar loss; and detached sums over this micro-batch's tokens (`tokens`, `clipped`, `kl`, `ratio_max` the maximum).
+
+    Raises:
+        ValueError: shapes that do not fit, or a needed argument is missing.
+    """
+    if not (logps.shape == old_logps.shape == mask.shape) or advantages.shape != logps.shape[:1]:
+        raise ValueError(
+            "expected logps, old_logps and mask [B, T] and advantages [B], found "
+            f"{list(logps.shape)}, {list(old_logps.shape)}, {list(mask.shape)} and {list(advantages.shape)}"
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"expected a bool mask, found {mask.dtype}")
+    if beta and ref_logps is None:
+        raise ValueError("beta > 0 needs ref_logps")
+    zero = torch.zeros((), dtype=logps.dtype, device=logps.device)
+    # Padding is cleaned before exp: afterwards 0 * inf is nan, in the gradient too.
+    ratio = torch.where(mask, logps - old_logps, zero).exp()
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    advantage = advantages.to(logps.dtype)[:, None]
+    token_loss = -torch.minimum(bounded * advantage, clipped * advantage)
+    kl = torch.zeros_like(token_loss)
+    if ref_logps is not None:
+        gap = torch.where(mask, ref_logps - logps, zero)
+        kl = gap.exp() - gap - 1
+        token_loss = token_loss + beta * kl
+    token_loss = torch.where(mask, token_loss, zero)
+
+    counts = mask.sum(1)
+    if loss_type == "grpo":
+        loss = (token_loss.sum(1) / counts.clamp(min=1)).sum() / (num_messages or len(logps))
+    elif loss_type == "bnpo":
+        loss = token_loss.sum() / counts.sum().clamp(min=1)
+    elif loss_type == "dapo":
+        loss = token_loss.sum() / (num_tokens or int(counts.sum().clamp(min=1)))
+    elif loss_type == "dr_grpo":
+        if max_response_tokens is None:
+            raise ValueError("dr_grpo needs max_response_tokens")
+        loss = token_loss.sum() / ((num_messages or len(logps)) * max_response_tokens)
+    else:
+        raise ValueError(f"unknown loss_type {loss_type!r}; known: bnpo, dapo, dr_grpo, grpo")
+
+    with torch.no_grad():
+        binds = ((ratio < 1 - epsilon_low) & (advantage < 0)) | ((ratio > 1 + epsilon_high) & (advantage > 0))
+        if delta is not None:
+            binds = binds | ((ratio > delta) & (advantage < 0))
+        stats = {
+            "tokens": counts.sum(),
+            "clipped": (binds & mask).sum(),
+            "kl": torch.where(mask, kl, zero).sum(),
+            "ratio_max": torch.where(mask, ratio, zero).max(),
+        }
+    return loss, stats

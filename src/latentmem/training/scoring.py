@@ -1,0 +1,146 @@
+"""From stored messages to log-probabilities with gradients, fast and within bounded memory.
+
+Equal composer texts are composed once, however many messages use the result. The graph is cut at the latents: scoring
+runs in micro-batches whose gradients meet there, and then the composer's own graph is walked once. No graph outlives
+its micro-batch, and the result is that of one big backward pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentmem.memory.composer import Composer
+from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefix import check_window, pad, prefill, response_logps
+from latentmem.trajectory import Message
+
+
+@dataclass(frozen=True)
+class Example:
+    """One message to score: what was composed from, the prompt and the sampled tokens."""
+
+    composer_text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    temperature: float
+
+    @classmethod
+    def of(cls, message: Message, model: LanguageModel, composer_text: str, temperature: float) -> "Example":
+        """The example of a stored message; its prompt is encoded just as the rollout encoded it."""
+        prompt_ids = model.encode_prompt(message.system, message.recalled.before(message.user))
+        return cls(composer_text, tuple(prompt_ids), message.token_ids, temperature)
+
+
+def blocks(examples: Sequence[Example], num_latents: int, budget: int) -> Iterator[list[list[int]]]:
+    """Positions of examples: blocks of composer texts to compose together, each a list of micro-batches.
+
+    A block holds the fewest whole texts that fill `budget` positions, a micro-batch as many messages as fit; at least
+    one of each. Messages of one text stay together, for their prompts share a beginning.
+    """
+    by_text: dict[str, list[int]] = {}
+    for i, example in enumerate(examples):
+        by_text.setdefault(example.composer_text, []).append(i)
+    block: list[int] = []
+    filled = 0
+    for text, rows in by_text.items():
+        cost = len(text) // 3 + num_latents  # three characters a token is on the safe side for text in most languages
+        if block and filled + cost > budget:
+            yield list(_micro_batches(examples, block, num_latents, budget))
+            block, filled = [], 0
+        block += rows
+        filled += cost
+    if block:
+        yield list(_micro_batches(examples, block, num_latents, budget))
+
+
+def _micro_batches(examples: Sequence[Example], rows: list[int], num_latents: int, budget: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(examples[row].token_ids))
+        if batch and (len(batch) + 1) * (num_latents + longest) > budget:
+            yield batch
+            batch, longest = [], len(examples[row].token_ids)
+        batch.append(row)
+    yield batch
+
+
+def micro_batches_of(examples: Sequence[Example], num_latents: int, budget: int) -> list[list[int]]:
+    """All micro-batches of a pass, in order."""
+    return [batch for block in blocks(examples, num_latents, budget) for batch in block]
+
+
+def score(model: LanguageModel, examples: Sequence[Example], latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the examples' responses under the frozen agents.
+
+    Args:
+        model: the agents' LM; an adapter on it is off meanwhile.
+        examples: B messages of one temperature.
+        latents: [B, K, d_agent], one latent memory each.
+
+    Returns:
+        logps [B, T] float32, differentiable in the latents, and the mask [B, T] bool of response tokens.
+    """
+    (temperature,) = {example.temperature for example in examples}
+    ids, mask = pad([example.token_ids for example in examples], model.device)
+    longest = max(len(e.prompt_ids) + len(e.token_ids) for e in examples) + latents.shape[1]
+    check_window(model.model, longest, "a stored message")
+    with model.as_agent() as agent:
+        groups = [example.composer_text for example in examples]
+        prefix = prefill(agent, [example.prompt_ids for example in examples], groups, room=0)
+        return response_logps(agent, prefix, latents, ids, mask, temperature), mask
+
+
+def accumulate(
+    composer: Composer,
+    model: LanguageModel,
+    examples: Sequence[Example],
+    loss_of: Callable[[list[int], Tensor, Tensor], Tensor],
+    budget: int,
+) -> float:
+    """Add the gradient of a sum of micro-batch losses to the composer's parameters.
+
+    Args:
+        composer: what is trained.
+        model: the frozen agents.
+        examples: all messages of this pass.
+        loss_of: from the rows of a micro-batch (positions in `examples`), logps [B, T] and mask [B, T] to its loss,
+            already divided by what the whole pass is to be divided by.
+        budget: positions with gradients in one forward pass.
+
+    Returns:
+        The summed loss.
+    """
+    total = torch.zeros((), device=model.device)
+    for micro_batches in blocks(examples, composer.num_latents, budget):
+        texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
+        place = {text: i for i, text in enumerate(texts)}
+        latents = composer.compose(texts)  # [U, K, d_agent]
+        leaf = latents.detach().requires_grad_()
+        for rows in micro_batches:
+            chosen = [examples[row] for row in rows]
+            index = torch.tensor([place[example.composer_text] for example in chosen], device=leaf.device)
+            logps, mask = score(model, chosen, leaf[index].to(model.device))
+            loss = loss_of(rows, logps, mask)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        latents.backward(leaf.grad)  # type: ignore[no-untyped-call]
+    return float(total)
+
+
+@torch.no_grad()
+def score_all(
+    composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
+    for micro_batches in blocks(examples, composer.num_latents, budget):
+        texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
+        place = {text: i for i, text in enumerate(texts)}
+        latents = composer.compose(texts)
+        for rows in micro_batches:
+            chosen = [examples[row] for row in rows]
+            index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
+            logps, mask = score(model, chosen, latents[index].to(model.device))
+            yield rows, logps, mask

@@ -1,0 +1,503 @@
+"""The experience bank: what a team has lived through, stored for good, and the nearest of it found.
+
+Only the records (`bank_records`) are the truth. Everything else can be made again: the search matrix (`bank_index`)
+from the records' vectors, the vectors from the task texts. The bank takes a function that embeds, never a model, and
+never holds a lock on the database while it runs.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from latentmem.bank_index import BankIndex, Label, StoredMatrix, Vectors, read_matrix, replacing
+from latentmem.bank_records import (
+    UNIT_TOLERANCE,
+    Filters,
+    Meta,
+    Problem,
+    Records,
+    Transaction,
+    decode,
+    decompress,
+    encode,
+)
+from latentmem.errors import BankError, DataError
+from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+Embed = Callable[[list[str]], npt.NDArray[Any]]
+"""n texts -> [n, e] float32, of any length but zero: the bank normalises."""
+
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What became of a batch."""
+
+    num_added: int
+    num_duplicates: int
+    """Same task and same messages as one in the bank or earlier in the batch; stored once."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search result."""
+
+    trajectory: Trajectory
+    similarity: float
+    """Cosine between the embeddings of the two task texts."""
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """What a bank holds. The mappings count trajectories by name, names in order."""
+
+    path: str
+    schema_version: int
+    created: str
+    """Date and time in UTC, ISO 8601."""
+    embedder: str | None
+    """None until the first trajectory is stored, as is `width`."""
+    width: int | None
+    """e, of the embeddings."""
+    num_bytes: int
+    """On disk: records, write-ahead log and index."""
+    num_trajectories: int
+    num_successes: int
+    mean_reward: float | None
+    domains: dict[str, int]
+    teams: dict[str, int]
+    models: dict[str, int]
+    roles: dict[str, int]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` looked at and found."""
+
+    num_checked: int
+    """Records that could be looked at; all there are, unless the database file itself is damaged."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of problems of each kind that occurred."""
+        return dict(Counter(problem.kind for problem in self.problems))
+
+
+class ExperienceBank:
+    """Stored trajectories, and the nearest ones found.
+
+    Any number of processes on one host may read and write one bank. Threads may share one object; they take turns. A
+    forked child must open its own.
+    """
+
+    def __init__(self, path: str | Path, embed: Embed | None = None, *, embedder: str = "unnamed") -> None:
+        """Open a bank, or begin one if there is none and an embedder is given.
+
+        Args:
+            path: the SQLite file; its index stands beside it as PATH.index.
+            embed: n texts -> [n, e]. Without it the bank can be read, exported, verified and deleted from.
+            embedder: a name for `embed`. A bank holds the vectors of one embedder, and remembers its name.
+
+        Raises:
+            BankError: no bank there and no embedder given, not a bank, written by a newer version or with another
+                embedder (`reembed` changes it), or it cannot be opened.
+        """
+        self.path = Path(path)
+        self._index_path = self.path.with_name(f"{self.path.name}.index")
+        self._embed_function = embed
+        self._embedder = embedder
+        self._index: BankIndex | None = None
+        self._records = Records(self.path, create=embed is not None)
+        if embed is not None:
+            try:
+                with self._records.read() as transaction:
+                    self._check_embedder(transaction.meta())
+            except BankError:
+                self._records.close()
+                raise
+
+    def close(self) -> None:
+        """Close the database; the object is of no use afterwards."""
+        self._records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Storing
+
+    def add(self, trajectories: Trajectory | Sequence[Trajectory]) -> AddReport:
+        """Store a batch as one transaction. When this returns it is on stable storage; if it raises, nothing of it is.
+
+        Raises:
+            DataError: a trajectory has no JSON form that could be read back (a lone surrogate, nan).
+            BankError: no embedder, another embedder, a useless embedding, a locked bank, a full disk.
+        """
+        batch = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+        self._needs_embedder()
+        fresh: dict[str, Trajectory] = {}
+        with self._records.read() as transaction:
+            for trajectory in batch:
+                if transaction.seq_of(trajectory.id) is None:
+                    fresh.setdefault(trajectory.id, trajectory)
+        new = list(fresh.values())
+        stored_forms = [encode(trajectory) for trajectory in new]
+        vectors = self._embed([t.task.text for t in new], [f"trajectory {t.id}" for t in new])
+        num_added = 0
+        if new:
+            with self._records.write() as transaction:
+                self._check_embedder(transaction.meta(), vectors.shape[1])
+                transaction.set_embedder(self._embedder, vectors.shape[1])
+                for trajectory, vector, stored_form in zip(new, vectors, stored_forms, strict=True):
+                    num_added += transaction.insert(trajectory, vector, stored_form)
+        return AddReport(num_added, len(batch) - num_added)
+
+    def delete(
+        self,
+        *,
+        success: bool | None = None,
+        domain: str | None = None,
+        role: str | None = None,
+        team: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Delete the trajectories that meet all filters given, as one transaction, and return their number.
+
+        Raises:
+            ValueError: no filter without `everything=True`, or both.
+            BankError: a locked bank, or one that cannot be written.
+        """
+        filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
+        if everything == any(value is not None for value in filters.values()):
+            raise ValueError("delete takes at least one filter, or everything=True and no filter")
+        with self._records.write() as transaction:
+            return transaction.delete(filters)
+
+    def reembed(self, embed: Embed, embedder: str) -> int:
+        """Embed every task text anew, and make this the bank's embedder. Returns the number of trajectories.
+
+        All or nothing. Others may add while the embedder runs; what they added is embedded too.
+
+        Raises:
+            BankError: a useless embedding, a locked bank, a full disk.
+        """
+        vectors: dict[int, Vectors] = {}
+        while True:
+            with self._records.write() as transaction:
+                unseen = transaction.texts(after=max(vectors, default=0))
+                if not unseen:
+                    transaction.replace_vectors(vectors)
+                    for vector in list(vectors.values())[:1]:
+                        transaction.set_embedder(embedder, len(vector))
+                    break
+            for start in range(0, len(unseen), _BATCH_SIZE):
+                seqs, texts, ids = zip(*unseen[start : start + _BATCH_SIZE], strict=True)
+                new = _unit_vectors(embed, list(texts), [f"{self.path}: trajectory {id_}" for id_ in ids])
+                vectors.update(zip(seqs, new, strict=True))
+        self._embed_function, self._embedder = embed, embedder
+        return len(vectors)
+
+    # Reading
+
+    def search(
+        self,
+        task: Task,
+        *,
+        k: int,
+        success: bool | None = None,
+        domain: str | None = None,
+        role: str | None = None,
+        team: str | None = None,
+    ) -> list[Found]:
+        """The k trajectories on other tasks whose task texts are nearest, among those that meet all filters given.
+
+        Exact. A trajectory of this very task (`Task.same_as`) is never returned. Most similar first; where the
+        similarity, a float32 number, is equal, the one stored first. Fewer than k where there are no more.
+
+        Raises:
+            ValueError: k < 1.
+            BankError: no embedder, another embedder, a useless embedding, or the bank cannot be read.
+            DataError: the task's text holds a lone surrogate, or a record is damaged.
+        """
+        return self.search_many([task], k=k, success=success, domain=domain, role=role, team=team)[0]
+
+    def search_many(
+        self,
+        tasks: Sequence[Task],
+        *,
+        k: int,
+        success: bool | None = None,
+        domain: str | None = None,
+        role: str | None = None,
+        team: str | None = None,
+    ) -> list[list[Found]]:
+        """`search` for many tasks at once: one call of the embedder, one pass over the matrix, the same results."""
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        self._needs_embedder()
+        queries = self._embed([task.text for task in tasks], [f"task {task.key!r}" for task in tasks])
+        filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
+        labels: list[Label] = [(name, value) for name, value in filters.items() if value is not None]
+        # One transaction is one snapshot: index, exclusions and records agree whatever others write meanwhile.
+        with self._records.read() as transaction:
+            meta = transaction.meta()
+            if not tasks or meta.width is None:
+                return [[] for _ in tasks]
+            self._check_embedder(meta, queries.shape[1])
+            index = self._current_index(transaction, meta.generation, meta.width)
+            ranked = index.nearest(queries, k, labels, [transaction.same_task(task) for task in tasks])
+            stored_forms = {seq: transaction.compressed(seq) for seq in {seq for row in ranked for seq, _ in row}}
+        trajectories = {seq: self._decode(seq, stored_form) for seq, stored_form in stored_forms.items()}
+        return [[Found(trajectories[seq], similarity) for seq, similarity in row] for row in ranked]
+
+    def get(self, ids: Iterable[str]) -> list[Trajectory]:
+        """The trajectories of these ids, in their order.
+
+        Raises:
+            BankError: an id is not in the bank.
+        """
+        stored_forms = []
+        with self._records.read() as transaction:
+            for id_ in ids:
+                seq = transaction.seq_of(id_)
+                if seq is None:
+                    raise BankError(f"{self.path}: no trajectory {id_!r}; it was deleted, or belongs to another bank")
+                stored_forms.append((seq, transaction.compressed(seq)))
+        return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
+
+    def __contains__(self, id_: str) -> bool:
+        with self._records.read() as transaction:
+            return transaction.seq_of(id_) is not None
+
+    def __len__(self) -> int:
+        with self._records.read() as transaction:
+            return int(transaction.counts()["num_trajectories"])
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """All trajectories in the order they were stored; the bank may be used meanwhile."""
+        return (self._decode(seq, stored_form) for seq, stored_form in self._pages())
+
+    def info(self) -> BankInfo:
+        """What the bank holds, counted."""
+        with self._records.read() as transaction:
+            meta, counts = transaction.meta(), transaction.counts()
+        return BankInfo(
+            path=str(self.path),
+            schema_version=meta.schema_version,
+            created=meta.created,
+            embedder=meta.embedder,
+            width=meta.width,
+            num_bytes=sum(file.stat().st_size for file in self._files() if file.exists()),
+            **counts,
+        )
+
+    def verify(self) -> VerifyReport:
+        """Read everything and report what does not agree. Needs no embedder and changes nothing.
+
+        Kinds of problem: `sqlite` (the file's own structure), `json` (a record cannot be read, or is not canonical),
+        `id` (not the hash of the content), `columns` and `roles` (not what the JSON says), `vector` (wrong width, not
+        finite, not of unit length), `index` (damaged, or not the records' vectors).
+        """
+        with self._records.read() as transaction:
+            num_checked, problems = transaction.check()
+            if not any(problem.kind in ("sqlite", "vector") for problem in problems):
+                problems += self._index_problems(transaction)
+        return VerifyReport(num_checked, tuple(problems))
+
+    # JSON Lines
+
+    def export(self, target: str | Path | TextIO) -> int:
+        """Write one canonical JSON line for each trajectory, in the order of storing, and return their number.
+
+        A path is UTF-8 and replaced atomically; a stream should encode as UTF-8 and leave newlines alone. Embeddings
+        are not exported: importing makes them again.
+
+        Raises:
+            BankError: the target cannot be written, or is the bank itself.
+            DataError: a record is damaged.
+        """
+        if not isinstance(target, str | Path):
+            stream = target
+            return self._write_lines(lambda line: stream.write(line.decode("utf-8")))
+        path = Path(target).resolve()
+        if path in [file.resolve() for file in self._files()]:
+            raise BankError(f"{path}: cannot export a bank over itself; give another path")
+        try:
+            with replacing(path) as aside, aside.open("xb") as file:
+                num_written = self._write_lines(file.write)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise BankError(f"{path}: the export cannot be written ({error.strerror})") from None
+        return num_written
+
+    def import_jsonl(self, path: str | Path, on_progress: Callable[[int], None] | None = None) -> AddReport:
+        r"""Store the lines of a file that `export` wrote; lines end at b"\n" only.
+
+        Lines are stored in batches of 256, each all or nothing. What is stored already counts as duplicate, so an
+        import that was interrupted is simply repeated. `on_progress` gets the number of lines done, batch by batch.
+
+        Raises:
+            DataError: the file cannot be read, or a line is no trajectory; says which, and what was stored before.
+            BankError: as for `add`.
+        """
+        self._needs_embedder()
+        lines = _lines(Path(path))
+        num_added = num_done = 0
+        while batch := list(islice(lines, _BATCH_SIZE)):
+            try:
+                trajectories = [
+                    Trajectory.from_json(line, f"{path}:{number}") for number, line in enumerate(batch, num_done + 1)
+                ]
+            except DataError as error:
+                stored = f"lines 1 to {num_done} are stored" if num_done else "nothing is stored"
+                raise DataError(f"{error}; {stored}, mend the file and import it again") from None
+            num_added += self.add(trajectories).num_added
+            num_done += len(batch)
+            if on_progress is not None:
+                on_progress(num_done)
+        return AddReport(num_added, num_done - num_added)
+
+    def _write_lines(self, write: Callable[[bytes], object]) -> int:
+        num_written = 0
+        for seq, stored_form in self._pages():
+            write(decompress(stored_form, self._where(seq)) + b"\n")
+            num_written += 1
+        return num_written
+
+    def _pages(self) -> Iterator[tuple[int, bytes]]:
+        """All record numbers and stored forms in order; no transaction is open while the caller works on one."""
+        reached = 0
+        while True:
+            with self._records.read() as transaction:
+                page = transaction.page(after=reached, size=_BATCH_SIZE)
+            if not page:
+                return
+            yield from page
+            reached = page[-1][0]
+
+    # The index, brought up to the records of a transaction
+
+    def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
+        if self._index is None or self._index.generation != generation:
+            self._index = self._load_index(transaction, generation, width)
+        seqs, vectors, last_id = transaction.vectors(self._index.reached, width)
+        if seqs:
+            self._index.append(seqs, vectors, transaction.labels(self._index.reached, seqs[-1]), last_id)
+        return self._index
+
+    def _load_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
+        try:
+            stored = read_matrix(self._index_path, generation)
+            if stored is not None and not _same_records(transaction, stored):
+                raise ValueError("it belongs to other records")
+        except (OSError, ValueError) as error:
+            logger.warning("%s: rebuilt from the records (%s)", self._index_path, error)
+            stored = None
+        if stored is None:
+            return BankIndex(self._index_path, generation, width)
+        labels = transaction.labels(0, int(stored.seqs[-1]))
+        return BankIndex.from_stored(self._index_path, generation, stored, labels)
+
+    def _index_problems(self, transaction: Transaction) -> Iterator[Problem]:
+        where, meta = str(self._index_path), transaction.meta()
+        try:
+            stored = read_matrix(self._index_path, meta.generation)
+        except (OSError, ValueError) as error:
+            yield Problem("index", where, f"{error}; the next search rebuilds it")
+            return
+        if stored is None:
+            return
+        _, vectors, _ = transaction.vectors(0, meta.width or 0)
+        if not (_same_records(transaction, stored) and np.array_equal(stored.vectors, vectors[: len(stored.seqs)])):
+            yield Problem("index", where, "is not of these records; delete it, the next search rebuilds it")
+
+    # Embedding
+
+    def _needs_embedder(self) -> Embed:
+        if self._embed_function is None:
+            raise BankError(f"{self.path}: opened without an embedder, so only for reading; open it with one")
+        return self._embed_function
+
+    def _embed(self, texts: list[str], names: list[str]) -> Vectors:
+        return _unit_vectors(self._needs_embedder(), texts, [f"{self.path}: {name}" for name in names])
+
+    def _check_embedder(self, meta: Meta, width: int | None = None) -> None:
+        if meta.embedder is not None and meta.embedder != self._embedder:
+            raise BankError(
+                f"{self.path}: its vectors are by embedder {meta.embedder!r}, it was opened with {self._embedder!r}; "
+                f"open it with {meta.embedder!r}, or without an embedder and call reembed()"
+            )
+        if width is not None and meta.width is not None and width != meta.width:
+            raise BankError(
+                f"{self.path}: embedder {self._embedder!r} gives vectors of width {width}, the bank holds width "
+                f"{meta.width}; open it with the embedder that filled it, or call reembed()"
+            )
+
+    def _decode(self, seq: int, stored_form: bytes) -> Trajectory:
+        return decode(stored_form, self._where(seq))
+
+    def _where(self, seq: int) -> str:
+        return f"{self.path}: record {seq}"
+
+    def _files(self) -> list[Path]:
+        return [*(self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm")), self._index_path]
+
+
+def _unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
+    """Vectors [n, e] of unit length for n texts; `names` say what a text belongs to, for the errors."""
+    for text, name in zip(texts, names, strict=True):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{name}: the task's text holds a lone surrogate; replace it by valid Unicode")
+    distinct = list(dict.fromkeys(texts))  # the rollouts of a group share their text, and must share their vector
+    if not distinct:
+        return np.empty((0, 0), dtype=np.float32)
+    raw = np.asarray(embed(distinct), dtype=np.float64)
+    if raw.ndim != 2 or raw.shape[0] != len(distinct) or raw.shape[1] == 0:
+        raise BankError(
+            f"{names[0]}: the embedder returned shape {list(raw.shape)} for {len(distinct)} texts; "
+            f"expected [{len(distinct)}, e]"
+        )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        lengths = np.sqrt(np.square(raw).sum(axis=1))
+        units = (raw / lengths[:, None]).astype(np.float32)
+    rows = {text: row for row, text in enumerate(distinct)}
+    for text, name in zip(texts, names, strict=True):
+        row = rows[text]
+        if not abs(float(np.linalg.norm(units[row].astype(np.float64))) - 1) <= UNIT_TOLERANCE:  # nan fails too
+            raise BankError(f"{name}: the embedder gave a zero or non-finite vector; mend it, or leave this text out")
+    vectors: Vectors = units[[rows[text] for text in texts]]
+    return vectors
+
+
+def _same_records(transaction: Transaction, stored: StoredMatrix) -> bool:
+    """Whether a matrix was made of these records; not so after an older copy of the bank was put in place, say."""
+    last = int(stored.seqs[-1])
+    return transaction.seqs(until=last) == stored.seqs.tolist() and transaction.seq_of(stored.last_id) == last
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None

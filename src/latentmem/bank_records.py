@@ -1,0 +1,457 @@
+"""The bank's records: SQLite tables, and every SQL statement there is.
+
+SQLite because it was the only store measured that lost nothing acknowledged over kill -9 and concurrent writers, and
+because plain SQL can read it. A batch is one transaction, synced before it counts as stored. A trajectory is kept as
+compressed JSON, the columns beside it are copies to filter on, and `problems` checks that they agree.
+"""
+
+import os
+import sqlite3
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from latentmem.bank_index import Label, Vectors
+from latentmem.errors import BankError, DataError
+from latentmem.trajectory import Task, Trajectory
+
+BANK_SCHEMA_VERSION = 1
+"""Version of the tables; a bank written by a newer one is refused."""
+
+UNIT_TOLERANCE = 1e-5
+"""How far from 1 the length of a stored vector may be."""
+
+Filters = Mapping[str, str | bool | None]
+"""Values of success, domain, role and team; None lets everything pass."""
+
+_APPLICATION_ID = 0x4C4D454D
+_BUSY_SECONDS = 60.0
+_TABLES = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE trajectories (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of storing; never used twice, so a larger one is newer
+        id TEXT NOT NULL UNIQUE,                -- Trajectory.id, a hash of task and messages
+        domain TEXT NOT NULL,
+        success INTEGER NOT NULL,
+        reward REAL NOT NULL,
+        team TEXT NOT NULL,
+        model TEXT NOT NULL,
+        task_id TEXT,
+        task_key TEXT,                          -- Task.key where there is a task_id
+        task_text TEXT NOT NULL,
+        vector BLOB NOT NULL,                   -- the task's text embedded: float32, little endian, unit length
+        json BLOB NOT NULL                      -- zlib of the canonical JSON in UTF-8
+    )""",
+    """CREATE TABLE roles (
+        seq INTEGER NOT NULL REFERENCES trajectories (seq) ON DELETE CASCADE,
+        role TEXT NOT NULL,
+        PRIMARY KEY (seq, role)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX trajectories_by_task_key ON trajectories (task_key)",
+    "CREATE INDEX trajectories_by_task_text ON trajectories (task_text)",
+)
+_COLUMNS = ("id", "domain", "success", "reward", "team", "model", "task_id", "task_key", "task_text")
+_INSERT = """
+    INSERT INTO trajectories (id, domain, success, reward, team, model, task_id, task_key, task_text, vector, json)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+"""
+_DELETE = """
+    DELETE FROM trajectories WHERE (:success IS NULL OR success = :success) AND (:domain IS NULL OR domain = :domain)
+    AND (:team IS NULL OR team = :team) AND (:role IS NULL OR seq IN (SELECT seq FROM roles WHERE role = :role))
+"""
+_SAME_TEXT = "SELECT seq FROM trajectories WHERE task_text = ?"
+_SAME_KEY = """
+    SELECT seq FROM trajectories WHERE task_key = ?
+    UNION ALL SELECT seq FROM trajectories WHERE task_text = ? AND task_id IS NULL
+"""
+_CHECKED = """
+    SELECT seq, vector, json, id, domain, success, reward, team, model, task_id, task_key, task_text
+    FROM trajectories ORDER BY seq
+"""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a bank says of itself."""
+
+    schema_version: int
+    created: str
+    generation: str
+    """Renewed when vectors vanish or change, which voids every index."""
+    embedder: str | None = None
+    """None until the first trajectory is stored, as is `width`."""
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that a check found wrong."""
+
+    kind: Literal["sqlite", "json", "id", "columns", "roles", "vector", "index"]
+    where: str
+    found: str
+
+
+class Records:
+    """The open database. Threads take turns; a forked child must open its own."""
+
+    def __init__(self, path: Path, create: bool) -> None:
+        """Open, or with `create` begin, a database.
+
+        Raises:
+            BankError: nothing there and not `create`, not a bank, written by a newer version, or not to be opened.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        if not create and not path.exists():
+            raise BankError(f"{path}: no bank there; check the path, or open it with an embedder to begin one")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BankError(f"{path}: its folder cannot be made ({error.strerror})") from None
+        with self._explained():
+            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            self._open(create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self, create: bool) -> None:
+        with self._explained():
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            begin = create and self._is_empty()
+            if begin:
+                self._db.execute("PRAGMA journal_mode = WAL")
+        if begin:
+            with self.write():
+                if self._is_empty():  # still, now that nobody else can begin it
+                    self._create()
+        with self.read() as transaction:
+            if self._db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+                raise BankError(f"{self.path}: a SQLite database, but no experience bank; check the path")
+            version = transaction.schema_version()
+            if version > BANK_SCHEMA_VERSION:
+                raise BankError(
+                    f"{self.path}: bank schema {version} is newer than {BANK_SCHEMA_VERSION}, the newest this version "
+                    "reads; upgrade latentmem"
+                )
+
+    def _is_empty(self) -> bool:
+        return bool(self._db.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
+
+    def _create(self) -> None:
+        for statement in _TABLES:
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        values = {"schema_version": BANK_SCHEMA_VERSION, "created": created, "generation": uuid.uuid4().hex}
+        self._db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def read(self) -> Iterator["Transaction"]:
+        """One snapshot: what others write meanwhile is not seen, and they need not wait."""
+        with self._transaction("BEGIN DEFERRED", "ROLLBACK") as transaction:
+            yield transaction
+
+    @contextmanager
+    def write(self) -> Iterator["Transaction"]:
+        """The one writer: synced to disk when the block ends, undone if it raises."""
+        with self._transaction("BEGIN IMMEDIATE", "COMMIT") as transaction:
+            yield transaction
+
+    @contextmanager
+    def _transaction(self, begin: str, end: str) -> Iterator["Transaction"]:
+        if os.getpid() != self._process:
+            raise BankError(f"{self.path}: opened before a fork; open it again in the child process")
+        with self._lock, self._explained():
+            self._db.execute(begin)
+            try:
+                yield Transaction(self._db, self.path)
+                self._db.execute(end)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what SQLite says of the file and the machine into one line; its other errors are our bugs."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # misuse of the Python module carries no code
+            advice = {
+                sqlite3.SQLITE_NOTADB: "not a SQLite file, so no experience bank; check the path",
+                sqlite3.SQLITE_BUSY: f"locked by another process for {_BUSY_SECONDS:g} s; end that one or try again",
+                sqlite3.SQLITE_PROTOCOL: "too many processes want the lock at once; try again",
+                sqlite3.SQLITE_FULL: "disk is full, this batch is not stored; free some space and repeat",
+                sqlite3.SQLITE_IOERR: "disk error, this batch is not stored; check the disk and its quota, then repeat",
+                sqlite3.SQLITE_READONLY: "cannot be written; check the permissions of the file and its folder",
+                sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it is a file, and its folder's permissions",
+                sqlite3.SQLITE_CORRUPT: "damaged; `latentmem bank verify` says where, restore it from an export",
+            }.get(code)
+            if advice is None:
+                raise
+            raise BankError(f"{self.path}: {advice} ({error})") from None
+
+
+class Transaction:
+    """What can be asked of the records, and done to them, between BEGIN and COMMIT."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+
+    # What the bank says of itself
+
+    def schema_version(self) -> int:
+        """Version of the tables, read before anything else of them is relied on."""
+        return int(self._values()["schema_version"])
+
+    def meta(self) -> Meta:
+        """The meta table."""
+        return Meta(**self._values())
+
+    def _values(self) -> dict[str, Any]:
+        values = dict(self._db.execute("SELECT key, value FROM meta"))
+        for key in ("schema_version", "created", "generation"):
+            if key not in values:
+                raise BankError(f"{self._path}: its meta table lacks {key!r}; restore the bank from an export")
+        return values
+
+    def set_embedder(self, embedder: str, width: int) -> None:
+        """Note whose vectors these are and their width, e."""
+        values = [("embedder", embedder), ("width", width)]
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers of trajectories, in all and by name, and the mean reward (None of none)."""
+        query = "SELECT count(*), coalesce(sum(success), 0), avg(reward) FROM trajectories"
+        num_trajectories, num_successes, mean_reward = self._db.execute(query).fetchone()
+        return {
+            "num_trajectories": num_trajectories,
+            "num_successes": num_successes,
+            "mean_reward": mean_reward,
+            "domains": dict(self._db.execute("SELECT domain, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
+            "teams": dict(self._db.execute("SELECT team, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
+            "models": dict(self._db.execute("SELECT model, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
+            "roles": dict(self._db.execute("SELECT role, count(*) FROM roles GROUP BY 1 ORDER BY 1")),
+        }
+
+    # Trajectories
+
+    def insert(self, trajectory: Trajectory, vector: Vectors, compressed: bytes) -> bool:
+        """Store one trajectory with its vector [e] and what `encode` gave; False if it was there already."""
+        cursor = self._db.execute(_INSERT, (*_columns(trajectory), vector.astype("<f4").tobytes(), compressed))
+        if cursor.rowcount == 0:
+            return False
+        self._db.executemany(
+            "INSERT INTO roles VALUES (?, ?)", [(cursor.lastrowid, role) for role in _roles(trajectory)]
+        )
+        return True
+
+    def delete(self, filters: Filters) -> int:
+        """Delete what meets all filters; returns how many."""
+        num_deleted = self._db.execute(_DELETE, filters).rowcount
+        if num_deleted:
+            self._renew_generation()
+        return num_deleted
+
+    def replace_vectors(self, vectors: Mapping[int, Vectors]) -> None:
+        """Give all records, by number, new vectors [e]; whose these are is to be set afterwards."""
+        self._db.execute("DELETE FROM meta WHERE key IN ('embedder', 'width')")
+        pairs = ((vector.astype("<f4").tobytes(), seq) for seq, vector in vectors.items())
+        self._db.executemany("UPDATE trajectories SET vector = ? WHERE seq = ?", pairs)
+        self._renew_generation()
+
+    def _renew_generation(self) -> None:
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (uuid.uuid4().hex,))
+
+    def seq_of(self, id_: str) -> int | None:
+        """The record number of a trajectory, None if it is not stored."""
+        row = self._db.execute("SELECT seq FROM trajectories WHERE id = ?", (id_,)).fetchone()
+        return row[0] if row else None
+
+    def compressed(self, seq: int) -> bytes:
+        """The stored form of an existing record."""
+        return bytes(self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
+
+    def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
+        """Up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
+        query = "SELECT seq, json FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
+        return self._db.execute(query, (after, size)).fetchall()
+
+    def texts(self, after: int) -> list[tuple[int, str, str]]:
+        """Triples (record number, task text, trajectory id) with numbers above `after`, in order."""
+        query = "SELECT seq, task_text, id FROM trajectories WHERE seq > ? ORDER BY seq"
+        return self._db.execute(query, (after,)).fetchall()
+
+    def same_task(self, task: Task) -> list[int]:
+        """Numbers of the records whose task is `same_as` this one."""
+        by_text = task.id is None
+        rows = self._db.execute(*((_SAME_TEXT, (task.text,)) if by_text else (_SAME_KEY, (task.key, task.text))))
+        return [seq for (seq,) in rows]
+
+    # What an index is made of
+
+    def seqs(self, until: int) -> list[int]:
+        """Record numbers up to and with `until`, in order."""
+        rows = self._db.execute("SELECT seq FROM trajectories WHERE seq <= ? ORDER BY seq", (until,))
+        return [seq for (seq,) in rows]
+
+    def vectors(self, after: int, width: int) -> tuple[list[int], Vectors, str]:
+        """Numbers and vectors [n, e] of the records above `after`, in order, and the id of the last one.
+
+        Raises:
+            BankError: a vector is not of this width.
+        """
+        query = "SELECT seq, vector, id FROM trajectories WHERE seq > ? ORDER BY seq"
+        rows = self._db.execute(query, (after,)).fetchall()
+        for seq, vector, _ in rows:
+            if len(vector) != 4 * width:
+                raise BankError(
+                    f"{self._path}: record {seq}: its vector has {len(vector)} bytes, width {width} takes {4 * width}; "
+                    "call reembed() to make the vectors again"
+                )
+        numbers = np.frombuffer(b"".join(vector for _, vector, _ in rows), dtype="<f4").reshape(len(rows), width)
+        return [seq for seq, _, _ in rows], numbers, rows[-1][2] if rows else ""
+
+    def labels(self, after: int, until: int) -> Iterator[list[Label]]:
+        """What can be filtered on, for each record above `after`, up to and with `until`, in order."""
+        roles = self._role_names(after, until)
+        query = "SELECT seq, success, domain, team FROM trajectories WHERE seq > ? AND seq <= ? ORDER BY seq"
+        for seq, success, domain, team in self._db.execute(query, (after, until)):
+            facts: list[Label] = [("success", success), ("domain", domain), ("team", team)]
+            yield facts + [("role", role) for role in roles.get(seq, ())]
+
+    def _role_names(self, after: int, until: int) -> dict[int, list[str]]:
+        roles: dict[int, list[str]] = {}
+        query = "SELECT seq, role FROM roles WHERE seq > ? AND seq <= ? ORDER BY seq, role"
+        for seq, role in self._db.execute(query, (after, until)):
+            roles.setdefault(seq, []).append(role)
+        return roles
+
+    # Checking
+
+    def check(self) -> tuple[int, list[Problem]]:
+        """How many records were looked at, and what does not agree, the database's own structure first."""
+        problems: list[Problem] = []
+        num_checked = 0
+        try:
+            for (line,) in self._db.execute("PRAGMA integrity_check").fetchall():
+                if line != "ok":
+                    problems.append(Problem("sqlite", str(self._path), " ".join(line.split())))
+            for (seq,) in self._db.execute("SELECT DISTINCT seq FROM roles EXCEPT SELECT seq FROM trajectories"):
+                problems.append(Problem("roles", f"{self._path}: record {seq}", "has roles, but no trajectory"))
+            width = self.meta().width
+            for seq, vector, compressed, *columns in self._db.execute(_CHECKED):
+                where = f"{self._path}: record {seq}"
+                roles = self._role_names(seq - 1, seq).get(seq, [])
+                problems += _vector_problems(where, vector, width)
+                problems += _content_problems(where, compressed, columns, roles)
+                num_checked += 1
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            problems.append(Problem("sqlite", str(self._path), f"{error}; checked {num_checked} records up to there"))
+        return num_checked, problems
+
+
+def _vector_problems(where: str, vector: bytes, width: int | None) -> Iterator[Problem]:
+    if width is None or len(vector) != 4 * width:
+        yield Problem("vector", where, f"{len(vector)} bytes, but the width is {width}")
+        return
+    length = float(np.linalg.norm(np.frombuffer(vector, dtype="<f4").astype(np.float64)))
+    if not abs(length - 1) <= UNIT_TOLERANCE:  # nan fails too
+        yield Problem("vector", where, f"length {length:.6g}, expected 1")
+
+
+def _content_problems(where: str, compressed: bytes, columns: Sequence[Any], roles: list[str]) -> Iterator[Problem]:
+    try:
+        trajectory = decode(compressed, where)
+    except DataError as error:
+        yield Problem("json", where, str(error).removeprefix(f"{where}: "))
+        return
+    if trajectory.to_json().encode("utf-8") != decompress(compressed, where):
+        yield Problem("json", where, "not in canonical form")
+    for name, found, expected in zip(_COLUMNS, columns, _columns(trajectory), strict=True):
+        if found != expected:
+            kind: Literal["id", "columns"] = "id" if name == "id" else "columns"
+            yield Problem(kind, where, f"{name} is {found!r}, but the JSON says {expected!r}")
+    if roles != _roles(trajectory):
+        yield Problem("roles", where, f"roles are {roles}, but the JSON says {_roles(trajectory)}")
+
+
+def encode(trajectory: Trajectory) -> bytes:
+    """The stored form: compressed canonical JSON. What could not be read back as the same is refused here.
+
+    Raises:
+        DataError: a lone surrogate, nan or infinity in the task's data, or data nested too deeply.
+    """
+    where = f"trajectory {trajectory.id}"
+    try:
+        json = trajectory.to_json().encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = ascii(error.object[max(0, error.start - 30) : error.end])
+        raise DataError(f"{where}: ends in a lone surrogate here: {around}; replace it by valid Unicode") from None
+    except ValueError as error:
+        raise DataError(f"{where}: has no JSON form ({error}); mend its data") from None
+    if Trajectory.from_json(json, where).to_json().encode("utf-8") != json:
+        raise DataError(f"{where}: is not the same when read back; mend its data")
+    return zlib.compress(json)
+
+
+def decompress(compressed: bytes, where: str) -> bytes:
+    """The canonical JSON of a stored form.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return zlib.decompress(compressed)
+    except zlib.error as error:
+        raise DataError(f"{where}: damaged ({error}); restore the bank from an export") from None
+
+
+def decode(compressed: bytes, where: str) -> Trajectory:
+    """The trajectory of a stored form.
+
+    Raises:
+        DataError: it is damaged, or written by a newer version.
+    """
+    return Trajectory.from_json(decompress(compressed, where), where)
+
+
+def _columns(trajectory: Trajectory) -> tuple[str | float | None, ...]:
+    """What stands in _COLUMNS."""
+    task = trajectory.task
+    return (
+        trajectory.id,
+        task.domain,
+        int(trajectory.success),
+        trajectory.reward,
+        trajectory.team,
+        trajectory.model,
+        task.id,
+        task.key if task.id is not None else None,
+        task.text,
+    )
+
+
+def _roles(trajectory: Trajectory) -> list[str]:
+    return sorted({message.role for message in trajectory.messages})

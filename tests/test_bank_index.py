@@ -1,0 +1,121 @@
+"""The search matrix by itself: similarities that depend on two vectors only, and a file that is believed or dropped."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentmem import bank_index
+from latentmem.bank_index import BankIndex, read_matrix
+
+GENERATION = "a" * 32
+LAST_ID = "b" * 32
+
+
+def unit_rows(num_rows: int, width: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((num_rows, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def filled(path: Path, rows: np.ndarray, pieces: list[int]) -> BankIndex:
+    """An index of these rows with numbers 1, 3, 5 ..., appended in pieces of the given sizes."""
+    index = BankIndex(path, GENERATION, rows.shape[1])
+    start = 0
+    for size in pieces:
+        seqs = list(range(2 * start + 1, 2 * (start + size) + 1, 2))
+        index.append(seqs, rows[start : start + size], [[("domain", "d")]] * size, LAST_ID)
+        start += size
+    assert start == len(rows)
+    return index
+
+
+def slow_ranking(rows: np.ndarray, query: np.ndarray, k: int) -> list[tuple[int, float]]:
+    scores = [
+        float(np.float32(math.fsum(float(a) * float(b) for a, b in zip(row, query, strict=True)))) for row in rows
+    ]
+    order = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[:k]
+    return [(2 * i + 1, scores[i]) for i in order]
+
+
+@pytest.mark.parametrize(("tasks_per_block", "candidates_per_block"), [(1, 1), (3, 7), (64, 4096)])
+@pytest.mark.parametrize("pieces", [[211], [1, 13, 97, 100], [7] * 30 + [1]])
+def test_every_blocking_gives_the_ranking_of_slow_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[int], tasks_per_block: int, candidates_per_block: int
+) -> None:
+    monkeypatch.setattr(bank_index, "_TASKS_PER_BLOCK", tasks_per_block)
+    monkeypatch.setattr(bank_index, "_CANDIDATES_PER_BLOCK", candidates_per_block)
+    rows = unit_rows(211, 19, seed=1)
+    rows[50:90] = rows[3]  # forty real ties, more than k
+    queries = np.concatenate([rows[3:4], unit_rows(6, 19, seed=2)])
+    index = filled(tmp_path / "index", rows, pieces)
+    found = index.nearest(queries, 10, [], [[]] * len(queries))
+    assert found == [slow_ranking(rows, query, 10) for query in queries]
+
+
+def test_a_similarity_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
+    rows, query = unit_rows(400, 384, seed=3), unit_rows(1, 384, seed=4)
+    together = dict(filled(tmp_path / "all", rows, [400]).nearest(query, 400, [], [[]])[0])
+    for i in range(0, 400, 37):
+        alone = filled(tmp_path / f"one{i}", rows[i : i + 1], [1]).nearest(query, 1, [], [[]])[0]
+        assert alone == [(1, together[2 * i + 1])]
+
+
+def test_near_ties_below_the_noise_of_a_float32_product_are_ranked_by_their_exact_values(tmp_path: Path) -> None:
+    base, query = unit_rows(2, 384, seed=5)
+    rows = (base + 1e-8 * np.random.default_rng(6).standard_normal((300, 384))).astype(np.float32)
+    exact = slow_ranking(rows, query, 7)
+    noisy = np.argsort(-(rows @ query), kind="stable")[:7]
+    assert {2 * i + 1 for i in noisy.tolist()} != {seq for seq, _ in exact}  # else this test would prove nothing
+    assert filled(tmp_path / "index", rows, [300]).nearest(query[None], 7, [], [[]])[0] == exact
+
+
+def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    index = filled(path, unit_rows(40, 5, seed=6), [40])
+    index.append([101], unit_rows(1, 5, seed=7), [[]], LAST_ID)
+    stored = read_matrix(path, GENERATION)
+    assert stored is not None
+    assert len(stored.seqs) == 40
+    index.append(list(range(103, 123, 2)), unit_rows(10, 5, seed=8), [[]] * 10, LAST_ID)
+    stored = read_matrix(path, GENERATION)
+    assert stored is not None
+    assert len(stored.seqs) == 51
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
+def test_what_was_written_is_read_back_and_another_generation_is_not(tmp_path: Path) -> None:
+    path, rows = tmp_path / "index", unit_rows(9, 5, seed=9)
+    filled(path, rows, [9])
+    stored = read_matrix(path, GENERATION)
+    assert stored is not None
+    assert stored.last_id == LAST_ID
+    assert stored.seqs.tolist() == list(range(1, 19, 2))
+    np.testing.assert_array_equal(stored.vectors, rows)
+    assert read_matrix(path, "c" * 32) is None
+    assert read_matrix(tmp_path / "absent", GENERATION) is None
+
+
+def test_any_flipped_byte_or_missing_tail_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    filled(path, unit_rows(3, 5, seed=10), [3])
+    content = path.read_bytes()
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        with pytest.raises(ValueError, match=r"checksum|not an index|do not hold"):
+            read_matrix(path, GENERATION)
+        path.write_bytes(content[:i])
+        with pytest.raises(ValueError, match=r"empty file|too few|do not hold"):
+            read_matrix(path, GENERATION)
+
+
+def test_an_index_that_cannot_be_saved_goes_on_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "index"
+    path.mkdir()
+    rows = unit_rows(30, 5, seed=11)
+    with caplog.at_level(logging.WARNING):
+        index = filled(path, rows, [10, 20])
+    assert "could not be saved" in caplog.text
+    assert index.nearest(rows[4:5], 3, [], [[]])[0] == slow_ranking(rows, rows[4], 3)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]

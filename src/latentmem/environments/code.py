@@ -1,0 +1,291 @@
+"""Programming tasks: the reward is whether the extracted code passes all tests of its task, run in the sandbox.
+
+The tests run in `runner.py`, a program of its own sent along with each solution; its docstring tells how far a
+verdict can be trusted. Three data sets become one form of task: an optional prompt to complete, a module of tests,
+and optionally the calls that are the tests.
+"""
+
+import ast
+import hashlib
+import json
+import re
+import secrets
+import textwrap
+import warnings
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from latentmem.config import Rows, SandboxSection
+from latentmem.environments.answers import tagged
+from latentmem.environments.environment import Outcome, Split
+from latentmem.environments.rows import Row, all_strings, read_rows, split_tasks, typed
+from latentmem.environments.sandbox import Sandbox, SandboxResult
+from latentmem.errors import DataError, SandboxError
+from latentmem.trajectory import Task
+
+_FENCED = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_DEFINITION = re.compile(r"^(?:async def|def|class)\s", re.MULTILINE)
+
+INSTRUCTIONS = (
+    "Solve the problem in Python, with the names it asks for and the standard library only. "
+    "Give the whole code, imports included, in one block that begins with ```python and ends with ```."
+)
+
+
+@dataclass(frozen=True)
+class CodeEnvironment:
+    """One episode of one step. Reward: 1.0 if all tests pass in the sandbox, else 0.0.
+
+    `info` holds `extracted` (a hash of the code, None where there was none), `num_tests` and `num_tests_passed` (None
+    where unknown), `sandbox` (the level that was active), `cause` (None on success, else no_code, syntax, timeout,
+    memory, output, killed, early_exit, or what `runner.run` names) and `detail`, the cause in words.
+    """
+
+    prompt: str | None
+    """Code to complete; None where the answer is all of the code."""
+    entry_point: str | None
+    """The function that the prompt begins."""
+    module: str
+    calls: tuple[str, ...] | None
+    sandbox: Sandbox
+
+    @property
+    def instructions(self) -> str:
+        """How an answer has to look."""
+        return INSTRUCTIONS
+
+    def step(self, action: str) -> Outcome:
+        """Run the tests on the team's code and end the episode.
+
+        Raises:
+            SandboxError: the sandbox could not start the program, which is no fault of the answer.
+        """
+        code = extract_code(action, bare_body=self.prompt is not None)
+        info: dict[str, JsonValue] = {
+            "extracted": None if code is None else hashlib.sha256(code.encode("utf-8", "replace")).hexdigest()[:16],
+            "num_tests": None if self.calls is None else len(self.calls),
+            "num_tests_passed": None,
+            "sandbox": self.sandbox.level,
+        }
+        if code is None:
+            info.update(cause="no_code", detail="no code found in the response")
+        else:
+            program = code if self.prompt is None else complete(self.prompt, code, self.entry_point or "")
+            info.update(self._verdict(program))
+        return Outcome(observation="", reward=float(info["cause"] is None), done=True, info=info)
+
+    def _verdict(self, program: str) -> dict[str, JsonValue]:
+        problem = _syntax_problem(program)
+        if problem is not None:
+            return {"cause": "syntax", "detail": problem}
+        nonce = secrets.token_hex(16)
+        request = {"nonce": nonce, "module": self.module, "calls": self.calls}
+        result = self.sandbox.run(
+            {"solution.py": program, "runner.py": _runner()},
+            ["python", "runner.py"],
+            stdin=json.dumps(request),
+            result_file="result.json",
+        )
+        return read_verdict(result, nonce)
+
+
+def read_verdict(result: SandboxResult, nonce: str) -> dict[str, JsonValue]:
+    """What a run says about the solution; only a result that carries the nonce can say that it passed.
+
+    Raises:
+        SandboxError: the program was never started.
+    """
+    if result.status == "failed":
+        raise SandboxError(f"sandbox {result.level}: the program could not be started ({result.cause})")
+    if result.status != "exited":
+        ended = "memory" if "memory" in result.cause.lower() else "killed"
+        names = {"timeout": "timeout", "output_limit": "output"}
+        return {"cause": names.get(result.status, ended), "detail": result.cause, "sandbox": result.level}
+    verdict = result.result
+    if not isinstance(verdict, dict) or verdict.get("nonce") != nonce or result.exit_code != 0:
+        last = result.stderr.strip().splitlines()[-1:] or ["nothing on stderr"]
+        detail = f"exit status {result.exit_code} before the tests had ended; {last[0][:300]}"
+        ended = "memory" if "MemoryError" in last[0] else "early_exit"
+        return {"cause": ended, "detail": detail, "sandbox": result.level}
+    num_tests, num_passed, cause = verdict.get("num_tests"), verdict.get("num_passed"), verdict.get("cause")
+    assert cause is not None or (num_tests == num_passed and num_tests), verdict
+    return {
+        "num_tests": num_tests,
+        "num_tests_passed": num_passed,
+        "cause": cause,
+        "detail": verdict.get("detail", ""),
+        "sandbox": result.level,
+    }
+
+
+def extract_code(response: str, *, bare_body: bool = False) -> str | None:
+    """The code in a response, or None.
+
+    Of the fenced blocks those marked python count, else those unmarked, else all; of these the last that defines a
+    function or class, else the longest. A block that the response ends within counts. Without a block: what stands
+    in the answer tags, else the whole response if it is Python that defines a function (or, with `bare_body`, if it
+    is Python once it stands in a function).
+    """
+    blocks: list[tuple[str, str]] = [
+        (language.lower(), text) for language, text in _FENCED.findall(response) if text.strip()
+    ]
+    for languages in (("python", "py", "python3"), ("",), None):
+        found: list[str] = [text for language, text in blocks if languages is None or language in languages]
+        if found:
+            defining: list[str] = [text for text in found if _DEFINITION.search(text)]
+            return defining[-1] if defining else max(found, key=len)
+    tag = tagged(response)
+    if tag:
+        return tag
+    if _syntax_problem(response) is None and _DEFINITION.search(response):
+        return response
+    if bare_body and response.strip() and _syntax_problem(_as_body(response)) is None:
+        return response
+    return None
+
+
+def complete(prompt: str, code: str, entry_point: str) -> str:
+    """One program of a prompt and an answer to it, which is either the whole function or the rest of it.
+
+    An answer that defines `entry_point` takes the place of the prompt's function; the imports and helpers before that
+    stay. Any other is taken for the function's body, and indented if need be.
+    """
+    definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
+    if definition.search(code):
+        begin = definition.search(prompt)
+        return (prompt[: begin.start()] if begin else prompt) + "\n" + code
+    separator = "" if prompt.endswith("\n") else "\n"
+    as_it_is = prompt + separator + code
+    if _syntax_problem(as_it_is) is None and code[:1] in (" ", "\t", "\n"):
+        return as_it_is
+    return prompt + separator + textwrap.indent(textwrap.dedent(code), "    ")
+
+
+def _as_body(code: str) -> str:
+    return "def function():\n" + textwrap.indent(textwrap.dedent(code), "    ")
+
+
+def _syntax_problem(code: str) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a string is the model's business
+        try:
+            ast.parse(code)
+        except SyntaxError as error:
+            return f"line {error.lineno}: {error.msg}"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+@cache
+def _runner() -> str:
+    return (files("latentmem.environments") / "runner.py").read_text(encoding="utf-8")
+
+
+class CodeDomain:
+    """Tasks of HumanEval, MBPP or KodCode, in the field names of their hub data sets.
+
+    Raises:
+        SandboxError: the machine cannot contain code and `sandbox.level` is not none.
+    """
+
+    def __init__(
+        self, *, schema: Literal["humaneval", "mbpp", "kodcode"], train: Rows, test: Rows, sandbox: SandboxSection
+    ) -> None:
+        self.name: str = schema
+        self._train = train
+        self._test = test
+        self._sandbox = Sandbox(sandbox)
+        self._task = {"humaneval": _humaneval, "mbpp": _mbpp, "kodcode": _kodcode}[schema]
+
+    def tasks(self, split: Split) -> list[Task]:
+        """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.
+
+        Raises:
+            DataError: no such rows, a row without what its schema asks for, or an id that occurs twice.
+        """
+        return list(self._tasks[split])
+
+    @cached_property
+    def _tasks(self) -> dict[Split, list[Task]]:
+        return split_tasks(read_rows(self._train), read_rows(self._test), self._task)
+
+    def start(self, task: Task) -> CodeEnvironment:
+        """A fresh environment for one episode.
+
+        Raises:
+            DataError: the task's data are not those of a programming task.
+        """
+        row = Row(task.data, f"task {task.key}: data")
+        calls = row.values.get("calls")
+        where = f"{row.where}: field 'calls'"
+        return CodeEnvironment(
+            prompt=None if row.values.get("prompt") is None else row.field("prompt", str),
+            entry_point=None if row.values.get("entry_point") is None else row.field("entry_point", str),
+            module=row.field("module", str),
+            calls=None if calls is None else tuple(all_strings(typed(calls, list, where), where)),
+            sandbox=self._sandbox,
+        )
+
+
+def _humaneval(row: Row) -> Task:
+    prompt, entry_point = row.text("prompt"), row.text("entry_point")
+    if not re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, re.MULTILINE):
+        raise DataError(f"{row.where}: the prompt defines no function {entry_point!r}, which entry_point names")
+    return Task(
+        id=row.text("task_id"),
+        domain="humaneval",
+        text=f"Complete this Python function.\n\n{prompt.strip()}",
+        data={
+            "prompt": prompt,
+            "entry_point": entry_point,
+            "module": row.text("test"),
+            "calls": [f"check({entry_point})"],
+        },
+    )
+
+
+def _mbpp(row: Row) -> Task:
+    tests = row.strings("test_list")
+    if not tests:
+        raise DataError(f"{row.where}: field 'test_list' is empty; expected at least one assertion")
+    return Task(
+        id=str(row.field("task_id", int)),
+        domain="mbpp",
+        text=f"{row.text('text').strip()}\nYour code should pass this test:\n{tests[0].strip()}",
+        data={"module": row.field("test_setup_code", str), "calls": list(tests)},
+    )
+
+
+def _kodcode(row: Row) -> Task:
+    test = row.text("test")
+    declarations: list[str] = []
+    for i, info in enumerate(row.field("test_info", list)):
+        where = f"{row.where}: test_info entry {i}"
+        declarations.append(Row(typed(info, dict, where), where).text("function_declaration").strip().rstrip(":"))
+    names = declarations or _imported_names(test)
+    asked = "\n\nThe code must define:\n" + "\n".join(names) if names else ""
+    return Task(
+        id=row.text("question_id"),
+        domain="kodcode",
+        text=row.text("question").strip() + asked,
+        data={"module": test},
+    )
+
+
+def _imported_names(test: str) -> list[str]:
+    """Names that a test module imports from `solution`; class-based problems declare no function."""
+    if _syntax_problem(test) is not None:
+        return []
+    tree: Any = ast.parse(test)
+    return [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "solution"
+        for alias in node.names
+        if alias.name != "*"
+    ]

@@ -1,0 +1,372 @@
+"""Tasks that reasoning-gym generates and scores: the reward is a family's own score of the one extracted answer.
+
+A task's data hold its origin (family, parameters, seed, index), and the entry that the scorer needs is generated again
+from it: entries hold tuples, functions and arrays that no JSON brings back. Three things are done to the score, and
+`ReasoningEnvironment` tells why: containing the right answer earns nothing, an answer that the scorer would execute
+is looked at first, and two scorers that accept wrong answers are replaced. Loads reasoning-gym when first used.
+"""
+
+import ast
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from pydantic import JsonValue
+
+from latentmem.config import Family
+from latentmem.environments.answers import boxed, last_line, last_number, stated, tagged
+from latentmem.environments.environment import Outcome, Split
+from latentmem.errors import ConfigError, DataError, suggest
+from latentmem.trajectory import Task
+
+logger = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+
+CHUNK = 500
+"""Tasks drawn from one seed; families with a finite supply, such as word_ladder, promise no more than that."""
+MAX_REPEATS = 200
+"""Draws in a row that bring nothing new before a family counts as exhausted."""
+
+NUMERIC = frozenset(
+    {"aiw", "basic_arithmetic", "binary_alternation", "chain_sum", "circuit_logic", "coin_flip"}
+    | {"count_bits", "count_primes", "decimal_arithmetic", "decimal_chain_sum", "gcd", "gsm_symbolic"}
+    | {"largest_island", "lcm", "leg_counting", "letter_counting", "maze", "number_format"}
+    | {"number_sequence", "power_function", "products", "rectangle_count", "rotten_oranges"}
+    | {"self_reference", "simple_equations", "simple_geometry"}
+)
+"""Families whose every answer is one number."""
+
+LITERALS_EXECUTED = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
+"""Families whose scorer hands a wrong answer to `eval`, to be kind to Python lists."""
+FORMULAS_EXECUTED = frozenset(
+    {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
+)
+"""Families whose scorer hands the answer to sympy's `parse_expr`, which is `eval` with the builtins within reach."""
+ACCEPT_WRONG_ANSWERS = frozenset({"coin_flip", "game_of_life_halting"})
+"""Families whose scorer gives 1 for wrong answers: any prefix of the number ("0"), and any text at all."""
+
+_FORMULA_NODES = (
+    ast.Expression | ast.BinOp | ast.UnaryOp | ast.Name | ast.Load | ast.Call | ast.Constant
+    | ast.Add | ast.Sub | ast.Mult | ast.Div | ast.Pow | ast.USub | ast.UAdd
+)  # fmt: skip
+_FORMULA_FUNCTIONS = frozenset(
+    {"Abs", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log"}
+    | {"sec", "sin", "sinh", "sqrt", "tan", "tanh"}
+)
+_MAX_FORMULA_CHARACTERS = 500
+_MAX_EXPONENT = 64
+_HUGE_EXPONENT = re.compile(r"\d[eE][-+]?\d{4,}")
+HASH_DEPENDENT = frozenset(
+    {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+)
+"""Families whose tasks depend on the process's hash seed as well as on their own."""
+
+INSTRUCTIONS = (
+    "Solve the problem. You may reason briefly; then give only the final answer, in the format the problem asks for, "
+    "between <answer> and </answer>."
+)
+
+
+@dataclass(frozen=True)
+class ReasoningEnvironment:
+    """One episode of one step. Reward: the family's `score_answer` of the extracted answer, clamped to [0, 1].
+
+    The score is the family's own but for these cases, each of them 0:
+
+    - Nothing could be extracted (`info["extracted"]` is None).
+    - A partial score of an answer that contains the right one. Many families pay len(right) / len(answer) for that,
+      so that "1 2 3 4 5 6 7 8 9" earns something on every one-digit task, and "110" two thirds on a 10.
+    - The scorer would execute the answer (see `harmless`) and it is more than data: `info["refused"]` is true.
+    - The scorer raised: `info["scorer_error"]` names the exception.
+    - In `ACCEPT_WRONG_ANSWERS` everything but the right answer itself, letter case aside.
+
+    Some families pay 0.01 to 0.25 for any answer in the right form; that is left as it is, and `success` is reward 1.
+    """
+
+    family: str
+    entry: Entry
+    dataset: Any
+    """The reasoning-gym data set, whose `score_answer` is used."""
+
+    @property
+    def instructions(self) -> str:
+        """How an answer has to look."""
+        return INSTRUCTIONS
+
+    def step(self, action: str) -> Outcome:
+        """Score the team's answer and end the episode."""
+        answer = extract(action, numeric=self.family in NUMERIC)
+        info: dict[str, JsonValue] = {"extracted": answer}
+        reward = 0.0
+        if answer:
+            if harmless(answer, self.family):
+                reward = self._score(answer, info)
+            else:
+                info["refused"] = True
+        return Outcome(observation="", reward=reward, done=True, info=info)
+
+    def _score(self, answer: str, info: dict[str, JsonValue]) -> float:
+        right = self.entry["answer"]
+        if self.family in ACCEPT_WRONG_ANSWERS:
+            return float(answer.casefold() == right.casefold())
+        try:
+            score = float(self.dataset.score_answer(answer, self.entry))
+        except Exception as error:  # the boundary to 106 scorers, several of which raise on an answer of another form
+            info["scorer_error"] = type(error).__name__
+            return 0.0
+        if not math.isfinite(score) or (score < 1 and isinstance(right, str) and right in answer):
+            return 0.0
+        return min(max(score, 0.0), 1.0)
+
+
+def extract(response: str, *, numeric: bool) -> str | None:
+    r"""The one answer in a response, or None. The first of these that is there counts:
+
+    the last `<answer>...</answer>`; the last `\boxed{...}`; the last `answer is ...` or `Answer: ...`; then for a
+    numeric family the last number of the response, for another its last line. Of a numeric family's mark only the
+    last number in it counts; a mark without a number is passed over, but for the tags, which bind.
+
+    >>> extract("The answer to this arithmetic problem is 10.", numeric=True)
+    '10'
+    >>> extract("I think <answer>12 + 7 = 19</answer>", numeric=True)
+    '19'
+    """
+    tag = tagged(response)
+    if tag is not None:
+        return last_number(tag) if numeric else tag or None
+    box = boxed(response)
+    marked = ([box] if box else []) + stated(response)
+    if not numeric:
+        return marked[0] if marked else last_line(response)
+    numbers = (last_number(text) for text in [*marked, response])
+    return next((number for number in numbers if number is not None), None)
+
+
+def harmless(answer: str, family: str) -> bool:
+    """Whether the family's scorer may see this answer: it neither runs code nor takes forever on it.
+
+    Where the scorer calls `eval`, text that is no Python expression, one word or a literal may pass; where it calls
+    sympy's `parse_expr`, only arithmetic on numbers, names and elementary functions, with exponents up to 64. That an
+    unevaluated `Integral(...)` is refused is meant: it would answer the question with the question.
+    """
+    if _HUGE_EXPONENT.search(answer):
+        return False  # Fraction("1e999999999") fills the memory
+    if family not in LITERALS_EXECUTED | FORMULAS_EXECUTED:
+        return True
+    try:
+        tree = ast.parse(answer.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return family in LITERALS_EXECUTED  # eval cannot parse it either; parse_expr reads more than Python
+    if family in LITERALS_EXECUTED:
+        if isinstance(tree.body, ast.Name):
+            return True  # a word, such as ABBA
+        try:
+            ast.literal_eval(tree)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return False
+        return True
+    return len(answer) <= _MAX_FORMULA_CHARACTERS and all(_plain(node) for node in ast.walk(tree))
+
+
+def _plain(node: ast.AST) -> bool:
+    if not isinstance(node, _FORMULA_NODES):
+        return False
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int | float)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _FORMULA_FUNCTIONS and not node.keywords
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        tower = any(isinstance(inner, ast.Pow) for inner in ast.walk(node.left))
+        return not tower and _small_exponent(node.right)
+    return True
+
+
+def _small_exponent(node: ast.expr) -> bool:
+    """A name, a number, or a fraction of numbers, signed or not; 9**(64*64*64*64) is as deadly as a tower of powers."""
+    if isinstance(node, ast.UnaryOp):
+        return _small_exponent(node.operand)
+    if isinstance(node, ast.BinOp):
+        constants = isinstance(node.left, ast.Constant) and isinstance(node.right, ast.Constant)
+        return isinstance(node.op, ast.Div) and constants and _small_exponent(node.left)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int | float) and node.value <= _MAX_EXPONENT
+    return isinstance(node, ast.Name)
+
+
+class ReasoningDomain:
+    """A weighted mix of reasoning-gym families, the same for the same arguments.
+
+    families: with name, weight (relative share of each split) and the family's own parameters.
+    train_size, test_size: number of tasks, all of different text, within and across the splits.
+
+    Raises:
+        ConfigError: an unknown family or parameter, a value the family rejects, or one family listed twice alike.
+    """
+
+    name = "reasoning_gym"
+
+    def __init__(self, *, families: Sequence[Family], train_size: int, test_size: int, seed: int) -> None:
+        self._families = tuple(families)
+        self._sizes: dict[Split, int] = {"train": train_size, "test": test_size}
+        self._seed = seed
+        self._datasets: dict[str, Any] = {}
+        self._entries: dict[str, Entry] = {}
+        origins = [(family.name, _canonical(family.params)) for family in self._families]
+        for i, (name, params) in enumerate(origins):
+            if (name, params) in origins[:i]:
+                raise ConfigError(
+                    f"data.families: {name} is listed twice with equal params; list it once, add the weights"
+                )
+            self._dataset(name, self._families[i].params, 0)
+
+    def tasks(self, split: Split) -> list[Task]:
+        """The tasks of a split; those of train are drawn until enough of them differ from all of test.
+
+        Raises:
+            ConfigError: a family fails to generate a task under its parameters.
+            DataError: a family has too few different tasks.
+        """
+        return list(self._tasks[split])
+
+    @cached_property
+    def _tasks(self) -> dict[Split, list[Task]]:
+        seen: set[str] = set()
+        return {split: self._draw(split, seen) for split in ("test", "train")}
+
+    def start(self, task: Task) -> ReasoningEnvironment:
+        """A fresh environment for one episode.
+
+        Raises:
+            DataError: the task is not one of this domain, or the installed reasoning-gym generates another one.
+        """
+        origin = task.data
+        family, params, seed, index = (origin.get(key) for key in ("family", "params", "seed", "index"))
+        if not (isinstance(family, str) and isinstance(params, dict) and type(seed) is int and type(index) is int):
+            raise DataError(f"task {task.key}: its data name no reasoning-gym family, params, seed and index")
+        if task.id is None or task.id not in self._entries:
+            entry = self._generate(family, params, seed, index)
+        else:
+            entry = self._entries[task.id]
+        if entry["question"] != task.text:
+            raise DataError(
+                f"task {task.key}: the installed reasoning-gym generates another text for it; "
+                "install the version that the task was made with, or draw the tasks anew"
+            )
+        source = entry["metadata"]["source_dataset"] if family == "composite" else family
+        return ReasoningEnvironment(family=source, entry=entry, dataset=self._dataset(family, params, seed))
+
+    def _draw(self, split: Split, seen: set[str]) -> list[Task]:
+        tasks: list[Task] = []
+        for family, quota in zip(self._families, self._quotas(self._sizes[split]), strict=True):
+            tasks += self._draw_family(family, split, quota, seen)
+        Random(f"{self._seed} {split}").shuffle(tasks)  # noqa: S311  # an order, not a secret
+        return tasks
+
+    def _draw_family(self, family: Family, split: Split, quota: int, seen: set[str]) -> list[Task]:
+        tasks: list[Task] = []
+        num_draws = num_repeats = 0
+        while len(tasks) < quota:
+            chunk, index = divmod(num_draws, CHUNK)
+            seed = self._stream(family, split, chunk)
+            entry = self._generate(family.name, family.params, seed, index)
+            num_draws += 1
+            text = entry["question"]
+            if text in seen:
+                num_repeats += 1
+                if num_repeats == MAX_REPEATS:
+                    raise DataError(
+                        f"data.families: {family.name} gave {len(tasks)} different {split} tasks and then "
+                        f"{MAX_REPEATS} repeats, but {quota} are asked for; lower train_size or test_size, "
+                        "or widen its params"
+                    )
+                continue
+            num_repeats = 0
+            seen.add(text)
+            origin: dict[str, JsonValue] = {
+                "family": family.name, "params": family.params, "seed": seed, "index": index
+            }  # fmt: skip
+            task = Task(id=f"{family.name}-{seed}-{index}", domain=self.name, text=text, data=origin)
+            assert task.id is not None
+            self._entries[task.id] = entry
+            tasks.append(task)
+        if num_draws > quota:
+            logger.warning(
+                "%s: %d of %d draws for %s repeated a task and were left out",
+                family.name, num_draws - quota, num_draws, split,
+            )  # fmt: skip
+        return tasks
+
+    def _quotas(self, size: int) -> list[int]:
+        total = sum(family.weight for family in self._families)
+        shares = [size * family.weight / total for family in self._families]
+        quotas = [math.floor(share) for share in shares]
+        by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
+        for i in by_remainder[: size - sum(quotas)]:
+            quotas[i] += 1
+        return quotas
+
+    def _stream(self, family: Family, split: Split, chunk: int) -> int:
+        # reasoning-gym seeds task i with seed + i, so neighbouring seeds would share all tasks but one.
+        origin = f"{self._seed} {split} {chunk} {family.name} {_canonical(family.params)}"
+        return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:4]) >> 1
+
+    def _generate(self, family: str, params: dict[str, JsonValue], seed: int, index: int) -> Entry:
+        dataset = self._dataset(family, params, seed)
+        try:
+            entry: Entry = dataset[index]
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"data.families: {family} cannot generate a task under params {_canonical(params)} "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); change them"
+            ) from None
+        return entry
+
+    def _dataset(self, family: str, params: dict[str, JsonValue], seed: int) -> Any:
+        key = f"{family} {seed} {_canonical(params)}"
+        if key not in self._datasets:
+            self._datasets[key] = _create(family, params, seed)
+        return self._datasets[key]
+
+
+def _create(family: str, params: dict[str, JsonValue], seed: int) -> Any:
+    from reasoning_gym.composite import DatasetSpec
+    from reasoning_gym.factory import DATASETS
+
+    if family not in DATASETS:
+        raise ConfigError(f"data.families: {family!r} is no reasoning-gym family; {suggest(family, DATASETS)}")
+    if family in HASH_DEPENDENT and not os.environ.get("PYTHONHASHSEED", "").isdigit():
+        raise ConfigError(
+            f"data.families: {family} draws other tasks in every process, because reasoning-gym walks through sets of "
+            "strings; set the environment variable PYTHONHASHSEED=0, or leave it out"
+        )
+    dataset_class, config_class = DATASETS[family]
+    known = {f.name for f in fields(config_class)} - {"seed", "size"}
+    for name in params:
+        if name in ("seed", "size"):
+            raise ConfigError(
+                f"data.families: {family}.params.{name} is not yours to set; use data.seed, train_size and test_size"
+            )
+        if name not in known:
+            raise ConfigError(f"data.families: {family} has no parameter {name!r}; {suggest(name, known)}")
+    arguments: dict[str, Any] = dict(params)
+    try:
+        if family == "composite":
+            arguments["datasets"] = [DatasetSpec(**spec) for spec in arguments.get("datasets", [])]
+        return dataset_class(config=config_class(**arguments, seed=seed, size=CHUNK))
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data.families: {family} rejects params {_canonical(params)} ({' '.join(str(error).split())}); change them"
+        ) from None
+
+
+def _canonical(params: dict[str, JsonValue]) -> str:
+    return json.dumps(params, sort_keys=True, ensure_ascii=False)

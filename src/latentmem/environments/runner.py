@@ -1,0 +1,291 @@
+"""The program inside the sandbox: it imports the solution beside it, runs the tests it is sent, writes the verdict.
+
+It imports the standard library only, and the rest of the package never imports it; `code.py` sends its text along.
+Standard input brings the tests and a nonce, drawn anew for each run, which the verdict must carry. So a solution
+cannot pass by ending early, by printing something or by leaving a result file of its own. What a nonce cannot stop:
+the solution shares this process, so code that looks for the nonce in the frames below it, that patches what the tests
+call, or that returns objects equal to everything passes. That is cheating beyond what sampled answers stumble into.
+
+Tests written for pytest run against a stand-in for it, even where pytest is installed: one verdict everywhere.
+"""
+
+import contextlib
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import types
+import unittest
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Test = Callable[[], None]
+
+
+class Skipped(Exception):  # noqa: N818  # a signal, as unittest.SkipTest is
+    """A test asked not to be run."""
+
+
+class Unsupported(Exception):  # noqa: N818
+    """A test needs a part of pytest that the stand-in lacks."""
+
+
+class Approx:
+    """A number, or a list, tuple or dict of them, equal to what is within 1e-6 relative or 1e-12 absolute."""
+
+    def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
+        self.expected, self.rel, self.abs, self.nan_ok = expected, rel, abs, nan_ok
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, found: object) -> bool:
+        return self._near(found, self.expected)
+
+    def __repr__(self) -> str:
+        return f"approx({self.expected!r})"
+
+    def _near(self, found: Any, expected: Any) -> bool:
+        if isinstance(expected, dict):
+            return found.keys() == expected.keys() and all(self._near(found[k], v) for k, v in expected.items())
+        if isinstance(expected, list | tuple):
+            pairs = zip(found, expected, strict=False)
+            return len(found) == len(expected) and all(self._near(f, e) for f, e in pairs)
+        if expected == found:
+            return True
+        if isinstance(expected, bool | str) or expected is None or isinstance(found, bool | str) or found is None:
+            return False
+        if math.isnan(expected) or math.isnan(found):
+            return self.nan_ok and math.isnan(expected) and math.isnan(found)
+        if math.isinf(expected) or math.isinf(found):
+            return False
+        absolute = 1e-12 if self.abs is None else self.abs
+        # As in pytest, an absolute tolerance given alone replaces the relative one.
+        relative = (1e-6 if self.abs is None else 0.0) if self.rel is None else self.rel
+        return bool(abs(found - expected) <= max(absolute, relative * abs(expected)))
+
+
+class Raises:
+    """Context in which one of the expected exceptions must be raised, its text matching a pattern if there is one."""
+
+    def __init__(self, expected: Any, match: str | None = None) -> None:
+        self.expected, self.match = expected, match
+        self.value: Any = None
+        self.type: Any = None
+
+    def __enter__(self) -> "Raises":
+        return self
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> bool:
+        if kind is None:
+            raise AssertionError(f"did not raise {self.expected}")
+        if not issubclass(kind, self.expected):
+            return False
+        self.type, self.value = kind, value
+        if self.match is not None and not re.search(self.match, str(value)):
+            raise AssertionError(f"{value!s:.200} does not match {self.match}")
+        return True
+
+
+class Mark:
+    """`pytest.mark`: parametrize, skip and skipif mean something, any other mark leaves the test as it is."""
+
+    def __getattr__(self, name: str) -> Any:
+        # @mark.name and @mark.name(...) are both in use.
+        return lambda *values, **_: values[0] if len(values) == 1 and callable(values[0]) else (lambda test: test)
+
+    @staticmethod
+    def parametrize(names: Any, values: Any, **_: Any) -> Any:
+        """Run the test once for each of the values."""
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+        cases = [
+            dict(zip(names, (v,) if len(names) == 1 and not isinstance(v, Param) else v, strict=True)) for v in values
+        ]
+
+        def decorate(test: Any) -> Any:
+            test.cases = [*getattr(test, "cases", []), cases]
+            return test
+
+        return decorate
+
+    @staticmethod
+    def skipif(condition: Any, **_: Any) -> Any:
+        """Leave the test out if the condition holds."""
+        return Mark.skip if condition is True else lambda test: test
+
+    @staticmethod
+    def skip(test: Any = None, **_: Any) -> Any:
+        """Leave the test out."""
+
+        def decorate(test: Any) -> Any:
+            test.skipped = True
+            return test
+
+        return decorate(test) if callable(test) else decorate
+
+
+class Param(tuple[Any, ...]):
+    """Values of one case, as `pytest.param` gives them."""
+
+
+def make_pytest() -> types.ModuleType:
+    """The stand-in for pytest: raises, approx, mark, param, fixture, fail, skip."""
+
+    def raises(expected: Any, *call: Any, match: str | None = None, **keywords: Any) -> Any:
+        context = Raises(expected, match)
+        if call:
+            with context:
+                call[0](*call[1:], **keywords)
+        return context
+
+    def fixture(function: Any = None, **_: Any) -> Any:
+        def decorate(function: Any) -> Any:
+            function.fixture = True
+            return function
+
+        return decorate(function) if callable(function) else decorate
+
+    def fail(reason: str = "", **_: Any) -> None:
+        raise AssertionError(reason)
+
+    def skip(reason: str = "", **_: Any) -> None:
+        raise Skipped(reason)
+
+    module: Any = types.ModuleType("pytest")
+    module.raises, module.approx, module.mark, module.fixture = raises, Approx, Mark(), fixture
+    module.fail, module.skip, module.param = fail, skip, lambda *values, **_: Param(values)
+    return module  # type: ignore[no-any-return]
+
+
+def collect(names: dict[str, Any]) -> list[Test]:
+    """The tests that a module's names hold: functions `test*`, and methods `test*` of classes `Test*` or TestCases."""
+    tests: list[Test] = []
+    for name, value in list(names.items()):
+        # `from heapq import merge as test_merge` is a test to nobody who wrote it.
+        if isinstance(value, types.FunctionType) and name.startswith("test") and value.__globals__ is names:
+            tests += _cases(value, value, names)
+        elif isinstance(value, type) and value.__module__ == names["__name__"]:
+            methods = [m for m in dir(value) if m.startswith("test") and callable(getattr(value, m))]
+            if issubclass(value, unittest.TestCase):
+                tests += [value(method).debug for method in methods]
+            elif name.startswith("Test"):
+                for method in methods:
+                    tests += _cases(getattr(value, method), _fresh(value, method), names)
+    return tests
+
+
+def _fresh(owner: type, method: str) -> Callable[..., None]:
+    def call(**arguments: Any) -> None:
+        instance: Any = owner()
+        for setup in ("setup_class", "setup_method"):
+            function = getattr(instance, setup, None)
+            if function is not None:
+                function(*[None] * len(inspect.signature(function).parameters))
+        getattr(instance, method)(**arguments)
+
+    return call
+
+
+def _cases(function: Any, call: Callable[..., None], names: dict[str, Any]) -> list[Test]:
+    if getattr(function, "skipped", False):
+        return []
+    tests: list[Test] = []
+    for combination in itertools.product(*getattr(function, "cases", [])):
+        given = {name: value for case in combination for name, value in case.items()}
+
+        def test(given: dict[str, Any] = given) -> None:
+            with contextlib.ExitStack() as stack:
+                call(**_arguments(function, given, names, stack))
+
+        tests.append(test)
+    return tests
+
+
+def _arguments(
+    function: Any, given: dict[str, Any], names: dict[str, Any], stack: contextlib.ExitStack
+) -> dict[str, Any]:
+    arguments = dict(given)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in given or name == "self" or parameter.default is not parameter.empty:
+            continue
+        fixture: Any = names.get(name)
+        if not getattr(fixture, "fixture", False):
+            raise Unsupported(f"no fixture {name}")
+        value = fixture(**_arguments(fixture, {}, names, stack))
+        if inspect.isgenerator(value):
+            value = stack.enter_context(_once(value))
+        arguments[name] = value
+    return arguments
+
+
+@contextlib.contextmanager
+def _once(generator: Iterator[Any]) -> Iterator[Any]:
+    yield next(generator)
+    next(generator, None)
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Import the solution and run the tests on it.
+
+    request: `module`, text executed with the solution's names in reach; `calls`, statements that are one test each,
+    or null for the tests that the module defines. Returns num_tests, num_passed, and of the first failure its cause
+    (solution_error, test_error, no_tests, assertion, memory, exception, unsupported_test) and detail.
+    """
+    verdict: dict[str, Any] = {"num_tests": None, "num_passed": 0, "cause": None, "detail": ""}
+
+    def blame(cause: str, error: BaseException) -> dict[str, Any]:
+        if verdict["cause"] is None:
+            verdict.update(cause=cause, detail=f"{type(error).__name__}: {str(error)[:300]}")
+        return verdict
+
+    sys.modules["pytest"] = make_pytest()
+    try:
+        import solution  # type: ignore[import-not-found]
+    except BaseException as error:  # whatever the solution raises, SystemExit included, is its failure
+        return blame("solution_error", error)
+    names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
+    names["__name__"] = "test_solution"
+    try:
+        exec(compile(request["module"], "tests", "exec"), names)  # noqa: S102  # the purpose of this program
+        if request["calls"] is None:
+            tests = collect(names)
+        else:
+            codes = [compile(call, "tests", "exec") for call in request["calls"]]
+            tests = [lambda code=code: exec(code, names) for code in codes]  # type: ignore[misc]  # noqa: S102
+    except BaseException as error:  # as above: importing a name that the solution lacks ends here
+        return blame("test_error", error)
+    verdict["num_tests"] = len(tests)
+    for test in tests:
+        try:
+            test()
+        except (Skipped, unittest.SkipTest):
+            verdict["num_tests"] -= 1
+        except AssertionError as error:
+            blame("assertion", error)
+        except MemoryError as error:
+            blame("memory", error)
+        except Unsupported as error:
+            blame("unsupported_test", error)
+        except BaseException as error:  # a test that calls sys.exit has failed, too
+            blame("exception", error)
+        else:
+            verdict["num_passed"] += 1
+    if verdict["num_tests"] == 0:
+        verdict["cause"] = "no_tests"
+    return verdict
+
+
+def main() -> None:
+    """Read the request, run it, write `result.json` and leave at once, whatever threads the solution started."""
+    request = json.loads(sys.stdin.read())
+    path, leave = os.path.abspath("result.json"), os._exit
+    text = json.dumps({"nonce": request["nonce"], **run(request)})
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

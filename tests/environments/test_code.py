@@ -1,0 +1,275 @@
+"""Programming tasks: which code is taken from a response, and that only passing all tests is success."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentmem.config import Rows, SandboxSection
+from latentmem.environments import code as code_module
+from latentmem.environments.code import CodeDomain, complete, extract_code, read_verdict
+from latentmem.environments.sandbox import SandboxResult
+from latentmem.errors import DataError, SandboxError
+from latentmem.trajectory import Task
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+GOLD = {"humaneval": "canonical_solution", "mbpp": "code", "kodcode": "solution"}
+# None of these is given a real confinement: the sandbox has its own tests, and this code is ours.
+UNCONFINED = SandboxSection(level="none", timeout_seconds=20.0)
+
+PROMPT = (
+    'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef quarter(x):\n    """A fourth of x, rounded down."""\n'
+)
+
+
+def humaneval(task_id="Own/1"):
+    test = "def check(candidate):\n    assert candidate(9) == 2\n    assert candidate(4) == 1\n"
+    return {"task_id": task_id, "prompt": PROMPT, "entry_point": "quarter", "test": test}
+
+
+def mbpp(task_id=1, tests=("assert LIMIT == 3", "assert twice(2) == 4", "assert twice(-1) == -2")):
+    return {"task_id": task_id, "text": "Double it.", "test_list": list(tests), "test_setup_code": "LIMIT = 3"}
+
+
+def kodcode(test, question_id="own_1", declarations=("def twice(x):",)):
+    info = [{"function_declaration": declaration} for declaration in declarations]
+    return {"question_id": question_id, "question": "Double it.", "test": test, "test_info": info}
+
+
+def domain(tmp_path, schema, rows, sandbox=UNCONFINED):
+    paths = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
+    other = {
+        "humaneval": humaneval("Own/test"),
+        "mbpp": mbpp(99) | {"text": "Other."},
+        "kodcode": kodcode("def test_it(): pass", "other") | {"question": "Other."},
+    }[schema]
+    if schema == "humaneval":
+        other["prompt"] = other["prompt"].replace("fourth", "quarter")
+    for split, values in (("train", rows), ("test", [other])):
+        paths[split].write_text("".join(json.dumps(value) + "\n" for value in values))
+    return CodeDomain(
+        schema=schema, train=Rows(path=str(paths["train"])), test=Rows(path=str(paths["test"])), sandbox=sandbox
+    )
+
+
+def play(tmp_path, schema, row, response, sandbox=UNCONFINED):
+    made = domain(tmp_path, schema, [row], sandbox)
+    (task,) = made.tasks("train")
+    return made.start(task).step(response)
+
+
+def fenced(text):
+    return f"Here it is.\n```python\n{text}\n```\nDone."
+
+
+@pytest.mark.parametrize(
+    ("response", "code"),
+    [
+        ("```python\ndef f(): pass\n```\nUse it:\n```python\nprint(f())\n```", "def f(): pass\n"),
+        ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2\n"),
+        ("```\ndef f(): pass\n```\n```python\nx = 1\n```", "x = 1\n"),
+        ("```\nx = 1\n```\n```\nlonger = 1\n```", "longer = 1\n"),
+        ("```Python\ndef f(): pass", "def f(): pass"),
+        ("<answer>def f(): pass</answer>", "def f(): pass"),
+        ("def f():\n    return 1", "def f():\n    return 1"),
+        ("x = 1", None),
+        ("I would write def f", None),
+        ("```python\n```", None),
+        ("", None),
+    ],
+)
+def test_one_piece_of_code_is_extracted(response, code):
+    assert extract_code(response) == code
+
+
+def test_a_bare_body_is_code_only_where_a_prompt_begins_the_function():
+    assert extract_code("    return x // 4", bare_body=True) == "    return x // 4"
+    assert extract_code("    return x // 4") is None
+    assert extract_code("I return x", bare_body=True) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "    return x // 4\n",
+        "return x // 4\n",
+        "y = x // 4\nreturn y\n",
+        "\n    return math.floor(half(half(x)))\n",
+        "def quarter(x):\n    return math.floor(half(half(x)))\n",
+        "from typing import Any\ndef h(x):\n    return x // 4\ndef quarter(x: Any) -> int:\n    return h(x)\n",
+    ],
+)
+def test_humaneval_takes_a_body_or_a_whole_function(answer):
+    names = {}
+    exec(complete(PROMPT, answer, "quarter"), names)
+    assert [names["quarter"](x) for x in (9, 4, 0)] == [2, 1, 0]
+
+
+def test_humaneval_rewards_the_right_body_only(tmp_path):
+    right = play(tmp_path, "humaneval", humaneval(), fenced("    return x // 4"))
+    assert (right.reward, right.done, right.info["cause"]) == (1.0, True, None)
+    assert (right.info["num_tests"], right.info["num_tests_passed"], right.info["sandbox"]) == (1, 1, "none")
+    assert isinstance(right.info["extracted"], str)
+    wrong = play(tmp_path, "humaneval", humaneval(), fenced("    pass"))
+    assert (wrong.reward, wrong.info["cause"], wrong.info["num_tests_passed"]) == (0.0, "assertion", 0)
+
+
+def test_mbpp_counts_its_tests_one_by_one_and_shows_the_first(tmp_path):
+    half_right = play(tmp_path, "mbpp", mbpp(), fenced("def twice(x):\n    return abs(2 * x)"))
+    assert (half_right.reward, half_right.info["num_tests"], half_right.info["num_tests_passed"]) == (0.0, 3, 2)
+    assert play(tmp_path, "mbpp", mbpp(), fenced("def twice(x):\n    return 2 * x")).reward == 1.0
+    (task,) = domain(tmp_path, "mbpp", [mbpp()]).tasks("train")
+    assert "assert LIMIT == 3" in task.text
+    assert "twice(2)" not in task.text
+
+
+def test_kodcode_tests_run_whether_they_import_the_solution_or_not(tmp_path):
+    right = fenced("def twice(x):\n    return 2 * x\n\ndef once(x):\n    return x")
+    for test in (
+        "def test_it():\n    assert twice(2) == 4",
+        "from solution import twice\ndef test_it():\n    assert twice(2) == 4",
+        "from solution import (\n    once,\n    twice,\n)\ndef test_it():\n    assert once(twice(2)) == 4",
+        "import solution\ndef test_it():\n    assert solution.twice(2) == 4",
+    ):
+        assert play(tmp_path, "kodcode", kodcode(test), right).reward == 1.0, test
+        wrong = play(
+            tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return None\n\ndef once(x): return x")
+        )
+        assert (wrong.reward, wrong.info["cause"]) == (0.0, "assertion"), test
+    (task,) = domain(tmp_path, "kodcode", [kodcode("def test_it(): pass")]).tasks("train")
+    assert task.text.endswith("def twice(x)")
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("import os\nos._exit(0)", "early_exit"),
+        ("import sys\nsys.exit(0)", "solution_error"),
+        ("import os\ndef twice(x):\n    print('1 passed')\n    os._exit(0)", "early_exit"),
+        ("def twice(x):\n    raise SystemExit(0)", "exception"),
+        (
+            "import json, os\nverdict = {'nonce': '', 'num_tests': 1, 'num_passed': 1, 'cause': None, 'detail': ''}\n"
+            "open('result.json', 'w').write(json.dumps(verdict))\nos._exit(0)",
+            "early_exit",
+        ),
+        ("import os\nos.chdir('/')\ndef twice(x):\n    return 5", "assertion"),
+        ("def test_mine():\n    pass\ndef twice(x):\n    return 5", "assertion"),
+        ("def thrice(x):\n    return 3 * x", "test_error"),
+        ("1 / 0", "solution_error"),
+        ("def twice(x:\n    return", "syntax"),
+        ("def twice(x):\n    return twice(x)", "exception"),
+        ("def twice(x):\n    raise MemoryError", "memory"),
+    ],
+)
+def test_no_way_of_ending_early_passes_and_each_failure_has_its_cause(tmp_path, code, cause):
+    test = "from solution import twice\n\ndef test_it():\n    assert twice(2) == 4"
+    outcome = play(tmp_path, "kodcode", kodcode(test), fenced(code))
+    assert (outcome.reward, outcome.info["cause"]) == (0.0, cause), outcome.info
+
+
+def test_an_endless_solution_is_a_timeout(tmp_path):
+    short = SandboxSection(level="none", timeout_seconds=1.0)
+    outcome = play(tmp_path, "mbpp", mbpp(), fenced("def twice(x):\n    while True: pass"), short)
+    assert (outcome.reward, outcome.info["cause"], outcome.info["num_tests_passed"]) == (0.0, "timeout", None)
+
+
+def test_no_code_is_not_run_and_scores_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(code_module.Sandbox, "run", lambda *_, **__: pytest.fail("ran"))
+    outcome = play(tmp_path, "mbpp", mbpp(), "I do not know.")
+    assert (outcome.reward, outcome.info["extracted"], outcome.info["cause"]) == (0.0, None, "no_code")
+
+
+def test_verdicts_without_the_nonce_or_from_other_endings_are_failures():
+    passed = {"nonce": "n", "num_tests": 1, "num_passed": 1, "cause": None, "detail": ""}
+
+    def result(status="exited", exit_code=0, result=passed, stderr="", cause=""):
+        return SandboxResult(
+            status=status,
+            exit_code=exit_code,
+            stdout="",
+            stderr=stderr,
+            result=result,
+            level="none",
+            seconds=0.1,
+            cause=cause,
+        )
+
+    assert read_verdict(result(), "n")["cause"] is None
+    assert read_verdict(result(), "m")["cause"] == "early_exit"
+    assert read_verdict(result(exit_code=1), "n")["cause"] == "early_exit"
+    assert read_verdict(result(result=[passed]), "n")["cause"] == "early_exit"
+    assert read_verdict(result(exit_code=1, result=None, stderr="x\nMemoryError\n"), "n")["cause"] == "memory"
+    assert read_verdict(result("timeout", None), "n")["cause"] == "timeout"
+    assert read_verdict(result("output_limit", None), "n")["cause"] == "output"
+    assert read_verdict(result("killed", None, cause="600 MB of memory in all"), "n")["cause"] == "memory"
+    assert read_verdict(result("killed", None, cause="signal 11"), "n")["cause"] == "killed"
+    with pytest.raises(SandboxError, match="no bwrap"):
+        read_verdict(result("failed", None, None, cause="no bwrap"), "n")
+
+
+@pytest.mark.parametrize(
+    ("schema", "row", "problem"),
+    [
+        ("mbpp", mbpp(tests=()), "train.jsonl:1: field 'test_list' is empty"),
+        ("humaneval", humaneval() | {"entry_point": "third"}, "train.jsonl:1: the prompt defines no function 'third'"),
+        ("kodcode", kodcode("t") | {"test_info": ["x"]}, "train.jsonl:1: test_info entry 0 is a string"),
+        ("kodcode", {"question_id": "1"}, "train.jsonl:1: no field 'test'"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, schema, row, problem):
+    with pytest.raises(DataError) as caught:
+        domain(tmp_path, schema, [row]).tasks("train")
+    assert problem in str(caught.value)
+
+
+def test_a_task_of_another_domain_cannot_be_started(tmp_path):
+    with pytest.raises(DataError, match="task mbpp:x: data: no field 'module'"):
+        domain(tmp_path, "mbpp", [mbpp()]).start(Task(id="x", domain="mbpp", text="t"))
+
+
+def play_real_rows(schema, limit=None, only_importing=None):
+    folder = SHARED / schema
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
+    made = CodeDomain(
+        schema=schema,
+        train=Rows(path=str(files["train"]), limit=limit),
+        test=Rows(path=str(files["test"]), limit=limit),
+        sandbox=SandboxSection(level="auto", timeout_seconds=20.0),
+    )
+    rows = {}
+    for path in files.values():
+        for line in path.read_bytes().strip().split(b"\n"):
+            row = json.loads(line)
+            rows[str(row["question_id"] if schema == "kodcode" else row["task_id"])] = row
+    failed, num_tasks = [], 0
+    for task in made.tasks("train") + made.tasks("test"):
+        row = rows[task.id]
+        environment = made.start(task)
+        gold = environment.step(fenced(row[GOLD[schema]]))
+        num_tasks += 1
+        if gold.reward != 1.0:
+            failed.append((task.id, gold.info))
+        declarations = [info["function_declaration"] for info in row.get("test_info", [])]
+        wrong = (
+            "    pass" if schema == "humaneval" else "\n".join(f"{d}\n    return None" for d in declarations) or "x = 1"
+        )
+        assert environment.step(fenced(wrong)).reward == 0.0, task.id
+    return failed, num_tasks
+
+
+@pytest.mark.parametrize("schema", sorted(GOLD))
+def test_a_sample_of_real_solutions_passes_and_returning_none_fails(schema):
+    failed, num_tasks = play_real_rows(schema, limit=3)
+    assert (failed, num_tasks) == ([], 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "num_tasks", "max_failed"), [("humaneval", 64, 0), ("mbpp", 300, 0), ("kodcode", 124, 2)]
+)
+def test_real_solutions_pass_and_returning_none_fails(schema, num_tasks, max_failed):
+    failed, found = play_real_rows(schema)
+    assert found == num_tasks
+    assert len(failed) <= max_failed, failed

@@ -1,0 +1,131 @@
+"""The stand-in for pytest that a solution's tests meet in the sandbox, held to what pytest itself does."""
+
+import textwrap
+
+import pytest
+
+from latentmem.environments import runner
+
+
+def run(module, solution="def twice(x):\n    return 2 * x", calls=None):
+    import sys
+    import types
+
+    names = types.ModuleType("solution")
+    exec(solution, vars(names))
+    saved = {name: sys.modules.get(name) for name in ("pytest", "solution")}
+    sys.modules["solution"] = names
+    try:
+        return runner.run({"module": textwrap.dedent(module), "calls": calls})
+    finally:
+        for name, value in saved.items():
+            sys.modules.pop(name)
+            if value is not None:
+                sys.modules[name] = value
+
+
+def test_what_pytest_tests_commonly_use_is_understood():
+    verdict = run(
+        """
+        import pytest, unittest
+        from heapq import merge as test_merge
+
+        @pytest.fixture
+        def base():
+            yield 2
+
+        @pytest.fixture()
+        def double(base):
+            return twice(base)
+
+        def test_fixtures(double, base, extra=1):
+            assert double == 2 * base
+
+        @pytest.mark.parametrize("x, y", [(1, 2), (2, 4), pytest.param(3, 6)])
+        @pytest.mark.parametrize("z", [0, 1])
+        def test_cases(x, y, z):
+            assert twice(x) + z == y + z
+
+        class TestGroup:
+            def setup_method(self):
+                self.x = 4
+            def test_method(self):
+                assert twice(self.x) == 8
+
+        class Case(unittest.TestCase):
+            def test_equal(self):
+                self.assertEqual(twice(3), 6)
+
+        def test_raises():
+            with pytest.raises((TypeError, ValueError), match="unsupported|bad") as caught:
+                twice([]) + 1
+                raise ValueError("bad")
+            assert caught.type in (TypeError, ValueError)
+
+        @pytest.mark.skip(reason="x")
+        def test_skipped():
+            assert False
+
+        @pytest.mark.timeout(3)
+        def test_marked():
+            pass
+
+        def helper():
+            assert False
+        """.replace('"unsupported|bad"', '"concatenate|unsupported|bad"')
+    )
+    assert verdict == {"num_tests": 11, "num_passed": 11, "cause": None, "detail": ""}
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        ("with pytest.raises(ValueError): twice(1)", "assertion"),
+        ("with pytest.raises(ValueError): 1 / 0", "exception"),
+        ("with pytest.raises(ZeroDivisionError, match='nonsense'): 1 / 0", "assertion"),
+        ("pytest.fail('no')", "assertion"),
+        ("assert twice(1) == pytest.approx(2.1)", "assertion"),
+        ("assert [2.0, 3] == pytest.approx([2])", "assertion"),
+    ],
+)
+def test_what_must_fail_fails(body, cause):
+    verdict = run(f"import pytest\ndef test_it():\n    {body}\n")
+    assert (verdict["num_passed"], verdict["cause"]) == (0, cause)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "options"),
+    [
+        (1.0, 1.0 + 5e-7, {}),
+        (1.0, 1.0 + 5e-6, {}),
+        (0.0, 1e-13, {}),
+        (0.0, 1e-11, {}),
+        (100.0, 101.0, {"rel": 0.02}),
+        (100.0, 101.0, {"abs": 0.5}),
+        (100.0, 100.00001, {"abs": 1e-9}),
+        (float("nan"), float("nan"), {}),
+        (float("nan"), float("nan"), {"nan_ok": True}),
+        (float("inf"), float("inf"), {}),
+        (float("inf"), 1.0, {}),
+        (1.0, float("inf"), {}),
+        ([1.0, 2.0], [1.0, 2.0 + 1e-9], {}),
+        ((1.0,), [1.0, 2.0], {}),
+        ({"a": 1.0}, {"a": 1.0 + 1e-9}, {}),
+        ({"a": 1.0}, {"b": 1.0}, {}),
+        (True, True, {}),
+    ],
+)
+def test_approx_agrees_with_pytest(found, expected, options):
+    if isinstance(found, tuple):
+        expected = tuple(expected)
+    assert (found == runner.Approx(expected, **options)) == (found == pytest.approx(expected, **options))
+
+
+def test_an_unknown_fixture_and_a_module_without_tests_are_named():
+    assert run("def test_it(capsys): pass")["cause"] == "unsupported_test"
+    assert run("x = 1")["cause"] == "no_tests"
+
+
+def test_calls_are_one_test_each_with_the_solution_in_reach():
+    verdict = run("LIMIT = 4", calls=["assert twice(2) == LIMIT", "assert twice(1) == LIMIT", "twice()"])
+    assert (verdict["num_tests"], verdict["num_passed"], verdict["cause"]) == (3, 1, "assertion")

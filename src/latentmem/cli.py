@@ -1,0 +1,234 @@
+"""Words on the command line become one call of a recipe. Loads no torch before a command needs it.
+
+A user's mistake is one line on standard error and exit status 2; anything else is our bug and keeps its traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentmem.errors import LatentMemError
+
+CONFIG_HELP = "a YAML file, or the name of a packaged configuration"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        options.run(options)
+    except LatentMemError as error:
+        print(f"latentmem: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("latentmem: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    quickstart = commands.add_parser(
+        "quickstart", help="collect, sft, lmpo and evaluate with the embedded model, offline"
+    )
+    quickstart.add_argument("--short", action="store_true", help="the same path in a fraction of the time, for checks")
+    _takes_overrides(quickstart)
+    quickstart.set_defaults(run=_quickstart)
+
+    collect = commands.add_parser("collect", help="play the train split and fill the bank")
+    _takes_config(collect)
+    collect.set_defaults(run=_collect)
+
+    train = commands.add_parser("train", help="train the composer")
+    trainers = train.add_subparsers(required=True, metavar="TRAINER")
+    for name, text in (("sft", "warm start on the bank's successes"), ("lmpo", "learn from the team's reward")):
+        trainer = trainers.add_parser(name, help=text)
+        _takes_config(trainer)
+        trainer.set_defaults(run=_train, trainer=name)
+
+    evaluate = commands.add_parser("evaluate", help="compare memories on the test split")
+    _takes_config(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="tables and plots of runs, as one HTML page with PNG and JSON beside it")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    report.add_argument("--out", type=Path, help="folder to write to; default is RUN/report")
+    report.set_defaults(run=_report)
+
+    bank = commands.add_parser("bank", help="look into an experience bank, search, export, import, verify, delete")
+    _bank_commands(bank.add_subparsers(required=True, metavar="WHAT"))
+
+    checkpoint = commands.add_parser("checkpoint", help="look into a composer's checkpoint")
+    what = checkpoint.add_subparsers(required=True, metavar="WHAT").add_parser("info", help="settings and tensors")
+    what.add_argument("folder", type=Path)
+    what.set_defaults(run=_checkpoint_info)
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+    _takes_overrides(parser)
+
+
+def _takes_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8")
+
+
+def _bank_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text)
+        parser.add_argument("bank", type=Path, metavar="BANK", help="the bank's SQLite file")
+        return parser
+
+    command("info", "what is stored").set_defaults(run=_bank_info)
+    search = command("search", "the trajectories nearest to a text")
+    search.add_argument("text")
+    search.add_argument("-k", type=int, default=3, help="how many (default 3)")
+    search.add_argument("--success", choices=("yes", "no"), help="only successful, or only failed, trajectories")
+    search.add_argument("--domain", help="only this domain")
+    search.add_argument("--role", help="only trajectories with this role")
+    search.set_defaults(run=_bank_search)
+    export = command("export", "write all trajectories as JSON Lines")
+    export.add_argument("file", type=Path)
+    export.set_defaults(run=_bank_export)
+    importer = command("import", "add the trajectories of a JSON Lines file")
+    importer.add_argument("file", type=Path)
+    importer.set_defaults(run=_bank_import)
+    command("verify", "check every record and the index").set_defaults(run=_bank_verify)
+    delete = command("delete", "delete the trajectories that meet all filters given")
+    delete.add_argument("--success", choices=("yes", "no"))
+    delete.add_argument("--domain")
+    delete.add_argument("--role")
+    delete.add_argument("--team")
+    delete.set_defaults(run=_bank_delete)
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    config = load_config("quickstart-short" if options.short else "quickstart", options.overrides)
+    from latentmem import recipes
+
+    recipes.quickstart(config)
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from latentmem import recipes
+
+    recipes.collect(config)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from latentmem import recipes
+
+    {"sft": recipes.train_sft, "lmpo": recipes.train_lmpo}[options.trainer](config)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from latentmem import recipes
+
+    recipes.compare(config)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from latentmem.report import write_report
+
+    print(write_report(options.runs, options.out))
+
+
+def _open_bank(path: Path, embed: bool = False, make: bool = False):  # type: ignore[no-untyped-def]
+    from latentmem.bank import ExperienceBank
+    from latentmem.errors import BankError
+
+    if not make and not path.is_file():
+        raise BankError(f"{path}: no such bank; give the bank.sqlite of a run")
+    if not embed:
+        return ExperienceBank(path)
+    from latentmem.models.embedder import Embedder
+
+    embedder = Embedder("all-minilm-l6-v2")
+    return ExperienceBank(path, embedder, embedder=embedder.name)
+
+
+def _success(options: argparse.Namespace) -> bool | None:
+    return None if options.success is None else options.success == "yes"
+
+
+def _bank_info(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank) as bank:
+        print(bank.info())
+
+
+def _bank_search(options: argparse.Namespace) -> None:
+    from latentmem.trajectory import Task
+
+    with _open_bank(options.bank, embed=True) as bank:
+        task = Task(id=None, domain=options.domain or "", text=options.text)
+        for hit in bank.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
+            found = hit.trajectory
+            print(f"{hit.similarity:.3f}  {found.id}  reward {found.reward:g}  {' '.join(found.task.text.split())[:100]}")
+
+
+def _bank_export(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank) as bank:
+        print(f"{bank.export(options.file)} trajectories written to {options.file}")
+
+
+def _bank_import(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank, embed=True, make=True) as bank:
+        added = bank.import_jsonl(options.file)
+        print(f"{added.num_added} trajectories added, {added.num_duplicates} were there already")
+
+
+def _bank_verify(options: argparse.Namespace) -> None:
+    from latentmem.errors import BankError
+
+    with _open_bank(options.bank) as bank:
+        result = bank.verify()
+        print(result)
+        if not result.ok:
+            raise BankError(f"{options.bank}: {len(result.problems)} problems")
+
+
+def _bank_delete(options: argparse.Namespace) -> None:
+    from latentmem.errors import BankError
+
+    if options.success is None and not (options.domain or options.role or options.team):
+        raise BankError("bank delete needs a filter: --success, --domain, --role or --team")
+    with _open_bank(options.bank) as bank:
+        num = bank.delete(success=_success(options), domain=options.domain, role=options.role, team=options.team)
+        print(f"{num} trajectories deleted")
+
+
+def _checkpoint_info(options: argparse.Namespace) -> None:
+    from latentmem.memory.checkpoints import read_checkpoint
+
+    settings, tensors = read_checkpoint(options.folder)
+    for key, value in settings.items():
+        print(f"{key:18} {value!r}")
+    print(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

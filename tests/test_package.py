@@ -1,0 +1,98 @@
+import ast
+import subprocess
+import sys
+import types
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import latentmem
+
+DOCUMENTED = [
+    "Trajectory",
+    "Step",
+    "Message",
+    "Task",
+    "Role",
+    "ExperienceBank",
+    "Composer",
+    "LatentMemory",
+    "TextMemory",
+    "NoMemory",
+    "Memory",
+    "Recall",
+    "Team",
+    "Environment",
+    "Outcome",
+    "Domain",
+    "rollout",
+    "lmpo_loss",
+    "LMPOTrainer",
+    "SFTTrainer",
+    "evaluate",
+    "LanguageModel",
+    "ScriptedModel",
+    "LatentMemError",
+]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)  # no shell
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_public_names_are_the_documented_ones_sorted():
+    assert latentmem.__all__ == sorted(DOCUMENTED)
+    assert set(DOCUMENTED) <= set(dir(latentmem))
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_name_is_importable_and_is_no_module(name):
+    assert not isinstance(getattr(latentmem, name), types.ModuleType)
+
+
+def test_type_checkers_see_the_same_names_at_the_same_places():
+    tree = ast.parse(Path(latentmem.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == {name: f"latentmem.{home}" for name, home in latentmem._HOMES.items()}
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'rolout'"):
+        _ = latentmem.rolout
+
+
+def test_importing_the_package_loads_no_torch():
+    assert run_python("import sys, latentmem; print('torch' in sys.modules, 'transformers' in sys.modules)") == (
+        "False False\n"
+    )
+
+
+def test_records_and_environments_load_no_torch():
+    code = "import sys; from latentmem import Task, Environment, LatentMemError; print('torch' in sys.modules)"
+    assert run_python(code) == "False\n"
+
+
+def test_help_of_the_command_line_loads_no_torch():
+    (script,) = entry_points(group="console_scripts", name="latentmem")
+    code = f"""
+import sys
+from {script.module} import {script.attr} as main
+sys.argv = ["latentmem", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("torch" in sys.modules)
+"""
+    out = run_python(code)
+    assert "quickstart" in out
+    assert out.endswith("False\n")
+
+
+def test_rollout_stays_the_function_after_its_module_is_imported():
+    code = "import latentmem.rollout; from latentmem import rollout; print(type(rollout).__name__)"
+    assert run_python(code) == "function\n"

@@ -222,6 +222,8 @@ def test_the_asked_task_is_excluded_by_id_in_its_domain_and_by_text_where_an_id_
         with_id = found(Task(id="7", domain="sums", text="asked"))
         assert with_id == {"same text, other id", "same id, other domain", "other text, no id"}
         assert found(Task(id=None, domain="sums", text="asked")) == {"same id, other text", "other text, no id"}
+        # Its key, "text:other", is also the key of a task without id whose text is "other".
+        assert found(Task(id="other", domain="text", text="new")) == set(cases)
 
 
 def test_equal_similarities_come_in_the_order_of_storing(path: Path) -> None:

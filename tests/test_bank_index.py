@@ -63,12 +63,14 @@ def test_a_similarity_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
 
 
 def test_near_ties_below_the_noise_of_a_float32_product_are_ranked_by_their_exact_values(tmp_path: Path) -> None:
-    base, query = unit_rows(2, 384, seed=5)
-    rows = (base + 1e-8 * np.random.default_rng(6).standard_normal((300, 384))).astype(np.float32)
-    exact = slow_ranking(rows, query, 7)
-    noisy = np.argsort(-(rows @ query), kind="stable")[:7]
-    assert {2 * i + 1 for i in noisy.tolist()} != {seq for seq, _ in exact}  # else this test would prove nothing
-    assert filled(tmp_path / "index", rows, [300]).nearest(query[None], 7, [], [[]])[0] == exact
+    base, *queries = unit_rows(13, 384, seed=5)
+    rows = (base + 1e-8 * np.random.default_rng(6).standard_normal((100, 384))).astype(np.float32)
+    exact = [slow_ranking(rows, query, 7) for query in queries]
+    estimates = np.stack(queries) @ rows.T  # the product that nominates candidates, noise and all
+    noisy = [{2 * i + 1 for i in np.argsort(-row, kind="stable")[:7].tolist()} for row in estimates]
+    assert noisy != [{seq for seq, _ in ranking} for ranking in exact]  # else this test would prove nothing
+    index = filled(tmp_path / "index", rows, [100])
+    assert index.nearest(np.stack(queries), 7, [], [[]] * len(queries)) == exact
 
 
 def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> None:

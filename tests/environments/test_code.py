@@ -32,7 +32,7 @@ def mbpp(task_id=1, tests=("assert LIMIT == 3", "assert twice(2) == 4", "assert 
 
 
 def kodcode(test, question_id="own_1", declarations=("def twice(x):",)):
-    info = [{"function_declaration": declaration} for declaration in declarations]
+    info = [{"function_declaration": d, "function_name": d[4:].partition("(")[0]} for d in declarations]
     return {"question_id": question_id, "question": "Double it.", "test": test, "test_info": info}
 
 
@@ -80,6 +80,10 @@ def fenced(text):
 )
 def test_one_piece_of_code_is_extracted(response, code):
     assert extract_code(response) == code
+
+
+def test_an_escape_that_python_warns_of_is_no_syntax_error():
+    assert extract_code('def f():\n    return "\\d"') == 'def f():\n    return "\\d"'
 
 
 def test_a_bare_body_is_code_only_where_a_prompt_begins_the_function():
@@ -138,6 +142,13 @@ def test_kodcode_tests_run_whether_they_import_the_solution_or_not(tmp_path):
         assert (wrong.reward, wrong.info["cause"]) == (0.0, "assertion"), test
     (task,) = domain(tmp_path, "kodcode", [kodcode("def test_it(): pass")]).tasks("train")
     assert task.text.endswith("def twice(x)")
+
+
+def test_a_kodcode_test_that_brings_its_own_copy_still_tests_the_solution(tmp_path):
+    test = "def twice(x):\n    return 2 * x\n\ndef test_it():\n    assert twice(2) == 4"
+    assert play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return x + x")).reward == 1.0
+    assert play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return None")).reward == 0.0
+    assert play(tmp_path, "kodcode", kodcode(test), fenced("def thrice(x):\n    return 3 * x")).reward == 0.0
 
 
 @pytest.mark.parametrize(
@@ -272,4 +283,4 @@ def test_a_sample_of_real_solutions_passes_and_returning_none_fails(schema):
 def test_real_solutions_pass_and_returning_none_fails(schema, num_tasks, max_failed):
     failed, found = play_real_rows(schema)
     assert found == num_tasks
-    assert len(failed) <= max_failed, failed
+    assert len(failed) <= max_failed, json.dumps(failed)

@@ -16,7 +16,7 @@ def run(module, solution="def twice(x):\n    return 2 * x", calls=None):
     saved = {name: sys.modules.get(name) for name in ("pytest", "solution")}
     sys.modules["solution"] = names
     try:
-        return runner.run({"module": textwrap.dedent(module), "calls": calls})
+        return runner.run({"module": textwrap.dedent(module), "names": [], "calls": calls})
     finally:
         for name, value in saved.items():
             sys.modules.pop(name)

@@ -239,7 +239,8 @@ def test_the_memory_of_all_processes_counts_together(cell):
         import os, time
         for _ in range(4):
             if os.fork() == 0:
-                memory = bytearray(os.urandom(1) * (60 << 20))
+                memory = bytearray(50 << 20)
+                memory[::4096] = b"x" * (50 << 8)  # touches every page
                 time.sleep(60)
         time.sleep(60)
         """

@@ -50,6 +50,8 @@ class CodeEnvironment:
     entry_point: str | None
     """The function that the prompt begins."""
     module: str
+    names: tuple[str, ...]
+    """Functions that the solution is asked for, should the module bring its own."""
     calls: tuple[str, ...] | None
     sandbox: Sandbox
 
@@ -83,7 +85,7 @@ class CodeEnvironment:
         if problem is not None:
             return {"cause": "syntax", "detail": problem}
         nonce = secrets.token_hex(16)
-        request = {"nonce": nonce, "module": self.module, "calls": self.calls}
+        request = {"nonce": nonce, "module": self.module, "names": self.names, "calls": self.calls}
         result = self.sandbox.run(
             {"solution.py": program, "runner.py": _runner()},
             ["python", "runner.py"],
@@ -171,7 +173,7 @@ def _as_body(code: str) -> str:
 
 def _syntax_problem(code: str) -> str | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a string is the model's business
+        warnings.simplefilter("ignore")  # "\d" in a string is the model's business
         try:
             ast.parse(code)
         except SyntaxError as error:
@@ -227,6 +229,7 @@ class CodeDomain:
             prompt=None if row.values.get("prompt") is None else row.field("prompt", str),
             entry_point=None if row.values.get("entry_point") is None else row.field("entry_point", str),
             module=row.field("module", str),
+            names=tuple(row.strings("names")) if "names" in row.values else (),
             calls=None if calls is None else tuple(all_strings(typed(calls, list, where), where)),
             sandbox=self._sandbox,
         )
@@ -264,16 +267,19 @@ def _mbpp(row: Row) -> Task:
 def _kodcode(row: Row) -> Task:
     test = row.text("test")
     declarations: list[str] = []
+    functions: list[JsonValue] = []
     for i, info in enumerate(row.field("test_info", list)):
         where = f"{row.where}: test_info entry {i}"
-        declarations.append(Row(typed(info, dict, where), where).text("function_declaration").strip().rstrip(":"))
+        function = Row(typed(info, dict, where), where)
+        declarations.append(function.text("function_declaration").strip().rstrip(":"))
+        functions.append(function.text("function_name"))
     names = declarations or _imported_names(test)
     asked = "\n\nThe code must define:\n" + "\n".join(names) if names else ""
     return Task(
         id=row.text("question_id"),
         domain="kodcode",
         text=row.text("question").strip() + asked,
-        data={"module": test},
+        data={"module": test, "names": functions},
     )
 
 

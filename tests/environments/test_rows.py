@@ -47,6 +47,7 @@ def test_a_folder_is_read_in_the_order_of_names_up_to_the_limit(tmp_path):
     (tmp_path / "c.txt").write_text("no rows")
     assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path)))] == [1, 2, 3, 4]
     assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path), limit=3))] == [1, 2, 3]
+    assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path), skip=1, limit=2))] == [2, 3]
 
 
 @pytest.mark.parametrize(

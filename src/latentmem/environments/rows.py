@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -87,18 +88,16 @@ def all_strings(values: list[Any], where: str) -> list[str]:
 
 
 def read_rows(rows: Rows) -> list[Row]:
-    """The rows of one split, in the order they are stored, at most `rows.limit` of them.
+    """The rows of one split, in the order they are stored: at most `rows.limit` after the first `rows.skip`.
 
     Raises:
         DataError: no such file or data set, not JSON Lines in UTF-8, a line that is no object, or no row at all.
     """
-    found: list[Row] = []
-    for row in _local(Path(rows.path)) if rows.path is not None else _hub(rows):
-        found.append(row)
-        if len(found) == rows.limit:
-            break
+    end = None if rows.limit is None else rows.skip + rows.limit
+    found = list(islice(_local(Path(rows.path)) if rows.path is not None else _hub(rows), rows.skip, end))
     if not found:
-        raise DataError(f"{rows.path or rows.hub}: holds no row; expected at least one")
+        after = f" after the first {rows.skip}" if rows.skip else ""
+        raise DataError(f"{rows.path or rows.hub}: holds no row{after}; expected at least one")
     return found
 
 

@@ -1,0 +1,1 @@
+"""Worlds that tasks are played in: instructions, actions, rewards. None of them knows of memory."""

@@ -7,10 +7,15 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentmem.errors import LatentMemError
+
+if TYPE_CHECKING:
+    from latentmem.bank import ExperienceBank
+    from latentmem.config import Config
 
 CONFIG_HELP = "a YAML file, or the name of a packaged configuration"
 
@@ -24,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except LatentMemError as error:
-        print(f"latentmem: {error}", file=sys.stderr)
+        print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,24 +50,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     quickstart.add_argument("--short", action="store_true", help="the same path in a fraction of the time, for checks")
     _takes_overrides(quickstart)
-    quickstart.set_defaults(run=_quickstart)
+    quickstart.set_defaults(run=_quickstart, recipe="quickstart")
 
     collect = commands.add_parser("collect", help="play the train split and fill the bank")
     _takes_config(collect)
-    collect.set_defaults(run=_collect)
+    collect.set_defaults(run=_run_recipe, recipe="collect")
 
     train = commands.add_parser("train", help="train the composer")
     trainers = train.add_subparsers(required=True, metavar="TRAINER")
     for name, text in (("sft", "warm start on the bank's successes"), ("lmpo", "learn from the team's reward")):
         trainer = trainers.add_parser(name, help=text)
         _takes_config(trainer)
-        trainer.set_defaults(run=_train, trainer=name)
+        trainer.set_defaults(run=_run_recipe, recipe=name)
 
     evaluate = commands.add_parser("evaluate", help="compare memories on the test split")
     _takes_config(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_run_recipe, recipe="evaluate")
 
-    report = commands.add_parser("report", help="tables and plots of runs, as one HTML page with PNG and JSON beside it")
+    report = commands.add_parser("report", help="tables and plots of runs: an HTML page, PNG and JSON")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     report.add_argument("--out", type=Path, help="folder to write to; default is RUN/report")
     report.set_defaults(run=_report)
@@ -75,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("folder", type=Path)
     what.set_defaults(run=_checkpoint_info)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +106,13 @@ def _bank_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command("info", "what is stored").set_defaults(run=_bank_info)
     search = command("search", "the trajectories nearest to a text")
     search.add_argument("text")
-    search.add_argument("-k", type=int, default=3, help="how many (default 3)")
+    search.add_argument("-k", type=_count, default=3, help="how many (default 3)")
     search.add_argument("--success", choices=("yes", "no"), help="only successful, or only failed, trajectories")
     search.add_argument("--domain", help="only this domain")
     search.add_argument("--role", help="only trajectories with this role")
     search.set_defaults(run=_bank_search)
     export = command("export", "write all trajectories as JSON Lines")
-    export.add_argument("file", type=Path)
+    export.add_argument("file", type=Path, help="where to write; - is standard output")
     export.set_defaults(run=_bank_export)
     importer = command("import", "add the trajectories of a JSON Lines file")
     importer.add_argument("file", type=Path)
@@ -116,39 +127,24 @@ def _bank_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _quickstart(options: argparse.Namespace) -> None:
+    options.config = "quickstart-short" if options.short else "quickstart"
+    _run_recipe(options)
+
+
+def _run_recipe(options: argparse.Namespace) -> None:
     from latentmem.config import load_config
 
-    config = load_config("quickstart-short" if options.short else "quickstart", options.overrides)
+    config = load_config(options.config, options.overrides)  # before torch: a typing error is told at once
     from latentmem import recipes
 
-    recipes.quickstart(config)
-
-
-def _collect(options: argparse.Namespace) -> None:
-    from latentmem.config import load_config
-
-    config = load_config(options.config, options.overrides)
-    from latentmem import recipes
-
-    recipes.collect(config)
-
-
-def _train(options: argparse.Namespace) -> None:
-    from latentmem.config import load_config
-
-    config = load_config(options.config, options.overrides)
-    from latentmem import recipes
-
-    {"sft": recipes.train_sft, "lmpo": recipes.train_lmpo}[options.trainer](config)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from latentmem.config import load_config
-
-    config = load_config(options.config, options.overrides)
-    from latentmem import recipes
-
-    recipes.compare(config)
+    chosen: dict[str, Callable[[Config], object]] = {
+        "quickstart": recipes.quickstart,
+        "collect": recipes.collect,
+        "sft": recipes.train_sft,
+        "lmpo": recipes.train_lmpo,
+        "evaluate": recipes.compare,
+    }
+    chosen[options.recipe](config)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -157,7 +153,8 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(options.runs, options.out))
 
 
-def _open_bank(path: Path, embed: bool = False, make: bool = False):  # type: ignore[no-untyped-def]
+def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":
+    """The bank; with the embedder that filled it if `embed`, and a new one if there is none and `make`."""
     from latentmem.bank import ExperienceBank
     from latentmem.errors import BankError
 
@@ -165,9 +162,15 @@ def _open_bank(path: Path, embed: bool = False, make: bool = False):  # type: ig
         raise BankError(f"{path}: no such bank; give the bank.sqlite of a run")
     if not embed:
         return ExperienceBank(path)
+    from latentmem.config import BankSection
+
+    filled_by = None
+    if path.exists():
+        with ExperienceBank(path) as bank:
+            filled_by = bank.info().embedder
     from latentmem.models.embedder import Embedder
 
-    embedder = Embedder("all-minilm-l6-v2")
+    embedder = Embedder(filled_by or BankSection().embedder)
     return ExperienceBank(path, embedder, embedder=embedder.name)
 
 
@@ -177,7 +180,15 @@ def _success(options: argparse.Namespace) -> bool | None:
 
 def _bank_info(options: argparse.Namespace) -> None:
     with _open_bank(options.bank) as bank:
-        print(bank.info())
+        info = bank.info()
+    reward = "" if info.mean_reward is None else f", mean reward {info.mean_reward:.3f}"
+    print(f"{info.path}: {info.num_trajectories} trajectories, {info.num_successes} successes{reward}")
+    print(f"created {info.created}, schema {info.schema_version}, {info.num_bytes / 2**20:.1f} MB")
+    print(f"embedder {info.embedder}, width {info.width}" if info.embedder else "embedder: none yet")
+    for label in ("domains", "teams", "models", "roles"):
+        counts = getattr(info, label)
+        if counts:
+            print(f"{label}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
 
 def _bank_search(options: argparse.Namespace) -> None:
@@ -186,16 +197,24 @@ def _bank_search(options: argparse.Namespace) -> None:
     with _open_bank(options.bank, embed=True) as bank:
         task = Task(id=None, domain=options.domain or "", text=options.text)
         for hit in bank.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
-            found = hit.trajectory
-            print(f"{hit.similarity:.3f}  {found.id}  reward {found.reward:g}  {' '.join(found.task.text.split())[:100]}")
+            text = " ".join(hit.trajectory.task.text.split())[:100]
+            print(f"{hit.similarity:.3f}  {hit.trajectory.id}  reward {hit.trajectory.reward:g}  {text}")
 
 
 def _bank_export(options: argparse.Namespace) -> None:
     with _open_bank(options.bank) as bank:
-        print(f"{bank.export(options.file)} trajectories written to {options.file}")
+        if str(options.file) == "-":
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+            bank.export(sys.stdout)
+        else:
+            print(f"{bank.export(options.file)} trajectories written to {options.file}")
 
 
 def _bank_import(options: argparse.Namespace) -> None:
+    from latentmem.errors import DataError
+
+    if not options.file.is_file():  # before a new bank is made for it
+        raise DataError(f"{options.file}: no such file; give the JSON Lines of `latentmem bank export`")
     with _open_bank(options.bank, embed=True, make=True) as bank:
         added = bank.import_jsonl(options.file)
         print(f"{added.num_added} trajectories added, {added.num_duplicates} were there already")
@@ -206,19 +225,21 @@ def _bank_verify(options: argparse.Namespace) -> None:
 
     with _open_bank(options.bank) as bank:
         result = bank.verify()
-        print(result)
-        if not result.ok:
-            raise BankError(f"{options.bank}: {len(result.problems)} problems")
+    for problem in result.problems:
+        print(f"{problem.kind}: {problem.where}: {problem.found}")
+    print(f"{result.num_checked} trajectories checked, {len(result.problems)} problems")
+    if not result.ok:
+        raise BankError(f"{options.bank}: {len(result.problems)} problems; restore it from an export or a copy")
 
 
 def _bank_delete(options: argparse.Namespace) -> None:
     from latentmem.errors import BankError
 
-    if options.success is None and not (options.domain or options.role or options.team):
+    filters = {"success": _success(options), "domain": options.domain, "role": options.role, "team": options.team}
+    if all(value is None for value in filters.values()):
         raise BankError("bank delete needs a filter: --success, --domain, --role or --team")
     with _open_bank(options.bank) as bank:
-        num = bank.delete(success=_success(options), domain=options.domain, role=options.role, team=options.team)
-        print(f"{num} trajectories deleted")
+        print(f"{bank.delete(**filters)} trajectories deleted")
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:

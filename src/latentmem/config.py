@@ -1,6 +1,7 @@
 """A whole experiment in one YAML file, read strictly: one frozen section a part, each default written once, here.
 
-Classes elsewhere take plain arguments; only the recipes see a whole `Config`. Loads no torch.
+Classes elsewhere take plain arguments; only the recipes see a whole `Config`. Paths in it are relative to the folder a
+command is started in, not to the file, so that the overrides and the file mean the same. Loads no torch.
 """
 
 import re
@@ -9,13 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from latentmem.errors import ConfigError, suggest
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -31,7 +42,7 @@ AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) 
 class ModelSection(Section):
     """The agents' frozen language model."""
 
-    name: str = "smollm2-135m"
+    name: Text = "smollm2-135m"
     """`smollm2-135m` (embedded), a hub id, a local folder, or a .gguf file."""
     device: str = "auto"
     """`auto` takes the GPU of this process if there is one, else the CPU; or a torch device."""
@@ -55,17 +66,19 @@ class ComposerSection(Section):
     target_modules: Annotated[tuple[str, ...], AsTuple] = ("q_proj", "v_proj")
     """Linear layers that get an adapter."""
     template: str | None = None
-    """Text the composer reads; fields {task} {memory} {role} {role_messages} {num_latents}. Null is the built-in one."""
+    """Text the composer reads; fields {task} {memory} {role} {role_messages} {num_latents}. null: the built-in one."""
     max_prompt_tokens: PositiveInt = 1024
     """Longest composer text, in tokens; the retrieved trajectories are shortened to fit, and counted."""
-    initial_scale: PositiveFloat = 1.0
-    """Root mean square of the untrained latents, as a multiple of that of the agents' token embeddings."""
+    initial_scale: PositiveFloat = 0.1
+    """Root mean square of what the hidden states add to the untrained latents, relative to that of the agents' token
+    embeddings; without it they are K line breaks."""
 
 
 class Family(Section):
     """One reasoning-gym family of tasks."""
 
-    name: str
+    name: Text
+    """As reasoning-gym calls it, such as `chain_sum`."""
     weight: PositiveFloat = 1.0
     """Share in the mix, relative to the other families."""
     params: dict[str, JsonValue] = {}
@@ -76,10 +89,15 @@ class ReasoningSection(Section):
     """Generated tasks of reasoning-gym; train and test come from different seeds and share no task text."""
 
     kind: Literal["reasoning_gym"]
+    """Chooses this kind of data."""
     families: Annotated[tuple[Family, ...], AsTuple, Field(min_length=1)]
+    """What is mixed."""
     train_size: PositiveInt = 512
+    """Tasks to learn from."""
     test_size: PositiveInt = 128
+    """Tasks to evaluate on."""
     seed: int = 0
+    """Of the tasks; `seed` above leaves them as they are."""
 
 
 class Rows(Section):
@@ -93,15 +111,17 @@ class Rows(Section):
     """The hub data set's configuration."""
     split: str | None = None
     """The hub data set's split."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Leave out the first so many rows; with `limit` it cuts train and test from one split."""
     limit: PositiveInt | None = None
-    """Use the first so many rows."""
+    """Use so many rows."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of path and hub")
+            raise ValueError("needs exactly one of path and hub")
         if self.hub is not None and self.split is None:
-            raise ValueError("a hub data set needs its split")
+            raise ValueError("names a hub data set, which needs its split")
         return self
 
 
@@ -109,10 +129,13 @@ class QASection(Section):
     """Question answering, closed book."""
 
     kind: Literal["qa"]
+    """Chooses this kind of data."""
     schema_: Literal["popqa", "triviaqa"] = Field(alias="schema")
     """Field names of the rows."""
     train: Rows
+    """Rows to learn from."""
     test: Rows
+    """Rows to evaluate on; what also occurs here is left out of `train`."""
 
 
 class SandboxSection(Section):
@@ -123,20 +146,28 @@ class SandboxSection(Section):
     timeout_seconds: PositiveFloat = 10.0
     """Wall clock for one program; then its whole process group is killed."""
     max_memory_mb: PositiveInt = 512
+    """Address space of one process, in MB."""
     max_processes: PositiveInt = 16
+    """Processes and threads of one program."""
     max_file_mb: PositiveInt = 16
+    """Largest file, in MB."""
     max_output_kb: PositiveInt = 64
+    """Output kept of one program, in kB."""
 
 
 class CodeSection(Section):
     """Programming tasks, scored by running their tests in the sandbox."""
 
     kind: Literal["code"]
+    """Chooses this kind of data."""
     schema_: Literal["humaneval", "mbpp", "kodcode"] = Field(alias="schema")
     """Field names of the rows."""
     train: Rows
+    """Rows to learn from."""
     test: Rows
+    """Rows to evaluate on; what also occurs here is left out of `train`."""
     sandbox: SandboxSection = SandboxSection()
+    """What contains the programs."""
 
 
 DataSection = Annotated[ReasoningSection | QASection | CodeSection, Field(discriminator="kind")]
@@ -161,6 +192,7 @@ class SamplingSection(Section):
     temperature: NonNegativeFloat = 0.7
     """0 is greedy. It is part of the log-probabilities that training uses."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the fewest most likely tokens that have this much probability together; 1 keeps all."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 keeps the whole vocabulary."""
     max_response_tokens: PositiveInt = 64
@@ -173,6 +205,7 @@ class CollectSection(Section):
     num_tasks: PositiveInt | None = None
     """Tasks of the train split to play, from its start; null is all."""
     rollouts_per_task: PositiveInt = 1
+    """Episodes of each task."""
     batch_size: PositiveInt = 16
     """Episodes played side by side, and stored as one transaction."""
     memory: Literal["none", "text", "latent"] = "none"
@@ -183,18 +216,25 @@ class OptimizerFields(Section):
     """What both trainers share."""
 
     learning_rate: PositiveFloat = 2e-4
-    """Of the LoRA matrices, `query_latents` and the projection."""
+    """Of the LoRA matrices and `query_latents`."""
+    projection_rate: PositiveFloat = 0.02
+    """Learning rate of the projection, as a multiple of `learning_rate`; its weights are small, and each latent number
+    sums over all of d_composer, so at the full rate one step may move the latents by several times their size."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 2
+    """Steps in which the rate rises from zero."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this L2 norm."""
     weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
     micro_batch_positions: PositiveInt = 2048
     """Positions with gradients in one forward pass; a matter of memory, not of the result (but for `bnpo`)."""
     eval_every: PositiveInt | None = None
-    """Steps between greedy evaluations on `eval_tasks` train tasks set aside; the best checkpoint is kept. Null: never."""
+    """Steps between evaluations on `eval_tasks` train tasks set aside; the best checkpoint is selected. null: never,
+    and the last one is."""
     eval_tasks: PositiveInt = 32
+    """Tasks from the end of the train split that are not trained on, if `eval_every` is set."""
     save_every: PositiveInt = 5
     """Steps between checkpoints."""
 
@@ -203,7 +243,9 @@ class SFTSection(OptimizerFields):
     """Supervised warm start on successful trajectories."""
 
     num_steps: PositiveInt = 50
+    """Optimizer steps."""
     trajectories_per_step: PositiveInt = 8
+    """Episodes learned from in one step, over all processes."""
 
 
 class LMPOSection(OptimizerFields):
@@ -212,16 +254,21 @@ class LMPOSection(OptimizerFields):
     initial: str = "sft"
     """Where training starts: `sft` (this run's), `untrained`, or a composer's folder."""
     num_steps: PositiveInt = 100
+    """Optimizer steps."""
     tasks_per_step: PositiveInt = 8
+    """Tasks rolled out for one step, over all processes."""
     group_size: int = 8
     """G, rollouts of one task that are compared with each other."""
     num_iterations: PositiveInt = 1
     """Update passes over one batch of rollouts."""
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "dapo"
+    """What the loss is divided by; see `training.losses.lmpo_loss`."""
     scale_advantages: bool = True
     """Divide by the group's standard deviation."""
     epsilon_low: NonNegativeFloat = 0.2
+    """A ratio below 1 - epsilon_low is clipped."""
     epsilon_high: NonNegativeFloat = 0.2
+    """A ratio above 1 + epsilon_high is clipped."""
     delta: PositiveFloat | None = None
     """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
     beta: NonNegativeFloat = 0.0
@@ -239,33 +286,35 @@ class LMPOSection(OptimizerFields):
     @model_validator(mode="after")
     def _delta_above_band(self) -> Self:
         if self.delta is not None and self.delta <= 1 + self.epsilon_high:
-            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {1 + self.epsilon_high}")
+            raise ValueError(f"has delta {self.delta}; it must be above 1 + epsilon_high = {1 + self.epsilon_high}")
         return self
 
 
-MemoryName = Literal["none", "text", "latent:untrained", "latent:sft", "latent:lmpo"]
+MEMORIES = ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")
 
 
 class EvaluateSection(Section):
     """Comparing memories on the test split."""
 
-    memories: Annotated[tuple[str, ...], AsTuple] = ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")
+    memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
     """none, text, latent:untrained, latent:sft, latent:lmpo (checkpoints of this run), or latent:FOLDER."""
     num_tasks: PositiveInt | None = None
     """Tasks of the test split, from its start; null is all."""
     batch_size: PositiveInt = 32
+    """Episodes played side by side; a batch is what an interrupted evaluation repeats."""
     temperature: NonNegativeFloat = 0.0
     """Of the evaluated agents; 0 is greedy."""
     online: bool = False
     """Let each memory store its test trajectories as it goes, in a copy of the bank."""
     num_bootstraps: PositiveInt = 10_000
+    """Resamples of the tasks, for intervals and p-values."""
 
     @field_validator("memories")
     @classmethod
     def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in ("none", "text") and not re.fullmatch(r"latent:.+", name):
-                raise ValueError(f"{name!r} is no memory; {suggest(name, MemoryName.__args__)}")  # type: ignore[attr-defined]
+                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, [*MEMORIES, 'latent:FOLDER'])}")
         if len(set(value)) != len(value):
             raise ValueError("names one memory twice")
         return value
@@ -274,9 +323,10 @@ class EvaluateSection(Section):
 class Config(Section):
     """One experiment."""
 
-    run: str
+    run: Text
     """Folder of the run; made if absent, continued if present."""
     seed: int = 0
+    """Of all randomness but that of the tasks."""
     team: str = "autogen"
     """autogen, camel, macnet, or the path of a team's YAML file."""
     max_turns: PositiveInt = 1
@@ -314,9 +364,10 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: cannot be read ({error})") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        problem = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise ConfigError(f"{source}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
     for override in overrides or []:
@@ -338,41 +389,73 @@ def parse_config(values: dict[str, Any], source: str = "configuration") -> Confi
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML, defaults written out; `load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number, which YAML 1.1 reads as text; a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; its keys differ."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"{override!r} is no override; write key=value, as in lmpo.group_size=8")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
         raise ConfigError(f"{override!r}: the value is not valid YAML") from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-4 as text; nobody who types it means that
     *parents, last = key.split(".")
     section: Any = values
     for part in parents:
-        section = section[int(part)] if isinstance(section, list) and part.isdigit() else section.setdefault(part, {})
+        if isinstance(section, list):
+            section = section[_position(part, section, override)]
+        else:
+            if section.get(part) is None:  # absent, or written without a value
+                section[part] = {}
+            section = section[part]
         if not isinstance(section, dict | list):
             raise ConfigError(f"{override!r}: {part} is a value, not a section")
-    if isinstance(section, list):
-        if not last.isdigit() or int(last) >= len(section):
-            raise ConfigError(f"{override!r}: the list there has {len(section)} entries; give a position below that")
-        section[int(last)] = value
-    else:
-        section[last] = value
+    section[_position(last, section, override) if isinstance(section, list) else last] = value
+
+
+def _position(part: str, entries: list[Any], override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(entries):
+        raise ConfigError(
+            f"{override!r}: the list there has {len(entries)} entries; give a position from 0, below that"
+        )
+    return int(part)
 
 
 def _explain(error: ValidationError, values: dict[str, Any]) -> str:
-    first = error.errors()[0]
+    # A misspelt key that is required is both missing and unknown; the second tells what to do.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # The discriminator of a union stands in the location although no user wrote it.
     location = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "qa", "code")]
     key = ".".join(location)
     found = first.get("input")
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {suggest(location[-1], _known_keys(location[:-1], values))}"
+    if first["type"] == "invalid_key":
+        return f"key {key!r} is no text; quote it, or remove it"
     if first["type"] == "missing":
         return f"{key}: missing; it has no default"
     if first["type"] == "value_error":
@@ -383,7 +466,20 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
         return f"{key}.kind is {kind!r}; {suggest(str(kind), kinds)}"
     if first["type"] == "literal_error":
         return f"{key} is {found!r}; expected {first['ctx']['expected']}"
-    return f"{key} is {found!r} ({type(found).__name__}); {first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] in ("model_type", "model_attributes_type") and found is None:
+        return f"{key} is empty; give it keys and values, or remove the line"
+    expected = _EXPECTED.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{key} is {found!r} ({type(found).__name__}); {expected}"
+
+
+_EXPECTED = {
+    "model_type": "expected a section of keys and values",
+    "model_attributes_type": "expected a section of keys and values",
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one entry",
+    "string_too_short": "expected some text",
+}
+"""Our words where pydantic speaks of Python's types."""
 
 
 def _known_keys(location: list[str], values: Any) -> list[str]:

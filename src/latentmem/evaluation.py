@@ -4,8 +4,10 @@ Tasks are played in fixed batches. A batch counts once its trajectories and its 
 evaluation goes on at the next batch and ends with the same numbers.
 """
 
+import hashlib
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from latentmem.environments.environment import Environment
+from latentmem.errors import RunError
 from latentmem.memory.memory import Memory
 from latentmem.models.language_model import AgentModel, Sampling
 from latentmem.rollout import rollout
@@ -28,7 +31,7 @@ RESULTS_VERSION = 1
 
 @dataclass(frozen=True)
 class Cost:
-    """What one batch cost; seconds of wall clock."""
+    """What one batch cost; times in seconds of wall clock, as in `rollout.Seconds`."""
 
     num_tasks: int
     recall: float
@@ -36,6 +39,7 @@ class Cost:
     generation: float
     environment: float
     peak_memory_mb: float
+    """Highest memory while it was played: of the GPU where there is one, else of this process."""
 
 
 def evaluate(
@@ -73,15 +77,20 @@ def evaluate(
 
     Returns:
         The table as plain JSON values; see docs/evaluation.md.
+
+    Raises:
+        RunError: the folder holds trajectories of other tasks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     played: dict[str, tuple[list[Trajectory], list[Cost]]] = {}
     for name, make in memories.items():
-        path = folder / f"{name.replace(':', '-').replace('/', '_')}.jsonl"
-        trajectories, costs = _resume(path)
+        path = folder / f"{file_stem(name)}.jsonl"
+        trajectories, costs = _resume(path, tasks)
+        if trajectories:
+            on_progress(name, len(trajectories), _mean_reward(trajectories))
         if len(trajectories) < len(tasks):
             memory = make()
-            if online and trajectories:
+            if online:
                 _learn(memory, trajectories)
             for batch, cost in _play(
                 team, memory, model, tasks[len(trajectories) :], start, sampling, seed, batch_size, max_turns
@@ -91,9 +100,7 @@ def evaluate(
                 costs.append(cost)
                 if online:
                     _learn(memory, batch)
-                on_progress(name, len(trajectories), float(np.mean([t.reward for t in trajectories])))
-        else:
-            on_progress(name, len(trajectories), float(np.mean([t.reward for t in trajectories])))
+                on_progress(name, len(trajectories), _mean_reward(trajectories))
         played[name] = (trajectories, costs)
     rows = [_row(name, *played[name], played, seed, num_bootstraps) for name in memories]
     return {
@@ -107,6 +114,28 @@ def evaluate(
         "task_ids": [task.key for task in tasks],
         "memories": rows,
     }
+
+
+def file_stem(name: str) -> str:
+    """How the files of a memory are called: as the memory where that is a file's name, else with a hash of its name.
+
+    >>> file_stem("latent:lmpo"), file_stem("latent:../a run/best")
+    ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
+    """
+    if re.fullmatch(r"[a-z]{1,20}(:[a-z]{1,20})?", name):
+        return name.replace(":", "-")
+    readable = re.sub(r"[^\w.]+", "_", name.partition(":")[2] or name)[-40:].strip("_")
+    return f"{name.partition(':')[0]}-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def forget(folder: Path, name: str) -> None:
+    """Remove what was recorded of a memory, so that it is played again from the first task."""
+    for path in folder.glob(f"{file_stem(name)}.*"):
+        path.unlink()
+
+
+def _mean_reward(trajectories: Sequence[Trajectory]) -> float:
+    return float(np.mean([trajectory.reward for trajectory in trajectories]))
 
 
 def _learn(memory: Memory, trajectories: Sequence[Trajectory]) -> None:
@@ -147,26 +176,37 @@ def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost) -> None:
             os.fsync(file.fileno())
 
 
-def _resume(path: Path) -> tuple[list[Trajectory], list[Cost]]:
+def _resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Cost]]:
     """The batches that count; what was written of a batch that does not is cut off."""
-    costs_path = _costs_path(path)
-    if not costs_path.exists():
-        path.unlink(missing_ok=True)
-        return [], []
-    cost_lines = _whole_lines(costs_path)
-    costs = [Cost(**json.loads(line)) for line in cost_lines]
-    lines = _whole_lines(path)[: sum(cost.num_tasks for cost in costs)]
-    for target, kept in ((path, lines), (costs_path, cost_lines)):
-        os.truncate(target, sum(map(len, kept)))
-    return [Trajectory.from_json(line, f"{path}:{i}") for i, line in enumerate(lines, 1)], costs
+    lines = _whole_lines(path)
+    cost_lines: list[bytes] = []
+    costs: list[Cost] = []
+    for line in _whole_lines(_costs_path(path)):
+        cost = Cost(**json.loads(line))
+        if sum(c.num_tasks for c in costs) + cost.num_tasks > len(lines):
+            break
+        costs.append(cost)
+        cost_lines.append(line)
+    lines = lines[: sum(cost.num_tasks for cost in costs)]
+    for target, kept in ((path, lines), (_costs_path(path), cost_lines)):
+        if target.exists() and target.stat().st_size > sum(map(len, kept)):
+            os.truncate(target, sum(map(len, kept)))
+    trajectories = [Trajectory.from_json(line, f"{path}:{i}") for i, line in enumerate(lines, 1)]
+    for i, trajectory in enumerate(trajectories):
+        if i >= len(tasks) or trajectory.task != tasks[i]:
+            raise RunError(
+                f"{path}:{i + 1}: task {trajectory.task.key!r} was played here, which is not task {i + 1} of the data "
+                "now; restore the data, or name a new run folder with run=FOLDER"
+            )
+    return trajectories, costs
 
 
 def _costs_path(path: Path) -> Path:
-    return path.with_suffix(".costs.jsonl")
+    return path.with_name(f"{path.stem}.costs")  # not .jsonl: those hold trajectories
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
+    return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def _row(
@@ -183,7 +223,7 @@ def _row(
     reward_low, reward_high = mean_interval(rewards, seed, num_bootstraps)
     num = len(trajectories)
     messages = [message for t in trajectories for message in t.messages]
-    last = [t.steps[-1].info for t in trajectories]
+    last = [t.steps[-1].info if t.steps else {} for t in trajectories]
     flags = sorted({key for info in last for key, value in info.items() if isinstance(value, bool)})
     seconds = {
         part: sum(getattr(cost, part) for cost in costs) / num
@@ -191,6 +231,7 @@ def _row(
     }
     row: dict[str, Any] = {
         "name": name,
+        "trajectories": f"{file_stem(name)}.jsonl",
         "accuracy": sum(successes) / num,
         "accuracy_low": low,
         "accuracy_high": high,
@@ -220,7 +261,9 @@ def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel's high-water mark, where it has one
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # the kernel's high-water mark, where it has one
     except OSError:
         return
 

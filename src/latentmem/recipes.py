@@ -4,16 +4,17 @@ This is the only place that sees a whole configuration and the only one that cho
 their sections and lets them run.
 """
 
+import hashlib
+import json
 import logging
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import fields
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
@@ -23,9 +24,10 @@ from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
-from latentmem.errors import CheckpointError, DataError, RunError, TrainingError
-from latentmem.evaluation import evaluate
-from latentmem.memory.composer import Composer
+from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
+from latentmem.evaluation import evaluate, file_stem, forget
+from latentmem.memory.checkpoints import WEIGHTS
+from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory, NoMemory
 from latentmem.memory.text import TextMemory
@@ -34,12 +36,13 @@ from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
-from latentmem.teams.team import FixedTeam, load_team
+from latentmem.teams.team import load_team
+from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
-from latentmem.training.optimization import Optimization, selected_checkpoint
+from latentmem.training.optimization import Optimization, newest_checkpoint, selected_checkpoint
 from latentmem.training.processes import Processes
 from latentmem.training.sft import SFTSettings, SFTTrainer
-from latentmem.trajectory import Task
+from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -54,64 +57,80 @@ _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sam
 """Sections that matter to every phase."""
 
 
-def collect(config: Config) -> None:
-    """Play the train split and store every trajectory, failures too, in the bank."""
-    with _phase(config, "collect", "collect") as run:
-        parts = _Parts.of(config)
+def collect(config: Config, parts: "_Parts | None" = None) -> None:
+    """Play the train split and store every trajectory, failures too, in the bank.
+
+    A batch is written down before it is stored, so that one which was stored but not yet counted when the process died
+    is not played again, with a memory that holds it already, but taken from there.
+    """
+    parts = parts or _Parts(config)
+    _refuse_many_processes("collect")
+    with _open_run(config, "collect") as run:
         section = config.collect
         tasks = parts.train_tasks[: section.num_tasks]
-        memory = parts.memory(section.memory if section.memory != "latent" else "latent:untrained")
-        state = {"tasks": 0, "episodes": 0, "successes": 0, "stored": 0} | run.state
+        state = {"tasks": 0, "episodes": 0, "successes": 0} | run.state
+        if state["tasks"] == len(tasks):
+            _say(f"collect: finished already, {len(tasks)} tasks; the bank has {len(parts.bank)} trajectories")
+            return
         run.rewind_metrics("collect", state["tasks"])
+        memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)
         with _progress(len(tasks), "collect", "task", state["tasks"]) as bar:
             for i in range(state["tasks"], len(tasks), per_batch):
                 batch = tasks[i : i + per_batch]
-                trajectories = rollout(
-                    parts.team,
-                    memory,
-                    parts.model,
-                    batch,
-                    parts.domain.start,
-                    sampling=parts.sampling,
-                    group_size=section.rollouts_per_task,
-                    seed=stream_seed(config.seed, "collect"),
-                    max_turns=config.max_turns,
-                ).trajectories
-                added = parts.bank.add(trajectories)
+                trajectories = _written_down(
+                    run.phase_folder / f"batch-{i:06d}.jsonl",
+                    lambda batch=batch: (
+                        rollout(  # type: ignore[misc]
+                            parts.team,
+                            memory,
+                            parts.model,
+                            batch,
+                            parts.domain.start,
+                            sampling=parts.sampling,
+                            group_size=section.rollouts_per_task,
+                            seed=stream_seed(config.seed, "collect"),
+                            max_turns=config.max_turns,
+                        ).trajectories
+                    ),
+                )
+                parts.bank.add(trajectories)
                 state["tasks"] += len(batch)
                 state["episodes"] += len(trajectories)
                 state["successes"] += sum(t.success for t in trajectories)
-                reward = sum(t.reward for t in trajectories) / len(trajectories)
                 run.log(
                     {
                         "step": state["tasks"],
                         "episodes": len(trajectories),
                         "successes": sum(t.success for t in trajectories),
-                        "reward": reward,
-                        "stored": added.num_added,
-                        "duplicates": added.num_duplicates,
+                        "reward": sum(t.reward for t in trajectories) / len(trajectories),
                         "errors": sum(t.error is not None for t in trajectories),
+                        "stored": len(parts.bank),
                     }
                 )
                 run.state = state
-                bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}")
+                (run.phase_folder / f"batch-{i:06d}.jsonl").unlink()
+                bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
                 bar.update(len(batch))
-        _say(f"bank {parts.bank.path}: {len(parts.bank)} trajectories, {state['successes']} of "
-             f"{state['episodes']} episodes succeeded")
+    _say(
+        f"collect: {state['successes']} of {state['episodes']} episodes succeeded; "
+        f"{parts.bank.path} has {len(parts.bank)} trajectories"
+    )
 
 
-def train_sft(config: Config) -> None:
+def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
     """Warm the composer up on the bank's successes."""
-    with _phase(config, "sft", "sft") as run:
-        parts = _Parts.of(config)
-        processes = Processes()
-        memory = parts.latent_memory()
+    processes = Processes()
+    parts = parts or _Parts(config)
+    with _open_run(config, "sft") if processes.is_first else nullcontext() as run:
+        if _is_finished(config, "sft", config.sft.num_steps, run):
+            return
         # Whole tasks are set aside, so that no episode of theirs is learned from.
-        aside = {task.key for task in parts.eval_tasks(config.sft.eval_tasks if config.sft.eval_every else 0)}
+        aside = {task.key for task in parts.eval_tasks("sft", config.sft)}
         stored = list(parts.bank)
         if not stored:
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
+        memory = parts.latent_memory()
         trainer = SFTTrainer(
             memory,
             parts.model,
@@ -123,19 +142,22 @@ def train_sft(config: Config) -> None:
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
         )
-        _train(run, trainer, config.sft.num_steps, processes, "loss")
+        _train(config, "sft", run, trainer, config.sft.num_steps, "loss")
 
 
-def train_lmpo(config: Config) -> None:
+def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
     """Train the composer on the team's reward."""
-    with _phase(config, "lmpo", "lmpo") as run:
-        parts = _Parts.of(config)
-        processes = Processes()
-        memory = parts.latent_memory()
-        if config.lmpo.initial != "untrained":
-            memory.composer.load_weights(parts.checkpoint(config.lmpo.initial))
-        aside = parts.eval_tasks(config.lmpo.eval_tasks if config.lmpo.eval_every else 0)
+    processes = Processes()
+    parts = parts or _Parts(config)
+    with _open_run(config, "lmpo") if processes.is_first else nullcontext() as run:
+        if _is_finished(config, "lmpo", config.lmpo.num_steps, run):
+            return
+        initial = None if config.lmpo.initial == "untrained" else parts.checkpoint(config.lmpo.initial)
+        aside = parts.eval_tasks("lmpo", config.lmpo)
         keys = {task.key for task in aside}
+        memory = parts.latent_memory()
+        if initial is not None:
+            memory.composer.load_weights(initial)
         trainer = LMPOTrainer(
             memory,
             parts.model,
@@ -150,31 +172,34 @@ def train_lmpo(config: Config) -> None:
             max_turns=config.max_turns,
             seed=stream_seed(config.seed, "lmpo"),
         )
-        _train(run, trainer, config.lmpo.num_steps, processes, "reward")
+        _train(config, "lmpo", run, trainer, config.lmpo.num_steps, "reward")
 
 
-def compare(config: Config) -> dict[str, Any]:
+def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     """Evaluate each memory on the test split; write results.json and the report; return the results."""
-    with _phase(config, "evaluate", "evaluate") as run:
-        parts = _Parts.of(config)
+    parts = parts or _Parts(config)
+    _refuse_many_processes("evaluate")
+    with _open_run(config, "evaluate") as run:
         section = config.evaluate
         tasks = parts.test_tasks[: section.num_tasks]
-        sampling = Sampling(section.temperature, max_response_tokens=config.sampling.max_response_tokens)
-        memories = {name: partial(parts.memory, name, run.phase_folder if section.online else None) for name in section.memories}
-        for name in section.memories:  # a missing checkpoint is said before hours of work
-            if name.startswith("latent:") and name != "latent:untrained":
-                parts.checkpoint(name.removeprefix("latent:"))
-        with _progress(len(tasks) * len(memories), "evaluate", "task") as bar:
-            place = {name: i for i, name in enumerate(memories)}
+        names = section.memories
+        for name in names:
+            parts.memory(name)  # a missing checkpoint, or one that does not fit, is said before hours of work
+        _forget_outdated(run, {name: parts.inputs(name) for name in names})
+        copies = run.phase_folder if section.online else None
+        sampling = Sampling(
+            section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
+        )
+        with _progress(len(tasks) * len(names), "evaluate", "task") as bar:
 
             def show(name: str, num_tasks: int, reward: float) -> None:
-                bar.set_postfix(memory=name, reward=f"{reward:.3f}")
-                bar.update(place[name] * len(tasks) + num_tasks - bar.n)
+                bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
+                bar.update(names.index(name) * len(tasks) + num_tasks - bar.n)
 
             results = evaluate(
                 parts.team,
                 parts.model,
-                memories,
+                {name: partial(parts.memory, name, copies) for name in names},
                 tasks,
                 parts.domain.start,
                 run.phase_folder,
@@ -187,140 +212,190 @@ def compare(config: Config) -> dict[str, Any]:
                 on_progress=show,
             )
         results = {"run": config.run, **results, "seed": config.seed}
-        write_atomic(run.folder / "results.json", _json(results))
+        write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
         page = write_report([run.folder])
     _say(format_table(results))
-    _say(f"\nreport: {page}")
+    _say(f"report: {page}")
     return results
 
 
 def quickstart(config: Config) -> None:
-    """The whole main path."""
-    for title, recipe in (
+    """The whole main path; its phases share the model, the embedder and the bank."""
+    _refuse_many_processes("quickstart")
+    parts = _Parts(config)
+    phases: list[tuple[str, Callable[[Config, _Parts], object]]] = [
         ("collect: the team plays the train tasks without memory; the bank fills", collect),
         ("sft: the composer is warmed up on the bank's successes", train_sft),
         ("lmpo: the composer is trained on the team's reward", train_lmpo),
         ("evaluate: memories compared on held-out tasks", compare),
-    ):
+    ]
+    for title, recipe in phases:
         _say(f"\n== {title}")
-        recipe(config)
+        recipe(config, parts)
 
 
-@dataclass
 class _Parts:
-    """What a phase is made of, built once from the configuration."""
+    """What the phases are made of.
 
-    config: Config
-    team: FixedTeam
-    domain: Domain
-    train_tasks: list[Task]
-    test_tasks: list[Task]
-    model: LanguageModel
-    bank: ExperienceBank
-    sampling: Sampling
-    composer: Composer | None = None
+    Cheap parts are made at once, so that a mistake in them is said before a model is loaded; the others when they are
+    first asked for, once.
+    """
 
-    @classmethod
-    def of(cls, config: Config) -> "_Parts":
-        """Cheap parts first, so that a mistake is said before a model is loaded."""
-        team = load_team(config.team)
-        domain = DOMAINS[type(config.data)](config.data)
-        train, test = domain.tasks("train"), domain.tasks("test")
-        if not train or not test:
-            raise DataError(f"data: the {'train' if not train else 'test'} split is empty")
-        if config.composer.model is None:
-            _check_template_early(config)
-        model = LanguageModel.from_pretrained(
-            config.model.name, config.model.device, config.model.dtype, config.model.max_batch_size
-        )
-        embed = Embedder(config.bank.embedder)
-        path = Path(config.bank.path or Path(config.run) / "bank.sqlite")
-        bank = ExperienceBank(path, embed, embedder=embed.name)
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.team = load_team(config.team)
+        if config.composer.template is not None:
+            check_template(config.composer.template, FIELDS, "composer.template")
+        self.domain: Domain = DOMAINS[type(config.data)](config.data)
+        self.train_tasks, self.test_tasks = self.domain.tasks("train"), self.domain.tasks("test")
+        for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
+            if not tasks:
+                raise DataError(f"data: the {split} split is empty; expected at least one task")
         section = config.sampling
-        sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
-        return cls(config, team, domain, train, test, model, bank, sampling)
+        self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
 
-    def memory(self, name: str, copy_bank_to: Path | None = None) -> Memory:
-        """A memory by its name in the configuration, over a copy of the bank if a folder for it is given."""
-        bank = self.bank if copy_bank_to is None else self._copy_of_bank(copy_bank_to / f"{name.replace(':', '-')}.sqlite")
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The agents."""
+        section = self.config.model
+        return LanguageModel.from_pretrained(section.name, section.device, section.dtype, section.max_batch_size)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What the bank searches with."""
+        return Embedder(self.config.bank.embedder)
+
+    @cached_property
+    def bank(self) -> ExperienceBank:
+        """The run's bank, or the one that the configuration names."""
+        path = Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+        return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
+
+    @cached_property
+    def _composer(self) -> tuple[Composer, dict[str, Any]]:
+        """The one composer, and its weights as they were untrained."""
+        section = self.config.composer
+        base = self.model
+        if section.model is not None:
+            base = LanguageModel.from_pretrained(section.model, self.config.model.device, self.config.model.dtype)
+        composer = Composer(
+            base,
+            self.model,
+            num_latents=section.num_latents,
+            rank=section.rank,
+            alpha=section.alpha,
+            target_modules=section.target_modules,
+            template=section.template,
+            max_prompt_tokens=section.max_prompt_tokens,
+            initial_scale=section.initial_scale,
+            seed=stream_seed(self.config.seed, "composer"),
+        )
+        return composer, {name: p.detach().clone() for name, p in composer.trainable().items()}
+
+    def memory(self, name: str, copies: Path | None = None) -> Memory:
+        """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
+        bank = self.bank if copies is None or name == "none" else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
             "none": NoMemory,
             "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes),
+            "latent:untrained": lambda: self.latent_memory(bank),
         }
         if name in memories:
             return memories[name]()
+        checkpoint = self.checkpoint(name.removeprefix("latent:"))
         memory = self.latent_memory(bank)
-        which = name.removeprefix("latent:")
-        if which != "untrained":
-            memory.composer.load_weights(self.checkpoint(which))
+        memory.composer.load_weights(checkpoint)
         return memory
 
     def latent_memory(self, bank: ExperienceBank | None = None) -> LatentMemory:
-        """Latent memory with an untrained composer."""
-        section = self.config.composer
-        if self.composer is None:
-            base = None
-            if section.model is not None:
-                base = LanguageModel.from_pretrained(section.model, self.config.model.device, self.config.model.dtype)
-            self.composer = Composer(
-                base or self.model,
-                self.model,
-                num_latents=section.num_latents,
-                rank=section.rank,
-                alpha=section.alpha,
-                target_modules=section.target_modules,
-                template=section.template,
-                max_prompt_tokens=section.max_prompt_tokens,
-                initial_scale=section.initial_scale,
-                seed=stream_seed(self.config.seed, "composer"),
-            )
-            self._untrained = {name: p.detach().clone() for name, p in self.composer.trainable().items()}
-        else:
-            for name, parameter in self.composer.trainable().items():
-                parameter.data.copy_(self._untrained[name])
-        retrieval = self.config.bank
-        return LatentMemory(bank or self.bank, self.composer, retrieval.num_retrieved, retrieval.only_successes)
+        """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
+        composer, untrained = self._composer
+        for name, parameter in composer.trainable().items():
+            parameter.data.copy_(untrained[name])
+        section = self.config.bank
+        return LatentMemory(bank or self.bank, composer, section.num_retrieved, section.only_successes)
 
     def checkpoint(self, which: str) -> Path:
         """The composer that a phase of this run selected, or the folder itself."""
         if which not in ("sft", "lmpo"):
             return Path(which)
-        found = selected_checkpoint(Path(self.config.run) / which / "checkpoints")
+        folder = _checkpoints(self.config, which)
+        found = selected_checkpoint(folder)
         if found is None:
             raise CheckpointError(
-                f"{self.config.run}: no checkpoint of {which} here; run `latentmem train {which}` with this configuration first"
+                f"{self.config.run}: no checkpoint of {which} here; "
+                f"run `latentmem train {which}` with this configuration first"
             )
+        steps, wanted = _steps_done(folder), getattr(self.config, which).num_steps
+        if steps < wanted:
+            logger.warning("%s has done %d of its %d steps; its checkpoint so far is used", which, steps, wanted)
         return found
 
-    def eval_tasks(self, count: int) -> list[Task]:
+    def inputs(self, name: str) -> str:
+        """What a memory is made of: its composer's weights, and how much the bank holds."""
+        if name == "none":
+            return ""
+        which = name.removeprefix("latent:")
+        bank = f"bank of {len(self.bank)}"
+        if name == "text" or which == "untrained":
+            return bank
+        return f"{bank}, weights {hashlib.sha256((self.checkpoint(which) / WEIGHTS).read_bytes()).hexdigest()}"
+
+    def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
         """The last train tasks, set aside for choosing checkpoints."""
+        count = section.eval_tasks if section.eval_every else 0
         if count >= len(self.train_tasks):
-            raise DataError(f"eval_tasks is {count}, but the train split has {len(self.train_tasks)} tasks; leave some to train on")
+            raise ConfigError(
+                f"{name}.eval_tasks is {count}, but the train split has {len(self.train_tasks)} tasks; "
+                "set it lower, so that some are left to train on"
+            )
         return self.train_tasks[len(self.train_tasks) - count :]
 
-    def _copy_of_bank(self, path: Path) -> ExperienceBank:
+    def _bank_copy(self, path: Path) -> ExperienceBank:
+        assert self.bank.path.exists()
         if not path.exists():
-            fresh = path.with_suffix(".new")
-            with sqlite3.connect(self.bank.path) as source, sqlite3.connect(fresh) as target:
+            fresh = path.with_suffix(".fresh")
+            fresh.unlink(missing_ok=True)
+            # Closed before it is renamed: only then is all of it in the one file.
+            with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
                 source.backup(target)
             fresh.rename(path)
-        return ExperienceBank(path, Embedder(self.config.bank.embedder), embedder=self.config.bank.embedder)
+        return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
 
 
-def _check_template_early(config: Config) -> None:
-    from latentmem.memory.composer import FIELDS, TEMPLATE
-    from latentmem.templates import check_template
-
-    check_template(config.composer.template or TEMPLATE, FIELDS, "composer.template")
-
-
-@contextmanager
-def _phase(config: Config, phase: str, section: str) -> Iterator[Run]:
+def _open_run(config: Config, phase: str) -> Run:
+    """The run, locked for this process: under `accelerate launch` only the first process of a training opens it."""
     values = config.model_dump(mode="json", by_alias=True)
-    run = Run.open(Path(config.run), dump_config(config), phase, {key: values[key] for key in (*_SETUP, section)})
-    with run:
-        yield run
+    return Run.open(Path(config.run), dump_config(config), phase, {key: values[key] for key in (*_SETUP, phase)})
+
+
+def _refuse_many_processes(command: str) -> None:
+    size = Processes().size
+    if size > 1:
+        raise ConfigError(
+            f"{command} runs in one process, but {size} were launched; start it without accelerate launch "
+            "(only train sft and train lmpo share their work)"
+        )
+
+
+def _written_down(path: Path, play: Callable[[], list[Trajectory]]) -> list[Trajectory]:
+    """The trajectories in a file, one a line; played and written there first if there is none."""
+    if not path.exists():
+        lines = "".join(trajectory.to_json() + "\n" for trajectory in play())
+        write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+    rows = path.read_bytes().split(b"\n")[:-1]
+    return [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+
+
+def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:
+    """Drop the trajectories of memories whose composer or bank has changed since they were evaluated."""
+    before = run.state.get("inputs", {})
+    for name, now in inputs.items():
+        if before.get(name, now) != now:
+            logger.warning("evaluate: %s has changed since it was evaluated; it is evaluated again", name)
+            forget(run.phase_folder, name)
+    run.state = {"inputs": before | inputs}
 
 
 def _optimization(composer: Composer, section: OptimizerFields, num_steps: int, processes: Processes) -> Optimization:
@@ -329,6 +404,7 @@ def _optimization(composer: Composer, section: OptimizerFields, num_steps: int, 
         processes,
         num_steps=num_steps,
         learning_rate=section.learning_rate,
+        projection_rate=section.projection_rate,
         schedule=section.schedule,
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm,
@@ -336,38 +412,79 @@ def _optimization(composer: Composer, section: OptimizerFields, num_steps: int, 
     )
 
 
-def _train(run: Run, trainer: SFTTrainer | LMPOTrainer, num_steps: int, processes: Processes, shown: str) -> None:
-    with _progress(num_steps, run.phase, "step") as bar:
+def _checkpoints(config: Config, phase: str) -> Path:
+    return Path(config.run) / phase / "checkpoints"
+
+
+def _steps_done(folder: Path) -> int:
+    newest = newest_checkpoint(folder)
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
+def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) -> bool:
+    folder = _checkpoints(config, phase)
+    if _steps_done(folder) < num_steps:
+        return False
+    if run is not None:
+        _say(f"{phase}: finished already, {num_steps} steps; {selected_checkpoint(folder)} is selected")
+    return True
+
+
+def _train(
+    config: Config, phase: str, run: Run | None, trainer: SFTTrainer | LMPOTrainer, num_steps: int, shown: str
+) -> None:
+    folder = _checkpoints(config, phase)
+    with _progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
 
         def log(metrics: dict[str, Any]) -> None:
-            if processes.is_first:
+            if run is not None:
                 run.log(metrics)
-                figures = {key: f"{metrics[key]:.3f}" for key in (shown, "eval_reward") if key in metrics}
-                bar.set_postfix(figures)
+                figures = {key: f"{metrics[key]:.3f}" for key in (shown, "eval_loss", "eval_reward") if key in metrics}
+                bar.set_postfix(figures, refresh=False)
                 bar.update(metrics["step"] - bar.n)
 
-        progress = trainer.train(
-            run.phase_folder / "checkpoints", log, lambda step: run.rewind_metrics(run.phase, step)
-        )
-    chosen = progress.best_step if progress.best_step is not None else progress.step
-    _say(f"{run.phase}: {progress.step} steps done; checkpoint of step {chosen} selected")
+        def rewind(step: int) -> None:
+            if run is not None:
+                run.rewind_metrics(phase, step)
+
+        trainer.train(folder, log, rewind)
+    if run is not None:
+        _say(f"{phase}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
 
 
-def _fields(settings: type, section: Any) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in settings.__dataclass_fields__}
+def _fields(settings: type[LMPOSettings] | type[SFTSettings], section: OptimizerFields) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in fields(settings)}
+
+
+class _Lines:
+    """Standard error of a program without a terminal: each state of a progress bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @contextmanager
-def _progress(total: int, name: str, unit: str, initial: int = 0) -> Iterator[Any]:
-    with tqdm(total=total, desc=name, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True) as bar:
+def _progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
+    """A bar on standard error; in a log file a line every half minute."""
+    live = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=name,
+        unit=unit,
+        initial=initial,
+        miniters=1,
+        mininterval=0.5 if live else 30.0,
+        file=sys.stderr if live else cast(TextIO, _Lines()),
+        dynamic_ncols=live,
+        disable=not shown,
+    ) as bar:
         yield bar
 
 
 def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stdout)
-
-
-def _json(values: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -233,7 +233,7 @@ def _read_run(folder: Path) -> RunRecord:
 
 
 def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str, list[Row]]:
-    names = {m["name"].replace(":", "-"): m["name"] for m in _memories(results)}
+    names = {Path(m.get("trajectories") or m["name"].replace(":", "-")).stem: m["name"] for m in _memories(results)}
     order = list(names)
     found = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.jsonl"))}
     trajectories: dict[str, list[Row]] = {}

@@ -4,13 +4,15 @@ Many episodes advance side by side. In each round, every episode's team names th
 them are one batch of the model. A single-turn task is an episode of one step.
 """
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from latentmem.environments.environment import Environment, Outcome
-from latentmem.errors import LatentMemError
+from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall
 from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
 from latentmem.teams.team import Call, Team, Turn
@@ -47,9 +49,9 @@ class Rollouts:
 @dataclass
 class _Episode:
     task: Task
-    index: int
     seed: int
-    environment: Environment
+    environment: Environment | None = None
+    instructions: str = ""
     steps: list[Step] = field(default_factory=list)
     turn: Turn | None = None
     calls: list[Call] = field(default_factory=list)
@@ -59,25 +61,44 @@ class _Episode:
     error: str | None = None
     done: bool = False
 
+    def begin(self, start: Callable[[Task], Environment]) -> None:
+        """Make the environment."""
+        with self._failure_is_data():
+            self.environment = start(self.task)
+            self.instructions = self.environment.instructions
+
     def advance(self, team: Team, responses: list[str] | None) -> None:
         """Let the team name its next calls, or its action."""
         if self.turn is None:
-            self.turn = team.turn(self.task.text, self.environment.instructions, self.steps)
+            self.turn = team.turn(self.task.text, self.instructions, self.steps)
         try:
             self.calls = next(self.turn) if responses is None else self.turn.send(responses)
+            while not self.calls:  # a team that decides as it goes may find that nobody is to speak
+                self.calls = self.turn.send([])
         except StopIteration as stop:
             self.calls, self.action, self.turn = [], stop.value, None
 
     def act(self) -> Outcome:
-        """Give the action to the environment. This is the one place where a failure becomes data."""
+        """Give the action to the environment."""
+        assert self.environment is not None
         assert self.action is not None
+        with self._failure_is_data():
+            outcome = self.environment.step(self.action)
+            if not 0 <= outcome.reward <= 1:
+                raise ValueError(f"the reward is {outcome.reward}; expected a number from 0 to 1")
+            return outcome
+        return Outcome(observation="", reward=0.0, done=True, info={"extracted": None})
+
+    @contextmanager
+    def _failure_is_data(self) -> Iterator[None]:
+        """The one place where an exception of an environment becomes the end of its episode."""
         try:
-            return self.environment.step(self.action)
+            yield
         except LatentMemError:
             raise
         except Exception as error:
             self.error = f"environment: {type(error).__name__}: {error}"
-            return Outcome(observation="", reward=0.0, done=True, info={"extracted": None})
+            self.done = True
 
 
 def rollout(
@@ -91,12 +112,13 @@ def rollout(
     group_size: int = 1,
     seed: int = 0,
     max_turns: int = 1,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> Rollouts:
     """Play each task `group_size` times.
 
     Memory is asked once for each task and role. Each response has a random stream of its own, made from the seed, the
     task, the rollout's number, the turn and the message's number: it does not depend on which episodes share a batch.
+    An environment that raises ends its own episode, with reward 0 and the cause in `Trajectory.error`.
 
     Args:
         team: who plays.
@@ -108,10 +130,11 @@ def rollout(
         group_size: G, episodes of each task.
         seed: of all random streams.
         max_turns: an episode that is not done by then ends with its last reward.
-        workers: environments stepped at once.
+        workers: environments stepped at once, each in a thread; None is one for each CPU.
 
     Raises:
-        ModelError: a prompt exceeds the model's context window.
+        ConfigError: the team lets a role speak that is not among its `roles`.
+        LatentMemError: whatever a part raises of these, as the model does of a prompt that exceeds its window.
     """
     began, composed = time.perf_counter(), memory.composing_seconds
     roles = {role.name: role for role in team.roles}
@@ -121,10 +144,12 @@ def rollout(
     composing = memory.composing_seconds - composed
     generation = environment = 0.0
 
-    episodes = [
-        _Episode(task, i, stream_seed(seed, task.key, i), start(task)) for task in tasks for i in range(group_size)
-    ]
-    with ThreadPoolExecutor(workers) as pool:
+    episodes = [_Episode(task, stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        began = time.perf_counter()
+        for episode in episodes:
+            episode.begin(start)
+        environment += time.perf_counter() - began
         while playing := [episode for episode in episodes if not episode.done]:
             began = time.perf_counter()
             _speak(playing, team, model, recalls, sampling)
@@ -141,7 +166,7 @@ def rollout(
                     )
                 )
                 episode.messages, episode.action = [], None
-                episode.done = outcome.done or len(episode.steps) == max_turns
+                episode.done = episode.done or outcome.done or len(episode.steps) == max_turns
                 episode.reward = outcome.reward
             environment += time.perf_counter() - began
 
@@ -173,19 +198,22 @@ def _speak(
     for episode in episodes:
         episode.advance(team, None)
     while speaking := [episode for episode in episodes if episode.calls]:
-        asked = [(episode, call) for episode in speaking for call in episode.calls]
         pending: list[tuple[_Episode, Call, Recall, Prompt]] = []
-        counts: dict[int, int] = {}
-        for episode, call in asked:
-            number = len(episode.messages) + counts.get(id(episode), 0)
-            counts[id(episode)] = counts.get(id(episode), 0) + 1
-            recall = recalls[episode.task.key, call.role.name]
-            pending.append((episode, call, recall, _prompt(episode, call, recall, number)))
+        for episode in speaking:
+            for number, call in enumerate(episode.calls, len(episode.messages)):
+                if (episode.task.key, call.role.name) not in recalls:
+                    known = [role.name for role in team.roles]
+                    raise ConfigError(
+                        f"team {team.name}: {call.role.name!r} speaks but is not among its roles; "
+                        f"{suggest(call.role.name, known)}"
+                    )
+                recall = recalls[episode.task.key, call.role.name]
+                pending.append((episode, call, recall, _prompt(episode, call, recall, number)))
         # Rows of one role and task side by side: they share the beginning of their prompts.
         order = sorted(range(len(pending)), key=lambda i: pending[i][3].group)
         responses = model.respond([pending[i][3] for i in order], sampling)
         by_row = dict(zip(order, responses, strict=True))
-        for row, (episode, call, recall, prompt) in enumerate(pending):
+        for row, (episode, call, recall, _) in enumerate(pending):
             sampled = by_row[row]
             episode.messages.append(
                 Message(
@@ -211,7 +239,13 @@ def _prompt(episode: _Episode, call: Call, recall: Recall, number: int) -> Promp
         role=call.role.name,
         system=call.system,
         user=recall.record.before(call.user),
-        group=f"{episode.task.key} / {call.role.name}",
+        group=f"task {_label(episode.task)}, {call.role.name}",
         seed=stream_seed(episode.seed, len(episode.steps), number),
         latents=recall.latents,
     )
+
+
+def _label(task: Task) -> str:
+    """The task in a few words, for errors; a task without an id by the beginning of its text."""
+    text = " ".join(task.text.split())
+    return task.key if task.id is not None else repr(text if len(text) <= 60 else f"{text[:60]}...")

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from latentmem.errors import ConfigError, suggest
 
-_FIELD = re.compile(r"\{([a-z_]+)\}")
+_FIELD = re.compile(r"\{([A-Za-z_]+)\}")
 
 
 def check_template(template: str, fields: Collection[str], where: str) -> None:

@@ -1,101 +1,70 @@
-"""A composer on disk: composer.safetensors with the trained tensors, composer.json with what they were made for.
+"""A composer on disk is one file, composer.safetensors: the trained tensors, and in its header what they were made for.
 
-Written beside the old one and moved into its place, so a crash or a full disk leaves the last good checkpoint.
+One file can be replaced in one move, so weights and settings always belong together and there is no moment without a
+checkpoint, whatever is killed and whatever disk is full.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from latentmem.errors import CheckpointError
+from latentmem.errors import CheckpointError, RunError
+from latentmem.runs import write_atomic
 
 FORMAT_VERSION = 1
+"""Version of the header; a reader refuses a newer one."""
 WEIGHTS = "composer.safetensors"
-SETTINGS = "composer.json"
+_HEADER = "latentmem"
+"""A single entry: several would be written in no fixed order, and equal composers would not give equal bytes."""
 
 
 def write_checkpoint(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files durably, replacing `folder` as a whole.
+    """Write a composer; when this returns it is on stable storage. An older one in `folder` is replaced as a whole.
+
+    Args:
+        folder: made where there is none.
+        settings: JSON values.
+        tensors: by name, of any shape and on any device.
 
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint in `folder` is untouched.
     """
-    with replacing(folder) as fresh:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh / WEIGHTS)
-        text = json.dumps({"format_version": FORMAT_VERSION, **settings}, indent=2, ensure_ascii=False)
-        (fresh / SETTINGS).write_text(text + "\n", encoding="utf-8")
-
-
-class replacing:  # noqa: N801 - reads as a verb in `with replacing(folder) as fresh`
-    """A context that fills a fresh folder and, on success, durably puts it in place of the old one.
-
-    Raises:
-        CheckpointError: what was written did not reach the disk; the old folder is untouched.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-        self.old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.fresh, ignore_errors=True)
-        try:
-            self.fresh.mkdir(parents=True)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be written ({error.strerror})") from None
-        return self.fresh
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                for path in [*self.fresh.iterdir(), self.fresh]:
-                    _sync(path)
-                if self.folder.exists():
-                    self.folder.rename(self.old)
-                self.fresh.rename(self.folder)
-                _sync(self.folder.parent)
-        except OSError as problem:
-            raise CheckpointError(f"{self.folder}: cannot be written ({problem.strerror}); free some space") from None
-        finally:
-            shutil.rmtree(self.fresh, ignore_errors=True)
-            shutil.rmtree(self.old, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise CheckpointError(f"{self.folder}: cannot be written ({error}); the last checkpoint is kept") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    header = json.dumps({"format_version": FORMAT_VERSION, **settings}, sort_keys=True)
+    content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_HEADER: header})
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / WEIGHTS, content)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: the folder cannot be made ({error.strerror}); name another") from None
+    except RunError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors (on the CPU) of a composer.
 
     Raises:
-        CheckpointError: missing or damaged files, or a newer format.
+        CheckpointError: no such file, a damaged one, not a composer's, or a newer format.
     """
+    path = folder / WEIGHTS
     try:
-        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no composer checkpoint here ({Path(error.filename or WEIGHTS).name} is missing)"
-        ) from None
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        settings: dict[str, Any] = json.loads(header or "{}")
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no composer here ({WEIGHTS} is missing); name a composer's folder") from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: damaged composer checkpoint ({error})") from None
-    if settings.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: checkpoint format {settings['format_version']} is newer than {FORMAT_VERSION}; upgrade latentmem"
-        )
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged ({reason}); restore it or take another checkpoint") from None
+    version = settings.get("format_version")
+    if version is None:
+        raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} composer")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format {version} is newer than {FORMAT_VERSION}; upgrade latentmem")
     return settings, tensors

@@ -5,6 +5,7 @@ projected to the agents' width, are the latent memory (arXiv 2602.03036, section
 own backbone: its adapter rests switched on, and is off while the agents speak or are scored.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from latentmem.errors import CheckpointError, ConfigError
+from latentmem.errors import CheckpointError, ConfigError, suggest
 from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import check_window, last_hidden, pad
 from latentmem.templates import check_template, fill
 from latentmem.trajectory import Role, Task, Trajectory
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE = """A team of agents works on a task. One of its members needs to remember what past episodes teach.
 
@@ -40,6 +43,10 @@ What this member said in them:
 In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
 NOTHING = "(none so far)"
+SILENT = "(said nothing)"
+
+_MUST_AGREE = ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template")
+"""Settings without which the tensors of a checkpoint mean something else."""
 
 
 class Composer(nn.Module):
@@ -56,7 +63,7 @@ class Composer(nn.Module):
         target_modules: Sequence[str] = ("q_proj", "v_proj"),
         template: str | None = None,
         max_prompt_tokens: int = 1024,
-        initial_scale: float = 1.0,
+        initial_scale: float = 0.1,
         seed: int = 0,
     ) -> None:
         """Put a fresh composer on a backbone.
@@ -70,8 +77,8 @@ class Composer(nn.Module):
             target_modules: names of the linear layers that get an adapter.
             template: text the composer reads, with the fields of `FIELDS`; None is `TEMPLATE`.
             max_prompt_tokens: longest text; the retrieved trajectories are shortened to fit.
-            initial_scale: root mean square of the untrained latents relative to the agents' token embeddings. Much
-                larger latents derail a frozen model.
+            initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
+                the agents' token embeddings.
             seed: of the initial weights.
 
         Raises:
@@ -95,29 +102,25 @@ class Composer(nn.Module):
         check_template(self.template, FIELDS, "composer.template")
         if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
             raise CheckpointError(f"model {backbone.name!r} carries a composer already; load weights into that one")
+        _check_targets(backbone, self.target_modules)
+        # Trained in float32, or better where the backbone is better, whatever its dtype.
+        self.dtype = torch.promote_types(backbone.model.dtype, torch.float32)
         with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            try:
-                config = LoraConfig(
-                    r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
-                )
-                inject_adapter_in_model(config, backbone.model, adapter_name="composer")
-            except ValueError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ConfigError(
-                    f"composer.target_modules {list(target_modules)} on {backbone.name!r}: {reason}"
-                ) from None
-            embeddings = backbone.model.get_input_embeddings().weight
-            queries = torch.randn(num_latents, self.d_composer) * embeddings.float().std().item()
+            config = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
+            )
+            inject_adapter_in_model(config, backbone.model, adapter_name="composer")
+            queries = torch.randn(num_latents, self.d_composer)
+            self.projection = nn.Linear(self.d_composer, self.d_agent, device=backbone.device, dtype=self.dtype)
         self._layers = [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
-        device = backbone.device
-        self.query_latents = nn.Parameter(queries.to(device))
-        self.projection = nn.Linear(self.d_composer, self.d_agent, device=device, dtype=torch.float32)
+        scale = backbone.model.get_input_embeddings().weight.to(self.dtype).std()
+        self.query_latents = nn.Parameter(queries.to(scale) * scale)
         self._adapter = {
             name: parameter for name, parameter in backbone.model.named_parameters() if ".composer." in name
         }
         for parameter in self._adapter.values():
-            parameter.data = parameter.data.float()  # trained in float32 whatever the backbone's dtype
+            parameter.data = parameter.data.to(self.dtype)
         self.eval()
         backbone.share_with(self._adapter_off)
         self._initialise_projection(agents, initial_scale)
@@ -128,13 +131,20 @@ class Composer(nn.Module):
         return self._backbone[0]
 
     def _initialise_projection(self, agents: LanguageModel, initial_scale: float) -> None:
-        """The identity (cut or filled up where widths differ), scaled so that latents are as large as embeddings."""
+        """Latents begin as blank lines, a frozen model's least surprise, plus a little of the hidden states.
+
+        The bias is the agents' embedding of a line break, the weight a scaled identity (cut or filled up where widths
+        differ). Measured in docs/results/reasoning-mix.md: latents made of hidden states alone, as large as embeddings,
+        double the agents' surprise at their own responses, and the first token suffers most.
+        """
         with torch.no_grad():
+            embeddings = agents.model.get_input_embeddings().weight.to(self.dtype)
             self.projection.weight.copy_(torch.eye(self.d_agent, self.d_composer))
             self.projection.bias.zero_()
             latents = self.compose([fill(self.template, **dict.fromkeys(FIELDS, NOTHING))])
-            wanted = agents.model.get_input_embeddings().weight.float().square().mean().sqrt() * initial_scale
+            wanted = embeddings.square().mean().sqrt().to(latents.device) * initial_scale
             self.projection.weight.mul_(wanted / latents.square().mean().sqrt())
+            self.projection.bias.copy_(embeddings[agents.encode("\n")[-1]])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: query_latents, the projection and the LoRA matrices."""
@@ -145,43 +155,49 @@ class Composer(nn.Module):
     @contextmanager
     def _adapter_off(self) -> Iterator[None]:
         # peft's switch also clears requires_grad, so the adapter rests on: a backward pass always finds it so.
+        were_off = [layer.disable_adapters for layer in self._layers]  # inside another such context they stay off
         for layer in self._layers:
             layer.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in self._layers:
-                layer.enable_adapters(True)
+            for layer, was_off in zip(self._layers, were_off, strict=True):
+                layer.enable_adapters(not was_off)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
         """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
 
         Raises:
-            ConfigError: the task alone is too long for the composer.
+            ConfigError: the task and the role alone are too long for the composer.
         """
         episodes = [describe(trajectory) for trajectory in trajectories]
         said = [said_by(trajectory, role) for trajectory in trajectories]
         text = self._fill(task, role, episodes, said)
-        if len(text) <= self.max_prompt_tokens:  # a token is at least one character
-            return text
         length = len(self.backbone.encode(text))
         if length <= self.max_prompt_tokens:
             return text
         self.num_shortened += 1
-        limit = max(1, length // max(1, len(episodes) * 2))
-        while limit:
-            short = self._fill(task, role, self._shorten(episodes, limit), self._shorten(said, limit))
-            if len(self.backbone.encode(short)) <= self.max_prompt_tokens:
-                return short
+        if self.num_shortened == 1:
+            logger.warning(
+                "composer texts are shortened to %d tokens (composer.max_prompt_tokens); the first had %d",
+                self.max_prompt_tokens,
+                length,
+            )
+        limit = min(length // max(1, len(episodes) * 2), self.max_prompt_tokens)
+        while limit and length > self.max_prompt_tokens:
+            text = self._fill(task, role, self._shorten(episodes, limit), self._shorten(said, limit))
+            length = len(self.backbone.encode(text))
             limit = limit * 3 // 4
-        raise ConfigError(
-            f"composer.max_prompt_tokens is {self.max_prompt_tokens}, too few for the text of task {task.key!r} "
-            "even without any retrieved trajectory; raise it"
-        )
+        if length > self.max_prompt_tokens:
+            raise ConfigError(
+                f"composer.max_prompt_tokens is {self.max_prompt_tokens}, too few for the text of task "
+                f"{task.key[:80]!r} with its trajectories cut to nothing ({length} tokens); raise it"
+            )
+        return text
 
     def _fill(self, task: Task, role: Role, episodes: Sequence[str], said: Sequence[str]) -> str:
         def numbered(texts: Sequence[str]) -> str:
-            return "\n\n".join(f"[{i}] {text}" for i, text in enumerate(texts, 1)) or NOTHING
+            return "\n\n".join(f"[{i}] {text or SILENT}" for i, text in enumerate(texts, 1)) or NOTHING
 
         return fill(
             self.template,
@@ -196,7 +212,9 @@ class Composer(nn.Module):
         return [self.backbone.decode(self.backbone.encode(text)[:limit]) for text in texts]
 
     def compose(self, prompts: list[str]) -> Tensor:
-        """Latent memories [B, K, d_agent] float32 of B composer texts; differentiable in what `trainable` names.
+        """Latent memories [B, K, d_agent] of B composer texts; differentiable in what `trainable` names.
+
+        They are float32, or float64 on such a backbone.
 
         Raises:
             ModelError: a text does not fit the backbone's context window.
@@ -210,7 +228,7 @@ class Composer(nn.Module):
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
         hidden = last_hidden(model, embeddings, real, keep=self.num_latents)  # [B, K, d_composer]
-        latents: Tensor = self.projection(hidden.float())
+        latents: Tensor = self.projection(hidden.to(self.dtype))
         return latents
 
     def settings(self) -> dict[str, Any]:
@@ -229,34 +247,49 @@ class Composer(nn.Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write composer.safetensors and composer.json; an existing checkpoint there is replaced as a whole."""
+        """Write this composer to a folder, as one file; an older one there is replaced as a whole.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; an older checkpoint is untouched.
+        """
         tensors = {name: parameter.detach() for name, parameter in self.trainable().items()}
         write_checkpoint(Path(folder), self.settings(), tensors)
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read a checkpoint into this composer, strictly.
+        """Read a checkpoint into this composer, strictly; on an error nothing has changed.
 
         Raises:
-            CheckpointError: other K, widths, rank, alpha, target modules or template, or a missing or unexpected tensor.
+            CheckpointError: other K, widths, rank, alpha, target modules or template; a tensor that is missing,
+                unexpected or of another shape.
         """
-        settings, tensors = read_checkpoint(Path(folder))
+        self._load(Path(folder), *read_checkpoint(Path(folder)))
+
+    def _load(self, folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         ours = self.settings()
-        for key in ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template"):
+        for key in _MUST_AGREE:
             if settings.get(key) != ours[key]:
                 raise CheckpointError(
                     f"{folder}: checkpoint has {key} {settings.get(key)!r}, this composer {ours[key]!r}; "
                     "use the configuration it was trained with"
                 )
+        for key in ("base_model", "agents"):  # only told: one model may go by several names
+            if settings.get(key) != ours[key]:
+                logger.warning("%s was trained with %s %r, now it is %r", folder, key, settings.get(key), ours[key])
         parameters = self.trainable()
         missing, unexpected = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
         if missing or unexpected:
-            raise CheckpointError(f"{folder}: missing tensors {missing[:5]}, unexpected tensors {unexpected[:5]}")
+            raise CheckpointError(
+                f"{folder}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} unexpected "
+                f"{unexpected[:3]}; use the model it was trained on"
+            )
+        for name, parameter in parameters.items():
+            if tensors[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}; "
+                    "use the model it was trained on"
+                )
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if tensors[name].shape != parameter.shape:
-                    raise CheckpointError(
-                        f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}"
-                    )
                 parameter.copy_(tensors[name])
 
     @classmethod
@@ -268,22 +301,32 @@ class Composer(nn.Module):
         Args:
             folder: what `save_pretrained` wrote.
             backbone: the LM to put it on; None loads the one it was trained on.
-            agents: the LM that will be given the latents; None when it is the backbone. Needed when it is not.
+            agents: the LM that will be given the latents; None is the backbone if that was so in training, else it is
+                loaded too.
 
         Raises:
             CheckpointError: not a checkpoint, damaged, or made for other models.
+            ModelError: a model it was trained with cannot be loaded.
         """
-        settings, _ = read_checkpoint(Path(folder))
+        settings, tensors = read_checkpoint(Path(folder))
+        named = ("base_model", "agents", "max_prompt_tokens", *_MUST_AGREE)
+        if absent := [key for key in named if key not in settings]:
+            raise CheckpointError(f"{folder}: the checkpoint does not say its {', '.join(absent)}; save it again")
         backbone = backbone or LanguageModel.from_pretrained(settings["base_model"])
         if agents is None and settings["agents"] != settings["base_model"]:
             agents = LanguageModel.from_pretrained(settings["agents"])
-        composer = cls(
-            backbone,
-            agents,
-            **{
-                k: settings[k]
-                for k in ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
-            },
-        )
-        composer.load_weights(folder)
+        arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
+        composer = cls(backbone, agents, **{key: settings[key] for key in arguments})
+        composer._load(Path(folder), settings, tensors)
         return composer
+
+
+def _check_targets(backbone: LanguageModel, target_modules: Sequence[str]) -> None:
+    """Each target names a layer: peft is content when one of them does, and would leave the others out silently."""
+    weights = [name.removesuffix(".weight") for name, tensor in backbone.model.named_parameters() if tensor.ndim == 2]
+    layers = {name.rpartition(".")[2] for name in weights}
+    for target in target_modules:
+        if target.rpartition(".")[2] not in layers:
+            raise ConfigError(
+                f"composer.target_modules: model {backbone.name!r} has no layer {target!r}; {suggest(target, layers)}"
+            )

@@ -62,6 +62,8 @@ class LatentMemory:
             latents = self.composer.compose([records[i].text for i in rows])
             for i, latent in zip(rows, latents, strict=True):
                 recalls[i] = Recall(records[i], latent)
+        if self.composer.query_latents.is_cuda:
+            torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
         self.composing_seconds += time.perf_counter() - began
         return [recall for recall in recalls if recall is not None]
 

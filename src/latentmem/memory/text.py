@@ -29,15 +29,15 @@ class TextMemory:
         return self.recall_many([(task, role)])[0]
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """Searches once for all queries."""
-        hits = self.bank.search_many([task for task, _ in queries], k=self.num_retrieved, success=self.success)
-        recalls = []
-        for found in hits:
+        """Searches once, for each task; all roles are told the same."""
+        tasks = {task.key: task for task, _ in queries}
+        hits = self.bank.search_many(list(tasks.values()), k=self.num_retrieved, success=self.success)
+        recalls = {}
+        for key, found in zip(tasks, hits, strict=True):
             text = "\n\n".join([HEADING, *(describe(hit.trajectory) for hit in found), CLOSING]) if found else ""
-            recalls.append(
-                Recall(Recalled(kind=self.kind, text=text, sources=tuple(hit.trajectory.id for hit in found)))
-            )
-        return recalls
+            sources = tuple(hit.trajectory.id for hit in found)
+            recalls[key] = Recall(Recalled(kind=self.kind, text=text, sources=sources))
+        return [recalls[task.key] for task, _ in queries]
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

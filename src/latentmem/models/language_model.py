@@ -7,6 +7,7 @@ batch. `ScriptedModel` is the stand-in at the same seam, for tests and for tryin
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,17 +16,22 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading, resolve_model
-from latentmem.models.prefix import Prefix, check_window, prefill
+from latentmem.models.prefix import Prefix, check_window, prefill, prepare
 
 logger = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 """Used for a model without a chat template."""
+
+_CUT = "\ud800"
+"""Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
 
 _CHECK_EVERY = 8
 """Decoding steps between looks at which rows have ended; each look makes a GPU wait."""
@@ -81,14 +87,14 @@ class LanguageModel:
     """A Hugging Face causal LM with its tokenizer, frozen."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_batch_size: int = 64):
+        prepare(model, name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.max_batch_size = max_batch_size
         self.eos_ids = _eos_ids(model, tokenizer)
-        self._specials = re.compile(
-            "|".join(re.escape(text) for text in sorted(tokenizer.get_added_vocab(), key=len, reverse=True)) or r"(?!)"
-        )
+        control = "|".join(map(re.escape, _control_tokens(tokenizer))) or r"(?!)"
+        self._control_starts = re.compile(f"(?=(?:{control}))(.)", re.DOTALL)
         self._render = _chat_renderer(tokenizer, name)
         # While the composer's adapter shares this backbone, it is off whenever the agents speak or are scored.
         self._without_adapter: Callable[[], Any] = nullcontext
@@ -106,7 +112,11 @@ class LanguageModel:
         Raises:
             ModelError: unknown model, missing files, or a device that is not there.
         """
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        try:
+            where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+            torch.empty(0, device=where)
+        except (RuntimeError, AssertionError):  # the latter where torch was built without that kind of device
+            raise ModelError(f"device {device!r} is not there; use auto, cpu or a GPU such as cuda:0") from None
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
         source = resolve_model(name)
@@ -116,9 +126,12 @@ class LanguageModel:
                     source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
                 )
                 tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"model {name!r} cannot be loaded: {reason}") from None
+            raise ModelError(
+                f"model {name!r} cannot be loaded ({reason}); give a folder, a .gguf file, a hub id that is "
+                "cached or can be reached, or the embedded smollm2-135m"
+            ) from None
         return cls(model.to(where), tokenizer, name, max_batch_size)
 
     @property
@@ -129,11 +142,21 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        where: torch.device = self.model.device
+        return where
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; control tokens written in it are encoded as ordinary characters."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._encode_pieces(self._guard(text))
+
+    def _guard(self, text: str) -> str:
+        """The text with a cut inside each control token that it holds, so that the tokenizer finds none."""
+        return self._control_starts.sub(rf"\1{_CUT}", well_formed(text))
+
+    def _encode_pieces(self, guarded: str) -> list[int]:
+        ids: list[int] = []
+        for piece in guarded.split(_CUT):
+            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -144,24 +167,10 @@ class LanguageModel:
     def encode_prompt(self, system: str, user: str) -> list[int]:
         """Token ids of the chat prompt with its generation prompt.
 
-        Equal to the tokenizer's own encoding of the rendered chat unless the texts hold control tokens: those are
-        cut out before the template's own control tokens are looked for, and encoded as plain text.
+        Equal to the tokenizer's own encoding of the rendered chat, but for control tokens in the texts: those are
+        encoded as ordinary characters, while the template's own stay what they are.
         """
-        rendered = self._render(system, user)
-        if not self._specials.search(system) and not self._specials.search(user):
-            ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-            return ids
-        # Rendered around stand-ins that hold no control token, so all that are found belong to the template.
-        skeleton = self._render("\ue000", "\ue001")
-        ids = []
-        position = 0
-        for match in [*self._specials.finditer(skeleton), None]:
-            text = skeleton[position : match.start() if match else len(skeleton)]
-            ids += self.encode(text.replace("\ue000", system).replace("\ue001", user)) if text else []
-            if match:
-                ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
-                position = match.end()
-        return ids
+        return self._encode_pieces(self._render(self._guard(system), self._guard(user)))
 
     @contextmanager
     def as_agent(self) -> Any:
@@ -177,7 +186,7 @@ class LanguageModel:
         """Sample one response a prompt, in batches of at most `max_batch_size`.
 
         Raises:
-            ModelError: a prompt does not fit the context window.
+            ModelError: a prompt does not fit the context window, or the model's values are not finite.
         """
         sampled: list[Sampled] = []
         for start in range(0, len(prompts), self.max_batch_size):
@@ -202,9 +211,15 @@ class LanguageModel:
             draws = draw_uniform([prompt.seed for prompt in prompts], sampling.max_response_tokens).to(self.device)
             tokens, logps = decode(model, prefix, draws, sampling, self.eos_ids)
         results = []
-        for row_tokens, row_logps, prompt_ids in zip(tokens.tolist(), logps.tolist(), ids, strict=True):
+        rows = zip(prompts, ids, tokens.tolist(), logps.tolist(), strict=True)
+        for prompt, prompt_ids, row_tokens, row_logps in rows:
             end = next((i + 1 for i, token in enumerate(row_tokens) if token in self.eos_ids), None)
             length = end or len(row_tokens)
+            if not all(map(math.isfinite, row_logps[:length])):
+                raise ModelError(
+                    f"model {self.name!r} gave values that are not finite for {prompt.role!r} ({prompt.group}); with "
+                    "latents, take an earlier checkpoint of the composer, without, set model.dtype to float32"
+                )
             results.append(
                 Sampled(
                     text=self.decode(row_tokens[:length]).strip(),
@@ -215,6 +230,17 @@ class LanguageModel:
                 )
             )
         return results
+
+
+def well_formed(text: str) -> str:
+    r"""The text with halves of surrogate pairs joined, or replaced by U+FFFD where one stands alone.
+
+    JSON can smuggle such halves into a string; no tokenizer takes them.
+
+    >>> well_formed("a\ud800b")
+    'a\ufffdb'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
@@ -249,7 +275,7 @@ def decode(
     num_rows, length = draws.shape
     tokens = torch.full((num_rows, length), -1, dtype=torch.long, device=draws.device)
     logps = torch.zeros(num_rows, length, dtype=torch.float32, device=draws.device)
-    eos = torch.tensor(sorted(eos_ids), device=draws.device)
+    eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draws.device)
     alive = torch.arange(num_rows, device=draws.device)  # the original row of each row still in the batch
     ended = torch.zeros(num_rows, dtype=torch.bool, device=draws.device)
     embed = model.get_input_embeddings()
@@ -288,7 +314,7 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
     if sampling.temperature == 0:
         chosen = logps.argmax(1)
         return chosen, logps.gather(1, chosen[:, None])[:, 0]
-    probs = logps.exp()
+    probs = logps.exp()  # [B, V]
     order = None
     if sampling.top_k or sampling.top_p < 1:
         probs, order = probs.sort(dim=1, descending=True, stable=True)
@@ -299,10 +325,9 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
             probs[kept.cumsum(1) - kept >= sampling.top_p] = 0
     cumulative = probs.cumsum(1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    position = torch.searchsorted(cumulative, draws[:, None] * total, right=True)
-    # A draw at the very end may round past the last token that has any probability.
-    last = (probs > 0).long().cumsum(1).argmax(1, keepdim=True)
-    position = torch.minimum(position, last)
+    # A draw below 1, times the total, stays below the total in float64: it falls on a token that has probability.
+    # The clamp is for logits that are not finite: a GPU would abort at the position V that they lead to.
+    position = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp(max=probs.shape[1] - 1)
     chosen = order.gather(1, position) if order is not None else position
     return chosen[:, 0], logps.gather(1, chosen)[:, 0]
 
@@ -311,6 +336,18 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that text from outside must not bring about: those that decoding leaves out, or that the template writes.
+
+    Not all added tokens: Gemma has added runs of blanks, which are ordinary text. And none of a single character: it
+    has no inside to cut.
+    """
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    control = [t.content for t in added if t.special or (t.content in template and not t.content.isspace())]
+    return [text for text in control if len(text) > 1]
 
 
 def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[str, str], str]:
@@ -324,12 +361,16 @@ def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[s
 
     if tokenizer.chat_template is None:
         logger.warning("model %s has no chat template; prompts are written as %r", name, PLAIN_TEMPLATE)
-        return lambda system, user: PLAIN_TEMPLATE.format(system=system, user=user)
-    from jinja2.exceptions import TemplateError
+        # A chat template writes the token that texts begin with by itself; here we have to, for models that expect one.
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        begin = tokenizer.bos_token if begins else ""
+        return lambda system, user: begin + PLAIN_TEMPLATE.format(system=system, user=user)
 
     try:
-        chat([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        takes_system = "SYSTEM" in chat([{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "u"}])
     except TemplateError:
+        takes_system = False
+    if not takes_system:
         logger.warning("the chat template of model %s takes no system message; it is put before the user's", name)
         return lambda system, user: chat([{"role": "user", "content": f"{system}\n\n{user}"}])
     return lambda system, user: chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
@@ -355,7 +396,7 @@ class ScriptedModel:
         for prompt in prompts:
             self.prompts.append(prompt)
             texts = self.responses[prompt.role]
-            text = texts[self._used[prompt.role] % len(texts)]
+            text = well_formed(texts[self._used[prompt.role] % len(texts)])
             self._used[prompt.role] += 1
             ids = [*text.encode("utf-8"), 256]
             cut = len(ids) > sampling.max_response_tokens
@@ -366,7 +407,7 @@ class ScriptedModel:
                     token_ids=tuple(ids),
                     logps=(0.0,) * len(ids),
                     finish="length" if cut else "stop",
-                    num_prompt_tokens=len((prompt.system + prompt.user).encode("utf-8")),
+                    num_prompt_tokens=len(well_formed(prompt.system + prompt.user).encode("utf-8")),
                 )
             )
         return results

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from latentmem.errors import ModelError
 
@@ -72,6 +75,66 @@ class _Frozen(_Slots):
     ) -> tuple[Tensor, Tensor]:
         """All columns, the new ones differentiable."""
         return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of query heads that share keys and values, without a copy of those for each head.
+
+    The queries of a shared head are stacked along time instead. With a mask, transformers does that for a single
+    column only and else repeats keys and values; kept for the backward pass, the repeats are most of what scoring
+    would store.
+
+    Args:
+        module: the attention layer.
+        query: [B, H, T, d].
+        key: [B, H', S, d], H a multiple of H'.
+        value: [B, H', S, d].
+        attention_mask: [B, 1, T, S] bool, or None for causal attention without padding.
+        scaling: of the dot products; None is d ** -0.5.
+        kwargs: for transformers' own function, which does what has no mask.
+
+    Returns:
+        [B, T, H, d], and None where other kinds of attention return their weights.
+    """
+    if attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
+    rows, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    mask = attention_mask if length == 1 else attention_mask.repeat(1, 1, groups, 1)
+    stacked = query.reshape(rows, key.shape[1], groups * length, width)
+    output = functional.scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+_ATTENTION = "latentmem_grouped"
+AttentionInterface.register(_ATTENTION, _grouped_attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def prepare(model: PreTrainedModel, name: str) -> None:
+    """Give a causal LM the attention that the masks here are made for, once, before it is used.
+
+    Raises:
+        ModelError: layers that are not attention over all earlier columns, or that cap its scores.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if getattr(config, "attn_logit_softcapping", None):
+        kinds.add("capped attention scores")
+    if kinds:
+        raise ModelError(
+            f"model {name!r} has {', '.join(sorted(kinds))}; latents are placed behind prompts read beforehand, which "
+            "needs plain attention in every layer, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
+        )
+    model.set_attn_implementation(_ATTENTION)
 
 
 def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
@@ -235,7 +298,7 @@ def response_logps(
         temperature: logits are divided by it; must be above 0.
 
     Returns:
-        [B, T] float32, exactly 0 where the mask is False.
+        [B, T] float32 (float64 for a model of float64), exactly 0 where the mask is False.
     """
     embeddings = model.get_input_embeddings()(response_ids[:, :-1])
     new = mask[:, :-1]
@@ -259,13 +322,17 @@ def response_logps(
 
 
 def token_logps(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Log-softmax of logits [B, T, V] / temperature at ids [B, T], in float32: [B, T]."""
-    scaled = logits.float() / temperature
-    return scaled.gather(2, ids[..., None])[..., 0] - scaled.logsumexp(2)
+    """Log-softmax of logits [B, T, V] / temperature at ids [B, T]: [B, T] float32 (float64 for a model of float64)."""
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    # One fused kernel each way; a third faster than logsumexp and gather.
+    return -functional.cross_entropy(scaled.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
 
 
 def last_hidden(model: PreTrainedModel, embeddings: Tensor, real: Tensor, keep: int) -> Tensor:
-    """Hidden states after the final norm at the last `keep` columns. embeddings: [B, L, d]; real: [B, L] bool -> [B, keep, d]."""
+    """Hidden states after the final norm at the last `keep` columns.
+
+    embeddings: [B, L, d]; real: [B, L] bool, True on real columns -> [B, keep, d].
+    """
     seen = real[:, :0]
     output = model.base_model(
         inputs_embeds=embeddings,

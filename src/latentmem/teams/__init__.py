@@ -1,0 +1,1 @@
+"""Who speaks, who reads whom, and whose word is the team's action."""

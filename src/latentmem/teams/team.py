@@ -5,7 +5,8 @@ until it returns its action. The rollout advances many such turns in step, so th
 episodes, are one batch of the model. A fixed team is a YAML file; one that decides as it goes is a class with `turn`.
 """
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -116,12 +117,16 @@ class FixedTeam:
                     "history": past,
                 }
                 reads = tuple(list(said).index(role) for role in agent.reads)
-                calls.append(
-                    Call(agent.role, fill(agent.system, **fields).strip(), fill(agent.user, **fields).strip(), reads)
-                )
+                calls.append(Call(agent.role, _render(agent.system, fields), _render(agent.user, fields), reads))
             responses = yield calls
             said |= {agent.role.name: text for agent, text in zip(layer, responses, strict=True)}
         return said[self.answer]
+
+
+def _render(template: str, fields: Mapping[str, str]) -> str:
+    """The prompt; where a field is empty no run of blank lines is left, and blank lines inside a field stay."""
+    kept = fill(template, **{name: "" for name, text in fields.items() if not text})
+    return fill(re.sub(r"\n\s*\n", "\n\n", kept), **fields).strip()
 
 
 def describe_history(history: Sequence[Step]) -> str:
@@ -187,13 +192,17 @@ def load_team(name: str) -> FixedTeam:
     try:
         team = _TeamFile.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        hint = ""
+        # A misspelt field that is required is both missing and unknown; the second tells what to do.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        key = ".".join(str(part) for part in first["loc"]) or "file"
         if first["type"] == "extra_forbidden":
-            fields = _AgentFile.model_fields if "agents" in first["loc"] else _TeamFile.model_fields
-            hint = f"; {suggest(str(first['loc'][-1]), fields)}"
-        raise ConfigError(f"team file {name}: {key or 'file'}: {first['msg']}{hint}") from None
+            known = _AgentFile.model_fields if "agents" in first["loc"] else _TeamFile.model_fields
+            problem = f"unknown field; {suggest(str(first['loc'][-1]), known)}"
+        elif first["type"] == "missing":
+            problem = "missing; it has no default"
+        else:
+            problem = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise ConfigError(f"team file {name}: {key}: {problem}") from None
     agents = [Agent(Role(name=a.role, profile=a.profile), a.system, a.user, tuple(a.reads)) for a in team.agents]
     if not agents:
         raise ConfigError(f"team file {name}: agents is empty; a team has at least one")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentmem.environments.environment import Environment
-from latentmem.errors import ConfigError
+from latentmem.errors import ConfigError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.rollout import rollout
@@ -95,10 +95,17 @@ class LMPOTrainer:
 
         Raises:
             ConfigError: a group of one rollout, or greedy sampling: neither leaves anything to compare.
+            TrainingError: no tasks.
         """
         if settings.group_size < 2:
             raise ConfigError(
-                f"lmpo.group_size is {settings.group_size}; advantages need at least 2 rollouts per task, set it to 4 or more"
+                f"lmpo.group_size is {settings.group_size}; advantages need at least 2 rollouts per task, "
+                "set it to 4 or more"
+            )
+        if not tasks or (settings.eval_every and not eval_tasks):
+            raise TrainingError(
+                f"{len(tasks)} tasks to train on and {len(eval_tasks)} set aside to evaluate on; "
+                "give at least one of each"
             )
         if sampling.temperature == 0:
             raise ConfigError(
@@ -130,7 +137,7 @@ class LMPOTrainer:
             save_every=self.settings.save_every,
             eval_every=self.settings.eval_every,
             take_step=self.step,
-            evaluate=self.evaluate,
+            evaluate=self._evaluate,
             log=log,
             rewind=rewind,
         )
@@ -150,7 +157,11 @@ class LMPOTrainer:
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
         played = self._play(self.processes.shard(self.eval_tasks), greedy, 1, "eval")
         rewards = self.processes.gather([group[0].reward for group in played])
-        return sum(rewards) / max(1, len(rewards))
+        return sum(rewards) / len(rewards)
+
+    def _evaluate(self) -> tuple[float, dict[str, float]]:
+        reward = self.evaluate()
+        return reward, {"eval_reward": reward}
 
     def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> list[list[Trajectory]]:
         return rollout(
@@ -166,23 +177,22 @@ class LMPOTrainer:
         ).groups
 
     def _rollouts(self, progress: Progress) -> tuple[list[tuple[list[Trajectory], list[float]]], dict[str, float]]:
-        """This process's groups that carry signal, with their advantages; and metrics over all processes."""
+        """Groups of this process that carry signal, with their advantages; and metrics over all processes."""
         settings = self.settings
         kept: list[tuple[list[Trajectory], list[float]]] = []
         played: list[list[Trajectory]] = []
         num_kept = 0
         for draw in range(1 + settings.max_resamples):
-            tasks = self.stream.take(progress.position, settings.tasks_per_step)
-            progress.position += len(tasks)
+            tasks, progress.position = self.stream.take(progress.position, settings.tasks_per_step)
             groups = self._play(
                 self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
             )
             played += groups
             for group in groups:
-                rewards = torch.tensor([[trajectory.reward for trajectory in group]])
-                advantages = group_advantages(rewards, settings.scale_advantages)[0].tolist()
-                if any(advantages):
-                    kept.append((group, advantages))
+                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
+                if len({trajectory.reward for trajectory in fair}) > 1:
+                    rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
+                    kept.append((fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))
             num_kept = int(self.processes.sum({"kept": len(kept)})["kept"])
             if num_kept >= settings.tasks_per_step:
                 break
@@ -238,75 +248,77 @@ class LMPOTrainer:
             return {"updated": 0.0, "bad": 0.0}
         ref_logps = self._reference_logps(examples) if settings.beta else None
         num_micro_batches = 1
-        stats = {"tokens": 0.0, "clipped": 0.0, "kl": 0.0}
-        ratios: list[float] = []
+        parts: list[dict[str, Tensor]] = []  # of each micro-batch; read once a pass, so that no GPU waits in between
 
         def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
-            old, advantages = torch.zeros_like(logps), torch.empty(len(rows), device=logps.device)
-            ref = torch.zeros_like(logps) if ref_logps is not None else None
-            for i, row in enumerate(rows):
-                length = len(scored[row].old_logps)
-                old[i, :length] = torch.tensor(scored[row].old_logps, device=logps.device)
-                advantages[i] = scored[row].advantage
-                if ref is not None and ref_logps is not None:
-                    ref[i, :length] = ref_logps[row].to(ref.device)
             loss, part = lmpo_loss(
                 logps,
-                old,
-                advantages,
+                _padded([scored[row].old_logps for row in rows], logps),
+                torch.tensor([scored[row].advantage for row in rows], dtype=logps.dtype).to(logps.device),
                 mask,
                 loss_type=settings.loss_type,
                 epsilon_low=settings.epsilon_low,
                 epsilon_high=settings.epsilon_high,
                 delta=settings.delta,
                 beta=settings.beta,
-                ref_logps=ref,
+                ref_logps=None if ref_logps is None else _padded([ref_logps[row] for row in rows], logps),
                 max_response_tokens=self.sampling.max_response_tokens,
                 num_messages=int(sums["messages"]),
                 num_tokens=int(sums["tokens"]),
             )
-            for key in stats:
-                stats[key] += float(part[key])
-            ratios.append(float(part["ratio_max"]))
+            parts.append(part)
             return loss / num_micro_batches
 
         metrics: dict[str, float] = {}
         for iteration in range(settings.num_iterations):
             if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
-                mine = len(micro_batches_of(examples, composer.num_latents, settings.micro_batch_positions))
+                mine = len(micro_batches_of(composer, examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
             loss = accumulate(composer, self.model, examples, loss_of, settings.micro_batch_positions)
             loss = self.processes.sum({"loss": loss})["loss"]
             good, norm = self.optimization.step(step, loss)
             if iteration == 0:
-                metrics = {"loss": loss, "grad_norm": norm, "first_ratio_max": max(ratios, default=1.0)}
+                metrics = {"loss": loss, "grad_norm": norm, "first_ratio_max": self._ratio_max(parts)}
+                metrics["learning_rate"] = self.optimization.rate(step)
             if not good:
-                return metrics | {"updated": 0.0, "bad": 1.0, "loss": loss, "grad_norm": norm}
-        total = self.processes.sum(stats)
-        return metrics | {
-            "learning_rate": self.optimization.rate(step),
-            "clip_fraction": total["clipped"] / total["tokens"],
-            "kl": total["kl"] / total["tokens"],
-            "ratio_max": max(self.processes.gather([max(ratios, default=1.0)])),
-            "updated": 1.0,
-            "bad": 0.0,
-        }
+                metrics |= {"loss": loss, "grad_norm": norm}
+                break
+        total = self.processes.sum({key: sum(_read(parts, key)) for key in ("tokens", "clipped", "kl")})
+        metrics |= {"clip_fraction": total["clipped"] / total["tokens"], "ratio_max": self._ratio_max(parts)}
+        if settings.beta:
+            metrics["kl"] = total["kl"] / total["tokens"]
+        return metrics | {"updated": float(good or iteration > 0), "bad": float(not good)}
+
+    def _ratio_max(self, parts: Sequence[dict[str, Tensor]]) -> float:
+        return max(self.processes.gather(_read(parts, "ratio_max")))
 
     @torch.no_grad()
-    def _reference_logps(self, examples: Sequence[Example]) -> list[Tensor]:
+    def _reference_logps(self, examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities under the composer as it was before LMPO, by example."""
-        parameters = self.memory.composer.trainable()
+        composer = self.memory.composer
+        parameters = composer.trainable()
         now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        result: list[Tensor] = [torch.empty(0)] * len(examples)
+        result: list[list[float]] = [[] for _ in examples]
         try:
             for name, parameter in parameters.items():
                 parameter.copy_(self.initial[name])
-            for rows, logps, mask in score_all(
-                self.memory.composer, self.model, examples, self.settings.micro_batch_positions
-            ):
-                for i, row in enumerate(rows):
-                    result[row] = logps[i, mask[i]]
+            for rows, logps, _ in score_all(composer, self.model, examples, self.settings.micro_batch_positions):
+                for row, values in zip(rows, logps.tolist(), strict=True):
+                    result[row] = values[: len(examples[row].token_ids)]
         finally:
             for name, parameter in parameters.items():
                 parameter.copy_(now[name])
         return result
+
+
+def _read(parts: Sequence[dict[str, Tensor]], key: str) -> list[float]:
+    values: list[float] = torch.stack([part[key] for part in parts]).tolist() if parts else []
+    return values
+
+
+def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Ragged numbers as [B, T] of the shape, dtype and device of `like`, zeros to the right."""
+    padded = torch.zeros(like.shape, dtype=like.dtype)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row, dtype=like.dtype)
+    return padded.to(like.device)

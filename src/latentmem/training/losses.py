@@ -49,18 +49,21 @@ def lmpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped objective of LMPO, summed over a micro-batch and divided by N.
 
-    A token's loss is -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A), ratio = exp(logps - old_logps).
+    A token's loss is -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A) with the
+    ratio = exp(logps - old_logps).
     N by `loss_type`: `grpo` the mean over each message's tokens, then over messages; `bnpo` the response tokens of
     this micro-batch; `dapo` those of the whole optimizer step; `dr_grpo` messages x `max_response_tokens`.
 
     Args:
-        logps, old_logps: [B, T], now and at sampling.
+        logps: [B, T], now.
+        old_logps: [B, T], at sampling.
         advantages: [B], one a message.
         mask: [B, T] bool, True on response tokens, the closing EOS included.
         loss_type: which N.
-        epsilon_low, epsilon_high: the band in which the ratio counts.
-        delta: where given, the unclipped ratio is bounded by it from above (two-sided clip: with a negative advantage the
-            minimum alone bounds nothing).
+        epsilon_low: the ratio counts down to 1 - epsilon_low.
+        epsilon_high: and up to 1 + epsilon_high.
+        delta: where given, the unclipped ratio is bounded by it from above (two-sided clip: with a negative advantage
+            the minimum alone bounds nothing).
         beta: weight of the KL divergence to `ref_logps`, estimated a token as exp(r) - r - 1, r = ref_logps - logps.
         ref_logps: [B, T], of the initial composer; needed when beta > 0.
         max_response_tokens: needed by `dr_grpo`.
@@ -68,7 +71,8 @@ def lmpo_loss(
         num_tokens: response tokens likewise, for `dapo`; default those of this batch.
 
     Returns:
-        The scalar loss; and detached sums over this micro-batch's tokens (`tokens`, `clipped`, `kl`, `ratio_max` the maximum).
+        The scalar loss; and of this micro-batch, detached: the number of `tokens` and of those `clipped`, the summed
+        `kl` and the largest ratio `ratio_max`.
 
     Raises:
         ValueError: shapes that do not fit, or a needed argument is missing.

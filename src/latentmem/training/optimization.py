@@ -2,6 +2,9 @@
 
 All randomness of training is made from (seed, step, task), so a checkpoint needs no generator's state: weights, AdamW's
 moments, the step and the position in the task stream are all there is to restore.
+
+    FOLDER/  step-000005/     composer.safetensors and optimizer.safetensors after five steps; the newest and the best
+             progress.json    replaced last, in one move: a step folder that it does not name never happened
 """
 
 import json
@@ -11,15 +14,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from latentmem.errors import CheckpointError, TrainingError
-from latentmem.memory.checkpoints import replacing
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import stream_seed
+from latentmem.runs import write_atomic
 from latentmem.training.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -28,6 +32,8 @@ T = TypeVar("T")
 Schedule = Literal["constant", "linear", "cosine"]
 MAX_BAD_STEPS = 3
 """Steps in a row with a non-finite loss or gradient before training ends."""
+_OPTIMIZER = "optimizer.safetensors"
+_PROGRESS = "progress.json"
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int, schedule: Schedule) -> float:
@@ -56,18 +62,39 @@ class Optimization:
         *,
         num_steps: int,
         learning_rate: float,
+        projection_rate: float,
         schedule: Schedule,
         warmup_steps: int,
         max_grad_norm: float,
         weight_decay: float,
     ) -> None:
-        self.parameters = composer.trainable()
+        """Take what is to be optimised.
+
+        Args:
+            composer: whose `trainable` parameters move.
+            processes: those that train together.
+            num_steps: length of the schedule.
+            learning_rate: at its peak.
+            projection_rate: the projection's learning rate, as a multiple of the others'.
+            schedule: of the rate after the warm-up.
+            warmup_steps: over which it rises.
+            max_grad_norm: gradients are scaled down to this L2 norm.
+            weight_decay: of AdamW.
+        """
         self.processes = processes
         self.rate: Callable[[int], float] = lambda step: learning_rate_at(
             step, num_steps, learning_rate, warmup_steps, schedule
         )
         self.max_grad_norm = max_grad_norm
-        self.adamw = torch.optim.AdamW(self.parameters.values(), lr=learning_rate, weight_decay=weight_decay)
+        self.relative_rates = (1.0, projection_rate)
+        groups: tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]] = ({}, {})
+        for name, parameter in composer.trainable().items():
+            groups[name.startswith("projection.")][name] = parameter
+        self.parameters = groups[0] | groups[1]
+        """By name, in AdamW's order."""
+        self.adamw = torch.optim.AdamW(
+            [{"params": list(group.values())} for group in groups], lr=learning_rate, weight_decay=weight_decay
+        )
 
     def step(self, step: int, loss: float) -> tuple[bool, float]:
         """Apply the accumulated gradients, summed over processes, unless they or the loss are not finite.
@@ -83,46 +110,62 @@ class Optimization:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
         good = math.isfinite(loss) and math.isfinite(norm)
         if good:
-            for group in self.adamw.param_groups:
-                group["lr"] = self.rate(step)
+            for group, relative in zip(self.adamw.param_groups, self.relative_rates, strict=True):
+                group["lr"] = self.rate(step) * relative
             self.adamw.step()
         self.adamw.zero_grad()
         return good, norm
 
     def save(self, path: Path) -> None:
-        """Write AdamW's moments, by parameter name."""
+        """Write AdamW's moments, by parameter name.
+
+        Raises:
+            RunError: the file cannot be written, as on a full disk.
+        """
         names = list(self.parameters)
         state = self.adamw.state_dict()["state"]
-        save_file({f"{names[i]}/{key}": value.cpu() for i, part in state.items() for key, value in part.items()}, path)
+        write_atomic(path, save({f"{names[i]}/{key}": v.cpu() for i, part in state.items() for key, v in part.items()}))
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another composer.
+        """
         names = {name: i for i, name in enumerate(self.parameters)}
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in load_file(path).items():
-            name, _, moment = key.rpartition("/")
-            state.setdefault(names[name], {})[moment] = value
+        try:
+            for key, value in load_file(path).items():
+                name, _, moment = key.rpartition("/")
+                state.setdefault(names[name], {})[moment] = value
+        except (OSError, KeyError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: the optimizer cannot be read ({error}); train into a new run") from None
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 
-class Stream:
+class Stream(Generic[T]):
     """Endless seeded passes over items, each pass in an order of its own; its position is all its state."""
 
     def __init__(self, items: Sequence[T], seed: int) -> None:
         self.items = items
         self.seed = seed
 
-    def take(self, position: int, count: int) -> list[Any]:
-        """`count` items from a position on; no item twice unless there are fewer than `count`."""
-        taken: list[int] = []
-        while len(taken) < min(count, len(self.items)):
+    def take(self, position: int, count: int) -> tuple[list[T], int]:
+        """`count` different items (all of them, if there are fewer) from a position on, and the position after them.
+
+        Where one pass ends and the next begins inside a take, an item that the take holds already is passed over.
+        """
+        order: list[int] = []
+        chosen: list[int] = []
+        while len(chosen) < min(count, len(self.items)):
             epoch, offset = divmod(position, len(self.items))
-            generator = torch.Generator().manual_seed(stream_seed(self.seed, "epoch", epoch) >> 1)
-            index = int(torch.randperm(len(self.items), generator=generator)[offset])
+            if not order or offset == 0:
+                generator = torch.Generator().manual_seed(stream_seed(self.seed, "epoch", epoch) >> 1)
+                order = torch.randperm(len(self.items), generator=generator).tolist()
+            if order[offset] not in chosen:
+                chosen.append(order[offset])
             position += 1
-            if index not in taken:
-                taken.append(index)
-        return [self.items[i] for i in taken]
+        return [self.items[i] for i in chosen], position
 
 
 @dataclass
@@ -132,7 +175,7 @@ class Progress:
     step: int = 0
     """Steps done."""
     position: int = 0
-    """Items drawn from the stream."""
+    """Where the stream of items goes on."""
     bad_steps: int = 0
     """Steps in a row that were stopped by a non-finite value."""
     best_step: int | None = None
@@ -151,7 +194,7 @@ def train(
     save_every: int,
     eval_every: int | None,
     take_step: Callable[[Progress], dict[str, float]],
-    evaluate: Callable[[], float],
+    evaluate: Callable[[], tuple[float, dict[str, float]]],
     log: Callable[[dict[str, Any]], None],
     rewind: Callable[[int], None],
 ) -> Progress:
@@ -160,88 +203,109 @@ def train(
     Args:
         composer: what is trained.
         optimization: its optimizer.
-        folder: gets `step-000005` and so on; the newest and the best are kept.
+        folder: of the checkpoints; the newest and the best are kept.
         processes: all take part; the first writes.
         num_steps: optimizer steps in all.
         save_every: steps between checkpoints.
         eval_every: steps between evaluations, the first before any step; None for none.
         take_step: does one step and returns its metrics; `updated` 0 or 1 and `bad` say what became of it.
-        evaluate: a score, higher is better.
+        evaluate: gives a score to choose by, higher is better, and the metrics to log.
         log: gets each step's metrics.
         rewind: drops logged steps after the given one.
 
     Raises:
         TrainingError: `MAX_BAD_STEPS` steps in a row were not finite; the last good checkpoint is kept.
+        CheckpointError: a checkpoint cannot be read or written; on a full disk the last one is kept.
+        RunError: likewise.
     """
-    progress = Progress()
-    newest = newest_checkpoint(folder)
-    if newest is not None:
-        composer.load_weights(newest)
-        optimization.load(newest / "optimizer.safetensors")
-        progress = _read_progress(newest)
-        logger.info("going on from %s", newest)
+    found = _read_progress(folder)
+    processes.wait()  # all have looked before the first one writes
+    progress = found or Progress()
+    if found is not None:
+        checkpoint = _step_folder(folder, progress.step)
+        composer.load_weights(checkpoint)
+        optimization.load(checkpoint / _OPTIMIZER)
+        logger.info("going on from %s", checkpoint)
     if processes.is_first:
-        rewind(progress.step or -1)  # an evaluation logged at step 0 is done again
-    if newest is None and processes.is_first:
-        _save(composer, optimization, folder, progress)
-    while progress.step < num_steps:
-        # A step's evaluation belongs to it, but comes after it: an interrupted one is done again.
-        if eval_every and progress.step == 0 and "0" not in progress.scores:
+        rewind(progress.step if found else -1)
+    # An evaluation belongs to its step and comes before that step is saved, so one that is cut short is done again.
+    if found is None:
+        if eval_every:
             _evaluate(progress, evaluate, log)
+        _save(composer, optimization, folder, progress, processes)
+    while progress.step < num_steps:
         metrics = take_step(progress)
         progress.step += 1
-        progress.bad_steps = progress.bad_steps + 1 if metrics.get("bad") else 0
+        progress.bad_steps = progress.bad_steps + 1 if metrics["bad"] else 0
         log({"step": progress.step, **metrics})
-        if progress.bad_steps == MAX_BAD_STEPS:
+        if progress.bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(
-                f"{folder}: the loss was not finite in {MAX_BAD_STEPS} steps in a row, up to step {progress.step}; "
-                f"{newest_checkpoint(folder)} is the last good checkpoint. Lower the learning rate or use float32"
+                f"{folder}: loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step "
+                f"{progress.step}; {newest_checkpoint(folder)} is the last good checkpoint. "
+                "Lower the learning rate or use float32, in a new run"
             )
         last = progress.step == num_steps
         if eval_every and (progress.step % eval_every == 0 or last):
             _evaluate(progress, evaluate, log)
-        best_now = progress.best_step == progress.step
-        if not progress.bad_steps and (progress.step % save_every == 0 or last or best_now) and processes.is_first:
-            _save(composer, optimization, folder, progress)
+        # A stopped step left the weights as they were, so it may be saved, its count with it.
+        if progress.step % save_every == 0 or last or progress.best_step == progress.step:
+            _save(composer, optimization, folder, progress, processes)
     processes.wait()
     return progress
 
 
-def _evaluate(progress: Progress, evaluate: Callable[[], float], log: Callable[[dict[str, Any]], None]) -> None:
-    score = evaluate()
+def _evaluate(
+    progress: Progress,
+    evaluate: Callable[[], tuple[float, dict[str, float]]],
+    log: Callable[[dict[str, Any]], None],
+) -> None:
+    score, metrics = evaluate()
+    log({"step": progress.step, **metrics})
+    if not math.isfinite(score):
+        return
     progress.scores[str(progress.step)] = score
     if progress.best_score is None or score > progress.best_score:
         progress.best_step, progress.best_score = progress.step, score
-    log({"step": progress.step, "eval_reward": score})
 
 
-def _save(composer: Composer, optimization: Optimization, folder: Path, progress: Progress) -> None:
-    target = folder / f"step-{progress.step:06d}"
-    with replacing(target) as fresh:
-        composer.save_pretrained(fresh / "composer")
-        optimization.save(fresh / "optimizer.safetensors")
-        (fresh / "progress.json").write_text(json.dumps(vars(progress), indent=2) + "\n", encoding="utf-8")
+def _save(
+    composer: Composer, optimization: Optimization, folder: Path, progress: Progress, processes: Processes
+) -> None:
+    if not processes.is_first:
+        return
+    target = _step_folder(folder, progress.step)
+    composer.save_pretrained(target)
+    optimization.save(target / _OPTIMIZER)
+    write_atomic(folder / _PROGRESS, json.dumps(vars(progress), indent=1, allow_nan=False) + "\n")
+    kept = {target} if progress.best_step is None else {target, _step_folder(folder, progress.best_step)}
     for other in folder.glob("step-*"):
-        if other != target and other.name != f"step-{progress.best_step or 0:06d}":
+        if other not in kept:
             shutil.rmtree(other)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step, or None."""
-    return max(folder.glob("step-*"), default=None)
+    """The composer of the latest saved step, or None where nothing was saved yet."""
+    progress = _read_progress(folder)
+    return None if progress is None else _step_folder(folder, progress.step)
 
 
 def selected_checkpoint(folder: Path) -> Path | None:
-    """The composer to use of a finished training: of the best evaluated step, else of the last; None if there is none."""
-    newest = newest_checkpoint(folder)
-    if newest is None:
+    """The composer to use of a training: of the best evaluated step, else of the last; None if there is none."""
+    progress = _read_progress(folder)
+    if progress is None:
         return None
-    best = _read_progress(newest).best_step
-    return (newest if best is None else folder / f"step-{best:06d}") / "composer"
+    return _step_folder(folder, progress.step if progress.best_step is None else progress.best_step)
 
 
-def _read_progress(checkpoint: Path) -> Progress:
+def _step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def _read_progress(folder: Path) -> Progress | None:
+    path = folder / _PROGRESS
+    if not path.exists():
+        return None
     try:
-        return Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint}: progress.json cannot be read ({error})") from None
+        raise CheckpointError(f"{path}: cannot be read ({error}); train into a new run") from None

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """This process among its peers."""
+    """One process among its peers."""
 
     def __init__(self) -> None:
         state = PartialState()
@@ -30,7 +30,7 @@ class Processes:
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> list[T]:
-        """This process's share of items that all processes hold."""
+        """The share of this process in items that all processes hold."""
         return list(items[self.rank :: self.size])
 
     def gather(self, items: list[T]) -> list[T]:

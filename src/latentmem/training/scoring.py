@@ -28,31 +28,35 @@ class Example:
 
     @classmethod
     def of(cls, message: Message, model: LanguageModel, composer_text: str, temperature: float) -> "Example":
-        """The example of a stored message; its prompt is encoded just as the rollout encoded it."""
-        prompt_ids = model.encode_prompt(message.system, message.recalled.before(message.user))
+        """The example of a stored message.
+
+        Its prompt is encoded just as a rollout with latent memory encodes it: text that another memory once put into
+        the prompt is left out.
+        """
+        prompt_ids = model.encode_prompt(message.system, message.user)
         return cls(composer_text, tuple(prompt_ids), message.token_ids, temperature)
 
 
-def blocks(examples: Sequence[Example], num_latents: int, budget: int) -> Iterator[list[list[int]]]:
+def blocks(composer: Composer, examples: Sequence[Example], budget: int) -> Iterator[list[list[int]]]:
     """Positions of examples: blocks of composer texts to compose together, each a list of micro-batches.
 
-    A block holds the fewest whole texts that fill `budget` positions, a micro-batch as many messages as fit; at least
-    one of each. Messages of one text stay together, for their prompts share a beginning.
+    A block is as many texts, padded to the longest, as `budget` positions hold; a micro-batch as many messages; at
+    least one of each. Messages of one text stay together, for their prompts share a beginning.
     """
     by_text: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
         by_text.setdefault(example.composer_text, []).append(i)
     block: list[int] = []
-    filled = 0
+    num_texts = longest = 0
     for text, rows in by_text.items():
-        cost = len(text) // 3 + num_latents  # three characters a token is on the safe side for text in most languages
-        if block and filled + cost > budget:
-            yield list(_micro_batches(examples, block, num_latents, budget))
-            block, filled = [], 0
+        length = len(composer.backbone.encode(text)) + composer.num_latents
+        if block and (num_texts + 1) * max(longest, length) > budget:
+            yield list(_micro_batches(examples, block, composer.num_latents, budget))
+            block, num_texts, longest = [], 0, 0
         block += rows
-        filled += cost
+        num_texts, longest = num_texts + 1, max(longest, length)
     if block:
-        yield list(_micro_batches(examples, block, num_latents, budget))
+        yield list(_micro_batches(examples, block, composer.num_latents, budget))
 
 
 def _micro_batches(examples: Sequence[Example], rows: list[int], num_latents: int, budget: int) -> Iterator[list[int]]:
@@ -67,9 +71,9 @@ def _micro_batches(examples: Sequence[Example], rows: list[int], num_latents: in
     yield batch
 
 
-def micro_batches_of(examples: Sequence[Example], num_latents: int, budget: int) -> list[list[int]]:
+def micro_batches_of(composer: Composer, examples: Sequence[Example], budget: int) -> list[list[int]]:
     """All micro-batches of a pass, in order."""
-    return [batch for block in blocks(examples, num_latents, budget) for batch in block]
+    return [batch for block in blocks(composer, examples, budget) for batch in block]
 
 
 def score(model: LanguageModel, examples: Sequence[Example], latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +118,7 @@ def accumulate(
         The summed loss.
     """
     total = torch.zeros((), device=model.device)
-    for micro_batches in blocks(examples, composer.num_latents, budget):
+    for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
         latents = composer.compose(texts)  # [U, K, d_agent]
@@ -135,7 +139,7 @@ def score_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
-    for micro_batches in blocks(examples, composer.num_latents, budget):
+    for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
         latents = composer.compose(texts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from latentmem.errors import TrainingError
@@ -54,7 +55,8 @@ class SFTTrainer:
             memory: its composer is trained; its bank is searched, never for the trajectory's own task.
             model: the frozen agents.
             trajectories: episodes to learn from; the failed ones, and those of another model, are left out and counted.
-            held_out: episodes of other tasks for `eval_every`, so that no episode is on both sides.
+            held_out: episodes of other tasks for `eval_every`, so that no episode is on both sides. If none of them is
+                a success, nothing is evaluated and the last checkpoint is the one selected; that is told.
             roles: the team's, for their profiles.
             optimization: of the composer.
             processes: those that train together.
@@ -79,11 +81,19 @@ class SFTTrainer:
                 "collect more, or on easier tasks, before sft"
             )
 
+        if settings.eval_every and not self.held_out:
+            logger.warning(
+                "sft: none of the %d held-out trajectories is a success to evaluate on; the last step will be selected",
+                len(held_out),
+            )
+
     def _usable(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         usable = [
             t
             for t in trajectories
-            if t.success and t.model == self.model.name and all(m.role in self.roles for m in t.messages)
+            if t.success
+            and t.model == self.model.name
+            and all(m.role in self.roles and m.token_ids for m in t.messages)
         ]
         logger.info("sft uses %d of %d trajectories: successes of this model and team", len(usable), len(trajectories))
         return usable
@@ -97,17 +107,16 @@ class SFTTrainer:
             self.processes,
             num_steps=self.settings.num_steps,
             save_every=self.settings.save_every,
-            eval_every=self.settings.eval_every,
+            eval_every=self.settings.eval_every if self.held_out else None,
             take_step=self.step,
-            evaluate=lambda: -self.held_out_loss(),
+            evaluate=self._evaluate,
             log=log,
             rewind=rewind,
         )
 
     def step(self, progress: Progress) -> dict[str, float]:
         """One optimizer step on the next trajectories of the stream; its metrics."""
-        batch = self.stream.take(progress.position, self.settings.trajectories_per_step)
-        progress.position += len(batch)
+        batch, progress.position = self.stream.take(progress.position, self.settings.trajectories_per_step)
         examples = self._examples(self.processes.shard(batch))
         mine = {"tokens": float(sum(len(example.token_ids) for example in examples))}
         tokens = self.processes.sum(mine)["tokens"]
@@ -130,14 +139,22 @@ class SFTTrainer:
     def held_out_loss(self) -> float:
         """Mean cross-entropy a token on the held-out trajectories, in nats."""
         examples = self._examples(self.processes.shard(self.held_out))
-        sums = {"loss": 0.0, "tokens": 0.0}
-        for _, logps, mask in score_all(
-            self.memory.composer, self.model, examples, self.settings.micro_batch_positions
-        ):
-            sums["loss"] -= float(logps.sum())
-            sums["tokens"] += float(mask.sum())
-        sums = self.processes.sum(sums)
-        return sums["loss"] / max(1.0, sums["tokens"])
+        parts = [
+            logps.sum()
+            for _, logps, _ in score_all(
+                self.memory.composer, self.model, examples, self.settings.micro_batch_positions
+            )
+        ]
+        mine = {
+            "loss": -float(torch.stack(parts).sum()) if parts else 0.0,
+            "tokens": float(sum(len(example.token_ids) for example in examples)),
+        }
+        sums = self.processes.sum(mine)
+        return sums["loss"] / sums["tokens"]
+
+    def _evaluate(self) -> tuple[float, dict[str, float]]:
+        loss = self.held_out_loss()
+        return -loss, {"eval_loss": loss}
 
     def _examples(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         said = [(t.task, self.roles[m.role], m) for t in trajectories for m in t.messages]

@@ -1,0 +1,358 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from latentmem.errors import ModelError
+from latentmem.models.assets import quiet_loading
+from latentmem.models.prefix import (
+    Prefix,
+    causal_mask,
+    check_window,
+    common_length,
+    last_hidden,
+    next_positions,
+    pad,
+    prefill,
+    prepare,
+    response_logps,
+    token_logps,
+)
+
+K = 3
+MODELS = ["tiny_model_dir", "other_model_dir"]
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, prepared: bool = True) -> PreTrainedModel:
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model.eval().requires_grad_(False)
+    if prepared:
+        prepare(model, str(folder))
+    return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> PreTrainedModel:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> PreTrainedModel:
+    """The same weights under transformers' own attention."""
+    return load(folder, prepared=False)
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path) -> PreTrainedModel:
+    return load(folder, torch.float64)
+
+
+def tokens(seed: int, *lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 290, (n,), generator=generator).tolist() for n in lengths]
+
+
+def make_latents(model: PreTrainedModel, rows: int, seed: int = 5) -> Tensor:
+    width = model.get_input_embeddings().weight.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, K, width, generator=generator) * 0.2).to(model.dtype)
+
+
+def slow_logps(
+    model: PreTrainedModel, prompt: list[int], latents: Tensor | None, response: list[int], temperature: float
+) -> Tensor:
+    """One row, the whole sequence, all logits, no cache, no mask."""
+    embed = model.get_input_embeddings()
+    parts = [embed(torch.tensor(prompt))]
+    if latents is not None:
+        parts.append(latents)
+    parts.append(embed(torch.tensor(response)))
+    sequence = torch.cat(parts)[None]
+    logits = model(inputs_embeds=sequence).logits[0]
+    start = sequence.shape[1] - len(response) - 1
+    rows = (logits[start : start + len(response)] / temperature).log_softmax(1)
+    return torch.stack([rows[i, token] for i, token in enumerate(response)])
+
+
+BEGIN = tokens(11, 9)[0]
+TAILS = tokens(12, 4, 1, 7)
+CASES = {
+    "one group, ragged": ([BEGIN + tail for tail in TAILS], ["a"] * 3),
+    "groups of one": (tokens(13, 5, 12, 8), ["a", "b", "c"]),
+    "identical prompts": ([BEGIN] * 4, ["a"] * 4),
+    "no common beginning": (tokens(14, 6, 9, 3), ["a"] * 3),
+    "one prompt begins the other": ([BEGIN, BEGIN + TAILS[0]], ["a", "a"]),
+    "one-token prompts": ([[7], [8], [7]], ["a", "a", "b"]),
+    "one token beside many": ([[7], BEGIN, [9, 4]], ["a", "b", "b"]),
+    "groups interleaved": (
+        [BEGIN + TAILS[0], [*TAILS[2], 5, 6], BEGIN + TAILS[2], [*TAILS[2], 8]],
+        ["a", "b", "a", "b"],
+    ),
+    "a single prompt": ([BEGIN], ["a"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prefill_in_groups_equals_each_prompt_alone(model: PreTrainedModel, plain: PreTrainedModel, case: str) -> None:
+    prompts, groups = CASES[case]
+    prefix = prefill(model, prompts, groups, room=0)
+    alone = torch.stack([plain(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    assert_close(prefix.logits, alone, atol=1e-5, rtol=1e-5)
+    assert prefix.seen.sum(1).tolist() == [len(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reading_on_after_a_prefix_equals_reading_all_at_once(
+    model: PreTrainedModel, plain: PreTrainedModel, case: str
+) -> None:
+    prompts, groups = CASES[case]
+    more = tokens(15, *[5] * len(prompts))
+    prefix = prefill(model, prompts, groups, room=5)
+    embed = model.get_input_embeddings()
+    got = []
+    for columns in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        ids = torch.tensor(more)[:, columns]
+        got.append(prefix.extend(model, embed(ids), torch.ones_like(ids, dtype=torch.bool), keep=ids.shape[1]))
+    whole = [plain(torch.tensor([p + m])).logits[0, len(p) :] for p, m in zip(prompts, more, strict=True)]
+    assert_close(torch.cat(got, dim=1), torch.stack(whole), atol=1e-5, rtol=1e-5)
+
+
+def test_selected_rows_go_on_as_if_the_others_had_never_been(model: PreTrainedModel) -> None:
+    prompts, groups = CASES["groups interleaved"]
+    chosen = torch.tensor([3, 0])
+    part = prefill(model, prompts, groups, room=2).select(chosen)
+    ids = torch.tensor([[4, 5], [6, 7]])
+    real = torch.ones_like(ids, dtype=torch.bool)
+    got = part.extend(model, model.get_input_embeddings()(ids), real, keep=2)
+    fresh = prefill(model, [prompts[3], prompts[0]], ["x", "y"], room=2)
+    want = fresh.extend(model, model.get_input_embeddings()(ids), real, keep=2)
+    assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert_close(part.logits, fresh.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_latents", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_response_logps_equal_the_whole_sequence_scored_at_once(
+    model: PreTrainedModel, plain: PreTrainedModel, case: str, with_latents: bool
+) -> None:
+    prompts, groups = CASES[case]
+    responses = tokens(16, 6, 1, 3, 6)[: len(prompts)]
+    latents = make_latents(model, len(prompts)) if with_latents else None
+    ids, mask = pad(responses, model.device)
+    got = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, temperature=0.7)
+    assert got.shape == ids.shape
+    assert got.dtype == torch.float32
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        want = slow_logps(plain, prompt, None if latents is None else latents[i], response, 0.7)
+        assert_close(got[i, : len(response)], want, atol=1e-5, rtol=1e-5)
+    assert (got[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("with_latents", [True, False])
+def test_responses_of_one_token_are_scored(model: PreTrainedModel, plain: PreTrainedModel, with_latents: bool) -> None:
+    prompts, groups = CASES["one group, ragged"]
+    latents = make_latents(model, 3) if with_latents else None
+    ids, mask = pad([[4], [5], [6]], model.device)
+    got = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, temperature=1.3)
+    for i, prompt in enumerate(prompts):
+        want = slow_logps(plain, prompt, None if latents is None else latents[i], [4 + i], 1.3)
+        assert_close(got[i], want, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_at_the_latents_equals_that_of_the_whole_sequence(exact: PreTrainedModel, folder: Path) -> None:
+    prompts, groups = CASES["groups interleaved"]
+    responses = tokens(17, 5, 2, 7, 1)
+    weights = torch.randn(4, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    latents = make_latents(exact, 4).requires_grad_()
+    ids, mask = pad(responses, exact.device)
+    logps = response_logps(exact, prefill(exact, prompts, groups, room=0), latents, ids, mask, temperature=0.7)
+    (got,) = torch.autograd.grad((logps * weights).sum(), latents)
+
+    plain = load(folder, torch.float64, prepared=False)
+    slow = [slow_logps(plain, prompts[i], latents[i], responses[i], 0.7) for i in range(4)]
+    total = sum((row * weights[i, : len(row)]).sum() for i, row in enumerate(slow))
+    (want,) = torch.autograd.grad(total, latents)
+    assert want.abs().max() > 1e-3
+    assert_close(got, want, atol=1e-9, rtol=1e-9)
+
+
+def test_no_gradient_reaches_the_frozen_model_or_the_prefix(model: PreTrainedModel) -> None:
+    prompts, groups = CASES["one group, ragged"]
+    prefix = prefill(model, prompts, groups, room=0)
+    before = prefix.logits.clone()
+    latents = make_latents(model, 3).requires_grad_()
+    ids, mask = pad(TAILS, model.device)
+    response_logps(model, prefix, latents, ids, mask, 1.0).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not prefix.logits.requires_grad
+    again = response_logps(model, prefix, latents.detach(), ids, mask, 1.0)
+    fresh = response_logps(model, prefill(model, prompts, groups, room=0), latents.detach(), ids, mask, 1.0)
+    assert torch.equal(again, fresh), "scoring changed the prefix"
+    assert torch.equal(prefix.logits, before)
+
+
+def test_padding_moves_neither_logps_nor_gradients(model: PreTrainedModel) -> None:
+    prompts, groups = CASES["one group, ragged"]
+    responses = tokens(18, 6, 2, 4)
+    results = []
+    for fill, extra in ((0, 0), (277, 0), (31, 3)):
+        ids, mask = pad(responses, model.device, fill=fill)
+        ids = torch.nn.functional.pad(ids, (0, extra), value=fill)
+        mask = torch.nn.functional.pad(mask, (0, extra), value=False)
+        latents = make_latents(model, 3).requires_grad_()
+        logps = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, 0.7)
+        (gradient,) = torch.autograd.grad((logps * torch.where(mask, 1.0, torch.nan)).nansum(), latents)
+        results.append((logps[:, :6], gradient))
+    for logps, gradient in results[1:]:
+        assert_close(logps, results[0][0], atol=1e-5, rtol=1e-5)
+        assert_close(gradient, results[0][1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e4])
+def test_logits_at_padding_may_be_anything(
+    model: PreTrainedModel, poison: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentmem.models import prefix as module
+
+    prompts, groups = CASES["one group, ragged"]
+    ids, mask = pad(tokens(19, 6, 2, 4), model.device)
+
+    def scored() -> tuple[Tensor, Tensor]:
+        latents = make_latents(model, 3).requires_grad_()
+        logps = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, 0.7)
+        return logps.detach(), torch.autograd.grad(logps.sum(), latents)[0]
+
+    clean = scored()
+    original = module.token_logps
+    monkeypatch.setattr(
+        module, "token_logps", lambda logits, ids, t: original(torch.where(mask[..., None], logits, poison), ids, t)
+    )
+    assert_close(scored(), clean, atol=0, rtol=0)
+
+
+def test_causal_mask_by_hand() -> None:
+    seen = torch.tensor([[True, False, True]])
+    new = torch.tensor([[True, False, True, False]])
+    rows = [
+        [1, 0, 1, 1, 0, 0, 0],
+        [1, 0, 1, 1, 1, 0, 0],  # a padding column sees itself beside what it may see
+        [1, 0, 1, 1, 0, 1, 0],
+        [1, 0, 1, 1, 0, 1, 1],
+    ]
+    assert causal_mask(seen, new).tolist() == [[[[bool(x) for x in row] for row in rows]]]
+
+
+def test_positions_count_real_columns_only() -> None:
+    seen = torch.tensor([[True, False, True], [False, False, False]])
+    new = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    assert next_positions(seen, new).tolist() == [[2, 2, 3, 4], [0, 0, 1, 1]]
+
+
+def test_pad_fills_on_the_right() -> None:
+    ids, mask = pad([[5, 6, 7], [8]], torch.device("cpu"), fill=9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [
+        ([[1, 2, 3]], 2),
+        ([[1], [1]], 0),
+        ([[1, 2], [3, 2]], 0),
+        ([[1, 2, 3], [1, 2, 3, 4]], 2),
+        ([[1, 2, 9], [1, 2, 8]], 2),
+    ],
+)
+def test_the_last_token_of_a_prompt_is_never_shared(prompts: list[list[int]], length: int) -> None:
+    assert common_length(prompts) == length
+
+
+def test_token_logps_by_loops_with_all_sizes_different() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 7, generator=generator)
+    ids = torch.randint(0, 7, (2, 5), generator=generator)
+    got = token_logps(logits.to(torch.bfloat16), ids, temperature=0.5)
+    assert got.shape == (2, 5)
+    assert got.dtype == torch.float32
+    for b in range(2):
+        for t in range(5):
+            weights = (logits[b, t].to(torch.bfloat16).double() / 0.5).exp()
+            assert got[b, t].item() == pytest.approx(float((weights[ids[b, t]] / weights.sum()).log()), abs=1e-5)
+
+
+def test_last_hidden_ignores_padding_before_the_kept_columns(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    rows = tokens(20, 7, 4)
+    ids, real = pad(rows, model.device)
+    queries = make_latents(model, 1)[0]
+    embeddings = torch.cat([model.get_input_embeddings()(ids), queries.expand(2, -1, -1)], dim=1)
+    real = torch.cat([real, torch.ones(2, K, dtype=torch.bool)], dim=1)
+    got = last_hidden(model, embeddings, real, keep=K)
+    for i, row in enumerate(rows):
+        alone = torch.cat([model.get_input_embeddings()(torch.tensor(row)), queries])[None]
+        want = plain.base_model(inputs_embeds=alone).last_hidden_state[0, -K:]
+        assert_close(got[i], want, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_mask_the_attention_is_causal(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    ids = torch.tensor(tokens(21, 9, 9))
+    assert_close(model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+    padded = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    got, want = (m(ids, attention_mask=padded).logits for m in (model, plain))
+    assert_close(got[padded.bool()], want[padded.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_a_sequence_beyond_the_window_is_refused_in_one_line(model: PreTrainedModel) -> None:
+    check_window(model, 2048, "the prompt of 'assistant'")
+    with pytest.raises(ModelError, match=r"the prompt of 'assistant' needs 2049 tokens .* window is 2048; shorten"):
+        check_window(model, 2049, "the prompt of 'assistant'")
+
+
+def test_a_sliding_window_limits_the_length_too(tiny_model_dir: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, sliding_window=32,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    prepare(model, "mistral")
+    check_window(model, 32, "x")
+    with pytest.raises(ModelError, match="window is 32"):
+        check_window(model, 33, "x")
+
+
+def test_layers_that_are_not_plain_attention_are_refused() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config)
+    with pytest.raises(ModelError, match=r"'gemma' has capped attention scores; .* take such a model"):
+        prepare(model, "gemma")
+
+
+def test_scoring_in_bfloat16_is_close_to_float32(folder: Path, model: PreTrainedModel) -> None:
+    half = load(folder, torch.bfloat16)
+    prompts, groups = CASES["groups interleaved"]
+    ids, mask = pad(tokens(22, 5, 2, 7, 1), model.device)
+
+    def logps(scorer: PreTrainedModel) -> Tensor:
+        prefix: Prefix = prefill(scorer, prompts, groups, room=0)
+        return response_logps(scorer, prefix, make_latents(model, 4), ids, mask, 1.0)
+
+    got = logps(half)
+    assert got.dtype == torch.float32
+    assert_close(got, logps(model), atol=0.15, rtol=0.05)

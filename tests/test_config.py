@@ -1,0 +1,177 @@
+"""Configuration: read strictly, overridden by dotted keys, written out whole; a mistake is one line with its remedy."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentmem.config import Config, Section, _Loader, dump_config, load_config, packaged_configs, parse_config
+from latentmem.errors import ConfigError
+
+DATA = "data: {kind: reasoning_gym, families: [{name: chain_sum}]}\n"
+ROWS = "run: r\ndata: {kind: qa, schema: popqa, train: {path: a}, test: {path: b}}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text="", *overrides):
+        path = tmp_path / "c.yaml"
+        path.write_text(text if "data:" in text else f"run: r\n{DATA}{text}")
+        return load_config(str(path), list(overrides))
+
+    return load
+
+
+def test_overrides_reach_sections_lists_and_parts_that_the_file_leaves_out(load):
+    config = load(
+        "lmpo:\n",
+        "lmpo.group_size=4",
+        "sampling.temperature=0.5",
+        "data.families.0.params={max_terms: 2}",
+        "evaluate.memories=[none]",
+        "composer.model=null",
+        "run=a=b",
+    )
+    assert (config.lmpo.group_size, config.sampling.temperature, config.run) == (4, 0.5, "a=b")
+    assert config.data.families[0].params == {"max_terms": 2}
+    assert config.evaluate.memories == ("none",)
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3", "1.e-4"])
+def test_numbers_with_an_exponent_are_numbers_in_file_and_override(load, number):
+    assert load(f"lmpo: {{learning_rate: {number}}}\n").lmpo.learning_rate == 1e-4
+    assert load("", f"lmpo.learning_rate={number}").lmpo.learning_rate == 1e-4
+
+
+def test_a_whole_number_does_where_a_fraction_is_expected_but_not_the_reverse(load):
+    assert load("", "sampling.temperature=1").sampling.temperature == 1.0
+    with pytest.raises(ConfigError, match=r"seed is 1\.5"):
+        load("", "seed=1.5")
+
+
+MISTAKES = [
+    # text of the file (the needed keys are added), overrides, what the line says after "FILE: "
+    ("lmpo: {group_sise: 4}\n", [], "unknown key 'lmpo.group_sise'; did you mean 'group_size'?"),
+    ("", ["lmop.group_size=4"], "unknown key 'lmop'; did you mean 'lmpo'?"),
+    ("", ["data.familes=[]"], "unknown key 'data.familes'; did you mean 'families'?"),
+    ("", ["data.families.0.nmae=x"], "unknown key 'data.families.0.nmae'; did you mean 'name'?"),
+    ("rnu: r\n" + DATA, [], "unknown key 'rnu'; did you mean 'run'?"),
+    (ROWS, ["data.train={pth: a}"], "unknown key 'data.train.pth'; did you mean 'path'?"),
+    (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa' or 'triviaqa'"),
+    (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub"),
+    (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
+    ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),
+    ("", ["data.families=[]"], "data.families is [] (list); expected at least one entry"),
+    ("", ["data=3"], "data is 3 (int); expected a section of keys and values"),
+    (DATA, [], "run: missing; it has no default"),
+    ("", ["run="], "run is None (NoneType); input should be a valid string"),
+    ("", ["run=''"], "run is '' (str); expected some text"),
+    ("lmpo:\n", [], "lmpo is empty; give it keys and values, or remove the line"),
+    ("1: 2\n", [], "key '1' is no text; quote it, or remove it"),
+    ("", ["lmpo.group_size=four"], "lmpo.group_size is 'four' (str); input should be a valid integer"),
+    ("", ["lmpo.group_size='4'"], "lmpo.group_size is '4' (str); input should be a valid integer"),
+    ("", ["lmpo.group_size=1"], "lmpo.group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or "
+     "more"),
+    ("", ["lmpo.delta=1.1"], "lmpo has delta 1.1; it must be above 1 + epsilon_high = 1.2"),
+    ("", ["sampling.temperature=-1"], "sampling.temperature is -1 (int); input should be greater than or equal to 0"),
+    ("", ["sampling.temperature=.nan"], "sampling.temperature is nan (float); input should be a finite number"),
+    ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
+    ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
+    ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
+    ("", ["evaluate.memories=[]"], "evaluate.memories is [] (list); expected at least one entry"),
+    ("run: r\nrun: s\n" + DATA, [], "not valid YAML: key 'run' stands twice in line 2, column 1: run: s ^"),
+    ("- data:\n", [], "expected a mapping of keys to values, found list"),
+    ("data: [\n", [], "not valid YAML: while parsing a flow node"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "overrides", "message"), MISTAKES, ids=[m[2][:50] for m in MISTAKES])
+def test_a_mistake_names_file_key_value_and_remedy(load, tmp_path, text, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load(text, *overrides)
+    assert str(error.value).startswith(f"{tmp_path / 'c.yaml'}: {message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lmpo.group_size", "'lmpo.group_size' is no override; write key=value, as in lmpo.group_size=8"),
+        ("=3", "'=3' is no override; write key=value, as in lmpo.group_size=8"),
+        ("lmpo..x=3", "'lmpo..x=3' is no override; write key=value, as in lmpo.group_size=8"),
+        ("lmpo.group_size=[", "'lmpo.group_size=[': the value is not valid YAML"),
+        ("run.x=3", "'run.x=3': run is a value, not a section"),
+        ("data.families.3.name=x", "'data.families.3.name=x': the list there has 1 entries; give a position from 0"),
+        ("data.families.a.name=x", "'data.families.a.name=x': the list there has 1 entries; give a position from 0"),
+        ("data.families.1=x", "'data.families.1=x': the list there has 1 entries; give a position from 0"),
+    ],
+)
+def test_a_wrong_override_is_quoted(load, override, message):
+    with pytest.raises(ConfigError) as error:
+        load("", override)
+    assert str(error.value).startswith(message)
+
+
+def test_a_missing_file_names_the_nearest_packaged_configuration(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config("quickstat")
+    assert str(error.value) == (
+        "quickstat: no such file, and no packaged configuration of that name; did you mean 'quickstart'?"
+    )
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(str(tmp_path))
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(str(tmp_path / "b.yaml"))
+
+
+@pytest.mark.parametrize("name", sorted(packaged_configs()))
+def test_packaged_configurations_are_valid_and_survive_being_written_out(name, tmp_path):
+    config = load_config(name)
+    (tmp_path / "resolved.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "resolved.yaml")) == config
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.text(min_size=1), st.floats(min_value=1e-300, max_value=1e300), st.text())
+def test_any_text_and_number_survives_being_written_out(run, rate, value):
+    config = parse_config(
+        {
+            "run": run,
+            "data": {"kind": "reasoning_gym", "families": [{"name": "x", "params": {"a": value}}]},
+            "sft": {"learning_rate": rate},
+        }
+    )
+    assert parse_config(yaml.load(dump_config(config), _Loader)) == config
+
+
+@pytest.mark.parametrize("run", ["1e5", "+2E-3", "yes", "null", "1_0", "2020-01-01", "a: b"])
+def test_texts_that_look_like_something_else_stay_texts_when_written_out(run, tmp_path):
+    config = parse_config({"run": run, "data": {"kind": "reasoning_gym", "families": [{"name": "x"}]}})
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "c.yaml")).run == run
+
+
+def test_the_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load_config("quickstart").run = "x"
+
+
+def sections(section=Config):
+    """All sections below one, itself included."""
+    yield section
+    for field in section.model_fields.values():
+        arguments = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for kind in arguments:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from sections(kind)
+
+
+def test_every_key_is_documented():
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name, field in section.model_fields.items()
+        if not (field.description or name in Config.model_fields)  # a section of Config is told by its own docstring
+    ]
+    assert missing == []

@@ -1,0 +1,301 @@
+"""Evaluation: numbers worked out by hand from scripted outcomes, equal conditions for all memories, interruptions."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from latentmem.environments.environment import Outcome
+from latentmem.errors import RunError
+from latentmem.evaluation import evaluate, file_stem, forget
+from latentmem.memory.memory import NoMemory, Recall
+from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.teams.team import Agent, FixedTeam
+from latentmem.trajectory import Recalled, Role, Task
+
+SOLO = FixedTeam("solo", [Agent(Role(name="a", profile="x"), "sys", "{task}", ())], "a")
+TASKS = [Task(id=str(i), domain="toy", text=f"t{i}") for i in range(4)]
+GREEDY = Sampling(temperature=0.0, max_response_tokens=9)
+
+
+class World:
+    """The action is the reward; `?` is no answer, `!` a crash, `~` half right."""
+
+    instructions = ""
+
+    def step(self, action):
+        if action == "!":
+            raise RuntimeError("broken")
+        reward = {"1": 1.0, "~": 0.5}.get(action, 0.0)
+        info = {"extracted": None if action == "?" else action, "close": action in "1~"}
+        return Outcome("", reward, True, info)
+
+
+class Kind(NoMemory):
+    """A memory that is told apart by its kind, and logs what it learns."""
+
+    def __init__(self, kind, learned=None, latents=0):
+        self.kind, self.learned, self.latents = kind, learned, latents
+
+    def recall(self, task, role):
+        return Recall(Recalled(kind=self.kind, text=f"[{self.kind}]", num_latents=self.latents))
+
+    def add(self, trajectory):
+        self.learned.append(trajectory.task.id)
+
+
+class Scripted(ScriptedModel):
+    """A response for each (memory, task); counts its calls, and dies at a wanted one."""
+
+    def __init__(self, answers, die_at=None):
+        super().__init__({"a": ["x"]})
+        self.answers, self.num_calls, self.die_at = answers, 0, die_at
+
+    def respond(self, prompts, sampling):
+        self.num_calls += 1
+        if self.num_calls == self.die_at:
+            raise KeyboardInterrupt
+        sampled = []
+        for prompt in prompts:
+            kind = prompt.user.split("]")[0].strip("[") if prompt.user.startswith("[") else "none"
+            self.responses = {"a": [self.answers[kind][int(prompt.user[-1])]]}
+            sampled += super().respond([prompt], sampling)
+        return sampled
+
+
+ANSWERS = {"none": "1?0~", "text": "1111", "mine": "1!0?"}
+
+
+def compare(folder, model=None, names=("none", "text", "mine"), tasks=TASKS, **options):
+    memories = {
+        "none": NoMemory,
+        "text": lambda: Kind("text"),
+        "mine": lambda: Kind("mine"),
+    }
+    return evaluate(
+        SOLO,
+        model or Scripted(ANSWERS),
+        {name: memories[name] for name in names},
+        tasks,
+        lambda task: World(),
+        folder,
+        **{"sampling": GREEDY, "batch_size": 2, "num_bootstraps": 500} | options,
+    )
+
+
+def without_costs(results):
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "peak_memory_mb")} for row in results["memories"]]
+    return {**results, "memories": rows}
+
+
+# Numbers
+
+
+def test_the_table_is_what_one_counts_by_hand(tmp_path):
+    results = compare(tmp_path)
+    none, text, mine = results["memories"]
+    assert (none["accuracy"], text["accuracy"], mine["accuracy"]) == (0.25, 1.0, 0.25)
+    assert (none["reward"], none["rewards"], none["successes"]) == (0.375, [1.0, 0.0, 0.0, 0.5], [1, 0, 0, 0])
+    assert (none["no_answer"], mine["no_answer"]) == (0.25, 0.5)
+    assert (none["num_errors"], mine["num_errors"]) == (0, 1)
+    assert none["extra"] == {"close": 0.5}
+    assert none["generated_tokens"] == 2.0  # one byte and the end
+    assert none["prompt_tokens"] == len("sys" + "t0")
+    assert text["prompt_tokens"] == len("sys" + "[text]\n\nt0")
+    assert none["latent_tokens"] == 0
+    assert (results["num_tasks"], results["domain"], results["team"]) == (4, "toy", "solo")
+    assert results["task_ids"] == ["toy:0", "toy:1", "toy:2", "toy:3"]
+    json.dumps(results, allow_nan=False)
+
+
+def test_the_interval_of_the_accuracy_is_wilsons(tmp_path):
+    n, p, z = 4, 0.25, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    none = compare(tmp_path)["memories"][0]
+    assert (none["accuracy_low"], none["accuracy_high"]) == pytest.approx((centre - half, centre + half))
+
+
+def test_differences_are_paired_and_against_the_baselines_that_were_played(tmp_path):
+    none, text, mine = compare(tmp_path)["memories"]
+    assert none["vs_none"] is None
+    assert none["vs_text"]["difference"] == -0.75
+    assert text["vs_none"]["difference"] == 0.75
+    assert text["vs_none"]["low"] < 0.75 < text["vs_none"]["high"]
+    # Three tasks differ, all in one direction: 2 of 8 sign patterns are as extreme.
+    assert text["vs_none"]["p_value"] == pytest.approx(0.25, abs=0.08)
+    assert mine["vs_none"]["difference"] == 0.0
+    assert mine["vs_none"]["p_value"] == 1.0
+    (alone,) = compare(tmp_path / "alone", names=("mine",))["memories"]
+    assert alone["vs_none"] is alone["vs_text"] is None
+
+
+def test_latent_tokens_are_those_of_all_messages_of_a_task(tmp_path):
+    row = evaluate(
+        SOLO, Scripted({"none": "1111"}), {"l": lambda: Kind("l", latents=3)}, TASKS, lambda task: World(), tmp_path,
+        sampling=GREEDY, num_bootstraps=10,
+    )["memories"][0]  # fmt: skip
+    assert (row["latent_tokens"], row["prompt_tokens"]) == (3.0, 5.0)
+
+
+def test_all_memories_meet_the_same_seeds_in_the_same_batches(tmp_path):
+    model = Scripted(ANSWERS)
+    compare(tmp_path, model)
+    by_memory = {}
+    for prompt in model.prompts:
+        kind = "none" if not prompt.user.startswith("[") else prompt.user.split("]")[0]
+        by_memory.setdefault(kind, []).append((prompt.seed, prompt.system, prompt.user[-2:]))
+    assert len(by_memory) == 3
+    assert by_memory["none"] == by_memory["[text"] == by_memory["[mine"]
+    assert len({seed for seed, _, _ in by_memory["none"]}) == 4
+
+
+def test_an_episode_without_steps_is_counted_as_an_error(tmp_path):
+    def start(task):
+        if task.id == "1":
+            raise ValueError("no world")
+        return World()
+
+    row = evaluate(
+        SOLO, Scripted({"none": "1111"}), {"none": NoMemory}, TASKS, start, tmp_path, sampling=GREEDY, num_bootstraps=10
+    )["memories"][0]
+    assert (row["accuracy"], row["num_errors"], row["no_answer"]) == (0.75, 1, 0.0)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("die_at", range(1, 7))
+def test_an_evaluation_interrupted_in_any_batch_goes_on_and_ends_with_the_same_numbers(tmp_path, die_at):
+    whole = compare(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path / "cut", Scripted(ANSWERS, die_at=die_at))
+    again = Scripted(ANSWERS)
+    assert without_costs(compare(tmp_path / "cut", again)) == without_costs(whole)
+    assert again.num_calls == 6 - (die_at - 1)
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - num_bytes])
+
+
+def extend(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "num_batches_again"),
+    [
+        (lambda folder: cut(folder / "none.costs", 1), 1),  # the line that makes a batch count is torn
+        (lambda folder: cut(folder / "none.costs", 30), 1),
+        (lambda folder: (folder / "none.costs").unlink(), 2),  # trajectories are there, no cost is
+        (lambda folder: cut(folder / "none.jsonl", 5), 1),
+        (lambda folder: (folder / "none.jsonl").unlink(), 2),
+        (lambda folder: extend(folder / "none.jsonl", '{"task": {"id'), 0),
+    ],
+)
+def test_torn_and_missing_lines_are_played_again(tmp_path, damage, num_batches_again):
+    whole = compare(tmp_path, names=("none", "text"))
+    damage(tmp_path)
+    model = Scripted(ANSWERS)
+    assert without_costs(compare(tmp_path, model, names=("none", "text"))) == without_costs(whole)
+    assert model.num_calls == num_batches_again
+    assert len((tmp_path / "none.jsonl").read_bytes().splitlines()) == 4
+    assert len((tmp_path / "none.costs").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("fatal", range(1, 5))
+def test_kill_9_at_any_write_ends_with_the_same_numbers(tmp_path, monkeypatch, fatal):
+    whole = compare(tmp_path / "whole", names=("none",))
+    child = os.fork()
+    if child == 0:
+        left = iter(range(fatal - 1, -1, -1))  # two writes a batch are synced: trajectories, then the cost
+        sync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left) else os.kill(os.getpid(), 9))
+        compare(tmp_path / "cut", names=("none",))
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert without_costs(compare(tmp_path / "cut", names=("none",))) == without_costs(whole)
+
+
+def test_trajectories_of_other_tasks_are_refused(tmp_path):
+    compare(tmp_path, names=("none",))
+    other = [TASKS[0], Task(id="9", domain="toy", text="t9"), *TASKS[2:]]
+    with pytest.raises(RunError) as error:
+        compare(tmp_path, names=("none",), tasks=other)
+    assert str(error.value).startswith(
+        f"{tmp_path / 'none.jsonl'}:2: task 'toy:1' was played here, which is not task 2 of the data now"
+    )
+    with pytest.raises(RunError, match="task 'toy:3' was played here"):
+        compare(tmp_path, names=("none",), tasks=TASKS[:3])
+
+
+def test_a_forgotten_memory_is_played_again_and_no_other(tmp_path):
+    compare(tmp_path)
+    forget(tmp_path, "text")
+    model = Scripted(ANSWERS)
+    compare(tmp_path, model)
+    assert model.num_calls == 2
+
+
+# Learning as it goes
+
+
+@pytest.mark.parametrize("die_at", [None, 1, 2])
+def test_online_memories_learn_each_batch_after_it_was_played_also_after_an_interruption(tmp_path, die_at):
+    def run(model):
+        learned = []
+        memories = {"mine": lambda: Kind("mine", learned)}
+        evaluate(
+            SOLO, model, memories, TASKS, lambda task: World(), tmp_path, sampling=GREEDY, batch_size=2, online=True,
+            num_bootstraps=10, on_progress=lambda *_: None,
+        )  # fmt: skip
+        return learned
+
+    if die_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run(Scripted(ANSWERS, die_at))
+    assert run(Scripted(ANSWERS)) == ["0", "1", "2", "3"]  # after an interruption the earlier ones are learned first
+
+
+def test_nothing_is_learned_unless_online(tmp_path):
+    class Never(NoMemory):
+        def add(self, trajectory):
+            raise AssertionError("learned")
+
+    evaluate(
+        SOLO, Scripted(ANSWERS), {"none": Never}, TASKS, lambda task: World(), tmp_path, sampling=GREEDY,
+        num_bootstraps=10,
+    )  # fmt: skip
+
+
+# Names
+
+
+def test_files_are_called_as_their_memories_and_never_collide_or_leave_the_folder(tmp_path):
+    assert file_stem("none") == "none"
+    assert file_stem("latent:lmpo") == "latent-lmpo"
+    names = [
+        "latent:lmpo", "latent:LMPO", "latent:lmpo/", "latent-lmpo", "latent:a/b", "latent:a_b", "latent:a:b",
+        "latent:a-b", "latent:/a/b", "latent:../a/b", "latent:..", "latent:a/b.x", "latent:a/b.y",
+        "latent:" + "x" * 300, "latent:" + "x" * 301, "latent:ä", "latent: ", "latent:*",
+    ]  # fmt: skip
+    stems = [file_stem(name) for name in names]
+    assert len({stem.lower() for stem in stems}) == len(names)
+    for stem in stems:
+        assert (tmp_path / f"{stem}.jsonl").parent == tmp_path
+        (tmp_path / f"{stem}.jsonl").touch()
+    forget(tmp_path, "latent:a/b.x")
+    assert len(list(tmp_path.iterdir())) == len(names) - 1
+
+
+def test_results_name_the_file_of_each_memory(tmp_path):
+    evaluate(
+        SOLO, Scripted({"none": "1111"}), {"latent:../x": NoMemory}, TASKS, lambda task: World(), tmp_path,
+        sampling=GREEDY, num_bootstraps=10,
+    )  # fmt: skip
+    (path,) = tmp_path.glob("*.jsonl")
+    assert path.name == f"{file_stem('latent:../x')}.jsonl"

@@ -1,0 +1,395 @@
+"""The main path with a tiny model: each phase alone and in a row, interrupted anywhere, under changed circumstances."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentmem import recipes
+from latentmem.bank import ExperienceBank
+from latentmem.config import load_config
+from latentmem.errors import ConfigError, RunError
+from latentmem.memory.checkpoints import read_checkpoint
+from latentmem.report import _read_run, write_report
+
+CONFIG = """
+run: {run}
+model: {{name: {model}, device: cpu, dtype: float32}}
+data:
+  kind: reasoning_gym
+  families: [{{name: chain_sum, params: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}}}]
+  train_size: 12
+  test_size: 4
+composer: {{num_latents: 3, rank: 2, max_prompt_tokens: 500, template: '{{task}} {{memory}} {{role_messages}}'}}
+bank: {{num_retrieved: 2, only_successes: false}}
+sampling: {{temperature: 1.0, max_response_tokens: 4}}
+collect: {{num_tasks: 8, batch_size: 4, rollouts_per_task: 2}}
+sft: {{num_steps: 3, trajectories_per_step: 2, save_every: 2}}
+lmpo: {{num_steps: 3, tasks_per_step: 2, group_size: 3, save_every: 2, initial: untrained}}
+evaluate: {{batch_size: 2, num_bootstraps: 50}}
+"""
+
+
+class FakeEmbedder:
+    """The fixture's hashing embedder behind the class that the recipes make."""
+
+    made = 0
+
+    def __init__(self, name="all-minilm-l6-v2"):
+        type(self).made += 1
+        self.name = name
+
+    def __call__(self, texts):
+        return self.embed(texts)
+
+
+@pytest.fixture(autouse=True)
+def embedder(monkeypatch, fake_embed):
+    monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
+    monkeypatch.setattr(FakeEmbedder, "made", 0)
+    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
+    return FakeEmbedder
+
+
+@pytest.fixture(autouse=True)
+def lucky(monkeypatch):
+    """A random model never solves a sum, so a world that pays for an odd number of characters."""
+    from latentmem.environments.environment import Outcome
+    from latentmem.environments.reasoning import ReasoningDomain
+
+    class World:
+        instructions = "Say something."
+
+        def step(self, action):
+            return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
+
+    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: World())
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Figures take longer than all the rest; one test draws them."""
+    monkeypatch.setattr(recipes, "write_report", lambda runs: "no report")
+
+
+@pytest.fixture
+def configure(tmp_path, tiny_model_dir):
+    def configure(run, *overrides):
+        path = tmp_path / "config.yaml"
+        path.write_text(CONFIG.format(run=tmp_path / run, model=tiny_model_dir))
+        return load_config(str(path), list(overrides))
+
+    return configure
+
+
+PHASES = {"collect": recipes.collect, "sft": recipes.train_sft, "lmpo": recipes.train_lmpo, "evaluate": recipes.compare}
+
+
+def do(config, *phases):
+    for phase in phases:
+        PHASES[phase](config)
+
+
+def metrics(config, drop=("rollout_seconds", "update_seconds")):
+    lines = (Path(config.run) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+def exported(config):
+    path = Path(config.run) / "bank.sqlite"
+    ExperienceBank(path).export(path.with_name("export.jsonl"))
+    return path.with_name("export.jsonl").read_bytes()
+
+
+def weights(config, phase):
+    folder = recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints")
+    return read_checkpoint(folder)[1]
+
+
+def results(config):
+    found = json.loads((Path(config.run) / "results.json").read_text())
+    del found["run"]
+    for row in found["memories"]:
+        del row["seconds"], row["peak_memory_mb"]
+    return found
+
+
+def assert_same(ours, theirs, *phases):
+    assert metrics(ours) == metrics(theirs)
+    assert exported(ours) == exported(theirs)
+    for phase in set(phases) & {"sft", "lmpo"}:
+        left, right = weights(ours, phase), weights(theirs, phase)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+    if "evaluate" in phases:
+        assert results(ours) == results(theirs)
+
+
+def killed_at_sync(number, monkeypatch, action):
+    """Run an action in a child that kills itself at its `number`-th write to stable storage; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(number - 1, -1, -1))
+        sync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left, 1) else os.kill(os.getpid(), 9))
+        try:
+            action()
+        finally:
+            os._exit(1)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt; the autograd engine of torch does not live through a fork."""
+
+
+def interrupted_at_sync(number, monkeypatch, action):
+    """Run an action that is interrupted at its `number`-th write to stable storage."""
+    left = iter(range(number - 1, -1, -1))
+    sync = os.fsync
+
+    def fsync(handle):
+        if not next(left, 1):
+            raise Interrupted
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(Interrupted):
+            action()
+
+
+# The path
+
+
+def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, embedder, capsys, monkeypatch):
+    monkeypatch.setattr(recipes, "write_report", write_report)
+    whole, parts = configure("whole"), configure("parts")
+    recipes.quickstart(whole)
+    assert embedder.made == 1
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("== ")] == [
+        "== collect: the team plays the train tasks without memory; the bank fills",
+        "== sft: the composer is warmed up on the bank's successes",
+        "== lmpo: the composer is trained on the team's reward",
+        "== evaluate: memories compared on held-out tasks",
+    ]
+    monkeypatch.setattr(recipes, "write_report", lambda runs: None)
+    do(parts, *PHASES)
+    assert_same(whole, parts, *PHASES)
+    run = Path(whole.run)
+    assert (run / "report" / "report.html").exists()
+    assert [row["name"] for row in results(whole)["memories"]] == list(whole.evaluate.memories)
+    assert len([row for row in metrics(whole) if row["phase"] == "collect"]) == 4  # 2 tasks x 2 rollouts a batch
+    assert {row["phase"] for row in metrics(whole)} == {"collect", "sft", "lmpo"}
+
+
+def test_collect_stores_failures_too_and_counts(configure):
+    config = configure("run")
+    do(config, "collect")
+    rows = metrics(config)
+    bank = ExperienceBank(Path(config.run) / "bank.sqlite")
+    assert rows[-1]["stored"] == len(bank) == 16
+    assert sum(row["successes"] for row in rows) == bank.info().num_successes
+    assert 0 < bank.info().num_successes < 16
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert not list((Path(config.run) / "collect").glob("batch-*"))
+
+
+def test_a_finished_phase_says_so_and_changes_nothing(configure, capsys, monkeypatch):
+    config = configure("run")
+    do(config, "collect", "sft", "lmpo")
+    before = {p: p.read_bytes() for p in Path(config.run).rglob("*") if p.is_file() and p.suffix != ".sqlite"}
+    capsys.readouterr()
+    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    do(config, "collect", "sft", "lmpo")
+    out = capsys.readouterr().out
+    assert "collect: finished already, 8 tasks; the bank has 16 trajectories" in out
+    assert "sft: finished already, 3 steps" in out
+    assert "lmpo: finished already, 3 steps" in out
+    now = {p: p.read_bytes() for p in Path(config.run).rglob("*") if p.is_file() and p.suffix != ".sqlite"}
+    changed = {p.name for p in before | now if before.get(p) != now.get(p)}
+    assert changed <= {"bank.sqlite-wal", "bank.sqlite-shm", ".lock"}
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("memory", ["none", "text"])
+def test_collect_killed_at_any_write_goes_on_to_the_same_bank_and_metrics(configure, monkeypatch, memory):
+    options = (f"collect.memory={memory}", "collect.num_tasks=4")
+    whole = configure(f"whole-{memory}", *options)
+    do(whole, "collect")
+    number = 0
+    for number in range(1, 40):
+        cut = configure(f"cut-{memory}-{number}", *options)
+        if not killed_at_sync(number, monkeypatch, lambda config=cut: do(config, "collect")):
+            break
+        do(cut, "collect")
+        assert_same(cut, whole)
+    assert number > 8
+
+
+@pytest.mark.parametrize("phase", ["sft", "lmpo"])
+def test_training_interrupted_at_some_writes_goes_on_to_the_same_weights(configure, monkeypatch, phase):
+    whole = configure("whole")
+    do(whole, "collect", phase)
+    for number in (5, 11, 14):
+        cut = configure(f"cut-{number}")
+        do(cut, "collect")
+        interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, phase))
+        do(cut, phase)
+        assert_same(cut, whole, phase)
+
+
+def test_evaluation_killed_at_some_writes_goes_on_to_the_same_results(configure, monkeypatch):
+    options = ("evaluate.memories=[none, text, latent:untrained]",)
+    whole = configure("whole", *options)
+    do(whole, "collect", "evaluate")
+    for number in (5, 8, 13):
+        cut = configure(f"cut-{number}", *options)
+        do(cut, "collect")
+        assert killed_at_sync(number, monkeypatch, lambda config=cut: do(config, "evaluate"))
+        do(cut, "evaluate")
+        assert_same(cut, whole, "evaluate")
+
+
+# Evaluation of what has changed, and while learning
+
+
+def test_a_memory_whose_composer_was_trained_on_is_evaluated_again_and_no_other(configure, caplog):
+    options = ("evaluate.memories=[none, latent:lmpo]",)
+    config = configure("run", "lmpo.num_steps=1", *options)
+    do(config, "collect", "lmpo", "evaluate")
+    stale = results(config)
+    longer = configure("run", "lmpo.num_steps=3", *options)
+    checkpoints = Path(config.run) / "lmpo"
+    (checkpoints / "config.yaml").unlink()  # a run that was evaluated in the middle of its training
+    do(longer, "lmpo")
+    played = (Path(config.run) / "evaluate" / "none.jsonl").stat().st_mtime_ns
+    do(longer, "evaluate")
+    assert "latent:lmpo has changed since it was evaluated; it is evaluated again" in caplog.text
+    assert (Path(config.run) / "evaluate" / "none.jsonl").stat().st_mtime_ns == played
+    assert results(longer)["memories"][0] == stale["memories"][0]
+    caplog.clear()
+    do(longer, "evaluate")
+    assert "has changed" not in caplog.text
+
+
+def test_an_unfinished_training_is_used_with_a_warning(configure, caplog):
+    config = configure("run", "lmpo.num_steps=1", "evaluate.memories=[latent:lmpo]")
+    do(config, "collect", "lmpo")
+    do(configure("run", "lmpo.num_steps=3", "evaluate.memories=[latent:lmpo]"), "evaluate")
+    assert "lmpo has done 1 of its 3 steps; its checkpoint so far is used" in caplog.text
+
+
+def test_an_online_evaluation_learns_into_copies_and_leaves_the_runs_bank_alone(configure):
+    options = ("evaluate.memories=[none, text, latent:untrained]",)
+    config = configure("run", "evaluate.online=true", *options)
+    do(config, "collect")
+    before = exported(config)
+    do(config, "evaluate")
+    assert exported(config) == before
+    test_ids = set(results(config)["task_ids"])
+    for name in ("text", "latent-untrained"):
+        copy = list(ExperienceBank(Path(config.run) / "evaluate" / f"{name}.sqlite"))
+        assert len(copy) == 16 + 4
+        assert {t.task.key for t in copy[16:]} == test_ids
+    assert not (Path(config.run) / "evaluate" / "none.sqlite").exists()
+
+    offline = configure("offline", *options)
+    do(offline, "collect", "evaluate")
+    assert exported(offline) == before
+    assert not list((Path(offline.run) / "evaluate").glob("*.sqlite"))
+
+
+def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them(configure, tmp_path):
+    config = configure("run")
+    do(config, "collect", "sft", "lmpo")
+    folders = [recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("sft", "lmpo")]
+    names = [f"latent:{folder}" for folder in folders]
+    compared = configure("run", f"evaluate.memories={json.dumps([*names, 'latent:sft'])}")
+    do(compared, "evaluate")
+    assert len(list((Path(config.run) / "evaluate").glob("*.jsonl"))) == 3
+    first, second, sft = results(compared)["memories"]
+    assert first["rewards"] == sft["rewards"]
+    assert len({row["trajectories"] for row in (first, second, sft)}) == 3
+    record = _read_run(Path(config.run))
+    assert list(record.trajectories) == [*names, "latent:sft"]
+    assert all(len(rows) == 4 for rows in record.trajectories.values())
+
+
+# Several processes
+
+
+class Second:
+    """What `Processes` says in the second of two."""
+
+    rank, size, is_first = 1, 2, False
+
+
+@pytest.mark.parametrize("recipe", [recipes.collect, recipes.compare, recipes.quickstart])
+def test_collect_and_evaluate_refuse_to_run_in_several_processes(configure, monkeypatch, recipe):
+    monkeypatch.setattr(recipes, "Processes", Second)
+    with pytest.raises(ConfigError, match="runs in one process, but 2 were launched; start it without accelerate"):
+        recipe(configure("run"))
+
+
+@pytest.mark.parametrize("phase", ["sft", "lmpo"])
+def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(configure, monkeypatch, capfd, phase):
+    config = configure("run")
+    do(config, "collect")
+    seen = []
+    monkeypatch.setattr(recipes, "Processes", Second)
+    monkeypatch.setattr(recipes.Run, "open", lambda *_: pytest.fail("the second process opened the run"))
+
+    def train(self, folder, log, rewind):
+        log({"step": 1, "loss": 0.0, "reward": 0.0})
+        rewind(0)
+        seen.append(folder)
+
+    trainer = recipes.SFTTrainer if phase == "sft" else recipes.LMPOTrainer
+    monkeypatch.setattr(trainer, "train", train)
+    capfd.readouterr()
+    do(config, phase)
+    assert seen == [Path(config.run) / phase / "checkpoints"]
+    assert capfd.readouterr() == ("", "")
+
+
+# Mistakes that only a recipe can see
+
+
+def test_a_phase_refuses_to_go_on_with_other_settings(configure):
+    do(configure("run"), "collect")
+    with pytest.raises(RunError, match=r"sampling\.temperature was 1\.0 when this phase was started and is 0\.5 now"):
+        do(configure("run", "sampling.temperature=0.5"), "collect")
+
+
+def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, monkeypatch):
+    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    for override, message in [
+        ("team=autogem", "no such team"),
+        ("data.families.0.name=chain_som", "did you mean 'chain_sum'"),
+        ("composer.template='{taks}'", "composer.template: unknown field {taks}; did you mean 'task'?"),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            do(configure("run", override), "collect")
+        assert message in str(error.value)
+
+
+# Progress
+
+
+def test_progress_in_a_log_file_is_few_whole_lines(capfd):
+    with recipes._progress(1000, "collect", "task") as bar:
+        for i in range(1000):
+            bar.set_postfix(reward=i, refresh=False)
+            bar.update(1)
+    err = capfd.readouterr().err
+    assert "\r" not in err
+    lines = err.splitlines()
+    assert len(lines) <= 3
+    assert lines[-1].startswith("collect: 100%")
+    assert "reward=999" in lines[-1]

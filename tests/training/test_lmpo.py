@@ -1,0 +1,362 @@
+"""LMPO on a real tiny model, two turns an episode: who learns, in which direction, and that it resumes exactly."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_world import SAMPLING, TASKS, Toy, World
+
+from latentmem.errors import ConfigError, TrainingError
+from latentmem.models.language_model import Sampling
+from latentmem.rollout import Rollouts
+from latentmem.training import lmpo as module
+from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
+from latentmem.training.losses import group_advantages
+from latentmem.training.optimization import Optimization, Progress
+from latentmem.training.processes import Processes
+from latentmem.training.scoring import Example, score_all
+from latentmem.trajectory import Task, Trajectory
+
+SETTINGS = LMPOSettings(
+    num_steps=4,
+    tasks_per_step=2,
+    group_size=3,
+    num_iterations=1,
+    loss_type="dapo",
+    scale_advantages=True,
+    epsilon_low=0.2,
+    epsilon_high=0.2,
+    delta=None,
+    beta=0.0,
+    max_resamples=0,
+    save_every=1,
+    eval_every=None,
+    micro_batch_positions=200,
+)
+TIMES = ("rollout_seconds", "update_seconds")
+
+
+def trainer_of(
+    world: World,
+    start: Callable[[Task], Any] = Toy,
+    sampling: Sampling = SAMPLING,
+    optimization: Optimization | None = None,
+    tasks: list[Task] | None = None,
+    eval_tasks: list[Task] | None = None,
+    **changed,
+) -> LMPOTrainer:
+    settings = replace(SETTINGS, **changed)
+    return LMPOTrainer(
+        world.memory,
+        world.model,
+        world.team,
+        start,
+        TASKS[:6] if tasks is None else tasks,
+        TASKS[6:] if eval_tasks is None else eval_tasks,
+        optimization or world.optimization(settings.num_steps, 1e-3),
+        Processes(),
+        settings,
+        sampling,
+        max_turns=2,
+        seed=4,
+    )
+
+
+def weights(world: World) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in world.composer.trainable().items()}
+
+
+def moved(before: dict[str, torch.Tensor], world: World) -> set[str]:
+    return {name for name, value in weights(world).items() if not torch.equal(value, before[name])}
+
+
+def recorded(trainer: LMPOTrainer, monkeypatch: pytest.MonkeyPatch) -> list[list[Trajectory]]:
+    """The groups that this trainer plays from now on."""
+    groups: list[list[Trajectory]] = []
+    real = module.rollout
+
+    def rollout(*args: Any, **kwargs: Any) -> Rollouts:
+        played = real(*args, **kwargs)
+        groups.extend(played.groups)
+        return played
+
+    monkeypatch.setattr(module, "rollout", rollout)
+    return groups
+
+
+def logps_now(world: World, groups: list[list[Trajectory]]) -> list[torch.Tensor]:
+    examples = [
+        Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
+        for group in groups
+        for trajectory in group
+        for m in trajectory.messages
+    ]
+    found: dict[int, torch.Tensor] = {}
+    for rows, logps, mask in score_all(world.composer, world.model, examples, 500):
+        found |= {row: logps[i, mask[i]] for i, row in enumerate(rows)}
+    return [found[row] for row in range(len(examples))]
+
+
+def objective(world: World, groups: list[list[Trajectory]]) -> float:
+    """Mean of advantage x log-probability over all response tokens."""
+    advantages = []
+    for group in groups:
+        rewards = torch.tensor([[trajectory.reward for trajectory in group]])
+        for trajectory, advantage in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
+            advantages += [advantage] * len(trajectory.messages)
+    rows = logps_now(world, groups)
+    return sum(a * float(row.sum()) for a, row in zip(advantages, rows, strict=True)) / sum(map(len, rows))
+
+
+def run(trainer: LMPOTrainer, folder: Path, lines: list[dict[str, Any]], stop_at: int | None = None) -> Progress:
+    step = trainer.step
+
+    def stoppable(progress: Progress) -> dict[str, float]:
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+        return step(progress)
+
+    def rewind(to: int) -> None:
+        lines[:] = [line for line in lines if line["step"] <= to]
+
+    def log(line: dict[str, Any]) -> None:
+        lines.append({key: value for key, value in line.items() if key not in TIMES})
+
+    trainer.step = stoppable  # type: ignore[method-assign]
+    return trainer.train(folder, log, rewind)
+
+
+def test_first_ratio_is_one_and_the_loss_that_of_the_advantages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(world)
+    groups = recorded(trainer, monkeypatch)
+    metrics = trainer.step(Progress())
+    assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert (metrics["clip_fraction"], metrics["updated"], metrics["bad"]) == (0, 1, 0)
+    assert (metrics["groups"], metrics["signal_groups"]) == (2, 2)
+    total = tokens = 0
+    for group in groups:
+        rewards = torch.tensor([trajectory.reward for trajectory in group])
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        assert all(len(trajectory.steps) == 2 for trajectory in group)
+        for trajectory, advantage in zip(group, advantages.tolist(), strict=True):
+            length = sum(len(message.token_ids) for message in trajectory.messages)
+            total -= advantage * length
+            tokens += length
+    assert metrics["loss"] == pytest.approx(total / tokens, abs=1e-5)
+    rewards = [trajectory.reward for group in groups for trajectory in group]
+    assert metrics["reward"] == pytest.approx(sum(rewards) / 6)
+    assert metrics["response_tokens"] == pytest.approx(tokens / 24)
+
+
+def test_everything_of_the_composer_moves_and_the_backbone_stays_bit_equal(world: World) -> None:
+    ours = {id(parameter) for parameter in world.composer.trainable().values()}
+    base = {n: p for n, p in world.model.model.named_parameters() if id(p) not in ours}
+    before, frozen = weights(world), {name: parameter.clone() for name, parameter in base.items()}
+    trainer, progress = trainer_of(world, optimization=world.optimization(4, 1e-2)), Progress()
+    trainer.step(progress)
+    # B starts at zero, so the first gradient of A is zero.
+    asleep = {name for name in before if "lora_A" in name}
+    assert len(asleep) == 4
+    assert moved(before, world) == set(before) - asleep
+    progress.step = 1
+    trainer.step(progress)
+    assert moved(before, world) == set(before)
+    assert all(torch.equal(frozen[name], parameter) for name, parameter in base.items())
+
+
+def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # AdamW's first step goes down each coordinate of the gradient alike; small enough, it must raise the objective.
+    trainer = trainer_of(world, group_size=4, optimization=world.optimization(4, 2e-4, projection_rate=0.1))
+    groups = recorded(trainer, monkeypatch)
+    kept, _ = trainer._rollouts(Progress())
+    before = objective(world, groups)
+    trainer._update(kept, 0)
+    assert objective(world, groups) > before + 3e-4
+
+
+def test_equal_rewards_move_nothing(world: World) -> None:
+    before = weights(world)
+    metrics = trainer_of(world, lambda task: Toy(task, 2, lambda action: 0.5)).step(Progress())
+    assert (metrics["updated"], metrics["bad"], metrics["signal_groups"], metrics["groups"]) == (0, 0, 0, 2)
+    assert metrics["reward"] == pytest.approx(0.5)
+    assert "loss" not in metrics
+    assert moved(before, world) == set()
+
+
+def test_crashed_episodes_are_counted_and_not_compared(world: World) -> None:
+    class Crashing(Toy):
+        def step(self, action: str) -> Any:
+            raise RuntimeError("out of order")
+
+    number = iter(range(100))
+    before = weights(world)
+    # One of three crashes; the other two have equal rewards, so no group carries signal.
+    start = lambda task: Crashing(task) if next(number) % 3 == 1 else Toy(task, 2, lambda _: 1.0)  # noqa: E731
+    metrics = trainer_of(world, start).step(Progress())
+    assert (metrics["errors"], metrics["signal_groups"], metrics["updated"]) == (2, 0, 0)
+    assert moved(before, world) == set()
+
+
+def test_further_tasks_are_drawn_until_enough_groups_carry_signal(world: World) -> None:
+    progress = Progress()
+    none = trainer_of(world, lambda task: Toy(task, 2, lambda action: 0.0), max_resamples=2)
+    assert none.step(progress)["groups"] == 6
+    assert progress.position == 6
+    assert trainer_of(world, max_resamples=2).step(Progress())["groups"] == 2
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_step_does_not_depend_on_micro_batch_positions(make_world: Callable, loss_type: str) -> None:
+    found = []
+    for budget in (10**6, 60):
+        world = make_world()
+        trainer = trainer_of(world, loss_type=loss_type, micro_batch_positions=budget)
+        metrics = trainer.step(Progress())
+        found.append((metrics["loss"], metrics["grad_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
+
+
+def test_bnpo_takes_the_mean_over_micro_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+    real = module.lmpo_loss
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        loss, stats = real(*args, **kwargs)
+        losses.append(1.0 + len(losses))  # that of these advantages sums to about zero
+        return loss + losses[-1], stats
+
+    monkeypatch.setattr(module, "lmpo_loss", spy)
+    metrics = trainer_of(world, loss_type="bnpo", micro_batch_positions=60).step(Progress())
+    assert len(losses) >= 4
+    assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+def test_second_pass_has_other_ratios_against_the_log_probs_of_sampling(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old: list[torch.Tensor] = []
+    real = module.lmpo_loss
+
+    def spy(logps: torch.Tensor, old_logps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        old.append(old_logps)
+        return real(logps, old_logps, *args, **kwargs)
+
+    monkeypatch.setattr(module, "lmpo_loss", spy)
+    trainer = trainer_of(world, num_iterations=2, micro_batch_positions=10**6, optimization=world.optimization(4, 3e-2))
+    groups = recorded(trainer, monkeypatch)
+    metrics = trainer.step(Progress())
+    assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert metrics["ratio_max"] > 1.01
+    first, second = old
+    assert torch.equal(first, second)
+    sampled = sorted(m.logps for group in groups for t in group for m in t.messages)
+    rows = sorted(tuple(row[row != 0].tolist()) for row in first)
+    assert torch.allclose(torch.tensor(sum(sampled, ())), torch.tensor(sum(rows, ())))
+
+
+def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -> None:
+    trainer = trainer_of(world, beta=0.5)
+    kept, _ = trainer._rollouts(Progress())
+    examples = [
+        Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
+        for group, _ in kept
+        for t in group
+        for m in t.messages
+    ]
+    reference = trainer._reference_logps(examples)
+    before = logps_now(world, [group for group, _ in kept])
+    assert all(torch.allclose(torch.tensor(r), b, atol=1e-5) for r, b in zip(reference, before, strict=True))
+    assert trainer._update(kept, 0)["kl"] == pytest.approx(0, abs=1e-6)
+
+    with torch.no_grad():
+        for parameter in world.composer.trainable().values():
+            parameter += 0.03
+    assert all(
+        torch.equal(torch.tensor(a), torch.tensor(b))
+        for a, b in zip(trainer._reference_logps(examples), reference, strict=True)
+    )
+    flat = [(group, [0.0] * len(advantages)) for group, advantages in kept]  # nothing but the KL term
+    found = [trainer._update(flat, 0)["kl"] for _ in range(6)]
+    assert found[0] > 1e-3
+    assert found[-1] < found[0] * 0.9
+
+
+def test_without_beta_no_kl_is_reported(world: World) -> None:
+    assert "kl" not in trainer_of(world).step(Progress())
+
+
+def test_non_finite_loss_stops_the_step_and_three_in_a_row_the_training(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = module.lmpo_loss
+    trainer = trainer_of(world, num_steps=9)
+
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        loss, stats = real(*args, **kwargs)
+        return (loss * math.nan if trainer_step["now"] >= 1 else loss), stats
+
+    trainer_step = {"now": 0}
+    step = trainer.step
+
+    def counting(progress: Progress) -> dict[str, float]:
+        trainer_step["now"] = progress.step
+        return step(progress)
+
+    trainer.step = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "lmpo_loss", spoilt)
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(TrainingError, match="up to step 4"):
+        run(trainer, tmp_path / "x", lines)
+    assert [(line["updated"], line["bad"]) for line in lines] == [(1, 0), (0, 1), (0, 1), (0, 1)]
+    assert all(math.isnan(line["loss"]) for line in lines[1:])
+    stopped = weights(world)
+    world.composer.load_weights(tmp_path / "x/step-000003")
+    assert moved(stopped, world) == set()
+
+
+def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:
+    options = {"eval_every": 2, "beta": 0.1, "num_iterations": 2, "max_resamples": 1}
+    whole = make_world()
+    expected: list[dict[str, Any]] = []
+    progress = run(trainer_of(whole, **options), tmp_path / "whole", expected)
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer_of(make_world(), **options), tmp_path / "part", lines, stop_at=3)
+    again = make_world()
+    assert run(trainer_of(again, **options), tmp_path / "part", lines) == progress
+    assert lines == expected
+    assert {line["step"] for line in lines if "eval_reward" in line} == {0, 2, 4}
+    assert moved(weights(whole), again) == set()
+
+
+def test_evaluation_is_greedy_on_the_tasks_set_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(world)
+    groups = recorded(trainer, monkeypatch)
+    score = trainer.evaluate()
+    assert [group[0].task for group in groups] == TASKS[6:]
+    assert {m.temperature for (t,) in groups for m in t.messages} == {0}
+    assert score == pytest.approx(sum(t.reward for (t,) in groups) / 2)
+    assert trainer.evaluate() == score
+
+
+def test_settings_that_leave_nothing_to_compare_are_refused(world: World) -> None:
+    with pytest.raises(ConfigError) as error:
+        trainer_of(world, group_size=1)
+    assert str(error.value) == (
+        "lmpo.group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more"
+    )
+    with pytest.raises(ConfigError) as error:
+        trainer_of(world, sampling=Sampling(temperature=0))
+    assert str(error.value) == (
+        "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
+    )
+    with pytest.raises(
+        TrainingError, match=r"^6 tasks to train on and 0 set aside to evaluate on; give at least one of each$"
+    ):
+        trainer_of(world, eval_tasks=[], eval_every=2)
+    with pytest.raises(TrainingError, match=r"^0 tasks to train on"):
+        trainer_of(world, tasks=[])

@@ -1,0 +1,88 @@
+"""Training over two processes against training in one. They meet over gloo, so no GPU is needed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentmem.memory.checkpoints import read_checkpoint
+from latentmem.training.processes import Processes
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Callable[..., tuple[int, str, Path]]:
+    """Runs sharded_training.py in so many processes: exit status, what was said, the folder of its results."""
+
+    def run(num_processes: int, *mode: str) -> tuple[int, str, Path]:
+        out = tmp_path / f"out{num_processes}"
+        out.mkdir()
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+        command = [sys.executable, *(start if num_processes > 1 else []), str(HERE / "sharded_training.py")]
+        paths = [tmp_path / "shared.sqlite", tiny_model_dir, other_model_dir, out]
+        done = subprocess.run(
+            [*command, *map(str, paths), *mode],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )
+        return done.returncode, done.stdout + done.stderr, out
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_also_where_one_of_them_has_nothing_to_do(launch: Callable) -> None:
+    found = {}
+    for num_processes in (1, 2):
+        status, said, out = launch(num_processes)
+        assert status == 0, said
+        found[num_processes] = (json.loads((out / "results.json").read_text()), out)
+    (one, one_folder), (two, two_folder) = found[1], found[2]
+    assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
+    assert one.keys() == two.keys()
+    for name, metrics in one.items():
+        assert two[name] == pytest.approx(metrics, rel=2e-4, abs=2e-5), name
+        first, second = read_checkpoint(one_folder / name)[1], read_checkpoint(two_folder / name)[1]
+        for key, tensor in first.items():
+            # AdamW's first step is the sign of the gradient where that is much larger than its eps.
+            assert torch.allclose(second[key], tensor, rtol=1e-3, atol=2e-4), (name, key)
+    assert one["idle"]["updated"] == one["bnpo"]["updated"] == 1
+    assert one["whole"] == {"steps": 3, "first": 2, "lines": 7}
+
+
+@pytest.mark.slow
+def test_mistake_in_one_process_ends_the_other_too(launch: Callable) -> None:
+    status, said, _ = launch(2, "crash")
+    assert status != 0
+    assert "rank 1 stumbles" in said
+
+
+def test_alone_everything_is_its_own() -> None:
+    processes = Processes()
+    assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
+    assert processes.shard([1, 2, 3]) == [1, 2, 3]
+    assert processes.gather([1, 2]) == [1, 2]
+    assert processes.sum({"a": 1.5, "b": 2.0}) == {"a": 1.5, "b": 2.0}
+    parameter = torch.nn.Parameter(torch.ones(2))
+    processes.sum_gradients([parameter])
+    assert parameter.grad is None
+
+
+def test_shares_hold_each_item_once_whatever_their_number() -> None:
+    processes = Processes()
+    for size in (1, 2, 3, 5):
+        shares = []
+        for rank in range(size):
+            processes.rank, processes.size = rank, size
+            shares.append(processes.shard(range(7)))
+        assert sorted(item for share in shares for item in share) == list(range(7))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

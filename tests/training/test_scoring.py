@@ -1,0 +1,234 @@
+"""Scoring against one plain forward and backward pass over whole sequences, and against what the rollout recorded."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from training_world import SAMPLING, TASKS
+
+from latentmem.memory.composer import Composer
+from latentmem.models import prefix
+from latentmem.models.language_model import LanguageModel
+from latentmem.training.scoring import Example, accumulate, blocks, micro_batches_of, score, score_all
+from latentmem.trajectory import Trajectory
+
+LARGE = 10**6
+
+
+def examples_of(trajectories: list[Trajectory], model: LanguageModel) -> list[Example]:
+    return [
+        Example.of(message, model, message.recalled.text, SAMPLING.temperature)
+        for trajectory in trajectories
+        for message in trajectory.messages
+    ]
+
+
+def wake(composer: Composer) -> None:
+    """LoRA B starts at zero, where A gets no gradient; give everything some size."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in composer.trainable().values():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.05 * noise.to(parameter.dtype)
+
+
+def toy_loss(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
+    """Not linear, and different for each example, so that no mix-up of rows goes unseen."""
+    weights = torch.tensor([1 + row % 5 for row in rows], dtype=logps.dtype)[:, None]
+    return (weights * torch.where(mask, (logps + 1).square(), torch.zeros_like(logps))).sum() / 100
+
+
+def plain_loss(composer: Composer, model: LanguageModel, examples: list[Example]) -> Tensor:
+    """One example after the other: composed alone, whole sequence, transformers' own mask, full graph."""
+    total = torch.zeros((), dtype=composer.dtype)
+    embed = model.model.get_input_embeddings()
+    for row, example in enumerate(examples):
+        ids = torch.tensor([composer.backbone.encode(example.composer_text)])
+        queries = composer.query_latents[None]
+        inputs = torch.cat([composer.backbone.model.get_input_embeddings()(ids), queries], dim=1)
+        hidden = composer.backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[:, ids.shape[1] :]
+        latents = composer.projection(hidden)
+        prompt, response = torch.tensor([example.prompt_ids]), torch.tensor([example.token_ids])
+        whole = torch.cat([embed(prompt), latents, embed(response)], dim=1)
+        with model.as_agent() as agent:
+            logits = agent(inputs_embeds=whole).logits[:, prompt.shape[1] + latents.shape[1] - 1 : -1]
+        logps = (logits / example.temperature).log_softmax(2).gather(2, response[..., None])[..., 0]
+        total = total + toy_loss([row], logps, torch.ones_like(response, dtype=torch.bool))
+    return total
+
+
+def gradients(composer: Composer) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in composer.trainable().items() if p.grad is not None}
+    for parameter in composer.trainable().values():
+        parameter.grad = None
+    return found
+
+
+def double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes its norms in float32 and our log-softmax is float32 by contract; not so in these tests."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def norm(self: LlamaRMSNorm, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def logps(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        return (logits / temperature).log_softmax(2).gather(2, ids[..., None])[..., 0]
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(prefix, "token_logps", logps)
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm() / gradient.norm()) < relative, name
+
+
+@pytest.mark.parametrize("other_base", [False, True])
+def test_accumulated_gradients_equal_one_plain_backward_pass(make_world: Callable, other_base: bool) -> None:
+    world = make_world(other_base=other_base)
+    wake(world.composer)
+    examples = examples_of(world.play(), world.model)
+    loss = plain_loss(world.composer, world.model, examples)
+    loss.backward()
+    expected = gradients(world.composer)
+    assert expected.keys() == world.composer.trainable().keys()
+    for budget in (LARGE, 60, 1):
+        found = accumulate(world.composer, world.model, examples, toy_loss, budget)
+        assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert_same_gradients(gradients(world.composer), expected, 1e-5)
+    assert all(p.grad is None for p in world.model.model.parameters())
+
+
+def test_gradients_equal_finite_differences_through_composer_and_agents(
+    make_world: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_precision(monkeypatch)
+    world = make_world(double=True)
+    composer = world.composer
+    assert {p.dtype for p in composer.trainable().values()} == {torch.float64}
+    wake(composer)
+    examples = examples_of(world.play(TASKS[:1]), world.model)[:5]
+
+    def loss() -> float:
+        parts = score_all(composer, world.model, examples, 200)
+        return sum(float(toy_loss(rows, logps, mask)) for rows, logps, mask in parts)
+
+    accumulate(composer, world.model, examples, toy_loss, 200)
+    found = gradients(composer)
+    generator = random.Random(3)
+    for name, parameter in composer.trainable().items():
+        direction = torch.tensor([generator.gauss(0, 1) for _ in range(parameter.numel())]).double().view_as(parameter)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                parameter += sign * 1e-5 * direction
+                values.append(loss())
+                parameter -= sign * 1e-5 * direction
+        slope = (values[0] - values[1]) / 2e-5
+        assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+
+    expected = plain_loss(composer, world.model, examples)
+    expected.backward()
+    assert_same_gradients(found, gradients(composer), 1e-11)
+
+
+def test_result_does_not_depend_on_micro_batch_positions(world) -> None:
+    wake(world.composer)
+    examples = examples_of(world.play(), world.model)
+    expected: dict[int, Tensor] = {}
+    for budget in (LARGE, 200, 30, 1):
+        seen: list[int] = []
+        for rows, logps, mask in score_all(world.composer, world.model, examples, budget):
+            seen += rows
+            for i, row in enumerate(rows):
+                values = logps[i, mask[i]]
+                assert_close(values, expected.setdefault(row, values), rtol=0, atol=2e-5)
+        assert sorted(seen) == list(range(len(examples)))
+
+
+def test_blocks_keep_texts_together_and_within_the_budget(world) -> None:
+    texts = ["a short text", "What is 12 + 7? " * 12, "Plan the steps " * 5]
+    examples = [Example(texts[i % 3], (4, 5, 6), (7,) * (1 + i % 4), 0.7) for i in range(12)]
+    lengths = [len(world.model.encode(text)) for text in texts]
+    budget = 80
+    assert max(lengths) > budget > 2 * (min(lengths) + 3)
+    found = list(blocks(world.composer, examples, budget))
+    home: dict[str, int] = {}
+    for number, block in enumerate(found):
+        rows = [row for batch in block for row in batch]
+        assert all(home.setdefault(examples[row].composer_text, number) == number for row in rows)
+        composed = {examples[row].composer_text for row in rows}
+        longest = max(len(world.model.encode(text)) for text in composed) + 3
+        assert len(composed) == 1 or len(composed) * longest <= budget
+        for batch in block:
+            assert len(batch) * (3 + max(len(examples[row].token_ids) for row in batch)) <= budget
+    assert micro_batches_of(world.composer, examples, budget) == [batch for block in found for batch in block]
+    assert list(blocks(world.composer, [], budget)) == []
+
+
+def test_nothing_to_score_is_a_loss_of_zero_and_no_gradient(world) -> None:
+    assert accumulate(world.composer, world.model, [], toy_loss, 100) == 0
+    assert gradients(world.composer) == {}
+
+
+@pytest.mark.parametrize("team", ["autogen", "camel", "macnet"])
+@pytest.mark.parametrize("other_base", [False, True])
+def test_sampled_logps_equal_scored_ones_in_all_turns_of_every_team(
+    make_world: Callable, team: str, other_base: bool
+) -> None:
+    world = make_world(team, other_base)
+    wake(world.composer)
+    played = world.play(TASKS[:3])
+    messages = [message for trajectory in played for message in trajectory.messages]
+    assert {len(trajectory.steps) for trajectory in played} == {2}
+    assert len(messages) == 6 * 2 * len(world.team.roles)
+    examples = examples_of(played, world.model)
+    assert [len(e.prompt_ids) for e in examples] == [m.num_prompt_tokens for m in messages]
+    for rows, logps, mask in score_all(world.composer, world.model, examples, 150):
+        for i, row in enumerate(rows):
+            ratio = (logps[i, mask[i]] - torch.tensor(messages[row].logps)).exp()
+            assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-4)
+
+
+def test_memory_moves_the_logps_so_equal_ratios_mean_something(world) -> None:
+    wake(world.composer)
+    examples = examples_of(world.play(), world.model)
+    latents = world.composer.compose([e.composer_text for e in examples]).detach()
+    with_memory, mask = score(world.model, examples, latents)
+    without, _ = score(world.model, examples, torch.zeros_like(latents))
+    assert ((with_memory - without).abs().sum(1) > 1e-2).all()
+    assert (with_memory[~mask] == 0).all()
+
+
+def test_agents_are_bit_equal_with_and_without_a_composer_on_their_backbone(
+    tiny_model_dir, make_world: Callable
+) -> None:
+    ids = torch.tensor([[5, 9, 30, 77, 200]])
+    alone = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu")
+    expected = alone.model(ids).logits
+    world = make_world()
+    wake(world.composer)
+    with world.model.as_agent() as agent:
+        assert torch.equal(agent(ids).logits, expected)
+    composing = world.model.model(ids).logits
+    assert not torch.allclose(composing, expected, atol=1e-3)
+    with pytest.raises(RuntimeError, match="stumble"), world.model.as_agent():
+        raise RuntimeError("stumble")
+    assert torch.equal(world.model.model(ids).logits, composing)
+    with world.model.as_agent():
+        with world.model.as_agent() as agent:
+            assert torch.equal(agent(ids).logits, expected)
+        assert torch.equal(world.model.model(ids).logits, expected)
+    assert torch.equal(world.model.model(ids).logits, composing)
+    assert all(p.requires_grad for p in world.composer.trainable().values())
+
+
+def test_text_of_another_memory_is_left_out_of_the_prompt(world) -> None:
+    message = world.trajectories[0].messages[0]
+    texts = message.recalled.model_copy(update={"kind": "text", "text": "Remember what was said before."})
+    with_text = message.model_copy(update={"recalled": texts})
+    assert Example.of(with_text, world.model, "x", 1.0) == Example.of(message, world.model, "x", 1.0)

@@ -1,0 +1,162 @@
+"""The supervised warm start on a real tiny model: what it learns from, that it learns, and that it resumes exactly."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_world import TASKS, World
+
+from latentmem.errors import TrainingError
+from latentmem.training.optimization import Progress
+from latentmem.training.processes import Processes
+from latentmem.training.sft import SFTSettings, SFTTrainer
+from latentmem.trajectory import Role, Trajectory
+
+
+def trainer_of(
+    world: World, trajectories: list[Trajectory] | None = None, held_out: list[Trajectory] | None = None, **kwargs
+) -> SFTTrainer:
+    settings = {
+        "num_steps": 4,
+        "trajectories_per_step": 2,
+        "save_every": 1,
+        "eval_every": None,
+        "micro_batch_positions": 300,
+        **kwargs,
+    }
+    return SFTTrainer(
+        world.memory,
+        world.model,
+        world.trajectories[:6] if trajectories is None else trajectories,
+        world.trajectories[6:] if held_out is None else held_out,
+        world.team.roles,
+        world.optimization(settings["num_steps"]),
+        Processes(),
+        SFTSettings(**settings),
+        seed=1,
+    )
+
+
+def weights(world: World) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in world.composer.trainable().items()}
+
+
+def frozen(world: World) -> dict[str, torch.Tensor]:
+    ours = {id(parameter) for parameter in world.composer.trainable().values()}
+    return {n: p.detach().clone() for n, p in world.model.model.named_parameters() if id(p) not in ours}
+
+
+def run(trainer: SFTTrainer, folder: Path, lines: list[dict[str, Any]], stop_at: int | None = None) -> Progress:
+    step = trainer.step
+
+    def stoppable(progress: Progress) -> dict[str, float]:
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+        return step(progress)
+
+    def rewind(to: int) -> None:
+        lines[:] = [line for line in lines if line["step"] <= to]
+
+    trainer.step = stoppable  # type: ignore[method-assign]
+    return trainer.train(folder, lines.append, rewind)
+
+
+def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other_tasks(world: World) -> None:
+    trainer = trainer_of(world, trajectories_per_step=6)
+    total = tokens = 0
+    for trajectory in trainer.trajectories:
+        for message in trajectory.messages:
+            recall = world.memory.recall(trajectory.task, trainer.roles[message.role])
+            assert recall.record.sources
+            assert trajectory.id not in recall.record.sources
+            prompt = world.model.encode_prompt(message.system, message.user)
+            embed = world.model.model.get_input_embeddings()
+            ids, response = torch.tensor([prompt]), torch.tensor([message.token_ids])
+            with world.model.as_agent() as agent, torch.no_grad():
+                inputs = torch.cat([embed(ids), recall.latents[None], embed(response)], dim=1)
+                logits = agent(inputs_embeds=inputs).logits[0, len(prompt) + 3 - 1 : -1]
+            total += float(torch.nn.functional.cross_entropy(logits, response[0], reduction="sum"))
+            tokens += len(message.token_ids)
+    metrics = trainer.step(Progress())
+    assert metrics["tokens"] == tokens
+    assert metrics["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_held_out_loss_falls_on_what_is_learned_and_the_agents_stay_bit_equal(world: World, tmp_path: Path) -> None:
+    few = world.trajectories[:2]
+    trainer = trainer_of(world, few, few, num_steps=8, eval_every=8, save_every=8)
+    before, base = weights(world), frozen(world)
+    lines: list[dict[str, Any]] = []
+    progress = run(trainer, tmp_path / "x", lines)
+    evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert evaluated[8] < evaluated[0] - 0.05
+    assert (progress.best_step, progress.best_score) == (8, -evaluated[8])
+    after = frozen(world)
+    assert all(torch.equal(base[name], after[name]) for name in base)
+    moved = {name for name, value in weights(world).items() if not torch.equal(value, before[name])}
+    assert moved == set(before)
+
+
+def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:
+    whole, part = make_world(), make_world()
+    expected: list[dict[str, Any]] = []
+    progress = run(trainer_of(whole, eval_every=2), tmp_path / "whole", expected)
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer_of(part, eval_every=2), tmp_path / "part", lines, stop_at=3)
+    again = make_world()
+    assert run(trainer_of(again, eval_every=2), tmp_path / "part", lines) == progress
+    assert lines == expected
+    first, second = weights(whole), weights(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_only_successes_of_this_model_and_team_with_tokens_are_used(world: World) -> None:
+    good = world.trajectories[0]
+    failed = good.model_copy(update={"reward": 0.0, "success": False})
+    foreign = good.model_copy(update={"model": "another"})
+    message = good.messages[0]
+    stranger = good.model_copy(
+        update={"steps": (good.steps[0].model_copy(update={"messages": (message.model_copy(update={"role": "x"}),)}),)}
+    )
+    empty = message.model_copy(update={"token_ids": (), "logps": ()})
+    silent = good.model_copy(update={"steps": (good.steps[0].model_copy(update={"messages": (empty,)}),)})
+    bad = [failed, foreign, stranger, silent]
+    assert trainer_of(world, [good, *bad]).trajectories == [good]
+    with pytest.raises(TrainingError) as error:
+        trainer_of(world, bad)
+    assert str(error.value).startswith("none of 4 trajectories is a success of model ")
+    assert str(error.value).endswith("with the team's roles; collect more, or on easier tasks, before sft")
+
+
+def test_without_a_held_out_success_nothing_is_evaluated_and_that_is_told(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_of(world, held_out=[], num_steps=1, eval_every=1)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "sft: none of the 0 held-out trajectories is a success to evaluate on; the last step will be selected"
+    ]
+    lines: list[dict[str, Any]] = []
+    assert run(trainer, tmp_path / "x", lines).best_step is None
+    assert not any("eval_loss" in line for line in lines)
+
+
+def test_process_without_an_example_takes_part(world: World) -> None:
+    trainer = trainer_of(world)
+    trainer.processes.shard = lambda items: []  # type: ignore[method-assign]
+    real = trainer.processes.sum
+    trainer.processes.sum = lambda values: {k: v + 5.0 for k, v in real(values).items()}  # type: ignore[method-assign]
+    before = weights(world)
+    metrics = trainer.step(Progress())
+    assert (metrics["loss"], metrics["tokens"], metrics["grad_norm"]) == (5.0, 5.0, 0.0)
+    assert all(torch.equal(before[name], value) for name, value in weights(world).items())
+    assert math.isclose(trainer.held_out_loss(), 1.0)
+
+
+def test_roles_are_those_of_the_team(world: World) -> None:
+    assert {role.name for role in world.team.roles} == set(trainer_of(world).roles)
+    assert all(isinstance(role, Role) for role in trainer_of(world).roles.values())
+    assert len(TASKS) == len(world.trajectories)

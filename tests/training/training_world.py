@@ -1,0 +1,102 @@
+"""A small world to train in: a real tiny model, a real bank, a real team, and an environment of several turns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from latentmem.bank import ExperienceBank
+from latentmem.environments.environment import Outcome
+from latentmem.memory.composer import Composer
+from latentmem.memory.latent import LatentMemory
+from latentmem.memory.memory import NoMemory
+from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.rollout import rollout
+from latentmem.teams.team import FixedTeam, load_team
+from latentmem.training.optimization import Optimization
+from latentmem.training.processes import Processes
+from latentmem.trajectory import Task, Trajectory
+
+SAMPLING = Sampling(temperature=0.7, max_response_tokens=6)
+TEMPLATE = "{task}\n{role}\n{memory}\n{role_messages}\n{num_latents}:"
+TASKS = [
+    Task(id=str(i), domain="sums", text=f"What is {12 + i} + {7 * i}?" + " Subtract the tens, then the ones." * (i % 3))
+    for i in range(8)
+]
+
+
+class Toy:
+    """Answers twice; the reward is the share of the second action's characters that stand early in the alphabet."""
+
+    instructions = "Give the final answer only."
+
+    def __init__(self, task: Task, turns: int = 2, reward: Callable[[str], float] | None = None) -> None:
+        self.turns = turns
+        self.reward = reward or (lambda action: sum(ord(c) % 2 for c in action) / max(1, len(action)))
+
+    def step(self, action: str) -> Outcome:
+        self.turns -= 1
+        return Outcome(
+            observation="Go on.", reward=self.reward(action), done=not self.turns, info={"extracted": action}
+        )
+
+
+@dataclass
+class World:
+    model: LanguageModel
+    bank: ExperienceBank
+    composer: Composer
+    memory: LatentMemory
+    team: FixedTeam
+    trajectories: list[Trajectory]
+    """Successes on `TASKS`, as the bank holds them."""
+
+    def optimization(self, num_steps: int = 6, learning_rate: float = 1e-2, **kwargs) -> Optimization:
+        chosen = {
+            "projection_rate": 0.5,
+            "schedule": "cosine",
+            "warmup_steps": 1,
+            "max_grad_norm": 1.0,
+            "weight_decay": 0.0,
+            "learning_rate": learning_rate,
+            **kwargs,
+        }
+        return Optimization(self.composer, Processes(), num_steps=num_steps, **chosen)
+
+    def play(self, tasks: Sequence[Task] = TASKS[:2], group_size: int = 2, seed: int = 5) -> list[Trajectory]:
+        return rollout(
+            self.team,
+            self.memory,
+            self.model,
+            tasks,
+            Toy,
+            sampling=SAMPLING,
+            group_size=group_size,
+            seed=seed,
+            max_turns=2,
+        ).trajectories
+
+
+def make_world(
+    bank: ExperienceBank,
+    model_dir: Path,
+    other_model_dir: Path,
+    team: str = "autogen",
+    other_base: bool = False,
+    double: bool = False,
+    num_latents: int = 3,
+    **kwargs,
+) -> World:
+    """Equal arguments give equal worlds. An empty bank is filled first."""
+    model = LanguageModel.from_pretrained(str(model_dir), "cpu")
+    loaded = load_team(team)
+    if not len(bank):
+        always = partial(Toy, turns=1, reward=lambda _: 1.0)
+        bank.add(rollout(loaded, NoMemory(), model, TASKS, always, sampling=SAMPLING, seed=3).trajectories)
+    base = LanguageModel.from_pretrained(str(other_model_dir), "cpu") if other_base else model
+    if double:
+        model.model.double()
+        base.model.double()
+    kwargs = {"num_latents": num_latents, "rank": 2, "alpha": 4.0, "seed": 11, "template": TEMPLATE, **kwargs}
+    composer = Composer(base, model, **kwargs)
+    return World(model, bank, composer, LatentMemory(bank, composer, num_retrieved=2), loaded, list(bank))

@@ -1,5 +1,8 @@
 """Configuration: read strictly, overridden by dotted keys, written out whole; a mistake is one line with its remedy."""
 
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -175,3 +178,77 @@ def test_every_key_is_documented():
         if not (field.description or name in Config.model_fields)  # a section of Config is told by its own docstring
     ]
     assert missing == []
+
+
+# docs/configuration.md is made from the docstrings: `python tests/test_config.py` writes it anew.
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+BEGIN = "<!-- Made from src/latentmem/config.py by `python tests/test_config.py`; edit the docstrings there. -->"
+
+
+def reference():
+    """The tables of all keys, a heading for each section."""
+    parts = ["## At the top", "", *table(Config, skip={s for s in Config.model_fields if nested(Config, s)})]
+    for name in Config.model_fields:
+        for section in nested(Config, name):
+            title = name if name != "data" else f"data, kind: {section.model_fields['kind'].annotation.__args__[0]}"
+            parts += ["", f"## {title}", "", section.__doc__.strip(), "", *table(section)]
+    for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
+        parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
+    (sandbox,) = {s for s in sections() if s.__name__ == "SandboxSection"}
+    return "\n".join([*parts, "", "## data.sandbox", "", *table(sandbox)]) + "\n"
+
+
+def nested(section, name):
+    annotation = section.model_fields[name].annotation
+    return [a for a in [annotation, *get_args(annotation)] if isinstance(a, type) and issubclass(a, Section)]
+
+
+def table(section, skip=()):
+    rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        if name not in skip:
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            rows.append(f"| `{field.alias or name}` | {default(field)} | {values(field)} | {meaning} |")
+    return rows
+
+
+def default(field):
+    if field.is_required():
+        return "required"
+    value = field.default
+    if isinstance(value, Section):
+        return "see below"
+    text = yaml.dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
+
+
+def values(field):
+    annotation = field.annotation
+    options = [a for a in get_args(annotation) if a is not type(None)] if type(None) in get_args(annotation) else []
+    kind = options[0] if options else annotation
+    metadata = list(field.metadata)
+    while get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        metadata += [constraint for m in more for constraint in getattr(m, "metadata", [m])]
+    if get_origin(kind) is Literal:
+        named = ", ".join(f"`{value}`" for value in get_args(kind))
+    elif get_origin(kind) is tuple:
+        named = "list"
+    elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
+        named = "section"
+    else:
+        named = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}[kind]
+    signs = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    bounds = [f"{word} {getattr(m, key):g}" for m in metadata for key, word in signs.items() if hasattr(m, key)]
+    return " ".join([named, *bounds]) + (", or null" if options else "")
+
+
+def test_the_documented_keys_are_those_of_the_schema():
+    # If this fails after a change of config.py: python tests/test_config.py
+    assert DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].strip() == reference().strip()
+
+
+if __name__ == "__main__":
+    before = DOCS.read_text(encoding="utf-8").partition(BEGIN)[0]
+    DOCS.write_text(f"{before}{BEGIN}\n\n{reference()}", encoding="utf-8")

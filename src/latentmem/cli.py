@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         options.run(options)
+        sys.stdout.flush()  # a reader that has gone away is noticed here, not at the interpreter's end
     except LatentMemError as error:
         print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

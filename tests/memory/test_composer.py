@@ -89,14 +89,16 @@ def test_latents_have_k_rows_of_the_agents_width(
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize(("other", "agents_other"), [(False, False), (True, False), (False, True)])
-def test_untrained_latents_are_as_large_as_the_agents_embeddings_times_the_scale(
+def test_untrained_latents_are_line_breaks_plus_the_scale_times_the_size_of_an_embedding(
     make: Callable, other: bool, agents_other: bool, scale: float, tiny_model_dir: Path, other_model_dir: Path
 ) -> None:
     composer = make(other, agents_other, initial_scale=scale)
     agents = LanguageModel.from_pretrained(str(other_model_dir if agents_other else tiny_model_dir), "cpu")
-    wanted = float(agents.model.get_input_embeddings().weight.square().mean().sqrt()) * scale
-    latents = composer.compose([composer.prompt(TASK, ROLE, [])]).detach()
-    assert float(latents.square().mean().sqrt()) == pytest.approx(wanted, rel=0.1)
+    embeddings = agents.model.get_input_embeddings().weight
+    wanted = float(embeddings.square().mean().sqrt()) * scale
+    (line_break,) = agents.encode("\n")
+    added = composer.compose([composer.prompt(TASK, ROLE, [])]).detach() - embeddings[line_break]
+    assert float(added.square().mean().sqrt()) == pytest.approx(wanted, rel=0.1)
 
 
 def test_ragged_prompts_compose_as_one_by_one(make: Callable) -> None:

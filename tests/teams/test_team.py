@@ -1,13 +1,15 @@
 """Teams: the graph is checked, layers speak in order, and prompts are filled without a trace of what is empty."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
+from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError
 from latentmem.teams.team import Agent, Call, FixedTeam, describe_history, load_team, packaged_teams
-from latentmem.trajectory import Message, Recalled, Role, Step
+from latentmem.trajectory import Message, Recalled, Role, Step, Task
 
 
 def agent(name, *reads, system="You are {instructions}", user="{task}\n\n{history}\n\n{messages}"):
@@ -183,7 +185,7 @@ def test_an_unknown_team_names_the_nearest_one():
     ("changes", "message"),
     [
         ({"agnets": []}, "agnets: unknown field; did you mean 'agents'?"),
-        ({"agents": [{"role": "a", "profile": "", "system": "", "usr": ""}]}, "agents.0.usr: unknown field; did you mean 'user'?"),
+        ({"agents": [{"role": "a", "profile": "", "usr": ""}]}, "agents.0.usr: unknown field; did you mean 'user'?"),
         ({"agents": []}, "agents is empty; a team has at least one"),
         ({"answer": ...}, "answer: missing; it has no default"),
         ({"agents": "writer"}, "agents: input should be a valid list"),
@@ -204,3 +206,42 @@ def test_broken_yaml_and_a_folder_are_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="no such team, and no such file"):
         load_team(str(tmp_path))
+
+
+# The documentation
+
+
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "teams.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", DOCS, re.DOTALL)
+
+
+def test_the_documented_file_is_a_team(tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path / "proofreaders.yaml").write_text(text)
+    layers, action = play(load_team(str(tmp_path / "proofreaders.yaml")))
+    assert names(layers) == [["writer"], ["reader"]]
+    assert layers[1][0].user == "T\n\nwriter said:\nwriter speaks"
+    assert action == "reader speaks"
+
+
+def test_the_documented_class_plays():
+    class Domain:
+        def start(self, task):
+            class World:
+                instructions = "Say a number."
+
+                def step(self, action):
+                    return Outcome("", float(action == "5"), True)
+
+            return World()
+
+    scope = {"tasks": [Task(id="1", domain="toy", text="2 + 3")], "domain": Domain()}
+    for block in blocks("python"):
+        exec(block, scope)
+    (trajectory,) = scope["done"].trajectories
+    assert [m.response for m in trajectory.messages] == ["4", "no, add again", "5", "yes"]
+    assert [m.reads for m in trajectory.messages] == [(), (0,), (0, 1), (2,)]
+    assert trajectory.success

@@ -32,7 +32,7 @@ def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Calla
             text=True,
             check=False,
             timeout=280,
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
         )
         return done.returncode, done.stdout + done.stderr, out
 

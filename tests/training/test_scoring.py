@@ -99,7 +99,7 @@ def test_accumulated_gradients_equal_one_plain_backward_pass(make_world: Callabl
     for budget in (LARGE, 60, 1):
         found = accumulate(world.composer, world.model, examples, toy_loss, budget)
         assert found == pytest.approx(float(loss.detach()), rel=1e-5)
-        assert_same_gradients(gradients(world.composer), expected, 1e-5)
+        assert_same_gradients(gradients(world.composer), expected, 1e-4)
     assert all(p.grad is None for p in world.model.model.parameters())
 
 

@@ -103,12 +103,12 @@ def test_held_out_loss_falls_on_what_is_learned_and_the_agents_stay_bit_equal(wo
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:
     whole, part = make_world(), make_world()
     expected: list[dict[str, Any]] = []
-    progress = run(trainer_of(whole, eval_every=2), tmp_path / "whole", expected)
+    progress = run(trainer_of(whole, num_steps=3, eval_every=2), tmp_path / "whole", expected)
     lines: list[dict[str, Any]] = []
     with pytest.raises(KeyboardInterrupt):
-        run(trainer_of(part, eval_every=2), tmp_path / "part", lines, stop_at=3)
+        run(trainer_of(part, num_steps=3, eval_every=2), tmp_path / "part", lines, stop_at=2)
     again = make_world()
-    assert run(trainer_of(again, eval_every=2), tmp_path / "part", lines) == progress
+    assert run(trainer_of(again, num_steps=3, eval_every=2), tmp_path / "part", lines) == progress
     assert lines == expected
     first, second = weights(whole), weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from latentmem.errors import CheckpointError, RunError
@@ -53,10 +53,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     path = folder / WEIGHTS
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        settings: dict[str, Any] = json.loads(header or "{}")
+        # Read once: safetensors' own reader opens the path twice, and a save in between would give it half of each.
+        content = path.read_bytes()
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        settings: dict[str, Any] = json.loads(header.get(_HEADER, "{}"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no composer here ({WEIGHTS} is missing); name a composer's folder") from None
     except (OSError, ValueError, SafetensorError) as error:

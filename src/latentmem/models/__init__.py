@@ -1,0 +1,1 @@
+"""Language models and embedders: where their files come from, how they sample, how they are scored."""

@@ -50,6 +50,14 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]
         self.used = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def adopt(self, further: "_Slots", rows: Tensor) -> None:
+        """Take over the columns that some rows were continued by; in the other rows they are padding."""
+        new = slice(self.used, further.used)
+        for ours, theirs in ((self.keys, further.keys), (self.values, further.values)):
+            ours[:, :, new] = 0  # whatever lies in untouched memory, nan or not, would be multiplied by a weight of 0
+            ours[rows, :, new] = theirs[:, :, new]
+        self.used = further.used
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset that a mask for the next columns has."""
         return self.used + query_length, 0
@@ -270,7 +278,17 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
         prefix.seen = real[rows_of]
     if lengths[1]:
         ids, real = pad(middles, device)
-        prefix.extend(model, embed(ids), real, keep=1)
+        own = [row for row, middle in enumerate(middles) if middle]
+        if lengths[0] and len(own) < len(prompts):
+            # Prompts that are the same throughout their group have no middle and need not pass the model for nothing.
+            rows = torch.tensor(own, device=device)
+            part = prefix.select(rows)
+            part.extend(model, embed(ids[rows]), real[rows], keep=1)
+            for slots, layer in zip(prefix.cache.layers, part.cache.layers, strict=True):
+                slots.adopt(layer, rows)
+            prefix.seen = torch.cat([prefix.seen, real], dim=1)
+        else:
+            prefix.extend(model, embed(ids), real, keep=1)
     prefix.logits = prefix.extend(model, embed(lasts), torch.ones_like(lasts, dtype=torch.bool), keep=1)[:, 0]
     return prefix
 

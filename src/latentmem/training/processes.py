@@ -1,7 +1,8 @@
 """The processes that train together: data-parallel over tasks, gradients summed.
 
 The loss is divided by counts over all processes, so the sum of their gradients is that of one process on the whole
-batch, however unevenly the tasks fall. `accelerate launch` starts them; without it there is one.
+batch, however unevenly the tasks fall. Every process reaches every collective, also one without any task or example.
+`torchrun --nproc_per_node=N` or `accelerate launch` starts them; without it there is one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,8 @@ class Processes:
     """One process among its peers."""
 
     def __init__(self) -> None:
-        state = PartialState()
+        # Without being told so, accelerate takes several processes on a machine without a GPU for single ones.
+        state = PartialState(cpu=not torch.cuda.is_available())
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.wait = state.wait_for_everyone

@@ -1,0 +1,366 @@
+"""The command line as people meet it: a mistake is one line on standard error and status 2; the rest is readable."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentmem import cli, recipes
+from latentmem.bank import ExperienceBank
+from latentmem.memory.composer import Composer
+from latentmem.models.language_model import LanguageModel
+from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+
+CONFIG = """
+run: {folder}/run
+model: {{name: {model}, device: cpu, dtype: float32}}
+data:
+  kind: qa
+  schema: popqa
+  train: {{path: {folder}/train.jsonl}}
+  test: {{path: {folder}/test.jsonl}}
+composer: {{num_latents: 3, rank: 2, max_prompt_tokens: 500, template: '{{task}} {{memory}} {{role_messages}}'}}
+bank: {{num_retrieved: 2, only_successes: false}}
+sampling: {{temperature: 1.0, max_response_tokens: 4}}
+lmpo: {{num_steps: 2, tasks_per_step: 2, group_size: 2, initial: untrained}}
+evaluate: {{num_bootstraps: 50, memories: [none]}}
+"""
+
+
+def row(number, question=None):
+    question = question or f"Which colour has door {number}?"
+    return {"id": number, "question": question, "possible_answers": '["red"]', "o_aliases": "[]"}
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+class FakeEmbedder:
+    def __init__(self, name="all-minilm-l6-v2"):
+        self.name = name
+
+    def __call__(self, texts):
+        return self.embed(texts)
+
+
+@pytest.fixture(autouse=True)
+def embedder(monkeypatch, fake_embed):
+    monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
+    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
+    monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model_dir):
+    write_rows(tmp_path / "train.jsonl", [row(i) for i in range(6)])
+    write_rows(tmp_path / "test.jsonl", [row(i) for i in range(10, 12)])
+    (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, model=tiny_model_dir))
+    return tmp_path
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail as a user's mistake; its one line."""
+
+    def fails(*words):
+        capsys.readouterr()
+        assert cli.main([str(word) for word in words]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latentmem: ")]
+        (line,) = lines
+        return line.removeprefix("latentmem: ")
+
+    return fails
+
+
+@pytest.fixture
+def prints(capsys):
+    """Run a command that must succeed; what it wrote to standard output."""
+
+    def prints(*words):
+        capsys.readouterr()
+        assert cli.main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    return prints
+
+
+# Mistakes
+
+
+def test_mistakes_in_the_configuration(fails, folder):
+    c = folder / "c.yaml"
+    assert fails("collect", c, "lmpo.group_sise=4") == f"{c}: unknown key 'lmpo.group_sise'; did you mean 'group_size'?"
+    assert fails("train", "lmpo", c, "lmpo.group_size=1").endswith("set it to 4 or more")
+    assert fails("collect", c, "seed=x") == f"{c}: seed is 'x' (str); input should be a valid integer"
+    assert fails("collect", c, "seed") == "'seed' is no override; write key=value, as in lmpo.group_size=8"
+    assert fails("collect", "quickstrat").endswith("did you mean 'quickstart'?")
+    assert (
+        fails("quickstart", "sft.num_stepz=1") == "quickstart: unknown key 'sft.num_stepz'; did you mean 'num_steps'?"
+    )
+    assert fails("quickstart", "--short", "rum=x").startswith("quickstart-short: unknown key 'rum'")
+    assert "names 'txt', which is no memory; did you mean 'text'?" in fails("evaluate", c, "evaluate.memories=[txt]")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": 1, "question"\n', "train.jsonl:1: not valid JSON"),
+        (json.dumps(row(1)) + "\n[1]\n", "train.jsonl:2: expected a JSON object, found a list"),
+        (json.dumps({"id": 1, "quesion": "?"}) + "\n", "train.jsonl:1: no field"),
+        (json.dumps(row(1) | {"question": " "}) + "\n", "train.jsonl:1: field 'question' is blank; expected text"),
+        ("", "train.jsonl: holds no row; expected at least one"),
+    ],
+)
+def test_mistakes_in_the_data_name_file_and_line(fails, folder, content, message):
+    (folder / "train.jsonl").write_text(content)
+    assert fails("collect", folder / "c.yaml").startswith(f"{folder}/{message}")
+
+
+def test_mistakes_in_names(fails, folder):
+    c = folder / "c.yaml"
+    assert fails("collect", c, "team=camle") == "team 'camle': no such team, and no such file; did you mean 'camel'?"
+    assert "no such file or folder; did you mean 'train.jsonl'?" in fails("collect", c, "data.train.path="
+                                                                         f"{folder}/trian.jsonl")  # fmt: skip
+    assert "not a hub id" in fails("collect", c, "model.name=./nowhere", f"run={folder}/a")
+    assert fails("collect", c, "model.name=no-such/model", f"run={folder}/b").startswith("model 'no-such/model' cannot")
+    data = "data={kind: reasoning_gym, families: [{name: chain_som}]}"
+    assert fails("collect", c, data).endswith("'chain_som' is no reasoning-gym family; did you mean 'chain_sum'?")
+
+
+@pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
+def test_a_device_that_is_not_there(fails, folder, device):
+    assert device in fails("collect", folder / "c.yaml", f"model.device={device}")
+
+
+def test_checkpoints_that_are_missing_or_do_not_fit(fails, folder, tiny_model_dir, other_model_dir):
+    c, template = folder / "c.yaml", "{task} {memory} {role_messages}"
+    for name, base, num_latents in (("k", tiny_model_dir, 5), ("w", other_model_dir, 3)):
+        model = LanguageModel.from_pretrained(str(base), "cpu", "float32")
+        composer = Composer(model, num_latents=num_latents, rank=2, max_prompt_tokens=500, template=template)
+        composer.save_pretrained(folder / name)
+    assert fails("evaluate", c, "evaluate.memories=[none, 'latent:sft']").endswith(
+        f"{folder}/run: no checkpoint of sft here; run `latentmem train sft` with this configuration first"
+    )
+    assert "no composer here" in fails("evaluate", c, f"evaluate.memories=['latent:{folder}/x']", f"run={folder}/2")
+    line = fails("evaluate", c, f"evaluate.memories=['latent:{folder}/k']", f"run={folder}/3")
+    assert "num_latents" in line
+    assert "5" in line
+    line = fails("evaluate", c, f"evaluate.memories=['latent:{folder}/w']", f"run={folder}/4")
+    assert "48" in line
+    assert "32" in line
+    assert "no checkpoint of sft here" in fails("train", "lmpo", c, "lmpo.initial=sft", f"run={folder}/5")
+    assert not list(folder.rglob("*.costs"))  # nothing was played before these were told
+
+
+def test_banks_that_cannot_be_used(fails, folder):
+    c = folder / "c.yaml"
+    assert "is empty; run `latentmem collect`" in fails("train", "sft", c)
+    assert cli.main(["collect", str(c), "collect.num_tasks=1"]) == 0
+    bank = folder / "run" / "bank.sqlite"
+    shutil.copy(bank, folder / "new.sqlite")
+    with sqlite3.connect(folder / "new.sqlite") as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+    db.close()
+    assert "99" in fails("evaluate", c, f"bank.path={folder}/new.sqlite")
+    assert "99" in fails("bank", "info", folder / "new.sqlite")
+    other = "bank.embedder=other-embedder"
+    assert "its vectors are by embedder 'all-minilm-l6-v2'" in fails(
+        "evaluate", c, other, f"bank.path={bank}", f"run={folder}/2"
+    )
+    (folder / "text.sqlite").write_text("this is no database, whatever its name says")
+    assert str(folder / "text.sqlite") in fails("bank", "verify", folder / "text.sqlite")
+    assert fails("bank", "info", folder / "none.sqlite").endswith("no such bank; give the bank.sqlite of a run")
+    assert fails("bank", "import", folder / "b.sqlite", folder / "none.jsonl").startswith(
+        f"{folder}/none.jsonl: no such file"
+    )
+    assert not (folder / "b.sqlite").exists()
+    assert "needs a filter" in fails("bank", "delete", bank)
+
+
+def test_settings_under_which_lmpo_cannot_learn(fails, folder):
+    c = folder / "c.yaml"
+    assert fails("train", "lmpo", c, "sampling.temperature=0").startswith("sampling.temperature is 0; greedy rollouts")
+    assert fails("train", "lmpo", c, "lmpo.eval_every=1", "lmpo.eval_tasks=6", f"run={folder}/2") == (
+        "lmpo.eval_tasks is 6, but the train split has 6 tasks; set it lower, so that some are left to train on"
+    )
+    assert fails("train", "sft", c, "sft.eval_every=1", "sft.eval_tasks=9").startswith("sft.eval_tasks is 9")
+
+
+def test_a_task_longer_than_the_window_is_named(fails, folder):
+    write_rows(folder / "train.jsonl", [row(1), row(2, "word " * 3000)])
+    line = fails("collect", folder / "c.yaml")
+    assert line.startswith("the prompt of 'assistant' (task popqa:2, assistant) needs ")
+    assert "2048" in line
+
+
+def test_run_folders_that_cannot_be_used(fails, folder, monkeypatch):
+    c = folder / "c.yaml"
+    assert cli.main(["collect", str(c), "collect.num_tasks=1"]) == 0
+    line = fails("collect", c, "collect.num_tasks=2")
+    assert line.startswith(f"{folder}/run/collect/config.yaml: collect.num_tasks was 1 when this phase was started")
+    (folder / "file").touch()
+    assert fails("collect", c, f"run={folder}/file/run").startswith(
+        f"{folder}/file/run: the run's folder cannot be made"
+    )
+    assert fails("report", folder / "elsewhere").startswith(f"{folder}/elsewhere: no run folder")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["collect"], ["train", "ppo", "c"], ["report"], ["bank", "search", "b", "x", "-k", "0"], ["fly"]]
+)
+def test_words_that_are_no_command_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    from latentmem.errors import DataError
+
+    def fail(options):
+        raise DataError("first\nsecond")
+
+    monkeypatch.setattr(cli, "_report", fail)
+    assert cli.main(["report", "x"]) == 2
+    assert capsys.readouterr().err == "latentmem: first second\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_report", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report", "x"])
+
+
+def test_interrupting_a_command_says_that_it_goes_on(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_report", interrupt)
+    assert cli.main(["report", "x"]) == 130
+    assert capsys.readouterr().err == "latentmem: interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["collect", "quickstat"], "did you mean 'quickstart'?"),
+        (["quickstart", "lmpo.group_size=1"], "set it to 4 or more"),
+        (["bank", "info", "nothing.sqlite"], "no such bank"),
+    ],
+)
+def test_a_real_process_ends_with_one_line_and_status_2(words, line, tmp_path):
+    command = [Path(sys.executable).with_name("latentmem"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("latentmem: ")
+    assert line in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# What works
+
+
+def test_a_model_without_a_chat_template_works_and_the_log_says_what_is_used(folder, tiny_model_dir, caplog):
+    shutil.copytree(tiny_model_dir, folder / "plain")
+    (folder / "plain" / "chat_template.jinja").unlink()
+    assert cli.main(["collect", str(folder / "c.yaml"), f"model.name={folder}/plain"]) == 0
+    assert "has no chat template; prompts are written as" in caplog.text
+    assert len(ExperienceBank(folder / "run" / "bank.sqlite")) == 6
+
+
+def test_paths_of_the_configuration_are_relative_to_the_working_directory(folder, monkeypatch, tmp_path_factory):
+    text = (folder / "c.yaml").read_text().replace(f"{folder}/", "")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "c.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    assert cli.main(["collect", str(elsewhere / "c.yaml"), "collect.num_tasks=1"]) == 0
+    assert (folder / "run" / "bank.sqlite").exists()
+    assert [path.name for path in elsewhere.iterdir()] == ["c.yaml"]
+
+
+@pytest.fixture
+def bank(tmp_path, fake_embed):
+    """Three trajectories in a bank of another embedder."""
+
+    def trajectory(number, text, reward):
+        message = Message(
+            role="solver", system="s", user="u", response=f"r{number}", token_ids=(1,), logps=(0.0,), finish="stop",
+            temperature=1.0, num_prompt_tokens=2, recalled=Recalled(kind="none"),
+        )  # fmt: skip
+        return Trajectory(
+            task=Task(id=str(number), domain="toy", text=text), team="duo", model="m", reward=reward,
+            steps=(Step(messages=(message,), action="a", observation=""),), success=reward == 1, seed=0,
+        )  # fmt: skip
+
+    path = tmp_path / "bank.sqlite"
+    with ExperienceBank(path, fake_embed, embedder="of-the-bank") as bank:
+        bank.add([trajectory(1, "red door", 1.0), trajectory(2, "blue window", 0.0), trajectory(3, "red roof", 0.5)])
+    return path
+
+
+def test_bank_info_is_readable(prints, bank):
+    lines = prints("bank", "info", bank).splitlines()
+    assert lines[0] == f"{bank}: 3 trajectories, 1 successes, mean reward 0.500"
+    assert lines[1].startswith("created 20")
+    assert lines[2:] == ["embedder of-the-bank, width 16", "domains: toy 3", "teams: duo 3", "models: m 3",
+                         "roles: solver 3"]  # fmt: skip
+
+
+def test_bank_search_uses_the_embedder_that_filled_the_bank(prints, bank):
+    out = prints("bank", "search", bank, "a red door indeed", "-k", "2").splitlines()
+    assert out[0].endswith("reward 1  red door")
+    assert len(out) == 2
+    assert prints("bank", "search", bank, "red", "--success", "no", "--role", "solver").count("\n") == 2
+    assert prints("bank", "search", bank, "red", "--domain", "elsewhere") == ""
+
+
+def test_bank_export_import_verify_and_delete(prints, fails, bank, tmp_path):
+    copy, file = tmp_path / "copy.sqlite", tmp_path / "out.jsonl"
+    assert prints("bank", "export", bank, file) == f"3 trajectories written to {file}\n"
+    assert prints("bank", "import", copy, file) == "3 trajectories added, 0 were there already\n"
+    assert prints("bank", "import", copy, file) == "0 trajectories added, 3 were there already\n"
+    assert ExperienceBank(copy).info().embedder == "all-minilm-l6-v2"
+    assert prints("bank", "verify", bank) == "3 trajectories checked, 0 problems\n"
+    assert prints("bank", "delete", copy, "--success", "no") == "2 trajectories deleted\n"
+    with sqlite3.connect(bank) as db:
+        db.execute("UPDATE trajectories SET reward = 0.7 WHERE task_id = '3'")
+    db.close()
+    assert fails("bank", "verify", bank) == f"{bank}: 1 problems; restore it from an export or a copy"
+
+
+def test_bank_export_can_go_to_standard_output(bank, tmp_path):
+    command = [Path(sys.executable).with_name("latentmem"), "bank", "export", str(bank), "-"]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=True)
+    ExperienceBank(bank).export(tmp_path / "out.jsonl")
+    assert done.stdout == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_a_closed_pipe_is_no_error(bank):
+    exporting = [str(Path(sys.executable).with_name("latentmem")), "bank", "export", str(bank), "-"]
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(exporting)} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_model_dir):
+    model = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu", "float32")
+    Composer(model, num_latents=3, rank=2).save_pretrained(folder / "composer")
+    out = prints("checkpoint", "info", folder / "composer")
+    assert "num_latents        3" in out
+    # Queries 3 x 32, projection 32 x 32 + 32, LoRA on q (32 -> 32) and v (32 -> 16) of 2 layers at rank 2.
+    assert f"{96 + 1056 + 2 * (2 * 64 + 2 * 48):,} parameters" in out
+    assert "no composer here" in fails("checkpoint", "info", folder / "nowhere")

@@ -215,8 +215,10 @@ def test_kill_9_at_any_write_ends_with_the_same_numbers(tmp_path, monkeypatch, f
         left = iter(range(fatal - 1, -1, -1))  # two writes a batch are synced: trajectories, then the cost
         sync = os.fsync
         monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left) else os.kill(os.getpid(), 9))
-        compare(tmp_path / "cut", names=("none",))
-        os._exit(1)
+        try:
+            compare(tmp_path / "cut", names=("none",))
+        finally:
+            os._exit(1)  # whatever happens, the child is never a second pytest
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert without_costs(compare(tmp_path / "cut", names=("none",))) == without_costs(whole)
 

@@ -4,6 +4,7 @@ Tasks are played in fixed batches. A batch counts once its trajectories and its 
 evaluation goes on at the next batch and ends with the same numbers.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -261,6 +262,7 @@ def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier phase used and freed is none of this batch's
         Path("/proc/self/clear_refs").write_text(
             "5", encoding="ascii"
         )  # the kernel's high-water mark, where it has one

@@ -374,10 +374,16 @@ class _Program:
         # Should the machine run short of memory all the same, the kernel ends the program and not its caller.
         with open("/proc/self/oom_score_adj", "w") as adjustment:
             adjustment.write("1000")
-        self.user = _unused_user() if self.level == "landlock" else None
+        # The kernel limits the processes of every user but root, so root's programs run as a user of their own at either
+        # level. The watcher alone is no limit: a fork bomb outruns it.
+        self.user = _unused_user() if self.level != "none" else None
         self.max_tasks = 4 * request["max_processes"]  # threads count, too
-        if self.user is None:  # then the limit is on all that the user runs, and a rough one; root has none at all
-            self.max_tasks = 16 * request["max_processes"] + (_count_tasks(os.getuid()) if os.getuid() != 0 else 0)
+        if self.user is None:
+            if self.level != "none" and os.getuid() == 0:
+                raise OSError("root cannot take an unused user id here, and the kernel limits no processes of root")
+            self.max_tasks = 16 * request["max_processes"] + _count_tasks(os.getuid())  # of all that the user runs
+        else:
+            self._give_folder_away(self.user)
         self.kills_at_once = False
         if self.level == "landlock":
             self._enter_outer_domain()
@@ -392,19 +398,19 @@ class _Program:
         os.set_blocking(self.stderr, False)
         self.setup_error = _read_all(self.setup).decode("utf-8", "replace")  # ends when the program is executed
 
+    def _give_folder_away(self, user: int) -> None:
+        for parent, folders, names in os.walk(self.request["folder"]):
+            for path in (parent, *(os.path.join(parent, name) for name in folders + names)):
+                os.chown(path, user, user, follow_symlinks=False)
+
     def _enter_outer_domain(self) -> None:
         abi = landlock_abi()
         if abi < MIN_LANDLOCK_ABI:
             raise OSError(f"Landlock is at version {abi} of its interface; {MIN_LANDLOCK_ABI} is needed (Linux 6.2)")
         if _MACHINE not in _ARCHITECTURES:
             raise OSError(f"no seccomp filter for {_MACHINE}; known: {', '.join(_ARCHITECTURES)}")
-        folder = self.request["folder"]
-        if self.user is not None:
-            for parent, folders, names in os.walk(folder):
-                for path in (parent, *(os.path.join(parent, name) for name in folders + names)):
-                    os.chown(path, self.user, self.user, follow_symlinks=False)
         _prctl("PR_SET_NO_NEW_PRIVS", 38, 1)
-        landlock([*self.request["readable"], "/proc"], self.request["devices"], folder)
+        landlock([*self.request["readable"], "/proc"], self.request["devices"], self.request["folder"])
         # kill(-1) must reach the program and nobody else: ask the kernel, do not believe the version number.
         try:
             os.kill(os.getppid(), 0)
@@ -431,6 +437,10 @@ class _Program:
                 _install(seccomp_program(not own_user, None if own_user or self.kills_at_once else os.getpid()))
             elif self.level == "bubblewrap":
                 argv = self._bubblewrapped(argv)
+                if self.user is not None:  # without any capability, or bubblewrap refuses to run
+                    os.setgroups([])
+                    os.setresgid(self.user, self.user, self.user)
+                    os.setresuid(self.user, self.user, self.user)
             os.execve(argv[0], argv, self.request["environment"])  # noqa: S606 - no shell is wanted
         except (OSError, ValueError) as error:
             os.write(self._setup_end, str(error).encode("utf-8", "replace"))

@@ -374,8 +374,8 @@ class _Program:
         # Should the machine run short of memory all the same, the kernel ends the program and not its caller.
         with open("/proc/self/oom_score_adj", "w") as adjustment:
             adjustment.write("1000")
-        # The kernel limits the processes of every user but root, so root's programs run as a user of their own at either
-        # level. The watcher alone is no limit: a fork bomb outruns it.
+        # The kernel limits the processes of every user but root, so root's programs run as a user of their own at
+        # either level. The watcher alone is no limit: a fork bomb outruns it.
         self.user = _unused_user() if self.level != "none" else None
         self.max_tasks = 4 * request["max_processes"]  # threads count, too
         if self.user is None:

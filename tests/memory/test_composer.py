@@ -264,7 +264,8 @@ def test_save_load_save_gives_identical_bytes_and_latents(make: Callable, tmp_pa
     composer.save_pretrained(tmp_path / "a")
     loaded = Composer.from_pretrained(tmp_path / "a")
     loaded.save_pretrained(tmp_path / "b")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["composer.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["composer.json", "composer.safetensors"]
+    assert json.loads((tmp_path / "a" / "composer.json").read_text())["num_latents"] == K
     assert (tmp_path / "a/composer.safetensors").read_bytes() == (tmp_path / "b/composer.safetensors").read_bytes()
     assert loaded.settings() == composer.settings()
     with torch.no_grad():

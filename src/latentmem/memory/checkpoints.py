@@ -1,7 +1,8 @@
 """A composer on disk is one file, composer.safetensors: the trained tensors, and in its header what they were made for.
 
 One file can be replaced in one move, so weights and settings always belong together and there is no moment without a
-checkpoint, whatever is killed and whatever disk is full.
+checkpoint, whatever is killed and whatever disk is full. composer.json beside it says the same for people and scripts;
+it is written after the weights and never read.
 """
 
 import json
@@ -19,6 +20,7 @@ from latentmem.runs import write_atomic
 FORMAT_VERSION = 1
 """Version of the header; a reader refuses a newer one."""
 WEIGHTS = "composer.safetensors"
+SETTINGS = "composer.json"
 _HEADER = "latentmem"
 """A single entry: several would be written in no fixed order, and equal composers would not give equal bytes."""
 
@@ -34,11 +36,13 @@ def write_checkpoint(folder: Path, settings: Mapping[str, Any], tensors: Mapping
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint in `folder` is untouched.
     """
-    header = json.dumps({"format_version": FORMAT_VERSION, **settings}, sort_keys=True)
+    described = {"format_version": FORMAT_VERSION, **settings}
+    header = json.dumps(described, sort_keys=True)
     content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_HEADER: header})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / WEIGHTS, content)
+        write_atomic(folder / SETTINGS, json.dumps(described, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the folder cannot be made ({error.strerror}); name another") from None
     except RunError as error:

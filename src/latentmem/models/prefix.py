@@ -167,12 +167,16 @@ def next_positions(seen: Tensor, new: Tensor) -> Tensor:
     return (seen.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp(min=0)
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one right-padded tensor [B, T] long, and the mask [B, T] bool of its real columns."""
+def pad(
+    rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor [B, T] long, padded on the right or left, and the mask [B, T] of real columns."""
     length = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], dtype=torch.long)
-    mask = torch.arange(length)[None, :] < torch.tensor([len(row) for row in rows])[:, None]
-    return ids.to(device), mask.to(device)
+    fills = [[fill] * (length - len(row)) for row in rows]
+    ids = torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, fills, strict=True)])
+    columns = torch.arange(length - 1, -1, -1) if left else torch.arange(length)
+    mask = columns[None, :] < torch.tensor([len(row) for row in rows])[:, None]
+    return ids.long().to(device), mask.to(device)
 
 
 @dataclass
@@ -256,17 +260,14 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    shared = {group: common_length([prompts[row] for row in rows]) for group, rows in members.items()}
+    shared = {g: common_length([prompts[row] for row in rows]) if len(rows) > 1 else 0 for g, rows in members.items()}
     beginnings = [list(prompts[rows[0]][: shared[group]]) for group, rows in members.items()]
-    # The last token of each row goes alone, so that its logits are those of one column whatever the rows' lengths.
-    middles = [list(prompt[shared[group] : -1]) for prompt, group in zip(prompts, groups, strict=True)]
-    lasts = torch.tensor([[prompt[-1]] for prompt in prompts], device=device)
-    lengths = [max(map(len, beginnings)), max(map(len, middles)), 1 + room]
+    ends = [list(prompt[shared[group] :]) for prompt, group in zip(prompts, groups, strict=True)]  # one token or more
+    lengths = [max(map(len, beginnings)), max(map(len, ends)), room]
     num_layers = model.config.get_text_config().num_hidden_layers
 
-    prefix = Prefix(
-        Cache(layers=[_Slots(sum(lengths)) for _ in range(num_layers)]), _no_columns(len(prompts), device), lasts
-    )
+    cache = Cache(layers=[_Slots(sum(lengths)) for _ in range(num_layers)])
+    prefix = Prefix(cache, _no_columns(len(prompts), device), torch.empty(len(prompts), 0, device=device))
     if lengths[0]:
         ids, real = pad(beginnings, device)
         once = Prefix(Cache(layers=[_Slots(lengths[0]) for _ in range(num_layers)]), _no_columns(len(ids), device), ids)
@@ -276,20 +277,20 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
         for slots, layer in zip(prefix.cache.layers, once.cache.layers, strict=True):
             slots.update(layer.keys[rows_of], layer.values[rows_of])
         prefix.seen = real[rows_of]
-    if lengths[1]:
-        ids, real = pad(middles, device)
-        own = [row for row, middle in enumerate(middles) if middle]
-        if lengths[0] and len(own) < len(prompts):
-            # Prompts that are the same throughout their group have no middle and need not pass the model for nothing.
-            rows = torch.tensor(own, device=device)
-            part = prefix.select(rows)
-            part.extend(model, embed(ids[rows]), real[rows], keep=1)
-            for slots, layer in zip(prefix.cache.layers, part.cache.layers, strict=True):
-                slots.adopt(layer, rows)
-            prefix.seen = torch.cat([prefix.seen, real], dim=1)
-        else:
-            prefix.extend(model, embed(ids), real, keep=1)
-    prefix.logits = prefix.extend(model, embed(lasts), torch.ones_like(lasts, dtype=torch.bool), keep=1)[:, 0]
+    own = [row for row, end in enumerate(ends) if len(end) > 1]
+    if lengths[0] and 0 < len(own) < len(prompts):
+        # Prompts that are the same throughout their group end in one token, and need not pass the model for nothing.
+        ids, real = pad([end[:-1] for end in ends], device)
+        rows = torch.tensor(own, device=device)
+        part = prefix.select(rows)
+        part.extend(model, embed(ids[rows]), real[rows], keep=1)
+        for slots, layer in zip(prefix.cache.layers, part.cache.layers, strict=True):
+            slots.adopt(layer, rows)
+        prefix.seen = torch.cat([prefix.seen, real], dim=1)
+        ends = [end[-1:] for end in ends]
+    # Padded on the left: the last column holds each row's last token, and only there logits are needed.
+    ids, real = pad(ends, device, left=True)
+    prefix.logits = prefix.extend(model, embed(ids), real, keep=1)[:, 0]
     return prefix
 
 

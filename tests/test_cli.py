@@ -364,3 +364,22 @@ def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_mod
     # Queries 3 x 32, projection 32 x 32 + 32, LoRA on q (32 -> 32) and v (32 -> 16) of 2 layers at rank 2.
     assert f"{96 + 1056 + 2 * (2 * 64 + 2 * 48):,} parameters" in out
     assert "no composer here" in fails("checkpoint", "info", folder / "nowhere")
+
+
+def test_every_command_is_documented():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    nested = {"train": ("sft", "lmpo"), "bank": ("info", "search", "export", "import", "verify", "delete"),
+              "checkpoint": ("info",)}  # fmt: skip
+    for name, parser in subparsers(cli._parser()).items():
+        assert f"latentmem {name}" in text
+        assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))
+        for inner in nested.get(name, ()):
+            assert f"latentmem {name} {inner}" in text or f"`{name} {inner} " in text
+
+
+def subparsers(parser):
+    return (
+        {name: sub for action in parser._subparsers._group_actions for name, sub in action.choices.items()}
+        if (parser._subparsers)
+        else {}
+    )

@@ -334,7 +334,7 @@ class Second:
 @pytest.mark.parametrize("recipe", [recipes.collect, recipes.compare, recipes.quickstart])
 def test_collect_and_evaluate_refuse_to_run_in_several_processes(configure, monkeypatch, recipe):
     monkeypatch.setattr(recipes, "Processes", Second)
-    with pytest.raises(ConfigError, match="runs in one process, but 2 were launched; start it without accelerate"):
+    with pytest.raises(ConfigError, match="runs in one process, but 2 were launched; start it without torchrun"):
         recipe(configure("run"))
 
 

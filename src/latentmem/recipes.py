@@ -374,7 +374,7 @@ def _refuse_many_processes(command: str) -> None:
     size = Processes().size
     if size > 1:
         raise ConfigError(
-            f"{command} runs in one process, but {size} were launched; start it without accelerate launch "
+            f"{command} runs in one process, but {size} were launched; start it without torchrun "
             "(only train sft and train lmpo share their work)"
         )
 

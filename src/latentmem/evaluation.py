@@ -263,9 +263,8 @@ def _reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier phase used and freed is none of this batch's
-        Path("/proc/self/clear_refs").write_text(
-            "5", encoding="ascii"
-        )  # the kernel's high-water mark, where it has one
+        # The kernel's high-water mark, where it has one.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
 

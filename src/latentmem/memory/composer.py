@@ -134,7 +134,7 @@ class Composer(nn.Module):
         """Latents begin as blank lines, a frozen model's least surprise, plus a little of the hidden states.
 
         The bias is the agents' embedding of a line break, the weight a scaled identity (cut or filled up where widths
-        differ). Measured in docs/results/reasoning-mix.md: latents made of hidden states alone, as large as embeddings,
+        differ). Measured in docs/results/tried.md: latents made of hidden states alone, as large as embeddings,
         double the agents' surprise at their own responses, and the first token suffers most.
         """
         with torch.no_grad():

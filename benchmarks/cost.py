@@ -14,6 +14,7 @@ About 12 minutes on two idle cores with the embedded model.
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -182,6 +183,12 @@ def gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[key] - wanted[key]).abs().max() / wanted[key].abs().max()) for key in wanted)
 
 
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The L2 norm of the difference of whole gradients, relative to that of what is wanted."""
+    apart = sum(float((found[key] - wanted[key]).square().sum()) for key in wanted)
+    return math.sqrt(apart / sum(float(wanted[key].square().sum()) for key in wanted))
+
+
 def measure_update(name: str, size: Size, full: bool) -> dict[str, Any]:
     """The LMPO update, ours against plain."""
     composer, model = make_composer(name, size, "float32")
@@ -222,6 +229,7 @@ def measure_update(name: str, size: Size, full: bool) -> dict[str, Any]:
         "times_faster_by_cpu": seconds["plain"].cpu * scale / seconds["ours"].cpu,
         "gradient_gap_float64": difference,
         "gradient_gap_float32": gap(ours, plain),
+        "gradient_distance_float32": distance(ours, plain),
         "rounding_of_ours": gap(ours, exact),
         "rounding_of_plain": gap(plain, exact),
     }

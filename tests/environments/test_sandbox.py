@@ -334,7 +334,9 @@ def test_nothing_outside_can_be_read(cell, secret):
         """
     result = cell.run(code, secret, f"/proc/{os.getpid()}/environ")
     # The names of folders that lead to the interpreter are all there is to see in bubblewrap's empty tree.
-    seen = [line for line in result.stdout.splitlines() if cell.level == "landlock" or "/root" not in line]
+    ways = {parent for prefix in (sys.prefix, sys.base_prefix) for parent in Path(prefix).parents}
+    leading = {f"read {way} ['{step.name}']" for way in ways for step in ways if step.parent == way}
+    seen = [line for line in result.stdout.splitlines() if cell.level == "landlock" or line not in leading]
     assert [line for line in seen if "scratch" not in line] == []
     assert "secret" not in result.stdout
     assert "tell" not in result.stdout
@@ -362,7 +364,9 @@ def test_nothing_outside_can_be_written_removed_or_changed(cell, secret):
         """
     before = secret.stat()
     result = cell.run(code, secret)
-    assert (result.stdout, result.exit_code) == ("", 0), result.stderr
+    # Where program and caller are one user, chmod and utime claim success at level landlock and do nothing.
+    claimed = "succeeded 8\nsucceeded 9\n" if cell.level == "landlock" and os.geteuid() != 0 else ""
+    assert (result.stdout, result.exit_code) == (claimed, 0), result.stderr
     after = secret.stat()
     assert secret.read_text() == "tell nobody"
     assert [before.st_mode, before.st_mtime, before.st_uid] == [after.st_mode, after.st_mtime, after.st_uid]

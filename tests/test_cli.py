@@ -166,11 +166,11 @@ def test_banks_that_cannot_be_used(fails, folder):
     with sqlite3.connect(folder / "new.sqlite") as db:
         db.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
     db.close()
-    assert "99" in fails("evaluate", c, f"bank.path={folder}/new.sqlite")
+    assert "99" in fails("evaluate", c, f"bank.path={folder}/new.sqlite", "evaluate.memories=[text]")
     assert "99" in fails("bank", "info", folder / "new.sqlite")
     other = "bank.embedder=other-embedder"
     assert "its vectors are by embedder 'all-minilm-l6-v2'" in fails(
-        "evaluate", c, other, f"bank.path={bank}", f"run={folder}/2"
+        "evaluate", c, other, f"bank.path={bank}", f"run={folder}/2", "evaluate.memories=[text]"
     )
     (folder / "text.sqlite").write_text("this is no database, whatever its name says")
     assert str(folder / "text.sqlite") in fails("bank", "verify", folder / "text.sqlite")
@@ -369,7 +369,7 @@ def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_mod
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
     nested = {"train": ("sft", "lmpo"), "bank": ("info", "search", "export", "import", "verify", "delete"),
-              "checkpoint": ("info",)}  # fmt: skip
+              "checkpoint": ("info", "import")}  # fmt: skip
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))

@@ -5,8 +5,11 @@ A user's mistake is one line on standard error and exit status 2; anything else 
 
 import argparse
 import logging
+import math
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,10 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     bank = commands.add_parser("bank", help="look into an experience bank, search, export, import, verify, delete")
     _bank_commands(bank.add_subparsers(required=True, metavar="WHAT"))
 
-    checkpoint = commands.add_parser("checkpoint", help="look into a composer's checkpoint")
-    what = checkpoint.add_subparsers(required=True, metavar="WHAT").add_parser("info", help="settings and tensors")
-    what.add_argument("folder", type=Path)
-    what.set_defaults(run=_checkpoint_info)
+    checkpoint = commands.add_parser("checkpoint", help="look into a composer's checkpoint, import released weights")
+    _checkpoint_commands(checkpoint.add_subparsers(required=True, metavar="WHAT"))
     return parser
 
 
@@ -87,6 +88,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
@@ -115,8 +126,10 @@ def _bank_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     export = command("export", "write all trajectories as JSON Lines")
     export.add_argument("file", type=Path, help="where to write; - is standard output")
     export.set_defaults(run=_bank_export)
-    importer = command("import", "add the trajectories of a JSON Lines file")
-    importer.add_argument("file", type=Path)
+    importer = command("import", "add the trajectories of a JSON Lines file or of a released bank")
+    importer.add_argument(
+        "source", type=Path, metavar="SOURCE", help="JSON Lines of `bank export`, a Chroma folder, or its data.json"
+    )
     importer.set_defaults(run=_bank_import)
     command("verify", "check every record and the index").set_defaults(run=_bank_verify)
     delete = command("delete", "delete the trajectories that meet all filters given")
@@ -125,6 +138,25 @@ def _bank_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     delete.add_argument("--role")
     delete.add_argument("--team")
     delete.set_defaults(run=_bank_delete)
+
+
+def _checkpoint_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    info = commands.add_parser("info", help="settings, tensors and size")
+    info.add_argument("folder", type=Path, metavar="FOLDER")
+    info.set_defaults(run=_checkpoint_info)
+    importer = commands.add_parser("import", help="make a checkpoint of weights laid out as the authors publish them")
+    importer.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a .safetensors file, an index of shards, a folder"
+    )
+    importer.add_argument("--base", required=True, metavar="MODEL", help="the composer's base: folder or hub id")
+    importer.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the checkpoint to write")
+    importer.add_argument("--agents", metavar="MODEL", help="the model that is given the latents (default: the base)")
+    importer.add_argument("--alpha", type=_positive, help="LoRA's alpha, which the file does not tell (default 32)")
+    importer.add_argument(
+        "--template", type=Path, metavar="FILE", help="the text that the weights were trained to read"
+    )
+    importer.add_argument("--max-prompt-tokens", type=_count, metavar="N", help="longest such text (default 1024)")
+    importer.set_defaults(run=_checkpoint_import)
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -214,11 +246,22 @@ def _bank_export(options: argparse.Namespace) -> None:
 def _bank_import(options: argparse.Namespace) -> None:
     from latentmem.errors import DataError
 
-    if not options.file.is_file():  # before a new bank is made for it
-        raise DataError(f"{options.file}: no such file; give the JSON Lines of `latentmem bank export`")
+    if not options.source.exists():  # before a new bank is made for it
+        raise DataError(
+            f"{options.source}: no such file or folder; give the JSON Lines of `latentmem bank export`, "
+            "or a released bank, as Chroma folder or data.json"
+        )
+    from latentmem.released import is_released_bank, read_bank
+
+    released = read_bank(options.source) if is_released_bank(options.source) else None
     with _open_bank(options.bank, embed=True, make=True) as bank:
-        added = bank.import_jsonl(options.file)
-        print(f"{added.num_added} trajectories added, {added.num_duplicates} were there already")
+        added = bank.import_jsonl(options.source) if released is None else bank.add(released.trajectories)
+    print(f"{added.num_added} trajectories added, {added.num_duplicates} were there already")
+    if released is not None and released.unreadable:
+        print(f"{len(released.unreadable)} entries could not be read:")
+        for why, count in Counter(entry.why for entry in released.unreadable).most_common():
+            first = next(entry.where for entry in released.unreadable if entry.why == why)
+            print(f"{count:6} {why} (first: {first})")
 
 
 def _bank_verify(options: argparse.Namespace) -> None:
@@ -244,12 +287,56 @@ def _bank_delete(options: argparse.Namespace) -> None:
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:
-    from latentmem.memory.checkpoints import read_checkpoint
+    from latentmem.memory.checkpoints import WEIGHTS, read_checkpoint
 
     settings, tensors = read_checkpoint(options.folder)
     for key, value in settings.items():
         print(f"{key:18} {value!r}")
-    print(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters")
+    # Layers that differ by their number only are one line.
+    kinds = Counter((re.sub(r"\.\d+\.", ".*.", name), str(list(tensor.shape))) for name, tensor in tensors.items())
+    for (name, shape), count in sorted(kinds.items()):
+        print(f"{count:4} x {shape:14} {name}")
+    num_bytes = (options.folder / WEIGHTS).stat().st_size
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    print(f"{len(tensors)} tensors, {parameters:,} parameters, {num_bytes / 2**20:.1f} MB")
+
+
+def _checkpoint_import(options: argparse.Namespace) -> None:
+    template = None if options.template is None else _read_template(options.template)
+    from latentmem.memory.checkpoints import write_checkpoint
+    from latentmem.released import read_weights, sections
+
+    weights = read_weights(
+        options.source,
+        options.base,
+        agents=options.agents,
+        alpha=options.alpha,
+        template=template,
+        max_prompt_tokens=options.max_prompt_tokens,
+    )
+    write_checkpoint(options.out, weights.settings, weights.tensors)
+    settings = weights.settings
+    print(
+        f"{len(weights.tensors)} tensors written to {options.out}: K {settings['num_latents']}, "
+        f"rank {settings['rank']}, alpha {settings['alpha']:g}, {', '.join(settings['target_modules'])}, "
+        f"width {settings['d_composer']} to {settings['d_agent']}"
+    )
+    print(weights.base_check)
+    print(f"to evaluate it as 'latent:{options.out}', the configuration says:\n\n{sections(settings)}", end="")
+
+
+def _read_template(path: Path) -> str:
+    from latentmem.errors import ConfigError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the template cannot be read ({error}); give a UTF-8 text file") from None
+    from latentmem.memory.composer import FIELDS
+    from latentmem.templates import check_template
+
+    check_template(text, FIELDS, str(path))
+    return text.removesuffix("\n")  # editors add it
 
 
 if __name__ == "__main__":

@@ -1,0 +1,573 @@
+"""What the authors of the method released, read into our own forms: their weights and their bank, and no more.
+
+This is the only file that knows how theirs are laid out; when they change something, it changes. Their files are text
+and tensors from outside: tensors are read one by one and only those that are trained, since frozen base weights of
+gigabytes may lie beside them; nothing is unpickled; no library of theirs is needed; and one entry of a bank that makes
+no sense costs that entry, is counted and told, and stops nothing else.
+"""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from latentmem.config import ComposerSection
+from latentmem.errors import CheckpointError, DataError, ModelError
+from latentmem.memory.composer import TEMPLATE
+from latentmem.models.assets import quiet_loading, resolve_model
+from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+# Weights
+
+_QUERIES = "centralized_memory.weaver.query_latents"
+_PROJECTION = "centralized_memory.weaver2agent_proj"
+_LM = "centralized_memory.weaver.model.base_model.model."
+"""Stands before the names that a causal LM wrapped by peft gives its weights."""
+_LORA_A, _LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+_NUM_NAMED = 6
+"""Wrong keys that an error names; of more, the number is told."""
+_NUM_COMPARED = 64
+"""Rows of a frozen tensor that are read to compare it."""
+_HALF_PRECISION = 2.0**-7
+"""Relative difference that two roundings of one number to bfloat16, the coarsest of the dtypes, stay below."""
+
+
+@dataclass(frozen=True)
+class ReleasedWeights:
+    """A composer of the authors in our terms; `memory.checkpoints.write_checkpoint` takes both parts."""
+
+    settings: dict[str, Any]
+    """Those of `Composer.settings`."""
+    tensors: dict[str, Tensor]
+    """Those of `Composer.trainable`, float32."""
+    base_check: str
+    """One line: what was found of the frozen base weights, and how it compares with the base that was named."""
+
+
+def read_weights(
+    source: Path,
+    base: str,
+    *,
+    agents: str | None = None,
+    alpha: float | None = None,
+    template: str | None = None,
+    max_prompt_tokens: int | None = None,
+) -> ReleasedWeights:
+    """Read weights laid out as the authors save them: LoRA, query latents and projection, with or without a base.
+
+    K, rank, target modules and widths are those of the tensors; what the file cannot tell is given.
+
+    Args:
+        source: a .safetensors file, the index of one in shards (`model.safetensors.index.json`), or a folder with such.
+        base: the composer's base model by name, folder or hub id. Its configuration is read, and of its weights, where
+            they are on this machine, two tensors at most, to compare.
+        agents: the model that will be given the latents; None is `base`.
+        alpha: LoRA's scale is alpha / rank; None is the default of the configuration.
+        template: text that the composer reads, with the fields of `composer.FIELDS`; None is our own, and warned about.
+        max_prompt_tokens: longest such text; None is the default of the configuration.
+
+    Raises:
+        CheckpointError: unreadable, keys missing or unexpected, ranks that differ between layers, shapes that do not
+            fit the models, values that are not finite, or base weights that are not those of `base`.
+        ModelError: a model is not known.
+    """
+    defaults = ComposerSection()
+    if template is None:
+        logger.warning(
+            "%s: no template is given, so the composer will read our own text, which is not what these weights were "
+            "trained on; docs/released-weights.md tells where to find theirs",
+            source,
+        )
+    shapes = _shapes(base)
+    d_composer = _width(shapes)
+    d_agent = d_composer if agents is None else _width(_shapes(agents))
+    with ExitStack() as stack:
+        found = _open(_files(source), stack)
+        layers = _adapted_layers(source, found)
+        targets = sorted({layer.rpartition(".")[2] for layer in layers})
+        _check_keys(source, found, base, shapes, targets)
+        # An empty or a scalar tensor counts as 1 here, and is refused for its shape below.
+        num_latents, rank = (max([1, *_shape(found, name)[:1]]) for name in (_QUERIES, _LM + layers[0] + _LORA_A))
+        expected = {_QUERIES: [num_latents, d_composer]}
+        expected |= {f"{_PROJECTION}.weight": [d_agent, d_composer], f"{_PROJECTION}.bias": [d_agent]}
+        for layer in layers:
+            d_out, d_in = shapes[f"{layer}.weight"]
+            expected |= {_LM + layer + _LORA_A: [rank, d_in], _LM + layer + _LORA_B: [d_out, rank]}
+        for name, shape in expected.items():
+            if _shape(found, name) != shape:
+                raise CheckpointError(
+                    f"{source}: {name} has shape {_shape(found, name)}, expected {shape} "
+                    f"(K {num_latents}, rank {rank}, base {base!r}, agents {agents or base!r}); "
+                    "name the models it was trained with"
+                )
+        tensors = {_our_name(name): found[name].get_tensor(name).float() for name in expected}
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{source}: {name} holds values that are not finite; get the file again")
+        base_check = _compare_base(source, found, base, shapes)
+    settings = {
+        "base_model": base,
+        "agents": agents or base,
+        "num_latents": num_latents,
+        "d_composer": d_composer,
+        "d_agent": d_agent,
+        "rank": rank,
+        "alpha": float(defaults.alpha if alpha is None else alpha),
+        "target_modules": targets,
+        "template": TEMPLATE if template is None else template,
+        "max_prompt_tokens": max_prompt_tokens or defaults.max_prompt_tokens,
+    }
+    return ReleasedWeights(settings, tensors, base_check)
+
+
+def _files(source: Path) -> list[Path]:
+    """The .safetensors files that a file, an index or a folder stands for."""
+    if source.is_dir():
+        inside = [source / name for name in ("model.safetensors", "model.safetensors.index.json")]
+        present = [path for path in inside if path.is_file()]
+        if not present:
+            raise CheckpointError(f"{source}: holds no model.safetensors and no index of shards; name the file itself")
+        source = present[0]
+    if not source.name.endswith(".json"):
+        return [source]
+    try:
+        names = sorted(set(json.loads(source.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
+        raise CheckpointError(
+            f"{source}: is no index of shards (a JSON object with weight_map); get it again"
+        ) from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{source}: shard {name!r} is not the name of a file beside it; get the index again")
+    return [source.parent / name for name in names]
+
+
+def _open(files: list[Path], stack: ExitStack) -> dict[str, Any]:
+    """Open files by tensor name; nothing but their headers is read yet."""
+    found: dict[str, Any] = {}
+    for file in files:
+        try:
+            handle = stack.enter_context(safe_open(file, framework="pt"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file; check the path, or that every shard is there") from None
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{file}: is no whole safetensors file ({reason}); get it again") from None
+        found |= dict.fromkeys(handle.keys(), handle)
+    return found
+
+
+def _shape(found: Mapping[str, Any], name: str) -> list[int]:
+    return list(found[name].get_slice(name).get_shape())
+
+
+def _shapes(name: str) -> dict[str, list[int]]:
+    """Shapes of a causal LM's tensors by name, from its configuration alone; the token embeddings come first."""
+    source = resolve_model(name)
+    try:
+        with quiet_loading(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"model {name!r}: its configuration cannot be read ({reason}); "
+            "give a folder, or a hub id that can be reached"
+        ) from None
+    embeddings = model.get_input_embeddings().weight
+    tensors = model.state_dict(keep_vars=True)
+    first = next(key for key, tensor in tensors.items() if tensor is embeddings)
+    return {first: list(embeddings.shape)} | {key: list(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _width(shapes: Mapping[str, list[int]]) -> int:
+    return next(iter(shapes.values()))[1]
+
+
+def _adapted_layers(source: Path, found: Mapping[str, Any]) -> list[str]:
+    """Names of the layers with a LoRA matrix, as the base calls them, in order."""
+    matrices = [name.removeprefix(_LM) for name in found if name.startswith(_LM)]
+    layers = {name.removesuffix(tail) for tail in (_LORA_A, _LORA_B) for name in matrices if name.endswith(tail)}
+    if not layers:
+        raise CheckpointError(
+            f"{source}: none of its {len(found)} keys is a LoRA matrix such as {_LM}...{_LORA_A}; "
+            "expected weights laid out as the authors save them"
+        )
+    return sorted(layers)
+
+
+def _check_keys(
+    source: Path, found: Mapping[str, Any], base: str, shapes: Mapping[str, list[int]], targets: list[str]
+) -> None:
+    adapted = [
+        layer
+        for layer, shape in ((name.removesuffix(".weight"), shape) for name, shape in shapes.items())
+        if len(shape) == 2 and layer.rpartition(".")[2] in targets
+    ]
+    needed = {_QUERIES, f"{_PROJECTION}.weight", f"{_PROJECTION}.bias"}
+    needed |= {_LM + layer + tail for layer in adapted for tail in (_LORA_A, _LORA_B)}
+    allowed = needed | {name for name in found if _base_name(name) in shapes}
+    missing, unexpected = sorted(needed - found.keys()), sorted(found.keys() - allowed)
+    if missing or unexpected:
+        told = [f"{len(names)} keys {what}: {_some(names)}" for what, names in
+                (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
+        raise CheckpointError(
+            f"{source}: {'; '.join(told)}; is {base!r} the base it was trained on, and the file whole?"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NUM_NAMED
+    return ", ".join(names[:_NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _base_name(name: str) -> str:
+    """What the base calls one of its frozen weights, empty for what is none; peft has targets under `base_layer`."""
+    return name.removeprefix(_LM).replace(".base_layer.", ".") if name.startswith(_LM) else ""
+
+
+def _our_name(name: str) -> str:
+    if name == _QUERIES:
+        return "query_latents"
+    if name.startswith(_PROJECTION):
+        return name.replace(_PROJECTION, "projection")
+    return f"lora.{name.removeprefix(_LM).replace('.default.', '.')}"
+
+
+def _compare_base(source: Path, found: Mapping[str, Any], base: str, shapes: Mapping[str, list[int]]) -> str:
+    """Whether the frozen weights in the file are those of `base`: all shapes, and the values of two of them.
+
+    Those two are cheap to read and tell models of one architecture apart: the last one-dimensional tensor, which is
+    the final norm, and the first rows of the token embeddings.
+    """
+    theirs = {name: key for key in found if (name := _base_name(key)) in shapes}
+    if not theirs:
+        return f"no base weights beside them; the LoRA matrices fit {base!r}"
+    for name, key in theirs.items():
+        if _shape(found, key) != shapes[name]:
+            raise CheckpointError(
+                f"{source}: {key} has shape {_shape(found, key)}, {base!r} has {shapes[name]}; "
+                "name the base it was trained on"
+            )
+    probes = [next(iter(shapes)), [name for name, shape in shapes.items() if len(shape) == 1][-1]]
+    told = f"{len(theirs)} base weights beside them have the shapes of {base!r}"
+    folder = _local_folder(base)
+    with ExitStack() as stack:
+        ours = _open(_files(folder), stack) if folder else {}
+        compared = [name for name in probes if name in ours and name in theirs]
+        for name in compared:
+            key = theirs[name]
+            rows = [
+                handle.get_slice(k)[:_NUM_COMPARED].float() for handle, k in ((found[key], key), (ours[name], name))
+            ]
+            if rows[0].shape != rows[1].shape or not torch.allclose(rows[0], rows[1], rtol=_HALF_PRECISION, atol=1e-6):
+                raise CheckpointError(
+                    f"{source}: its base weights are not those of {base!r}, {name} differs; "
+                    "name the base it was trained on"
+                )
+    if not compared:
+        return (
+            f"{told}; values were not compared, since on this machine there are no weights of {base!r} by these names"
+        )
+    return f"{told}, and the values of {' and '.join(compared)}"
+
+
+def _local_folder(base: str) -> Path | None:
+    """Where the weights of a model are on this machine; None where they would have to be fetched first."""
+    source = resolve_model(base)
+    if isinstance(source, Path):
+        return source
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if isinstance(cached := try_to_load_from_cache(source, name), str):
+            folder = Path(cached).parent
+            return folder if all(file.is_file() for file in _files(folder)) else None
+    return None
+
+
+def sections(settings: Mapping[str, Any]) -> str:
+    """What a configuration has to say for this checkpoint to be loaded under it: `model` and `composer`, as YAML."""
+    kept = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
+    own_base = {"model": settings["base_model"]} if settings["base_model"] != settings["agents"] else {}
+    values = {"model": {"name": settings["agents"]}, "composer": own_base | {key: settings[key] for key in kept}}
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as such, where YAML can."""
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _write_text)
+
+# Bank
+
+CHROMA = "chroma.sqlite3"
+"""The database in Chroma's persist folder; the vectors beside it are not needed, a bank makes its own."""
+DOMAIN = "released"
+"""Of the tasks, which say no domain and have no ids: they are compared by their text."""
+
+_EMPTY_MEMORY = "<|Memory_Empty|>"
+"""What the authors put into a prompt where text memory would stand."""
+_MAX_PROMPT_CHARACTERS = 10_000_000
+"""Of a filled template: one that names a long field a million times must not fill the machine's memory."""
+_SQLITE = b"SQLite format 3\0"
+_DOCUMENTS = """
+    SELECT e.id, m.key, coalesce(m.string_value, m.bool_value) FROM embeddings e LEFT JOIN embedding_metadata m
+    ON m.id = e.id AND m.key IN ('task_init_description', 'label', 'trajectory') ORDER BY e.id
+"""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An entry of a released bank that could not be read."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ReleasedBank:
+    """A bank of the authors in our terms, in its order."""
+
+    trajectories: tuple[Trajectory, ...]
+    unreadable: tuple[Unreadable, ...]
+
+
+def is_released_bank(source: Path) -> bool:
+    """Whether this is a bank of the authors' making, rather than our JSON Lines: a folder, SQLite, or a JSON list."""
+    if source.is_dir():
+        return True
+    try:
+        with source.open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False  # whoever reads it as our own says why it cannot be
+    return start.startswith(_SQLITE) or start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def read_bank(source: Path) -> ReleasedBank:
+    """Read a bank laid out as the authors save it; the two forms of one bank give the same trajectories.
+
+    No tokens were kept in it, so the messages have none: such trajectories can be remembered and composed from, not
+    trained on. What else was not kept is filled in: finish `stop`, temperature 1, seed 0, no prompt length.
+
+    Args:
+        source: Chroma's persist folder (or the database in it, which is opened for reading only), or their data.json.
+
+    Raises:
+        DataError: it cannot be read as a whole, or holds no entry that can.
+    """
+    path = source / CHROMA if source.is_dir() else source
+    try:
+        with path.open("rb") as file:
+            is_database = file.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        expected = f"expected Chroma's persist folder, with {CHROMA} in it" if source.is_dir() else "check the path"
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
+    trajectories, unreadable = [], []
+    entries = _chroma_entries(path) if is_database or source.is_dir() else _json_entries(path)
+    for number, entry in enumerate(entries, 1):
+        try:
+            trajectories.append(_trajectory(entry))
+        except DataError as error:
+            unreadable.append(Unreadable(f"entry {number}", str(error)))
+    if not trajectories:
+        first = f"; {unreadable[0].where}: {unreadable[0].why}" if unreadable else ""
+        raise DataError(
+            f"{path}: none of its {len(unreadable)} entries can be read as a trajectory{first}; "
+            "expected a bank as the authors save it"
+        )
+    return ReleasedBank(tuple(trajectories), tuple(unreadable))
+
+
+def _json_entries(path: Path) -> list[Any]:
+    try:
+        entries = _parsed(path.read_bytes().decode("utf-8-sig"), "the file")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 (byte {error.start}); expected the authors' data.json") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}; expected the authors' data.json") from None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: is {_kind(entries)}; expected the authors' data.json, a list of trajectories")
+    return entries
+
+
+def _chroma_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The documents of a Chroma database, each with its metadata still as stored: bytes, and numbers for booleans."""
+    for tail in ("-wal", "-journal"):
+        beside = path.with_name(path.name + tail)
+        if beside.exists() and beside.stat().st_size:
+            raise DataError(
+                f"{beside}: holds changes that are not in the database yet; let the program that writes it end, "
+                "or open and close it once with Chroma"
+            )
+    try:
+        # Immutable: SQLite takes no lock and writes nothing beside the file, so a read-only folder will do.
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            db.text_factory = bytes  # decoded entry by entry: one that is not UTF-8 must not stop the others
+            db.execute("PRAGMA trusted_schema = OFF")
+            for _, rows in groupby(db.execute(_DOCUMENTS), key=lambda row: row[0]):
+                yield {key.decode("utf-8", "replace"): value for _, key, value in rows if key is not None}
+    except sqlite3.Error as error:
+        raise DataError(
+            f"{path}: is no whole Chroma database ({error}); copy it again, or take the data.json"
+        ) from None
+
+
+def _trajectory(entry: Any) -> Trajectory:
+    """One entry of either form as ours. Raises DataError saying why not, without where."""
+    if not isinstance(entry, dict):
+        raise DataError(f"is {_kind(entry)}, expected an object")
+    text = _text(entry, "task_init_description")
+    if not text.strip():
+        raise DataError("task_init_description is blank")
+    label = entry.get("label")
+    if label not in (True, False):  # a database has 1 and 0 for them
+        raise DataError(f"label is {_kind(label)}, expected true or false")
+    steps = entry.get("trajectory")
+    if isinstance(steps, bytes):
+        steps = _parsed(_text(entry, "trajectory"), "trajectory")
+    if not isinstance(steps, list) or not steps:
+        raise DataError(f"trajectory is {_kind(steps)}, expected a list of steps")
+    trajectory = Trajectory(
+        task=Task(id=None, domain=DOMAIN, text=text),
+        team=DOMAIN,
+        model="unknown",  # an entry names the class of the model only
+        steps=tuple(map(_step, steps)),
+        reward=float(label),
+        success=bool(label),
+        seed=0,
+    )
+    try:
+        trajectory.to_json().encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError("holds a lone surrogate, which is no character") from None
+    return trajectory
+
+
+def _step(step: Any) -> Step:
+    if not isinstance(step, dict):
+        raise DataError(f"a step is {_kind(step)}, expected an object")
+    graph = step.get("mas_message_graph")
+    if "mas_message_graph_data" in step:
+        stored = _text(step, "mas_message_graph_data")
+        graph = _parsed(stored, "a message graph") if stored else {}
+    graph = {} if graph is None else graph
+    nodes = _list(graph, "nodes")
+    links = _list(graph, "edges" if "edges" in graph else "links")  # networkx 3.6 renamed them
+    roles = [node.get("id") if isinstance(node, dict) else None for node in nodes]
+    if not all(isinstance(role, str) for role in roles) or len(set(roles)) < len(roles):
+        raise DataError("the nodes of a message graph are not named by different roles")
+    position = {role: i for i, role in enumerate(roles)}
+    reads: list[set[int]] = [set() for _ in roles]
+    for link in links:
+        ends = [link.get("source"), link.get("target")] if isinstance(link, dict) else [None]
+        if not all(isinstance(end, str) and end in position for end in ends):
+            raise DataError("a message graph has an edge that does not join two of its messages")
+        read, reader = (position[end] for end in ends)
+        if read >= reader:
+            raise DataError("a message reads a later one")
+        reads[reader].add(read)
+    return Step(
+        messages=tuple(map(_message, nodes, reads)),
+        action=_text(step, "action"),
+        observation=_text(step, "observation"),
+    )
+
+
+def _message(node: Mapping[str, Any], reads: set[int]) -> Message:
+    message = node.get("message")
+    if not isinstance(message, dict):
+        raise DataError(f"a message is {_kind(message)}, expected an object")
+    fields = {part: message.get(f"{part}_prompt_fields") or {} for part in ("system", "user")}
+    for part, values in fields.items():
+        if not isinstance(values, dict):
+            raise DataError(f"{part}_prompt_fields is {_kind(values)}, expected an object")
+    had_memory = fields["user"].get("memory_content") not in (None, "", _EMPTY_MEMORY)
+    return Message(
+        role=node["id"],
+        system=_filled(_text(message, "system_prompt_template"), fields["system"]),
+        user=_filled(_text(message, "user_prompt_template"), fields["user"]),
+        response=_text(message, "response"),
+        token_ids=(),
+        logps=(),
+        finish="stop",
+        temperature=1.0,
+        num_prompt_tokens=0,
+        reads=tuple(sorted(reads)),
+        # Their memory stands inside the user's text, where their template has it, and so it stays there.
+        recalled=Recalled(kind="text" if had_memory else "none"),
+    )
+
+
+def _filled(template: str, fields: Mapping[str, Any]) -> str:
+    """A template of theirs, in the syntax of `str.format`, with its fields; nothing in it reaches into objects."""
+    pieces: list[str] = []
+    length = 0
+    try:
+        for literal, name, spec, conversion in Formatter().parse(template):
+            value = "" if name is None else fields.get(name, [])
+            if spec or conversion or not isinstance(value, str | int | float | None):
+                raise DataError(f"a template names {{{str(name)[:40]}}}, for which there is no plain value")
+            pieces += [literal, str(value)]
+            length += len(literal) + len(pieces[-1])
+            if length > _MAX_PROMPT_CHARACTERS:
+                raise DataError(f"a filled template is longer than {_MAX_PROMPT_CHARACTERS} characters")
+    except ValueError:
+        raise DataError("a template has a brace without its partner") from None
+    return "".join(pieces)
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    """A text of a record; the authors leave out, or leave empty, what there was none of."""
+    value = record.get(key)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{key} is not UTF-8") from None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{key} is {_kind(value)}, expected a text")
+    return value or ""
+
+
+def _list(graph: Any, key: str) -> list[Any]:
+    value = graph.get(key, []) if isinstance(graph, dict) else None
+    if not isinstance(value, list):
+        raise DataError(f"a message graph is {_kind(graph)}, expected an object with lists of nodes and links")
+    return value
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DataError(f"{what} is nested too deeply") from None
+    except ValueError:
+        raise DataError(f"{what} is not valid JSON") from None
+
+
+def _kind(value: Any) -> str:
+    """A value as the reader of an error knows it from JSON."""
+    names = {dict: "an object", list: "a list", str: "a text", bytes: "a text", bool: "true or false"}
+    if value is None:
+        return "missing"
+    return "an empty list" if value == [] else names.get(type(value), "a number")

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from latentmem.environments.environment import Outcome
-from latentmem.errors import RunError
+from latentmem.errors import ConfigError, RunError
 from latentmem.evaluation import evaluate, file_stem, forget
 from latentmem.memory.memory import NoMemory, Recall
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.teams.team import Agent, FixedTeam
 from latentmem.trajectory import Recalled, Role, Task
+from peers import together
 
 SOLO = FixedTeam("solo", [Agent(Role(name="a", profile="x"), "sys", "{task}", ())], "a")
 TASKS = [Task(id=str(i), domain="toy", text=f"t{i}") for i in range(4)]
@@ -241,6 +242,59 @@ def test_a_forgotten_memory_is_played_again_and_no_other(tmp_path):
     model = Scripted(ANSWERS)
     compare(tmp_path, model)
     assert model.num_calls == 2
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 4])  # 4, 2 and 1 batches: some processes have none
+def test_several_processes_play_the_same_batches_and_write_the_same_files(tmp_path, size, batch_size):
+    models = [Scripted(ANSWERS) for _ in range(1 + size)]
+    alone = compare(tmp_path / "alone", models[0], batch_size=batch_size)
+    shared = together(
+        size,
+        lambda peer: compare(tmp_path / "shared", models[1 + peer.rank], batch_size=batch_size, processes=peer),
+    )
+    assert [without_costs(results) for results in shared] == [without_costs(alone)] * size
+    assert shared[0]["memories"] == shared[1]["memories"]  # costs too: all know what each batch cost who played it
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == names
+    for name in names:
+        ours, theirs = ((tmp_path / folder / name).read_bytes() for folder in ("shared", "alone"))
+        if name.endswith(".jsonl"):
+            assert ours == theirs
+        else:
+            assert [json.loads(x)["num_tasks"] for x in ours.splitlines()] == [
+                json.loads(x)["num_tasks"] for x in theirs.splitlines()
+            ]
+    calls = [model.num_calls for model in models]
+    assert calls[0] == sum(calls[1:]) == 3 * math.ceil(4 / batch_size)
+    assert max(calls[1:]) == 3 * math.ceil(calls[0] / 3 / size)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 3), (1, 2)])
+def test_an_evaluation_goes_on_with_any_number_of_processes(tmp_path, dies, sizes):
+    whole = compare(tmp_path / "whole", batch_size=1)
+
+    def begin(peer):
+        model = Scripted(ANSWERS, die_at=3 if peer.rank == dies % sizes[0] else None)
+        return compare(tmp_path / "cut", model, batch_size=1, processes=peer)
+
+    assert any(isinstance(outcome, KeyboardInterrupt) for outcome in together(sizes[0], begin))
+    again = together(sizes[1], lambda peer: compare(tmp_path / "cut", batch_size=1, processes=peer))
+    assert [without_costs(results) for results in again] == [without_costs(whole)] * sizes[1]
+
+
+def test_an_evaluation_that_learns_as_it_goes_refuses_several_processes(tmp_path):
+    found = together(2, lambda peer: compare(tmp_path / "eval", online=True, processes=peer))
+    assert all(isinstance(outcome, ConfigError) for outcome in found)
+    assert str(found[0]) == (
+        "evaluate.online is true: each batch learns from the one before it, in one process, but 2 were launched; "
+        "start it without torchrun, or set it to false"
+    )
+    assert not (tmp_path / "eval").exists()
 
 
 # Learning as it goes

@@ -2,17 +2,20 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from latentmem import recipes
+from latentmem import processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
-from latentmem.errors import ConfigError, RunError
+from latentmem.environments.environment import Outcome
+from latentmem.errors import ConfigError, DataError, RunError
 from latentmem.memory.checkpoints import read_checkpoint
 from latentmem.report import _read_run, write_report
+from peers import together
 
 CONFIG = """
 run: {run}
@@ -45,6 +48,15 @@ class FakeEmbedder:
         return self.embed(texts)
 
 
+class OddLength:
+    """A world that pays for an odd number of characters."""
+
+    instructions = "Say something."
+
+    def step(self, action):
+        return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
+
+
 @pytest.fixture(autouse=True)
 def embedder(monkeypatch, fake_embed):
     monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
@@ -55,17 +67,10 @@ def embedder(monkeypatch, fake_embed):
 
 @pytest.fixture(autouse=True)
 def lucky(monkeypatch):
-    """A random model never solves a sum, so a world that pays for an odd number of characters."""
-    from latentmem.environments.environment import Outcome
+    """A random model never solves a sum."""
     from latentmem.environments.reasoning import ReasoningDomain
 
-    class World:
-        instructions = "Say something."
-
-        def step(self, action):
-            return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
-
-    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: World())
+    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
 
 
 @pytest.fixture(autouse=True)
@@ -325,38 +330,177 @@ def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them
 # Several processes
 
 
-class Second:
-    """What `Processes` says in the second of two."""
+@pytest.fixture
+def peers(monkeypatch):
+    """Runs an action in several threads that the recipes take for processes; returns what became of each."""
+    here = threading.local()
+    real, lock = recipes.LanguageModel.from_pretrained, threading.Lock()
 
-    rank, size, is_first = 1, 2, False
+    def from_pretrained(*args):
+        with lock:  # transformers changes settings of the whole process while it loads
+            return real(*args)
+
+    def run(size, action):
+        def act(peer):
+            here.peer = peer
+            return action()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "_SILENT_SECONDS", 0.0)
+            patch.setattr(recipes, "Processes", lambda: here.peer)
+            patch.setattr(recipes.LanguageModel, "from_pretrained", from_pretrained)
+            return together(size, act)
+
+    return run
 
 
-@pytest.mark.parametrize("recipe", [recipes.collect, recipes.compare, recipes.quickstart])
-def test_collect_and_evaluate_refuse_to_run_in_several_processes(configure, monkeypatch, recipe):
-    monkeypatch.setattr(recipes, "Processes", Second)
-    with pytest.raises(ConfigError, match="runs in one process, but 2 were launched; start it without torchrun"):
-        recipe(configure("run"))
+@pytest.mark.parametrize(("size", "num_tasks", "batch_size"), [(2, 5, 4), (2, 1, 4), (3, 8, 2)])
+def test_several_processes_collect_the_very_bank_of_one(configure, peers, capfd, size, num_tasks, batch_size):
+    options = (f"collect.num_tasks={num_tasks}", f"collect.batch_size={batch_size}")
+    alone, shared = configure("alone", *options), configure("shared", *options)
+    do(alone, "collect")
+    told = capfd.readouterr()
+    assert peers(size, lambda: do(shared, "collect")) == [None] * size
+    assert_same(shared, alone)
+    assert len(ExperienceBank(Path(shared.run) / "bank.sqlite")) == 2 * num_tasks
+    now = capfd.readouterr()
+    assert now.out == told.out.replace("alone", "shared")  # the first one speaks, once
+    assert now.err.count("100%") == 1
+
+
+def test_several_processes_collect_with_a_memory_that_sees_what_one_process_would_see(configure, peers):
+    options = ("collect.memory=text", "collect.num_tasks=5", "collect.batch_size=4")
+    alone, shared = configure("alone", *options), configure("shared", *options)
+    do(alone, "collect")
+    assert peers(2, lambda: do(shared, "collect")) == [None, None]
+    assert metrics(shared) == metrics(alone)
+    ours, theirs = ([json.loads(line) for line in exported(config).splitlines()] for config in (shared, alone))
+    assert any(message["recalled"]["sources"] for row in theirs for message in row["steps"][0]["messages"])
+    for row in theirs:
+        for message in row["steps"][0]["messages"]:
+            message["logps"] = pytest.approx(message["logps"], rel=1e-4, abs=1e-5)
+    assert ours == theirs
+
+
+def test_collect_interrupted_in_several_processes_goes_on_in_any_number(configure, peers, monkeypatch):
+    options = ("collect.num_tasks=5", "collect.batch_size=2")
+    whole = configure("whole", *options)
+    do(whole, "collect")
+    reached = set()
+    for number, sizes in ((9, (2, 1)), (13, (2, 3)), (16, (3, 2)), (21, (1, 2))):
+        cut = configure(f"cut-{number}", *options)
+        left = iter(range(number - 1, -1, -1))  # only the first process writes
+        sync = os.fsync
+
+        def fsync(handle, left=left, sync=sync):
+            if not next(left, 1):
+                raise Interrupted
+            sync(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            assert isinstance(peers(sizes[0], lambda config=cut: do(config, "collect"))[0], Interrupted)
+        state = Path(cut.run) / "collect" / "state.json"
+        reached.add(json.loads(state.read_text())["tasks"] if state.exists() else 0)
+        assert peers(sizes[1], lambda config=cut: do(config, "collect")) == [None] * sizes[1]
+        assert_same(cut, whole)
+    assert reached <= {0, 1, 2, 3, 4}
+    assert len(reached) > 2
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3])
+def test_several_processes_evaluate_to_the_very_results_of_one(configure, peers, capfd, num_tasks):
+    options = ("evaluate.memories=[none, text]", f"evaluate.num_tasks={num_tasks}")
+    alone, shared = configure("alone", *options), configure("shared", *options)
+    do(alone, "collect", "evaluate")
+    do(shared, "collect")
+    capfd.readouterr()
+    assert peers(2, lambda: do(shared, "evaluate")) == [None, None]
+    assert_same(shared, alone, "evaluate")
+    told = capfd.readouterr()
+    assert told.out.count("report: no report") == 1
+    assert told.err.count("100%") == 1
+    for name in ("none", "text"):
+        ours, theirs = (Path(config.run) / "evaluate" / f"{name}.jsonl" for config in (shared, alone))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_quickstart_takes_several_processes_through_all_phases(configure, peers, monkeypatch, capsys):
+    seen = []
+    for name in ("collect", "train_sft", "train_lmpo", "compare"):
+        monkeypatch.setattr(recipes, name, lambda config, parts, name=name: seen.append(name))
+    assert peers(2, lambda: recipes.quickstart(configure("run"))) == [None, None]
+    assert sorted(seen) == sorted(["collect", "train_sft", "train_lmpo", "compare"] * 2)
+    assert capsys.readouterr().out.count("== ") == 4
+
+
+def test_an_online_evaluation_by_several_processes_is_refused_before_anything_is_made(configure, peers):
+    config = configure("run", "evaluate.online=true")
+    first, second = peers(2, lambda: do(config, "evaluate"))
+    assert isinstance(first, ConfigError)
+    assert "evaluate.online is true" in str(first)
+    assert isinstance(second, SystemExit)
+    assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_a_launch_that_would_shard_the_model_is_refused(configure, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    config = configure("run")
+    with pytest.raises(ConfigError, match=f"launched with {name}, which shards nothing here.*--multi_gpu instead"):
+        do(config, "collect")
+    assert not Path(config.run).exists()
+
+
+def test_a_mistake_that_only_one_process_meets_ends_all_and_is_told_there(configure, peers, monkeypatch):
+    from latentmem.environments.reasoning import ReasoningDomain
+
+    config = configure("run")
+    do(config, "collect")
+    with recipes._open_run(config, "sft"):
+        first, second = peers(2, lambda: do(config, "collect"))
+    assert isinstance(first, RunError)  # only the first opens the run
+    assert "is working in this run folder" in str(first)
+    assert isinstance(second, SystemExit)
+
+    start = ReasoningDomain.start
+
+    def stumble(self, task):
+        if task == self.tasks("train")[5]:  # of the second batch of four, which the second process plays
+            raise DataError("the sixth task stumbles")
+        return start(self, task)
+
+    monkeypatch.setattr(ReasoningDomain, "start", stumble)
+    other = configure("other", "collect.rollouts_per_task=1")
+    first, second = peers(2, lambda: do(other, "collect"))
+    assert isinstance(first, SystemExit)
+    assert first.code == 2
+    assert isinstance(second, DataError)
 
 
 @pytest.mark.parametrize("phase", ["sft", "lmpo"])
-def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(configure, monkeypatch, capfd, phase):
+def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
+    configure, peers, monkeypatch, capfd, phase
+):
     config = configure("run")
     do(config, "collect")
-    seen = []
-    monkeypatch.setattr(recipes, "Processes", Second)
-    monkeypatch.setattr(recipes.Run, "open", lambda *_: pytest.fail("the second process opened the run"))
+    seen, opened = [], []
+    really = recipes.Run.open
+    monkeypatch.setattr(recipes.Run, "open", lambda *args: opened.append(args) or really(*args))
 
     def train(self, folder, log, rewind):
         log({"step": 1, "loss": 0.0, "reward": 0.0})
-        rewind(0)
-        seen.append(folder)
+        rewind(1)
+        seen.append((self.processes.rank, folder))
 
     trainer = recipes.SFTTrainer if phase == "sft" else recipes.LMPOTrainer
     monkeypatch.setattr(trainer, "train", train)
     capfd.readouterr()
-    do(config, phase)
-    assert seen == [Path(config.run) / phase / "checkpoints"]
-    assert capfd.readouterr() == ("", "")
+    assert peers(2, lambda: do(config, phase)) == [None, None]
+    assert sorted(seen) == [(rank, Path(config.run) / phase / "checkpoints") for rank in (0, 1)]
+    assert len(opened) == 1
+    assert len([row for row in metrics(config) if row["phase"] == phase]) == 1
+    assert capfd.readouterr().out.count("\n") == 1
 
 
 # Mistakes that only a recipe can see

@@ -1,7 +1,8 @@
 """Memories compared: the same tasks, seeds and prompts for each; what it brought and what it cost.
 
 Tasks are played in fixed batches. A batch counts once its trajectories and its cost are on disk, so an interrupted
-evaluation goes on at the next batch and ends with the same numbers.
+evaluation goes on at the next batch and ends with the same numbers. Several processes are dealt whole batches: each
+batch is the same computation whoever plays it, and so are the numbers, however many processes there are.
 """
 
 import ctypes
@@ -10,8 +11,9 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ import numpy as np
 import torch
 
 from latentmem.environments.environment import Environment
-from latentmem.errors import RunError
+from latentmem.errors import ConfigError, RunError
 from latentmem.memory.memory import Memory
 from latentmem.models.language_model import AgentModel, Sampling
+from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.teams.team import Team
@@ -32,7 +35,7 @@ RESULTS_VERSION = 1
 
 @dataclass(frozen=True)
 class Cost:
-    """What one batch cost; times in seconds of wall clock, as in `rollout.Seconds`."""
+    """What one batch cost the process that played it; times in seconds of wall clock, as in `rollout.Seconds`."""
 
     num_tasks: int
     recall: float
@@ -58,8 +61,12 @@ def evaluate(
     online: bool = False,
     num_bootstraps: int = 10_000,
     on_progress: Callable[[str, int, float], None] = lambda name, num_tasks, reward: None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Play the tasks once under each memory and compare.
+
+    Where several processes were launched, all of them call this alike: they share the batches, the first writes, and
+    each returns the table.
 
     Args:
         team: who plays.
@@ -75,32 +82,40 @@ def evaluate(
         online: let each memory store what it played, batch by batch; its bank must be its own copy.
         num_bootstraps: for intervals and paired differences.
         on_progress: told the memory, tasks done, and the mean reward so far.
+        processes: those that share the batches; None is those that were launched.
 
     Returns:
         The table as plain JSON values; see docs/evaluation.md.
 
     Raises:
         RunError: the folder holds trajectories of other tasks.
+        ConfigError: `online` with several processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    processes = processes or Processes()
+    check_online(online, processes)
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
     played: dict[str, tuple[list[Trajectory], list[Cost]]] = {}
     for name, make in memories.items():
         path = folder / f"{file_stem(name)}.jsonl"
-        trajectories, costs = _resume(path, tasks)
+        trajectories, costs = processes.from_first(partial(_resume, path, tasks))
         if trajectories:
             on_progress(name, len(trajectories), _mean_reward(trajectories))
         if len(trajectories) < len(tasks):
             memory = make()
             if online:
                 _learn(memory, trajectories)
-            for batch, cost in _play(
-                team, memory, model, tasks[len(trajectories) :], start, sampling, seed, batch_size, max_turns
-            ):
-                _commit(path, batch, cost)
-                trajectories += batch
-                costs.append(cost)
-                if online:
-                    _learn(memory, batch)
+            play = partial(_play, team, memory, model, start, sampling, seed, max_turns)
+            per_round = batch_size * processes.size
+            for i in range(len(trajectories), len(tasks), per_round):
+                batches = [tasks[j : j + batch_size] for j in range(i, min(i + per_round, len(tasks)), batch_size)]
+                for batch, cost in processes.map(play, batches):
+                    if processes.is_first:
+                        _commit(path, batch, cost)
+                    trajectories += batch
+                    costs.append(cost)
+                    if online:
+                        _learn(memory, batch)
                 on_progress(name, len(trajectories), _mean_reward(trajectories))
         played[name] = (trajectories, costs)
     rows = [_row(name, *played[name], played, seed, num_bootstraps) for name in memories]
@@ -129,6 +144,19 @@ def file_stem(name: str) -> str:
     return f"{name.partition(':')[0]}-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def check_online(online: bool, processes: Processes) -> None:
+    """Refuse to share an evaluation in which each batch learns from the one before it.
+
+    Raises:
+        ConfigError: `online` with several processes.
+    """
+    if online and processes.size > 1:
+        raise ConfigError(
+            f"evaluate.online is true: each batch learns from the one before it, in one process, but {processes.size} "
+            "were launched; start it without torchrun, or set it to false"
+        )
+
+
 def forget(folder: Path, name: str) -> None:
     """Remove what was recorded of a memory, so that it is played again from the first task."""
     for path in folder.glob(f"{file_stem(name)}.*"):
@@ -148,21 +176,15 @@ def _play(
     team: Team,
     memory: Memory,
     model: AgentModel,
-    tasks: Sequence[Task],
     start: Callable[[Task], Environment],
     sampling: Sampling,
     seed: int,
-    batch_size: int,
     max_turns: int,
-) -> Iterator[tuple[list[Trajectory], Cost]]:
-    for i in range(0, len(tasks), batch_size):
-        batch = tasks[i : i + batch_size]
-        _reset_peak_memory()
-        rollouts = rollout(team, memory, model, batch, start, sampling=sampling, seed=seed, max_turns=max_turns)
-        yield (
-            rollouts.trajectories,
-            Cost(len(batch), **asdict(rollouts.seconds), peak_memory_mb=_peak_memory_mb()),
-        )
+    batch: Sequence[Task],
+) -> tuple[list[Trajectory], Cost]:
+    _reset_peak_memory()
+    rollouts = rollout(team, memory, model, batch, start, sampling=sampling, seed=seed, max_turns=max_turns)
+    return rollouts.trajectories, Cost(len(batch), **asdict(rollouts.seconds), peak_memory_mb=_peak_memory_mb())
 
 
 def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost) -> None:

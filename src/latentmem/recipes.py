@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ from latentmem.environments.environment import Domain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
-from latentmem.evaluation import evaluate, file_stem, forget
+from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.latent import LatentMemory
@@ -33,6 +34,7 @@ from latentmem.memory.memory import Memory, NoMemory
 from latentmem.memory.text import TextMemory
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.processes import Processes, check_launcher
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
@@ -40,11 +42,11 @@ from latentmem.teams.team import load_team
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, newest_checkpoint, selected_checkpoint
-from latentmem.training.processes import Processes
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DOMAINS: dict[type, Callable[[Any], Domain]] = {
     ReasoningSection: lambda s: ReasoningDomain(
@@ -63,66 +65,44 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
     A batch is written down before it is stored, so that one which was stored but not yet counted when the process died
     is not played again, with a memory that holds it already, but taken from there.
     """
-    parts = parts or _Parts(config)
-    _refuse_many_processes("collect")
-    with _open_run(config, "collect") as run:
+    with _phase(config, "collect", parts) as (processes, parts, run):
         section = config.collect
         tasks = parts.train_tasks[: section.num_tasks]
-        state = {"tasks": 0, "episodes": 0, "successes": 0} | run.state
-        if state["tasks"] == len(tasks):
-            _say(f"collect: finished already, {len(tasks)} tasks; the bank has {len(parts.bank)} trajectories")
+        done = processes.from_first(lambda: _go_on_collecting(run, parts, len(tasks)))
+        if done == len(tasks):
+            if run is not None:
+                _say(f"collect: finished already, {done} tasks; the bank has {len(parts.bank)} trajectories")
             return
-        run.rewind_metrics("collect", state["tasks"])
         memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
+        play = partial(_play, config, parts, memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)
-        with _progress(len(tasks), "collect", "task", state["tasks"]) as bar:
-            for i in range(state["tasks"], len(tasks), per_batch):
-                batch = tasks[i : i + per_batch]
-                trajectories = _written_down(
-                    run.phase_folder / f"batch-{i:06d}.jsonl",
-                    lambda batch=batch: (
-                        rollout(  # type: ignore[misc]
-                            parts.team,
-                            memory,
-                            parts.model,
-                            batch,
-                            parts.domain.start,
-                            sampling=parts.sampling,
-                            group_size=section.rollouts_per_task,
-                            seed=stream_seed(config.seed, "collect"),
-                            max_turns=config.max_turns,
-                        ).trajectories
-                    ),
-                )
-                parts.bank.add(trajectories)
-                state["tasks"] += len(batch)
-                state["episodes"] += len(trajectories)
-                state["successes"] += sum(t.success for t in trajectories)
-                run.log(
-                    {
-                        "step": state["tasks"],
-                        "episodes": len(trajectories),
-                        "successes": sum(t.success for t in trajectories),
-                        "reward": sum(t.reward for t in trajectories) / len(trajectories),
-                        "errors": sum(t.error is not None for t in trajectories),
-                        "stored": len(parts.bank),
-                    }
-                )
-                run.state = state
-                (run.phase_folder / f"batch-{i:06d}.jsonl").unlink()
-                bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
-                bar.update(len(batch))
-    _say(
-        f"collect: {state['successes']} of {state['episodes']} episodes succeeded; "
-        f"{parts.bank.path} has {len(parts.bank)} trajectories"
-    )
+        # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
+        # plays it. With memory a batch recalls what the one before it stored, and the tasks of one are dealt out.
+        per_round = per_batch if section.memory != "none" else per_batch * processes.size
+        with _progress(len(tasks), "collect", "task", done, shown=run is not None) as bar:
+            for start in range(done, len(tasks), per_round):
+                batch = tasks[start : start + per_round]
+                per_share = per_batch if section.memory == "none" else ceil(len(batch) / processes.size)
+                shares = processes.map(play, _chunks(batch, per_share))
+                if run is not None:
+                    played = [trajectory for share in shares for trajectory in share]
+                    for trajectories in _chunks(played, per_batch * section.rollouts_per_task):
+                        _write_down(_batch_file(run), trajectories)
+                        state = _store_batch(run, parts)
+                        bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
+                        bar.update(state["tasks"] - bar.n)
+                processes.wait()  # until it is stored: the next batch may recall it
+        if run is not None:
+            state = run.state
+            _say(
+                f"collect: {state['successes']} of {state['episodes']} episodes succeeded; "
+                f"{parts.bank.path} has {len(parts.bank)} trajectories"
+            )
 
 
 def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
     """Warm the composer up on the bank's successes."""
-    processes = Processes()
-    parts = parts or _Parts(config)
-    with _open_run(config, "sft") if processes.is_first else nullcontext() as run:
+    with _phase(config, "sft", parts) as (processes, parts, run):
         if _is_finished(config, "sft", config.sft.num_steps, run):
             return
         # Whole tasks are set aside, so that no episode of theirs is learned from.
@@ -147,9 +127,7 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
 
 def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
     """Train the composer on the team's reward."""
-    processes = Processes()
-    parts = parts or _Parts(config)
-    with _open_run(config, "lmpo") if processes.is_first else nullcontext() as run:
+    with _phase(config, "lmpo", parts) as (processes, parts, run):
         if _is_finished(config, "lmpo", config.lmpo.num_steps, run):
             return
         initial = None if config.lmpo.initial == "untrained" else parts.checkpoint(config.lmpo.initial)
@@ -177,20 +155,20 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     """Evaluate each memory on the test split; write results.json and the report; return the results."""
-    parts = parts or _Parts(config)
-    _refuse_many_processes("evaluate")
-    with _open_run(config, "evaluate") as run:
+    with _phase(config, "evaluate", parts) as (processes, parts, run):
         section = config.evaluate
         tasks = parts.test_tasks[: section.num_tasks]
         names = section.memories
         for name in names:
             parts.memory(name)  # a missing checkpoint, or one that does not fit, is said before hours of work
-        _forget_outdated(run, {name: parts.inputs(name) for name in names})
-        copies = run.phase_folder if section.online else None
+        if run is not None:
+            _forget_outdated(run, {name: parts.inputs(name) for name in names})
+        folder = Path(config.run) / "evaluate"
+        copies = folder if section.online else None
         sampling = Sampling(
             section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
         )
-        with _progress(len(tasks) * len(names), "evaluate", "task") as bar:
+        with _progress(len(tasks) * len(names), "evaluate", "task", shown=run is not None) as bar:
 
             def show(name: str, num_tasks: int, reward: float) -> None:
                 bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
@@ -202,7 +180,7 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 {name: partial(parts.memory, name, copies) for name in names},
                 tasks,
                 parts.domain.start,
-                run.phase_folder,
+                folder,
                 sampling=sampling,
                 seed=stream_seed(config.seed, "evaluate"),
                 batch_size=section.batch_size,
@@ -210,19 +188,22 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 online=section.online,
                 num_bootstraps=section.num_bootstraps,
                 on_progress=show,
+                processes=processes,
             )
         results = {"run": config.run, **results, "seed": config.seed}
-        write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        page = write_report([run.folder])
-    _say(format_table(results))
-    _say(f"report: {page}")
+        if run is not None:
+            write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+            page = write_report([run.folder])
+            _say(format_table(results))
+            _say(f"report: {page}")
     return results
 
 
 def quickstart(config: Config) -> None:
     """The whole main path; its phases share the model, the embedder and the bank."""
-    _refuse_many_processes("quickstart")
-    parts = _Parts(config)
+    processes = Processes()
+    with processes.one_fate():
+        parts = _Parts(config)
     phases: list[tuple[str, Callable[[Config, _Parts], object]]] = [
         ("collect: the team plays the train tasks without memory; the bank fills", collect),
         ("sft: the composer is warmed up on the bank's successes", train_sft),
@@ -230,7 +211,8 @@ def quickstart(config: Config) -> None:
         ("evaluate: memories compared on held-out tasks", compare),
     ]
     for title, recipe in phases:
-        _say(f"\n== {title}")
+        if processes.is_first:
+            _say(f"\n== {title}")
         recipe(config, parts)
 
 
@@ -294,10 +276,11 @@ class _Parts:
 
     def memory(self, name: str, copies: Path | None = None) -> Memory:
         """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
-        bank = self.bank if copies is None or name == "none" else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
+        if name == "none":
+            return NoMemory()
+        bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
-            "none": NoMemory,
             "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
@@ -364,28 +347,90 @@ class _Parts:
         return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
 
 
+@contextmanager
+def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple[Processes, "_Parts", Run | None]]:
+    """What a phase works with: its processes, the parts, and the run, which only the first process opens.
+
+    A mistake in one process ends all of them. One in the cheap parts is told before the run's folder is made.
+    """
+    processes = Processes()
+    with processes.one_fate():
+        check_launcher()
+        parts = parts or _Parts(config)
+        check_online(phase == "evaluate" and config.evaluate.online, processes)
+        with _open_run(config, phase) if processes.is_first else nullcontext() as run:
+            processes.wait()  # what was found there is found by all
+            yield processes, parts, run
+
+
 def _open_run(config: Config, phase: str) -> Run:
-    """The run, locked for this process: under `accelerate launch` only the first process of a training opens it."""
     values = config.model_dump(mode="json", by_alias=True)
     return Run.open(Path(config.run), dump_config(config), phase, {key: values[key] for key in (*_SETUP, phase)})
 
 
-def _refuse_many_processes(command: str) -> None:
-    size = Processes().size
-    if size > 1:
-        raise ConfigError(
-            f"{command} runs in one process, but {size} were launched; start it without torchrun "
-            "(only train sft and train lmpo share their work)"
-        )
+def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:
+    return rollout(
+        parts.team,
+        memory,
+        parts.model,
+        tasks,
+        parts.domain.start,
+        sampling=parts.sampling,
+        group_size=config.collect.rollouts_per_task,
+        seed=stream_seed(config.seed, "collect"),
+        max_turns=config.max_turns,
+    ).trajectories
 
 
-def _written_down(path: Path, play: Callable[[], list[Trajectory]]) -> list[Trajectory]:
-    """The trajectories in a file, one a line; played and written there first if there is none."""
-    if not path.exists():
-        lines = "".join(trajectory.to_json() + "\n" for trajectory in play())
-        write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+def _go_on_collecting(run: Run | None, parts: _Parts, num_tasks: int) -> int:
+    """Store what was written down but not counted when the last process died; how many tasks are done."""
+    assert run is not None
+    done: int = run.state.get("tasks", 0)
+    if done < num_tasks:
+        run.rewind_metrics("collect", done)
+        if _batch_file(run).exists():
+            done = _store_batch(run, parts)["tasks"]
+    return done
+
+
+def _batch_file(run: Run) -> Path:
+    """Where the batch that follows those counted is written down."""
+    return run.phase_folder / f"batch-{run.state.get('tasks', 0):06d}.jsonl"
+
+
+def _write_down(path: Path, trajectories: list[Trajectory]) -> None:
+    lines = "".join(trajectory.to_json() + "\n" for trajectory in trajectories)
+    write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+
+
+def _store_batch(run: Run, parts: _Parts) -> dict[str, Any]:
+    """Store and count the batch that was written down; the counts."""
+    path = _batch_file(run)
     rows = path.read_bytes().split(b"\n")[:-1]
-    return [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+    trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+    parts.bank.add(trajectories)
+    state = {"tasks": 0, "episodes": 0, "successes": 0} | run.state
+    successes = sum(t.success for t in trajectories)
+    state["tasks"] += len(trajectories) // parts.config.collect.rollouts_per_task
+    state["episodes"] += len(trajectories)
+    state["successes"] += successes
+    run.log(
+        {
+            "step": state["tasks"],
+            "episodes": len(trajectories),
+            "successes": successes,
+            "reward": sum(t.reward for t in trajectories) / len(trajectories),
+            "errors": sum(t.error is not None for t in trajectories),
+            "stored": len(parts.bank),
+        }
+    )
+    run.state = state
+    path.unlink()
+    return state
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:

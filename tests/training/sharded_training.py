@@ -17,8 +17,8 @@ from training_world import TASKS, make_world
 
 from latentmem.bank import ExperienceBank
 from latentmem.errors import TrainingError
+from latentmem.processes import Processes
 from latentmem.training.optimization import Progress
-from latentmem.training.processes import Processes
 
 
 def embed(texts: list[str]) -> np.ndarray:

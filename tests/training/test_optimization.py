@@ -14,6 +14,7 @@ from training_world import World
 
 from latentmem.errors import CheckpointError, LatentMemError, TrainingError
 from latentmem.memory.composer import Composer
+from latentmem.processes import Processes
 from latentmem.training import optimization as module
 from latentmem.training.optimization import (
     Progress,
@@ -24,7 +25,6 @@ from latentmem.training.optimization import (
     selected_checkpoint,
     train,
 )
-from latentmem.training.processes import Processes
 
 
 def weights(composer: Composer) -> dict[str, torch.Tensor]:

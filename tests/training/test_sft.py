@@ -10,8 +10,8 @@ import torch
 from training_world import TASKS, World
 
 from latentmem.errors import TrainingError
+from latentmem.processes import Processes
 from latentmem.training.optimization import Progress
-from latentmem.training.processes import Processes
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.trajectory import Role, Trajectory
 

@@ -19,11 +19,11 @@ from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import Team
 from latentmem.training.losses import LossType, group_advantages, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
-from latentmem.training.processes import Processes
 from latentmem.training.scoring import Example, accumulate, micro_batches_of, score_all
 from latentmem.trajectory import Task, Trajectory
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save
 from latentmem.errors import CheckpointError, TrainingError
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import stream_seed
+from latentmem.processes import Processes
 from latentmem.runs import write_atomic
-from latentmem.training.processes import Processes
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from torch import Tensor
 from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel
+from latentmem.processes import Processes
 from latentmem.training.optimization import Optimization, Progress, Stream, train
-from latentmem.training.processes import Processes
 from latentmem.training.scoring import Example, accumulate, score_all
 from latentmem.trajectory import Role, Trajectory
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from latentmem.memory.checkpoints import read_checkpoint
-from latentmem.training.processes import Processes
 
 HERE = Path(__file__).parent
 
@@ -64,25 +63,3 @@ def test_mistake_in_one_process_ends_the_other_too(launch: Callable) -> None:
     status, said, _ = launch(2, "crash")
     assert status != 0
     assert "rank 1 stumbles" in said
-
-
-def test_alone_everything_is_its_own() -> None:
-    processes = Processes()
-    assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
-    assert processes.shard([1, 2, 3]) == [1, 2, 3]
-    assert processes.gather([1, 2]) == [1, 2]
-    assert processes.sum({"a": 1.5, "b": 2.0}) == {"a": 1.5, "b": 2.0}
-    parameter = torch.nn.Parameter(torch.ones(2))
-    processes.sum_gradients([parameter])
-    assert parameter.grad is None
-
-
-def test_shares_hold_each_item_once_whatever_their_number() -> None:
-    processes = Processes()
-    for size in (1, 2, 3, 5):
-        shares = []
-        for rank in range(size):
-            processes.rank, processes.size = rank, size
-            shares.append(processes.shard(range(7)))
-        assert sorted(item for share in shares for item in share) == list(range(7))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,0 +1,135 @@
+"""The processes that were launched together: work is dealt out, results are gathered, gradients are summed.
+
+All that they tell each other passes through one exchange, which every process reaches, also one without any task or
+example. A process that meets a mistake goes there too, so the others end with it instead of waiting for it.
+`torchrun --nproc_per_node=N` or `accelerate launch` starts them; without it there is one.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from latentmem.errors import ConfigError, LatentMemError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PATIENCE = timedelta(days=7)
+"""How long one waits for another. The launcher notices a dead process; a slow one, on long tasks, is no mistake."""
+_SILENT_SECONDS = 3.0
+"""Launchers kill all processes once the first has ended; that shall be the one with something to say."""
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """Brought to an exchange by a process that cannot go on."""
+
+
+def check_launcher() -> None:
+    """Refuse a launch that promises to spread one model over several devices; it would silently not happen.
+
+    Raises:
+        ConfigError: `accelerate launch` was told to use FSDP or DeepSpeed.
+    """
+    for name in ("FSDP", "DeepSpeed"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+            raise ConfigError(
+                f"accelerate was launched with {name}, which shards nothing here: each process holds the whole model; "
+                "launch with --multi_gpu instead, or with torchrun (docs/training.md, Several processes)"
+            )
+
+
+class Processes:
+    """One process among its peers."""
+
+    def __init__(self) -> None:
+        # Without being told so, accelerate takes several processes on a machine without a GPU for single ones.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        self.rank: int = state.process_index
+        self.size: int = state.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """The share of this process in items that all processes hold."""
+        return list(items[self.rank :: self.size])
+
+    def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """What `work` makes of each item, in their order, known to all; each item is dealt to one process."""
+        shares = self._exchange([work(item) for item in self.shard(items)])
+        return [shares[i % self.size][i // self.size] for i in range(len(items))]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, told to all; the others do not make it."""
+        made: T = self._exchange(make() if self.is_first else None)[0]
+        return made
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all processes, process by process."""
+        return [item for part in self._exchange(items) for item in part]
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value summed over the processes."""
+        everyone = self._exchange(values)
+        return {key: sum(part[key] for part in everyone) for key in values}
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        self._exchange(None)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each gradient by its sum over the processes; one message for all of them."""
+        if self.size == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        torch.distributed.all_reduce(flat)
+        start = 0
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """A user's mistake met by any process in here ends all of them, and is told once.
+
+        It is raised in the process that met it, the first of them if several did; the others leave with status 2 when
+        they come to their next exchange, at the latest at the end, where all meet. Not to be nested.
+        """
+        try:
+            yield
+            self.wait()
+        except LatentMemError:
+            self._exchange(_Mistake())
+            raise
+
+    def _exchange(self, part: Any) -> list[Any]:
+        """What every process brings, by rank."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = self._gather(part)
+        mistaken = [rank for rank, part in enumerate(parts) if isinstance(part, _Mistake)]
+        if mistaken and mistaken[0] != self.rank:
+            time.sleep(_SILENT_SECONDS)
+            raise SystemExit(2)
+        return parts
+
+    def _gather(self, part: Any) -> list[Any]:
+        parts: list[Any] = gather_object([part])
+        return parts

@@ -1,0 +1,55 @@
+"""Run by test_sharded_recipes.py in one of several processes: commands of the command line, in test_recipes.py's world.
+
+sharded_recipes.py DEEDS COMMAND... - each COMMAND is the words of one, in JSON. DEEDS is a JSON list of what goes
+wrong: ["kill", RANK, N] kills that process at its N-th word to the others, ["stumble", N] makes train task N a mistake.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+
+import test_recipes
+from latentmem import processes, recipes
+from latentmem.cli import main
+from latentmem.environments.reasoning import ReasoningDomain
+from latentmem.errors import DataError
+
+
+def embed(texts):
+    rows = [[byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:16]] for text in texts]
+    return np.array(rows, dtype=np.float32)
+
+
+def prepare(deeds: list) -> None:
+    test_recipes.FakeEmbedder.embed = staticmethod(embed)
+    recipes.Embedder = test_recipes.FakeEmbedder
+    recipes.write_report = lambda runs: "no report"
+    mistaken = [deed[1] for deed in deeds if deed[0] == "stumble"]
+
+    def start(self, task):
+        if self.tasks("train").index(task) in mistaken:
+            raise DataError(f"task {task.key} stumbles")
+        return test_recipes.OddLength()
+
+    ReasoningDomain.start = start
+    really, words = processes.Processes._gather, []
+
+    def gather(self, part):
+        words.append(part)
+        if ["kill", self.rank, len(words)] in deeds:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return really(self, part)
+
+    processes.Processes._gather = gather
+
+
+if __name__ == "__main__":
+    prepare(json.loads(sys.argv[1]))
+    for command in sys.argv[2:]:
+        status = main(json.loads(command))
+        if status:
+            sys.exit(status)

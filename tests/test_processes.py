@@ -1,0 +1,96 @@
+"""What processes share and tell each other, alone and as threads; test_sharded_recipes.py launches real ones."""
+
+import pytest
+import torch
+
+from latentmem import processes as module
+from latentmem.errors import DataError, RunError
+from latentmem.processes import Processes
+from peers import together
+
+
+def test_alone_everything_is_its_own() -> None:
+    processes = Processes()
+    assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
+    assert processes.shard([1, 2, 3]) == [1, 2, 3]
+    assert processes.gather([1, 2]) == [1, 2]
+    assert processes.map(str, [1, 2]) == ["1", "2"]
+    assert processes.from_first(lambda: 7) == 7
+    assert processes.sum({"a": 1.5, "b": 2.0}) == {"a": 1.5, "b": 2.0}
+    parameter = torch.nn.Parameter(torch.ones(2))
+    processes.sum_gradients([parameter])
+    assert parameter.grad is None
+
+
+def test_shares_hold_each_item_once_whatever_their_number() -> None:
+    processes = Processes()
+    for size in (1, 2, 3, 5):
+        shares = []
+        for rank in range(size):
+            processes.rank, processes.size = rank, size
+            shares.append(processes.shard(range(7)))
+        assert sorted(item for share in shares for item in share) == list(range(7))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 3, 7])
+def test_a_map_does_each_item_once_and_all_know_the_results_in_order(num_items):
+    done = []
+
+    def square(number):
+        done.append(number)
+        return number * number
+
+    found = together(3, lambda peer: peer.map(square, range(num_items)))
+    assert found == [[number * number for number in range(num_items)]] * 3
+    assert sorted(done) == list(range(num_items))
+
+
+def test_only_the_first_makes_what_it_tells_to_all():
+    made = []
+    assert together(3, lambda peer: peer.from_first(lambda: made.append(peer.rank) or "x")) == ["x"] * 3
+    assert made == [0]
+
+
+def test_gathered_items_and_sums_are_those_of_all_processes():
+    assert together(3, lambda peer: peer.gather([peer.rank] * peer.rank)) == [[1, 2, 2]] * 3
+    assert together(3, lambda peer: peer.sum({"a": peer.rank, "b": 1.5})) == [{"a": 3, "b": 4.5}] * 3
+
+
+# Mistakes
+
+
+@pytest.fixture
+def no_delay(monkeypatch):
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("when", ["before any exchange", "between exchanges", "after the last exchange"])
+@pytest.mark.parametrize("mistaken", [{0}, {2}, {1, 2}])
+def test_a_mistake_is_raised_once_and_the_others_leave_with_status_2(no_delay, mistaken, when):
+    def act(peer):
+        with peer.one_fate():
+            for moment in ("before any exchange", "between exchanges", "after the last exchange"):
+                if moment == when and peer.rank in mistaken:
+                    raise (RunError if peer.is_first else DataError)(f"rank {peer.rank} stumbles")
+                if moment != "after the last exchange":
+                    peer.wait()
+
+    outcomes = together(3, act)
+    for rank, outcome in enumerate(outcomes):
+        if rank == min(mistaken):
+            assert isinstance(outcome, RunError if rank == 0 else DataError)
+            assert str(outcome) == f"rank {rank} stumbles"
+        else:
+            assert isinstance(outcome, SystemExit)
+            assert outcome.code == 2
+
+
+def test_a_bug_is_no_mistake_and_keeps_its_own_exception():
+    def act(peer):
+        with peer.one_fate():
+            if peer.rank == 1:
+                raise ZeroDivisionError
+            peer.wait()
+
+    assert isinstance(together(2, act)[1], ZeroDivisionError)

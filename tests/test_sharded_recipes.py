@@ -1,0 +1,150 @@
+"""Collecting, training and evaluating in launched processes against one process. They meet over gloo, without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import load_config
+from test_recipes import CONFIG, exported, metrics, results, weights
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+SETTINGS = (
+    "data.test_size=5", "collect.num_tasks=5", "collect.batch_size=4", "sampling.max_response_tokens=5",
+    "sft.num_steps=2", "sft.trajectories_per_step=3", "lmpo.num_steps=1", "lmpo.tasks_per_step=3",
+    "evaluate.memories=[none, text, latent:sft]",
+)  # fmt: skip
+
+
+class Launcher:
+    """Runs commands in one process or two; the folder of each run is named after them."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+
+    def config(self, run, *overrides):
+        path = self.folder / f"{run}.yaml"
+        path.write_text(CONFIG.format(run=self.folder / run, model=self.model))
+        config = load_config(str(path), [*SETTINGS, *overrides])
+        path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+        return config
+
+    def __call__(self, starter, config, *phases, deeds=()):
+        words = {"sft": ["train", "sft"], "lmpo": ["train", "lmpo"]}
+        path = str(self.folder / f"{Path(config.run).name}.yaml")
+        commands = [json.dumps([*words.get(phase, [phase]), path]) for phase in phases]
+        return subprocess.run(
+            [sys.executable, *starter, str(HERE / "sharded_recipes.py"), json.dumps(deeds), *commands],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=580,
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        )
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory, tiny_model_dir):
+    return Launcher(tmp_path_factory.mktemp("runs"), tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def alone(launch):
+    """A whole run by one process."""
+    config = launch.config("alone")
+    done = launch((), config, "collect", "sft", "lmpo", "evaluate")
+    assert done.returncode == 0, done.stderr
+    return config, done.stdout
+
+
+def phase_metrics(config, phase):
+    return [row for row in metrics(config) if row["phase"] == phase]
+
+
+def assert_same_trajectories(ours, theirs):
+    assert phase_metrics(ours, "collect") == phase_metrics(theirs, "collect")
+    assert exported(ours) == exported(theirs)
+
+
+def test_two_processes_make_the_run_of_one(launch, alone):
+    config, said = alone
+    both = launch.config("both")
+    done = launch(TORCHRUN, both, "collect", "sft", "lmpo", "evaluate")
+    assert done.returncode == 0, done.stderr
+    assert_same_trajectories(both, config)
+    for phase in ("sft", "lmpo"):
+        assert len(phase_metrics(both, phase)) == len(phase_metrics(config, phase))
+        for ours, theirs in zip(phase_metrics(both, phase), phase_metrics(config, phase), strict=True):
+            assert ours.pop("phase") == theirs.pop("phase")
+            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+        mine, their = weights(both, phase), weights(config, phase)
+        assert mine.keys() == their.keys()
+        # AdamW's first step is the sign of the gradient where that is much larger than its eps.
+        assert all(torch.allclose(mine[name], their[name], rtol=1e-3, atol=2e-4) for name in mine)
+    # Memories without weights are the same to the last digit.
+    for ours, theirs in zip(results(both)["memories"][:2], results(config)["memories"][:2], strict=True):
+        assert ours == theirs
+        files = [Path(c.run) / "evaluate" / ours["trajectories"] for c in (both, config)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert done.stdout.count("report: no report") == said.count("report: no report") == 1  # one speaks
+    assert done.stdout.count("collect: ") == 1
+
+
+def test_one_task_keeps_two_processes_together_and_a_composer_gives_the_same(launch, alone):
+    """The run of one process is evaluated again, with its own composer, by two that accelerate launched."""
+    composer = f"latent:{alone[0].run}/sft/checkpoints/step-000002"
+    options = (f"evaluate.memories={json.dumps(['latent:untrained', composer])}", "collect.num_tasks=1")
+    first, second = launch.config("first", *options), launch.config("second", *options)
+    assert launch((), first, "collect", "evaluate").returncode == 0
+    done = launch(ACCELERATE, second, "collect", "evaluate")
+    assert done.returncode == 0, done.stderr
+    assert_same_trajectories(second, first)
+    assert results(second) == results(first)
+
+
+@pytest.mark.parametrize(
+    ("phase", "rank", "word"),
+    # Words in collect: two to begin, two a round, one to end; in evaluate: two, and for each memory one and two rounds.
+    [("collect", 0, 5), ("collect", 1, 4), ("evaluate", 0, 5), ("evaluate", 1, 4)],
+)
+def test_a_killed_process_takes_the_other_along_and_one_process_finishes_the_run(launch, alone, phase, rank, word):
+    config = launch.config(
+        f"cut-{phase}-{rank}", "evaluate.memories=[none, text]", "evaluate.num_tasks=5", "evaluate.batch_size=1"
+    )
+    if phase == "evaluate":
+        assert launch((), config, "collect").returncode == 0
+    done = launch(TORCHRUN, config, phase, deeds=[["kill", rank, word]])
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
+    if phase == "collect":
+        assert 0 < len(ExperienceBank(Path(config.run) / "bank.sqlite")) < 10
+    else:
+        assert 0 < len((Path(config.run) / "evaluate" / "none.jsonl").read_bytes().splitlines()) < 5
+    rest = launch((), config, *(["collect", "evaluate"] if phase == "collect" else ["evaluate"]))
+    assert rest.returncode == 0, rest.stderr
+    assert_same_trajectories(config, alone[0])
+    whole = launch.config("whole", "evaluate.memories=[none, text]", "evaluate.num_tasks=5", "evaluate.batch_size=1")
+    if not Path(whole.run).exists():
+        assert launch((), whole, "collect", "evaluate").returncode == 0
+    assert results(config) == results(whole)
+
+
+def test_a_mistake_in_one_process_is_one_line_and_status_2(launch):
+    config = launch.config("mistaken")
+    done = launch(TORCHRUN, config, "collect", deeds=[["stumble", 2]])  # in the second batch, so the second process
+    lines = [line for line in done.stderr.splitlines() if line.startswith("latentmem: ")]
+    assert len(lines) == 1
+    assert lines[0].endswith("stumbles")
+    assert "exitcode  : 2" in done.stderr
+    assert "rank      : 1" in done.stderr  # which torchrun names as the first to end
+    assert "Connection closed" not in done.stderr

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import SAMPLING, TASKS, Toy, World
+from training_world import SAMPLING, TASKS, Toy, World, assert_same_gradients, plain_logps, take_gradients, wake
 
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.models.language_model import Sampling
+from latentmem.processes import Processes
 from latentmem.rollout import Rollouts
 from latentmem.training import lmpo as module
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.losses import group_advantages
 from latentmem.training.optimization import Optimization, Progress
-from latentmem.training.processes import Processes
 from latentmem.training.scoring import Example, score_all
 from latentmem.trajectory import Task, Trajectory
 
@@ -150,6 +150,97 @@ def test_first_ratio_is_one_and_the_loss_that_of_the_advantages(world: World, mo
     rewards = [trajectory.reward for group in groups for trajectory in group]
     assert metrics["reward"] == pytest.approx(sum(rewards) / 6)
     assert metrics["response_tokens"] == pytest.approx(tokens / 24)
+
+
+@pytest.mark.parametrize("team", ["autogen", "camel", "macnet"])
+def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
+    make_world: Callable, monkeypatch: pytest.MonkeyPatch, team: str
+) -> None:
+    world = make_world(team)
+    wake(world.composer)
+    ratios: list[torch.Tensor] = []
+    real = module.lmpo_loss
+
+    def spy(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, **kwargs: Any):
+        ratios.append((logps - old_logps).detach()[mask].exp())
+        return real(logps, old_logps, advantages, mask, **kwargs)
+
+    monkeypatch.setattr(module, "lmpo_loss", spy)
+    trainer = trainer_of(world)
+    groups = recorded(trainer, monkeypatch)
+    assert trainer.step(Progress())["signal_groups"] == len(groups) == 2
+    messages = [message for group in groups for trajectory in group for message in trajectory.messages]
+    assert len(messages) == 2 * 3 * 2 * len(world.team.roles)  # tasks, rollouts, turns, agents
+    together = torch.cat(ratios)
+    assert len(together) == sum(len(message.token_ids) for message in messages)
+    assert torch.allclose(together, torch.ones_like(together), rtol=0, atol=1e-4)
+
+
+def test_update_is_the_objective_written_as_loops_over_whole_sequences(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low, high, delta, beta = 0.2, 0.25, 1.5, 0.3
+    wake(world.composer)
+    trainer = trainer_of(world, epsilon_high=high, delta=delta, beta=beta, micro_batch_positions=10**6)
+    kept, _ = trainer._rollouts(Progress())
+    assert len(kept) == 2
+    wake(world.composer)  # so that the policy of the rollouts, which the KL term refers to, is not today's any more
+    scored = []  # examples with their old log-probs, reference and advantage; composed anew for each message
+    for group, advantages in kept:
+        for trajectory, advantage in zip(group, advantages, strict=True):
+            for m in trajectory.messages:
+                example = Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
+                scored.append((example, m.logps, advantage))
+    now = weights(world)
+    with torch.no_grad():
+        for name, parameter in world.composer.trainable().items():
+            parameter.copy_(trainer.initial[name])
+        references = [plain_logps(world.composer, world.model, example).tolist() for example, _, _ in scored]
+        for name, parameter in world.composer.trainable().items():
+            parameter.copy_(now[name])
+
+    losses: list[list[torch.Tensor]] = []  # token by token
+    kinds = {"inside": 0, "clipped": 0, "bounded": 0}
+    for (example, old, advantage), reference in zip(scored, references, strict=True):
+        losses.append([])
+        for t, logp in enumerate(plain_logps(world.composer, world.model, example)):
+            ratio = (logp - old[t]).exp()
+            if advantage > 0 and ratio > 1 + high:
+                gain, kind = torch.tensor((1 + high) * advantage), "clipped"
+            elif advantage < 0 and ratio < 1 - low:
+                gain, kind = torch.tensor((1 - low) * advantage), "clipped"
+            elif advantage < 0 and ratio > delta:
+                gain, kind = torch.tensor(delta * advantage), "bounded"
+            else:
+                gain, kind = ratio * advantage, "inside"
+            kinds[kind] += 1
+            r = reference[t] - logp
+            losses[-1].append(-gain + beta * (r.exp() - r - 1))
+    assert min(kinds.values()) > 0, kinds
+
+    num_tokens, num_messages = sum(map(len, losses)), len(losses)
+    token_mean = sum(sum(row) for row in losses) / num_tokens
+    totals = {
+        "grpo": sum(sum(row) / len(row) for row in losses) / num_messages,
+        "bnpo": token_mean,  # all of the step are one micro-batch here
+        "dapo": token_mean,
+        "dr_grpo": token_mean * num_tokens / (num_messages * SAMPLING.max_response_tokens),
+    }
+    expected = {}
+    for loss_type, total in totals.items():
+        total.backward(retain_graph=True)
+        expected[loss_type] = take_gradients(world.composer)
+
+    found: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(
+        trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(world.composer)) or 1.0)
+    )
+    for loss_type, total in totals.items():
+        trainer.settings = replace(trainer.settings, loss_type=loss_type)
+        metrics = trainer._update(kept, 0)
+        assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
+        assert metrics["clip_fraction"] == pytest.approx((kinds["clipped"] + kinds["bounded"]) / num_tokens)
+        assert_same_gradients(found.pop(), expected[loss_type], 1e-4)
 
 
 def test_everything_of_the_composer_moves_and_the_backbone_stays_bit_equal(world: World) -> None:

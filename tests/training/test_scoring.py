@@ -6,16 +6,19 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.testing import assert_close
-from training_world import SAMPLING, TASKS
+from training_world import SAMPLING, TASKS, assert_same_gradients, plain_logps, take_gradients, wake
 
 from latentmem.memory.composer import Composer
 from latentmem.models import prefix
 from latentmem.models.language_model import LanguageModel
+from latentmem.training.losses import lmpo_loss
 from latentmem.training.scoring import Example, accumulate, blocks, micro_batches_of, score, score_all
 from latentmem.trajectory import Trajectory
 
 LARGE = 10**6
+LossOf = Callable[[list[int], Tensor, Tensor], Tensor]
 
 
 def examples_of(trajectories: list[Trajectory], model: LanguageModel) -> list[Example]:
@@ -26,65 +29,35 @@ def examples_of(trajectories: list[Trajectory], model: LanguageModel) -> list[Ex
     ]
 
 
-def wake(composer: Composer) -> None:
-    """LoRA B starts at zero, where A gets no gradient; give everything some size."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in composer.trainable().values():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += 0.05 * noise.to(parameter.dtype)
-
-
 def toy_loss(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
     """Not linear, and different for each example, so that no mix-up of rows goes unseen."""
     weights = torch.tensor([1 + row % 5 for row in rows], dtype=logps.dtype)[:, None]
     return (weights * torch.where(mask, (logps + 1).square(), torch.zeros_like(logps))).sum() / 100
 
 
-def plain_loss(composer: Composer, model: LanguageModel, examples: list[Example]) -> Tensor:
-    """One example after the other: composed alone, whole sequence, transformers' own mask, full graph."""
+def plain_loss(composer: Composer, model: LanguageModel, examples: list[Example], loss_of: LossOf) -> Tensor:
+    """One example after the other, each on its own in full."""
     total = torch.zeros((), dtype=composer.dtype)
-    embed = model.model.get_input_embeddings()
     for row, example in enumerate(examples):
-        ids = torch.tensor([composer.backbone.encode(example.composer_text)])
-        queries = composer.query_latents[None]
-        inputs = torch.cat([composer.backbone.model.get_input_embeddings()(ids), queries], dim=1)
-        hidden = composer.backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[:, ids.shape[1] :]
-        latents = composer.projection(hidden)
-        prompt, response = torch.tensor([example.prompt_ids]), torch.tensor([example.token_ids])
-        whole = torch.cat([embed(prompt), latents, embed(response)], dim=1)
-        with model.as_agent() as agent:
-            logits = agent(inputs_embeds=whole).logits[:, prompt.shape[1] + latents.shape[1] - 1 : -1]
-        logps = (logits / example.temperature).log_softmax(2).gather(2, response[..., None])[..., 0]
-        total = total + toy_loss([row], logps, torch.ones_like(response, dtype=torch.bool))
+        logps = plain_logps(composer, model, example)[None]
+        total = total + loss_of([row], logps, torch.ones_like(logps, dtype=torch.bool))
     return total
-
-
-def gradients(composer: Composer) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in composer.trainable().items() if p.grad is not None}
-    for parameter in composer.trainable().values():
-        parameter.grad = None
-    return found
 
 
 def double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers computes its norms in float32 and our log-softmax is float32 by contract; not so in these tests."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-    def norm(self: LlamaRMSNorm, x: Tensor) -> Tensor:
+    def norm(self: LlamaRMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
     def logps(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
         return (logits / temperature).log_softmax(2).gather(2, ids[..., None])[..., 0]
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(Qwen3RMSNorm, "forward", norm)
     monkeypatch.setattr(prefix, "token_logps", logps)
-
-
-def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert float((found[name] - gradient).norm() / gradient.norm()) < relative, name
 
 
 @pytest.mark.parametrize("other_base", [False, True])
@@ -92,33 +65,65 @@ def test_accumulated_gradients_equal_one_plain_backward_pass(make_world: Callabl
     world = make_world(other_base=other_base)
     wake(world.composer)
     examples = examples_of(world.play(), world.model)
-    loss = plain_loss(world.composer, world.model, examples)
+    loss = plain_loss(world.composer, world.model, examples, toy_loss)
     loss.backward()
-    expected = gradients(world.composer)
+    expected = take_gradients(world.composer)
     assert expected.keys() == world.composer.trainable().keys()
     for budget in (LARGE, 60, 1):
         found = accumulate(world.composer, world.model, examples, toy_loss, budget)
         assert found == pytest.approx(float(loss.detach()), rel=1e-5)
-        assert_same_gradients(gradients(world.composer), expected, 1e-4)
+        assert_same_gradients(take_gradients(world.composer), expected, 1e-4)
     assert all(p.grad is None for p in world.model.model.parameters())
 
 
+def off_policy_loss(composer: Composer, model: LanguageModel, examples: list[Example]) -> LossOf:
+    """LMPO's loss with everything in it: old and reference log-probs apart from today's, both clips, the KL term.
+
+    Ratios lie around e^-0.5, e^-0.1, e^0.1 and e^0.5, so none is near an edge of a clip.
+    """
+    shifts = (0.5, -0.1, 0.1, -0.5)
+    with torch.no_grad():
+        now = [plain_logps(composer, model, example) for example in examples]
+    old = [row + torch.tensor([shifts[(i + t) % 4] for t in range(len(row))]) for i, row in enumerate(now)]
+    reference = [row + 0.2 for row in now]
+
+    def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
+        def padded(values: list[Tensor]) -> Tensor:
+            return torch.stack([pad(values[row], (0, logps.shape[1] - len(values[row]))) for row in rows])
+
+        advantages = torch.tensor([(1.3, -0.8, 0.6)[row % 3] for row in rows], dtype=logps.dtype)
+        return lmpo_loss(
+            logps,
+            padded(old),
+            advantages,
+            mask,
+            delta=1.5,
+            beta=0.3,
+            ref_logps=padded(reference),
+            num_tokens=sum(map(len, now)),
+        )[0]
+
+    return loss_of
+
+
+@pytest.mark.parametrize(("other_base", "of_lmpo"), [(False, False), (False, True), (True, True)])
 def test_gradients_equal_finite_differences_through_composer_and_agents(
-    make_world: Callable, monkeypatch: pytest.MonkeyPatch
+    make_world: Callable, monkeypatch: pytest.MonkeyPatch, other_base: bool, of_lmpo: bool
 ) -> None:
     double_precision(monkeypatch)
-    world = make_world(double=True)
+    world = make_world(double=True, other_base=other_base)
     composer = world.composer
     assert {p.dtype for p in composer.trainable().values()} == {torch.float64}
     wake(composer)
     examples = examples_of(world.play(TASKS[:1]), world.model)[:5]
+    loss_of = off_policy_loss(composer, world.model, examples) if of_lmpo else toy_loss
 
     def loss() -> float:
         parts = score_all(composer, world.model, examples, 200)
-        return sum(float(toy_loss(rows, logps, mask)) for rows, logps, mask in parts)
+        return sum(float(loss_of(rows, logps, mask)) for rows, logps, mask in parts)
 
-    accumulate(composer, world.model, examples, toy_loss, 200)
-    found = gradients(composer)
+    accumulate(composer, world.model, examples, loss_of, 200)
+    found = take_gradients(composer)
     generator = random.Random(3)
     for name, parameter in composer.trainable().items():
         direction = torch.tensor([generator.gauss(0, 1) for _ in range(parameter.numel())]).double().view_as(parameter)
@@ -131,9 +136,9 @@ def test_gradients_equal_finite_differences_through_composer_and_agents(
         slope = (values[0] - values[1]) / 2e-5
         assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
 
-    expected = plain_loss(composer, world.model, examples)
+    expected = plain_loss(composer, world.model, examples, loss_of)
     expected.backward()
-    assert_same_gradients(found, gradients(composer), 1e-11)
+    assert_same_gradients(found, take_gradients(composer), 1e-11)
 
 
 def test_result_does_not_depend_on_micro_batch_positions(world) -> None:
@@ -170,7 +175,7 @@ def test_blocks_keep_texts_together_and_within_the_budget(world, budget: int) ->
 
 def test_nothing_to_score_is_a_loss_of_zero_and_no_gradient(world) -> None:
     assert accumulate(world.composer, world.model, [], toy_loss, 100) == 0
-    assert gradients(world.composer) == {}
+    assert take_gradients(world.composer) == {}
 
 
 @pytest.mark.parametrize("team", ["autogen", "camel", "macnet"])

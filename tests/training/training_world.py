@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from latentmem.bank import ExperienceBank
 from latentmem.environments.environment import Outcome
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
 from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import FixedTeam, load_team
 from latentmem.training.optimization import Optimization
-from latentmem.training.processes import Processes
+from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
 
 SAMPLING = Sampling(temperature=0.7, max_response_tokens=6)
@@ -100,3 +104,41 @@ def make_world(
     kwargs = {"num_latents": num_latents, "rank": 2, "alpha": 4.0, "seed": 11, "template": TEMPLATE, **kwargs}
     composer = Composer(base, model, **kwargs)
     return World(model, bank, composer, LatentMemory(bank, composer, num_retrieved=2), loaded, list(bank))
+
+
+def wake(composer: Composer) -> None:
+    """LoRA B starts at zero, where A gets no gradient; give everything some size."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in composer.trainable().values():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.05 * noise.to(parameter.dtype)
+
+
+def plain_logps(composer: Composer, model: LanguageModel, example: Example) -> Tensor:
+    """Log-probs [T] of one example: composed alone, whole sequence, transformers' own mask, full graph."""
+    embed = model.model.get_input_embeddings()
+    ids = torch.tensor([composer.backbone.encode(example.composer_text)])
+    queries = composer.query_latents[None]
+    inputs = torch.cat([composer.backbone.model.get_input_embeddings()(ids), queries], dim=1)
+    hidden = composer.backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[:, ids.shape[1] :]
+    latents = composer.projection(hidden)
+    prompt, response = torch.tensor([example.prompt_ids]), torch.tensor([example.token_ids])
+    whole = torch.cat([embed(prompt), latents, embed(response)], dim=1)
+    with model.as_agent() as agent:
+        logits = agent(inputs_embeds=whole).logits[:, prompt.shape[1] + latents.shape[1] - 1 : -1]
+    return (logits / example.temperature).log_softmax(2).gather(2, response[..., None])[0, :, 0]
+
+
+def take_gradients(composer: Composer) -> dict[str, Tensor]:
+    """Those that there are, by name; they are cleared."""
+    found = {name: p.grad.clone() for name, p in composer.trainable().items() if p.grad is not None}
+    for parameter in composer.trainable().values():
+        parameter.grad = None
+    return found
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm() / gradient.norm()) < relative, name

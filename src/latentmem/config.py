@@ -217,9 +217,10 @@ class OptimizerFields(Section):
 
     learning_rate: PositiveFloat = 2e-4
     """Of the LoRA matrices and `query_latents`."""
-    projection_rate: PositiveFloat = 0.02
+    projection_rate: PositiveFloat = 0.2
     """Learning rate of the projection, as a multiple of `learning_rate`; its weights are small, and each latent number
-    sums over all of d_composer, so at the full rate one step may move the latents by several times their size."""
+    sums over all of d_composer, so at the full rate one step may move the latents by several times their size. What
+    was tried: docs/results/tried.md."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 2

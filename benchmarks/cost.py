@@ -36,7 +36,7 @@ from latentmem.training.losses import lmpo_loss
 from latentmem.training.scoring import Example, accumulate
 
 TEMPERATURE = 0.7
-BUDGET = 2048
+BUDGET = 1024
 """`micro_batch_positions` as configured by default."""
 AGREEMENT = 1e-5
 """Largest allowed difference of gradients, relative to each tensor's largest entry. Asserted with a float64 model,

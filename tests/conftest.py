@@ -121,6 +121,22 @@ def fake_embed() -> Callable[[list[str]], np.ndarray]:
     return embed
 
 
+@pytest.fixture
+def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[list[str]], np.ndarray]) -> None:
+    """Commands and recipes embed by `fake_embed`, under whatever embedder's name they ask for."""
+    from latentmem import recipes
+
+    class FakeEmbedder:
+        def __init__(self, name: str = "all-minilm-l6-v2") -> None:
+            self.name = name
+
+        def __call__(self, texts: list[str]) -> np.ndarray:
+            return fake_embed(texts)
+
+    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
+    monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
+
+
 def _save_tokenizer(folder: Path, vocab_size: int) -> int:
     """Byte-level BPE trained on our sentences, ChatML specials first; every text can be encoded and decoded exactly."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

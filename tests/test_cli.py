@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from latentmem import cli, recipes
+from latentmem import cli
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+
+pytestmark = pytest.mark.usefixtures("no_embedding_model")
 
 CONFIG = """
 run: {folder}/run
@@ -38,21 +40,6 @@ def row(number, question=None):
 
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-
-
-class FakeEmbedder:
-    def __init__(self, name="all-minilm-l6-v2"):
-        self.name = name
-
-    def __call__(self, texts):
-        return self.embed(texts)
-
-
-@pytest.fixture(autouse=True)
-def embedder(monkeypatch, fake_embed):
-    monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
-    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
-    monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from latentmem import cli, recipes, released
+from latentmem import cli, released
 from latentmem.bank import ExperienceBank
 from latentmem.config import ComposerSection
 from latentmem.errors import CheckpointError, DataError, ModelError
@@ -25,26 +25,13 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.released import read_bank, read_weights
 from latentmem.trajectory import Message, Recalled, Role, Step, Task, Trajectory
 
+pytestmark = pytest.mark.usefixtures("no_embedding_model")
+
 THEIRS = "centralized_memory."
 LM = f"{THEIRS}weaver.model.base_model.model."
 K, RANK, ALPHA = 3, 2, 5.0
 TARGETS = ("k_proj", "q_proj")
 TEMPLATE = "Past:\n{memory}\n\nMine: {role_messages}\nNow {task} for {role}, {num_latents} tokens"
-
-
-class FakeEmbedder:
-    def __init__(self, name="all-minilm-l6-v2"):
-        self.name = name
-
-    def __call__(self, texts):
-        return self.embed(texts)
-
-
-@pytest.fixture(autouse=True)
-def embedder(monkeypatch, fake_embed):
-    monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
-    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
-    monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 
 @pytest.fixture

@@ -90,7 +90,8 @@ def scored(
 ) -> list[Tensor]:
     ids, mask = pad([s.token_ids for s in sampled], lm.device)
     encoded = [lm.encode_prompt(p.system, p.user) for p in prompts]
-    prefix = prefill(lm.model, encoded, [p.group for p in prompts], room=0)
+    room = K + ids.shape[1]
+    prefix = prefill(lm.model, encoded, [p.group for p in prompts], room)
     logps = response_logps(lm.model, prefix, stack_latents([p.latents for p in prompts]), ids, mask, temperature)
     return [row[: len(s.token_ids)] for row, s in zip(logps, sampled, strict=True)]
 

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading
@@ -13,16 +15,17 @@ from latentmem.models.prefix import (
     causal_mask,
     check_window,
     common_length,
-    last_hidden,
+    hidden_states,
     next_positions,
     pad,
     prefill,
     prepare,
     response_logps,
-    token_logps,
 )
 
 K = 3
+ROOM = 12
+"""Columns behind a prompt, enough for K latents and any response here."""
 MODELS = ["tiny_model_dir", "other_model_dir"]
 
 
@@ -107,7 +110,7 @@ def test_prefill_in_groups_equals_each_prompt_alone(model: PreTrainedModel, plai
     prompts, groups = CASES[case]
     prefix = prefill(model, prompts, groups, room=0)
     alone = torch.stack([plain(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
-    assert_close(prefix.logits, alone, atol=1e-5, rtol=1e-5)
+    assert_close(prefix.logits(model), alone, atol=1e-5, rtol=1e-5)
     assert prefix.seen.sum(1).tolist() == [len(prompt) for prompt in prompts]
 
 
@@ -119,12 +122,12 @@ def test_reading_on_after_a_prefix_equals_reading_all_at_once(
     more = tokens(15, *[5] * len(prompts))
     prefix = prefill(model, prompts, groups, room=5)
     embed = model.get_input_embeddings()
-    got = []
+    whole = [plain(torch.tensor([p + m])).logits[0, len(p) :] for p, m in zip(prompts, more, strict=True)]
     for columns in (slice(0, 2), slice(2, 3), slice(3, 5)):
         ids = torch.tensor(more)[:, columns]
-        got.append(prefix.extend(model, embed(ids), torch.ones_like(ids, dtype=torch.bool), keep=ids.shape[1]))
-    whole = [plain(torch.tensor([p + m])).logits[0, len(p) :] for p, m in zip(prompts, more, strict=True)]
-    assert_close(torch.cat(got, dim=1), torch.stack(whole), atol=1e-5, rtol=1e-5)
+        prefix.extend(model, embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        want = torch.stack([logits[columns.stop - 1] for logits in whole])
+        assert_close(prefix.logits(model), want, atol=1e-5, rtol=1e-5)
 
 
 def test_selected_rows_go_on_as_if_the_others_had_never_been(model: PreTrainedModel) -> None:
@@ -133,11 +136,12 @@ def test_selected_rows_go_on_as_if_the_others_had_never_been(model: PreTrainedMo
     part = prefill(model, prompts, groups, room=2).select(chosen)
     ids = torch.tensor([[4, 5], [6, 7]])
     real = torch.ones_like(ids, dtype=torch.bool)
-    got = part.extend(model, model.get_input_embeddings()(ids), real, keep=2)
     fresh = prefill(model, [prompts[3], prompts[0]], ["x", "y"], room=2)
-    want = fresh.extend(model, model.get_input_embeddings()(ids), real, keep=2)
-    assert_close(got, want, atol=1e-5, rtol=1e-5)
-    assert_close(part.logits, fresh.logits, atol=1e-5, rtol=1e-5)
+    for column in (slice(0, 1), slice(1, 2)):
+        assert_close(part.hidden, fresh.hidden, atol=1e-5, rtol=1e-5)
+        for prefix in (part, fresh):
+            prefix.extend(model, model.get_input_embeddings()(ids[:, column]), real[:, column])
+    assert_close(part.logits(model), fresh.logits(model), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("with_latents", [True, False])
@@ -149,7 +153,7 @@ def test_response_logps_equal_the_whole_sequence_scored_at_once(
     responses = tokens(16, 6, 1, 3, 6)[: len(prompts)]
     latents = make_latents(model, len(prompts)) if with_latents else None
     ids, mask = pad(responses, model.device)
-    got = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, temperature=0.7)
+    got = response_logps(model, prefill(model, prompts, groups, ROOM), latents, ids, mask, temperature=0.7)
     assert got.shape == ids.shape
     assert got.dtype == torch.float32
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -163,21 +167,27 @@ def test_responses_of_one_token_are_scored(model: PreTrainedModel, plain: PreTra
     prompts, groups = CASES["one group, ragged"]
     latents = make_latents(model, 3) if with_latents else None
     ids, mask = pad([[4], [5], [6]], model.device)
-    got = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, temperature=1.3)
+    got = response_logps(model, prefill(model, prompts, groups, ROOM), latents, ids, mask, temperature=1.3)
     for i, prompt in enumerate(prompts):
         want = slow_logps(plain, prompt, None if latents is None else latents[i], [4 + i], 1.3)
         assert_close(got[i], want, atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_at_the_latents_equals_that_of_the_whole_sequence(exact: PreTrainedModel, folder: Path) -> None:
+def test_gradient_at_the_latents_equals_that_of_the_whole_sequence(
+    exact: PreTrainedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts, groups = CASES["groups interleaved"]
     responses = tokens(17, 5, 2, 7, 1)
     weights = torch.randn(4, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     latents = make_latents(exact, 4).requires_grad_()
     ids, mask = pad(responses, exact.device)
-    logps = response_logps(exact, prefill(exact, prompts, groups, room=0), latents, ids, mask, temperature=0.7)
+    logps = response_logps(exact, prefill(exact, prompts, groups, ROOM), latents, ids, mask, temperature=0.7)
     (got,) = torch.autograd.grad((logps * weights).sum(), latents)
 
+    for kind in (LlamaRMSNorm, Qwen3RMSNorm):  # theirs compute in float32 whatever the model's type
+        monkeypatch.setattr(
+            kind, "forward", lambda m, x: m.weight * x / (x.square().mean(-1, True) + m.variance_epsilon).sqrt()
+        )
     plain = load(folder, torch.float64, prepared=False)
     slow = [slow_logps(plain, prompts[i], latents[i], responses[i], 0.7) for i in range(4)]
     total = sum((row * weights[i, : len(row)]).sum() for i, row in enumerate(slow))
@@ -188,17 +198,29 @@ def test_gradient_at_the_latents_equals_that_of_the_whole_sequence(exact: PreTra
 
 def test_no_gradient_reaches_the_frozen_model_or_the_prefix(model: PreTrainedModel) -> None:
     prompts, groups = CASES["one group, ragged"]
-    prefix = prefill(model, prompts, groups, room=0)
-    before = prefix.logits.clone()
+    prefix = prefill(model, prompts, groups, ROOM)
+    before = prefix.logits(model)
     latents = make_latents(model, 3).requires_grad_()
     ids, mask = pad(TAILS, model.device)
     response_logps(model, prefix, latents, ids, mask, 1.0).sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not prefix.logits.requires_grad
+    assert not prefix.hidden.requires_grad
     again = response_logps(model, prefix, latents.detach(), ids, mask, 1.0)
-    fresh = response_logps(model, prefill(model, prompts, groups, room=0), latents.detach(), ids, mask, 1.0)
+    fresh = response_logps(model, prefill(model, prompts, groups, ROOM), latents.detach(), ids, mask, 1.0)
     assert torch.equal(again, fresh), "scoring changed the prefix"
-    assert torch.equal(prefix.logits, before)
+    assert torch.equal(prefix.logits(model), before)
+
+
+def test_scoring_behind_a_prefix_twice_is_never_a_wrong_gradient(model: PreTrainedModel) -> None:
+    """The second one overwrites what the first one's graph needs, and that graph must notice."""
+    prompts, groups = CASES["one group, ragged"]
+    prefix = prefill(model, prompts, groups, ROOM)
+    latents = make_latents(model, 3).requires_grad_()
+    ids, mask = pad(TAILS, model.device)
+    first = response_logps(model, prefix, latents, ids, mask, 1.0)
+    response_logps(model, prefix, latents, ids, mask, 1.0)
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        first.sum().backward()
 
 
 def test_padding_moves_neither_logps_nor_gradients(model: PreTrainedModel) -> None:
@@ -210,7 +232,7 @@ def test_padding_moves_neither_logps_nor_gradients(model: PreTrainedModel) -> No
         ids = torch.nn.functional.pad(ids, (0, extra), value=fill)
         mask = torch.nn.functional.pad(mask, (0, extra), value=False)
         latents = make_latents(model, 3).requires_grad_()
-        logps = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, 0.7)
+        logps = response_logps(model, prefill(model, prompts, groups, ROOM), latents, ids, mask, 0.7)
         (gradient,) = torch.autograd.grad((logps * torch.where(mask, 1.0, torch.nan)).nansum(), latents)
         results.append((logps[:, :6], gradient))
     for logps, gradient in results[1:]:
@@ -219,7 +241,7 @@ def test_padding_moves_neither_logps_nor_gradients(model: PreTrainedModel) -> No
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e4])
-def test_logits_at_padding_may_be_anything(
+def test_hidden_states_at_padding_may_be_anything(
     model: PreTrainedModel, poison: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from latentmem.models import prefix as module
@@ -229,14 +251,20 @@ def test_logits_at_padding_may_be_anything(
 
     def scored() -> tuple[Tensor, Tensor]:
         latents = make_latents(model, 3).requires_grad_()
-        logps = response_logps(model, prefill(model, prompts, groups, room=0), latents, ids, mask, 0.7)
+        logps = response_logps(model, prefill(model, prompts, groups, ROOM), latents, ids, mask, 0.7)
         return logps.detach(), torch.autograd.grad(logps.sum(), latents)[0]
 
     clean = scored()
-    original = module.token_logps
-    monkeypatch.setattr(
-        module, "token_logps", lambda logits, ids, t: original(torch.where(mask[..., None], logits, poison), ids, t)
-    )
+    original = module.hidden_states
+
+    def poisoned(*args: object) -> Tensor:
+        states = original(*args)
+        if not states.requires_grad:
+            return states
+        real = torch.cat([torch.zeros(3, K - 1, dtype=torch.bool), mask], dim=1)  # what predicts a real token
+        return torch.where(real[..., None], states, poison)
+
+    monkeypatch.setattr(module, "hidden_states", poisoned)
     assert_close(scored(), clean, atol=0, rtol=0)
 
 
@@ -278,26 +306,13 @@ def test_the_last_token_of_a_prompt_is_never_shared(prompts: list[list[int]], le
     assert common_length(prompts) == length
 
 
-def test_token_logps_by_loops_with_all_sizes_different() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 5, 7, generator=generator)
-    ids = torch.randint(0, 7, (2, 5), generator=generator)
-    got = token_logps(logits.to(torch.bfloat16), ids, temperature=0.5)
-    assert got.shape == (2, 5)
-    assert got.dtype == torch.float32
-    for b in range(2):
-        for t in range(5):
-            weights = (logits[b, t].to(torch.bfloat16).double() / 0.5).exp()
-            assert got[b, t].item() == pytest.approx(float((weights[ids[b, t]] / weights.sum()).log()), abs=1e-5)
-
-
-def test_last_hidden_ignores_padding_before_the_kept_columns(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+def test_padding_before_the_kept_columns_is_ignored(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     rows = tokens(20, 7, 4)
     ids, real = pad(rows, model.device)
     queries = make_latents(model, 1)[0]
     embeddings = torch.cat([model.get_input_embeddings()(ids), queries.expand(2, -1, -1)], dim=1)
     real = torch.cat([real, torch.ones(2, K, dtype=torch.bool)], dim=1)
-    got = last_hidden(model, embeddings, real, keep=K)
+    got = hidden_states(model, embeddings, real[:, :0], real)[:, -K:]
     for i, row in enumerate(rows):
         alone = torch.cat([model.get_input_embeddings()(torch.tensor(row)), queries])[None]
         want = plain.base_model(inputs_embeds=alone).last_hidden_state[0, -K:]
@@ -344,13 +359,24 @@ def test_layers_that_are_not_plain_attention_are_refused() -> None:
         prepare(model, "gemma")
 
 
+def test_logits_that_are_scaled_are_refused() -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, logits_scaling=8.0, initializer_range=1.0,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"'granite' scales or caps its logits; .* take such a model"):
+        prepare(GraniteForCausalLM(config), "granite")
+
+
 def test_scoring_in_bfloat16_is_close_to_float32(folder: Path, model: PreTrainedModel) -> None:
     half = load(folder, torch.bfloat16)
     prompts, groups = CASES["groups interleaved"]
     ids, mask = pad(tokens(22, 5, 2, 7, 1), model.device)
 
     def logps(scorer: PreTrainedModel) -> Tensor:
-        prefix: Prefix = prefill(scorer, prompts, groups, room=0)
+        prefix: Prefix = prefill(scorer, prompts, groups, ROOM)
         return response_logps(scorer, prefix, make_latents(model, 4), ids, mask, 1.0)
 
     got = logps(half)

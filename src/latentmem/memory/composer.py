@@ -20,7 +20,7 @@ from latentmem.errors import CheckpointError, ConfigError, suggest
 from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window, last_hidden, pad
+from latentmem.models.prefix import check_window, hidden_states, pad
 from latentmem.templates import check_template, fill
 from latentmem.trajectory import Role, Task, Trajectory
 
@@ -227,7 +227,7 @@ class Composer(nn.Module):
         queries = self.query_latents.to(embeddings.dtype).expand(len(prompts), -1, -1)
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
-        hidden = last_hidden(model, embeddings, real, keep=self.num_latents)  # [B, K, d_composer]
+        hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
         latents: Tensor = self.projection(hidden.to(self.dtype))
         return latents
 

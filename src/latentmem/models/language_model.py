@@ -207,7 +207,7 @@ class LanguageModel:
             if latents is not None:
                 latents = latents.to(self.device, model.dtype)
                 real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
-                prefix.logits = prefix.extend(model, latents, real, keep=1)[:, 0]
+                prefix.extend(model, latents, real)
             draws = draw_uniform([prompt.seed for prompt in prompts], sampling.max_response_tokens).to(self.device)
             tokens, logps = decode(model, prefix, draws, sampling, self.eos_ids)
         results = []
@@ -264,7 +264,7 @@ def decode(
 
     Args:
         model: the causal LM that read the prefix.
-        prefix: B prompts, with the logits of their next token; used up.
+        prefix: B prompts, used up.
         draws: [B, T] float64 in [0, 1), one number a token.
         sampling: how to draw.
         eos_ids: tokens that end a row.
@@ -280,7 +280,7 @@ def decode(
     ended = torch.zeros(num_rows, dtype=torch.bool, device=draws.device)
     embed = model.get_input_embeddings()
     for t in range(length):
-        chosen, chosen_logps = pick(prefix.logits, draws[alive, t], sampling)
+        chosen, chosen_logps = pick(prefix.logits(model), draws[alive, t], sampling)
         tokens[alive, t], logps[alive, t] = chosen, chosen_logps
         ended = ended | torch.isin(chosen, eos)
         if t == length - 1:
@@ -294,7 +294,7 @@ def decode(
                 stay = (~ended).nonzero()[:, 0]
                 prefix, alive, ended, chosen = prefix.select(stay), alive[stay], ended[stay], chosen[stay]
         real = torch.ones(len(alive), 1, dtype=torch.bool, device=draws.device)
-        prefix.logits = prefix.extend(model, embed(chosen[:, None]), real, keep=1)[:, 0]
+        prefix.extend(model, embed(chosen[:, None]), real)
     return tokens, logps
 
 

@@ -7,8 +7,9 @@ may have holes; a boolean mask says which columns are real, and positions count 
 nothing: the result equals that of each row alone, to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from latentmem.errors import ModelError
+from latentmem.models.fused import fuse, head_logits, token_logps
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]
@@ -71,18 +73,39 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]
         return self.capacity
 
 
-class _Frozen(_Slots):
-    """One layer's finished prompt, continued with gradients: new columns are appended out of place."""
+class _Append(torch.autograd.Function):
+    """New columns written behind finished ones, differentiable in the new ones; nothing old is copied or kept twice.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__(keys.shape[2])
-        self.keys, self.values, self.used, self.is_initialized = keys, values, keys.shape[2], True
+    Writing behind the same columns again, while a graph still needs what stood there, makes its backward pass raise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, new: Tensor, room: Tensor, used: int) -> Tensor:
+        ctx.used = used
+        end = used + new.shape[2]
+        room[:, :, used:end] = new
+        return room[:, :, :end]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[:, :, ctx.used :], None, None
+
+
+_append: Callable[[Tensor, Tensor, int], Tensor] = _Append.apply
+
+
+class _Frozen(_Slots):
+    """One layer's finished prompt, continued with gradients in the room behind it; what counts as written stays."""
+
+    def __init__(self, finished: _Slots) -> None:
+        super().__init__(finished.capacity)
+        self.keys, self.values, self.used, self.is_initialized = finished.keys, finished.values, finished.used, True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """All columns, the new ones differentiable."""
-        return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        return _append(key_states, self.keys, self.used), _append(value_states, self.values, self.used)
 
 
 def _grouped_attention(
@@ -105,7 +128,8 @@ def _grouped_attention(
         query: [B, H, T, d].
         key: [B, H', S, d], H a multiple of H'.
         value: [B, H', S, d].
-        attention_mask: [B, 1, T, S] bool, or None for causal attention without padding.
+        attention_mask: [B, 1, T, S] bool; or [B, 1, T * H / H', S] to be added, as `hidden_states` makes it, stacked
+            already; or None for causal attention without padding.
         scaling: of the dot products; None is d ** -0.5.
         kwargs: for transformers' own function, which does what has no mask.
 
@@ -116,7 +140,8 @@ def _grouped_attention(
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
     rows, heads, length, width = query.shape
     groups = heads // key.shape[1]
-    mask = attention_mask if length == 1 else attention_mask.repeat(1, 1, groups, 1)
+    stacks = attention_mask.shape[2] == 1 or attention_mask.shape[2] == groups * length  # one row serves all
+    mask = attention_mask if stacks else attention_mask.repeat(1, 1, groups, 1)
     stacked = query.reshape(rows, key.shape[1], groups * length, width)
     output = functional.scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
     return output.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
@@ -128,10 +153,11 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def prepare(model: PreTrainedModel, name: str) -> None:
-    """Give a causal LM the attention that the masks here are made for, once, before it is used.
+    """Give a causal LM the attention that the masks here are made for, and fast operations, once, before it is used.
 
     Raises:
-        ModelError: layers that are not attention over all earlier columns, or that cap its scores.
+        ModelError: layers that are not attention over all earlier columns, or that cap its scores; logits that are not
+            one matrix times the last hidden state.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -142,7 +168,22 @@ def prepare(model: PreTrainedModel, name: str) -> None:
             f"model {name!r} has {', '.join(sorted(kinds))}; latents are placed behind prompts read beforehand, which "
             "needs plain attention in every layer, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
         )
+    if not _has_plain_head(model):
+        raise ModelError(
+            f"model {name!r} scales or caps its logits; log-probabilities are computed here from hidden states and the "
+            "output layer alone, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
+        )
     model.set_attn_implementation(_ATTENTION)
+    fuse(model)
+
+
+@torch.no_grad()
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    ids = torch.arange(3, device=model.device)[None]
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return False
+    return torch.allclose(model(ids).logits, head(model.base_model(ids).last_hidden_state), rtol=1e-3, atol=1e-3)
 
 
 def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
@@ -183,28 +224,29 @@ def pad(
 class Prefix:
     """Prompts that a frozen model has read: one row a prompt, ready to be continued.
 
-    `seen` is [B, P] bool, True on real columns; `logits` [B, V] are those after each prompt's last token.
+    `seen` is [B, P] bool, True on real columns; `hidden` [B, d] is the state after the final norm at each row's last
+    column, from which the next token is predicted.
     """
 
     cache: Cache
     seen: Tensor
-    logits: Tensor
+    hidden: Tensor
 
-    def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor, keep: int) -> Tensor:
+    def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor) -> None:
         """Read further columns in place, without gradients.
 
         Args:
             model: the causal LM that read the prompt.
             embeddings: [B, T, d] input embeddings.
-            new: [B, T] bool, True on real columns.
-            keep: how many of the last columns need logits.
-
-        Returns:
-            Logits [B, keep, V].
+            new: [B, T] bool, True on real columns; the last column counts as each row's last.
         """
-        logits = _forward(model, embeddings, self.seen, new, self.cache, keep)
+        self.hidden = hidden_states(model, embeddings, self.seen, new, self.cache)[:, -1]
         self.seen = torch.cat([self.seen, new], dim=1)
-        return logits
+
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """[B, V], of the token that follows each row."""
+        head = model.get_output_embeddings()
+        return head_logits(head.weight, head.bias, self.hidden)
 
     def select(self, rows: Tensor) -> "Prefix":
         """The given rows [R] long, as a prefix of their own with the same room."""
@@ -214,21 +256,30 @@ class Prefix:
             slots.used, slots.is_initialized = layer.used, True
             slots.keys, slots.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
             layers.append(slots)
-        return Prefix(Cache(layers=layers), self.seen[rows], self.logits[rows])
+        return Prefix(Cache(layers=layers), self.seen[rows], self.hidden[rows])
 
 
-def _forward(
-    model: PreTrainedModel, embeddings: Tensor, seen: Tensor, new: Tensor, cache: Cache | None, keep: int
+def hidden_states(
+    model: PreTrainedModel, embeddings: Tensor, seen: Tensor, new: Tensor, cache: Cache | None = None
 ) -> Tensor:
-    output = model(
+    """Hidden states after the final norm, of new columns that follow those in a cache.
+
+    embeddings: [B, T, d]; seen: [B, S] bool, the columns in the cache (S = 0 without one); new: [B, T] bool, True on
+    real columns -> [B, T, d].
+    """
+    config = model.config.get_text_config()
+    groups = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    mask = causal_mask(seen, new)
+    # Made and stacked once: given a bool one, torch's attention would make and keep such a mask in every layer.
+    added = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill_(~mask, -torch.inf)
+    output = model.base_model(
         inputs_embeds=embeddings,
-        attention_mask=causal_mask(seen, new),
+        attention_mask=added if new.shape[1] == 1 else added.repeat(1, 1, groups, 1),
         position_ids=next_positions(seen, new),
         past_key_values=cache,
         use_cache=cache is not None,
-        logits_to_keep=keep,
     )
-    return output.logits  # type: ignore[no-any-return]
+    return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def common_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -271,7 +322,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
     if lengths[0]:
         ids, real = pad(beginnings, device)
         once = Prefix(Cache(layers=[_Slots(lengths[0]) for _ in range(num_layers)]), _no_columns(len(ids), device), ids)
-        once.extend(model, embed(ids), real, keep=1)
+        once.extend(model, embed(ids), real)
         order = {group: i for i, group in enumerate(members)}
         rows_of = torch.tensor([order[group] for group in groups], device=device)
         for slots, layer in zip(prefix.cache.layers, once.cache.layers, strict=True):
@@ -283,14 +334,13 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
         ids, real = pad([end[:-1] for end in ends], device)
         rows = torch.tensor(own, device=device)
         part = prefix.select(rows)
-        part.extend(model, embed(ids[rows]), real[rows], keep=1)
+        part.extend(model, embed(ids[rows]), real[rows])
         for slots, layer in zip(prefix.cache.layers, part.cache.layers, strict=True):
             slots.adopt(layer, rows)
         prefix.seen = torch.cat([prefix.seen, real], dim=1)
         ends = [end[-1:] for end in ends]
-    # Padded on the left: the last column holds each row's last token, and only there logits are needed.
-    ids, real = pad(ends, device, left=True)
-    prefix.logits = prefix.extend(model, embed(ids), real, keep=1)[:, 0]
+    ids, real = pad(ends, device, left=True)  # the last column holds each row's last token
+    prefix.extend(model, embed(ids), real)
     return prefix
 
 
@@ -310,7 +360,7 @@ def response_logps(
 
     Args:
         model: the causal LM that read the prefix.
-        prefix: B prompts; not changed.
+        prefix: B prompts, with room for K + T - 1 columns; they stay as they are, what is behind them does not.
         latents: [B, K, d] latent memories, or None for prompts without.
         response_ids: [B, T] long, right-padded.
         mask: [B, T] bool, True on response tokens.
@@ -325,41 +375,14 @@ def response_logps(
         embeddings = torch.cat([latents.to(embeddings.dtype), embeddings], dim=1)  # [B, K + T - 1, d]
         new = torch.cat([new.new_ones(latents.shape[:2]), new], dim=1)
     length = response_ids.shape[1] - (latents is None)
-    cache = Cache(
-        layers=[
-            _Frozen(layer.keys[:, :, : layer.used], layer.values[:, :, : layer.used]) for layer in prefix.cache.layers
-        ]
-    )
-    if length > 0:
-        logits = _forward(model, embeddings, prefix.seen, new, cache, keep=length)
-        if latents is None:
-            logits = torch.cat([prefix.logits[:, None], logits], dim=1)
-    else:
-        logits = prefix.logits[:, None]
-    logps = token_logps(logits, response_ids, temperature)
-    return torch.where(mask, logps, torch.zeros_like(logps))
-
-
-def token_logps(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Log-softmax of logits [B, T, V] / temperature at ids [B, T]: [B, T] float32 (float64 for a model of float64)."""
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    # One fused kernel each way; a third faster than logsumexp and gather.
-    return -functional.cross_entropy(scaled.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
-
-
-def last_hidden(model: PreTrainedModel, embeddings: Tensor, real: Tensor, keep: int) -> Tensor:
-    """Hidden states after the final norm at the last `keep` columns.
-
-    embeddings: [B, L, d]; real: [B, L] bool, True on real columns -> [B, keep, d].
-    """
-    seen = real[:, :0]
-    output = model.base_model(
-        inputs_embeds=embeddings,
-        attention_mask=causal_mask(seen, real),
-        position_ids=next_positions(seen, real),
-        use_cache=False,
-    )
-    return output.last_hidden_state[:, -keep:]  # type: ignore[no-any-return]
+    predicting = prefix.hidden[:, None]  # the column before each response token
+    if new.shape[1]:
+        cache = Cache(layers=[_Frozen(layer) for layer in prefix.cache.layers])
+        hidden = hidden_states(model, embeddings, prefix.seen, new, cache)[:, -length:]
+        predicting = hidden if latents is not None else torch.cat([predicting, hidden], dim=1)
+    head = model.get_output_embeddings()
+    logps = token_logps(head.weight, head.bias, predicting[mask], response_ids[mask], temperature)
+    return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
 
 
 def check_window(model: PreTrainedModel, length: int, what: str) -> None:

@@ -1,0 +1,219 @@
+"""A frozen backbone's small operations, in few passes over memory; what is kept for the backward pass is little.
+
+Between two matrix products a decoder layer normalises, rotates and gates. Written as in a textbook, each of these is
+five to ten operations, and each operation reads its tensors from memory, writes them back and keeps some: on a CPU that
+costs as much time as the products, and most of the memory of training. Here each is one function with its derivative
+worked out by hand; weights are frozen, so only inputs have one. A module is replaced only if, on random numbers, it
+gives what the replacement gives; any other stays as it is, and nothing but speed and memory depends on it.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+_LOGITS_AT_ONCE = 2**22
+"""Logits computed at a time when only log-probabilities are wanted: 32 MiB in float32, about a processor's cache."""
+_HEAD_PARTS = 96
+"""Parts of the vocabulary that logits of few positions are computed in; see `head_logits`."""
+_FEW_POSITIONS = 512
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm, y = w x / rms(x). Keeps x, which the residual stream keeps anyway, and one number a position."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        kind = torch.promote_types(x.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=kind)
+        inverse = lengths.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        out: Tensor = (x * inverse).to(x.dtype).mul_(weight)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        # dx = inverse * (w g) - x * inverse^3 / d * <w g, x>
+        scaled = (grad * weight).to(inverse.dtype)
+        along = torch.linalg.vecdot(scaled, x.to(inverse.dtype))[..., None]
+        along.mul_(inverse.pow(3)).div_(-x.shape[-1])
+        return scaled.mul_(inverse).addcmul_(x, along).to(x.dtype), None, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) * up. Keeps both inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        out: Tensor = functional.silu(gate).mul_(up)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), functional.silu(gate).mul_(grad)
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary positions: halves (a, b) of each head become (a cos - b sin, b cos + a sin). Keeps the angles only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None  # an orthogonal map: its transpose turns the other way
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
+
+
+normed: Callable[[Tensor, Tensor, float], Tensor] = _Norm.apply
+gated: Callable[[Tensor, Tensor], Tensor] = _Gate.apply
+rotated: Callable[[Tensor, Tensor, Tensor], Tensor] = _Rotation.apply
+
+
+def _norm(self: Any, hidden_states: Tensor) -> Tensor:
+    return normed(hidden_states, self.weight, self.variance_epsilon)
+
+
+def _mlp(self: Any, x: Tensor) -> Tensor:
+    out: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+    return out
+
+
+def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return rotated(q, cos, sin), rotated(k, cos, sin)
+
+
+def fuse(model: PreTrainedModel) -> int:
+    """Replace what can be replaced in a causal LM, and return the number of modules that were. For frozen weights.
+
+    Decided by what a module has and what it computes, not by its name: Llama, Mistral, Qwen2 and Qwen3 are covered.
+    """
+    num_fused = 0
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
+            sample = torch.randn(3, module.weight.shape[0]).to(module.weight)
+            num_fused += _replace(module, _norm, sample)
+        elif {"gate_proj", "up_proj", "down_proj", "act_fn"} <= dict(module.named_children()).keys():
+            weight = module.gate_proj.weight
+            num_fused += _replace(module, _mlp, torch.randn(3, weight.shape[1]).to(weight))
+        elif hasattr(module, "q_proj") and hasattr(module, "k_proj"):
+            num_fused += _replace_rotary(module)
+    return num_fused
+
+
+def _replace(module: nn.Module, forward: Callable[..., Tensor], sample: Tensor) -> bool:
+    with torch.no_grad():
+        same = _close(forward(module, sample), module(sample))
+    if same:
+        module.forward = types.MethodType(forward, module)
+    return same
+
+
+def _replace_rotary(attention: Any) -> bool:
+    """Let this attention's `forward` find our function where it finds transformers' own by name.
+
+    It calls a function of its module; to replace that one there would change it for everybody in the process.
+    """
+    forward = type(attention).forward
+    theirs = getattr(forward, "__globals__", {}).get("apply_rotary_pos_emb")
+    if theirs is None or "apply_rotary_pos_emb" not in forward.__code__.co_names:
+        return False
+    where = attention.q_proj.weight
+    width = attention.head_dim
+    q, k = torch.randn(2, 3, 5, width).to(where), torch.randn(2, 1, 5, width).to(where)
+    angles = torch.rand(2, 5, width // 2).repeat(1, 1, 2).to(where)
+    wanted, found = theirs(q, k, angles.cos(), angles.sin()), _rotary(q, k, angles.cos(), angles.sin())
+    if not all(_close(ours, other) for ours, other in zip(found, wanted, strict=True)):
+        return False
+    names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary}
+    copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    attention.forward = types.MethodType(copy, attention)
+    return True
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    tolerance = 1e-5 if found.dtype in (torch.float32, torch.float64) else 2e-2
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def head_logits(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
+    """Logits [B, V] of hidden states [B, d] by the output layer's weight [V, d].
+
+    On a CPU, a product of few rows with so wide a matrix is slow as one call; as a batch of narrow ones it runs up to
+    1.6 times as fast.
+    """
+    vocabulary = len(weight)
+    if weight.is_cuda or bias is not None or vocabulary % _HEAD_PARTS or len(hidden) > _FEW_POSITIONS:
+        return functional.linear(hidden, weight, bias)
+    parts = weight.view(_HEAD_PARTS, vocabulary // _HEAD_PARTS, -1)
+    logits = torch.bmm(hidden.expand(_HEAD_PARTS, -1, -1), parts.transpose(1, 2))  # [parts, B, V / parts]
+    return logits.transpose(0, 1).reshape(len(hidden), vocabulary)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Log-probabilities of given tokens, and their derivative in the same pass over the vocabulary.
+
+    d log p(y) / d h = (W_y - sum over v of p_v W_v) / temperature does not depend on what comes after, so it is worked
+    out while a block's probabilities are at hand, and the backward pass only scales it. [N, V] never exists.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float
+    ) -> Tensor:
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        logps = torch.empty(len(hidden), dtype=kind, device=hidden.device)
+        derivative = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = max(1, _LOGITS_AT_ONCE // len(weight))
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logits = functional.linear(hidden[rows], weight, bias).to(kind).div_(temperature)
+            logits = logits.log_softmax(1)
+            logps[rows] = logits.gather(1, ids[rows, None])[:, 0]
+            if derivative is not None:
+                mean = logits.exp_().to(weight.dtype) @ weight
+                derivative[rows] = (weight[ids[rows]] - mean).div_(temperature)
+        if derivative is not None:
+            ctx.save_for_backward(derivative)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (derivative,) = ctx.saved_tensors
+        return derivative * grad[:, None].to(derivative.dtype), None, None, None, None
+
+
+def token_logps(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Log-softmax of (hidden @ weight' + bias) / temperature at some tokens, differentiable in `hidden`.
+
+    Args:
+        weight: [V, d] of the output layer, frozen.
+        bias: [V] of it, or None.
+        hidden: [N, d], after the final norm.
+        ids: [N] long.
+        temperature: above 0.
+
+    Returns:
+        [N] float32 (float64 for a model of float64).
+    """
+    logps: Tensor = _TokenLogps.apply(hidden, weight, bias, ids, temperature)  # type: ignore[no-untyped-call]
+    return logps

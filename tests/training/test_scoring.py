@@ -155,6 +155,25 @@ def test_blocks_keep_texts_together_and_within_the_budget(world, budget: int) ->
     assert list(blocks(world.composer, [], budget)) == []
 
 
+@pytest.mark.parametrize(
+    ("lengths", "budget", "sizes"),
+    [
+        ([4] * 8, 7 * 7, [4, 4]),  # K = 3: seven would fit, and leave one alone
+        ([4] * 8, 8 * 7, [8]),
+        ([4] * 8, 3 * 7, [3, 3, 2]),
+        ([1, 1, 1, 9, 9], 2 * 12, [3, 2]),  # shortest first; 3 x 4 and 2 x 12 positions
+        ([9, 1, 9, 1, 1], 2 * 12, [3, 2]),
+        ([30, 1], 5, [1, 1]),  # one at least, however long
+    ],
+)
+def test_micro_batches_are_few_and_even(world, lengths: list[int], budget: int, sizes: list[int]) -> None:
+    examples = [Example("", (4, 5), (7,) * length, 0.7) for length in lengths]
+    found = micro_batches_of(world.composer, examples, budget)
+    assert [len(batch) for batch in found] == sizes
+    in_order = [lengths[row] for batch in found for row in batch]
+    assert in_order == sorted(lengths), "messages of like length are neighbours"
+
+
 def test_nothing_to_score_is_a_loss_of_zero_and_no_gradient(world) -> None:
     assert accumulate(world.composer, world.model, [], toy_loss, 100) == 0
     assert take_gradients(world.composer) == {}

@@ -229,7 +229,7 @@ class OptimizerFields(Section):
     """Gradients are scaled down to this L2 norm."""
     weight_decay: NonNegativeFloat = 0.0
     """Of AdamW."""
-    micro_batch_positions: PositiveInt = 1024
+    micro_batch_positions: PositiveInt = 512
     """Positions with gradients in one forward pass; a matter of memory, not of the result (but for `bnpo`)."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations on `eval_tasks` train tasks set aside; the best checkpoint is selected. null: never,

@@ -60,7 +60,7 @@ MISTAKES = [
     ("", ["data.families.0.nmae=x"], "unknown key 'data.families.0.nmae'; did you mean 'name'?"),
     ("rnu: r\n" + DATA, [], "unknown key 'rnu'; did you mean 'run'?"),
     (ROWS, ["data.train={pth: a}"], "unknown key 'data.train.pth'; did you mean 'path'?"),
-    (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa' or 'triviaqa'"),
+    (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
     (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
     ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),

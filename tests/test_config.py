@@ -61,7 +61,7 @@ MISTAKES = [
     ("rnu: r\n" + DATA, [], "unknown key 'rnu'; did you mean 'run'?"),
     (ROWS, ["data.train={pth: a}"], "unknown key 'data.train.pth'; did you mean 'path'?"),
     (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
-    (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub"),
+    (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub; a section given whole replaces it"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
     ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),
     ("", ["data.families=[]"], "data.families is [] (list); expected at least one entry"),

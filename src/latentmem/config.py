@@ -116,14 +116,16 @@ class Rows(Section):
     limit: PositiveInt | None = None
     """Use so many rows."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be used (no JSON object in UTF-8, a field missing, null, of the wrong type, blank or longer than
-    200,000 characters, no accepted answer, an id that occurred before): `error` ends the command and names the row;
-    `skip` leaves it out, counts it by reason in a warning and in run.json, and names each with `-v`."""
+    """A row that cannot be used (no JSON object in UTF-8, a field missing, null, of the wrong type, blank or of more
+    than 200,000 characters, no accepted answer, an id that occurred before): `error` ends the command and names the
+    row; `skip` leaves it out, counts it by reason in a warning and in run.json, and names each with `-v`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("needs exactly one of path and hub")
+            raise ValueError(
+                "needs exactly one of path and hub; a section given whole replaces it, as {path: rows.jsonl}"
+            )
         if self.hub is not None and self.split is None:
             raise ValueError("names a hub data set, which needs its split")
         return self

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from latentmem.bank import ExperienceBank
 from latentmem.config import CodeSection, Config, OptimizerFields, QASection, ReasoningSection, dump_config
 from latentmem.environments.code import CodeDomain
-from latentmem.environments.environment import Domain, Split
+from latentmem.environments.environment import Domain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -53,9 +53,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         families=s.families, train_size=s.train_size, test_size=s.test_size, seed=s.seed
     ),
     QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test),
-    CodeSection: lambda s: CodeDomain(
-        schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox, prompt=s.prompt
-    ),
+    CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox, prompt=s.prompt),
 }
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sampling")
 """Sections that matter to every phase."""
@@ -368,8 +366,7 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     values = config.model_dump(mode="json", by_alias=True)
     sections = {key: values[key] for key in (*_SETUP, phase)}
-    splits: tuple[Split, ...] = ("train", "test")
-    skipped = {split: counts for split in splits if (counts := domain.skipped(split))}
+    skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
     return Run.open(Path(config.run), dump_config(config), phase, sections, skipped)
 
 

@@ -326,9 +326,7 @@ def _write_if_new(path: Path, text: str) -> None:
         write_atomic(path, text)
 
 
-def _record_surroundings(
-    path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]
-) -> None:
+def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]) -> None:
     """Write run.json once; a command that goes on in other surroundings adds them under `continued`."""
     now = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

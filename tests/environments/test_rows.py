@@ -136,7 +136,9 @@ BAD_ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "reason", "problem"), BAD_ROWS, ids=[f"{r}{i}" for i, (_, r, _) in enumerate(BAD_ROWS)])
+@pytest.mark.parametrize(
+    ("line", "reason", "problem"), BAD_ROWS, ids=[f"{r}{i}" for i, (_, r, _) in enumerate(BAD_ROWS)]
+)
 def test_a_bad_row_is_refused_or_skipped_as_the_configuration_says(tmp_path, caplog, line, reason, problem):
     path = tmp_path / "x.jsonl"
     write(path, {"id": "good", "text": "t"}, line, {"id": "fine", "text": "u"})

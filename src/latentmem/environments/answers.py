@@ -84,7 +84,7 @@ def last_number(text: str) -> str | None:
 
 
 def stated_number(response: str) -> str | None:
-    r"""The last number in the most explicit mark that holds one: tags, else `\boxed{...}`, else `answer is`, else anywhere.
+    r"""The last number of the most explicit mark that holds one: tags, `\boxed{...}`, `answer is`, else of all.
 
     Tags bind: without a number in them there is none.
 

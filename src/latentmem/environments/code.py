@@ -34,9 +34,7 @@ _DEFINITION = re.compile(r"^(?:async def|def|class)\s", re.MULTILINE)
 Schema = Literal["humaneval", "mbpp", "kodcode", "bigcodebench"]
 
 _ONE_BLOCK = "Give the whole code, imports included, in one block that begins with ```python and ends with ```."
-INSTRUCTIONS = (
-    f"Solve the problem in Python, with the names it asks for and the standard library only. {_ONE_BLOCK}"
-)
+INSTRUCTIONS = f"Solve the problem in Python, with the names it asks for and the standard library only. {_ONE_BLOCK}"
 WITH_LIBRARIES = f"Solve the problem in Python, with the names and the libraries it asks for. {_ONE_BLOCK}"
 """For BigCodeBench, whose problems name libraries."""
 
@@ -220,12 +218,13 @@ class CodeDomain:
         self._train = train
         self._test = test
         self._sandbox = Sandbox(sandbox)
-        self._task: Callable[[Row], Task] = {
+        makers: dict[str, Callable[[Row], Task]] = {
             "humaneval": _humaneval,
             "mbpp": _mbpp,
             "kodcode": _kodcode,
             "bigcodebench": partial(_bigcodebench, wording=f"{prompt}_prompt"),
-        }[schema]
+        }
+        self._task = makers[schema]
 
     def tasks(self, split: Split) -> list[Task]:
         """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.

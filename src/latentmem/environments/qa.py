@@ -87,8 +87,9 @@ def verdict(response: str) -> str | None:
     """`yes` or `no`, or None: what the first of these that says one begins with.
 
     The last `<answer>...</answer>`, which binds; the `answer is ...` and `Answer: ...`, the last one first; the last
-    line; the first line. A `so`, `thus`, `hence` or `therefore` may stand before it. True is yes, false is no. After no,
-    true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or, and, no.
+    line; the first line. A `so`, `thus`, `hence` or `therefore` may stand before it. True is yes, false is no. After
+    no, true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or,
+    and, no.
 
     >>> verdict("Yes, since ducks float."), verdict("They float. So the answer is no."), verdict("yes or no")
     ('yes', 'no', None)
@@ -177,9 +178,7 @@ class QADomain:
         DataError: when tasks are asked for and a row cannot be used.
     """
 
-    def __init__(
-        self, *, schema: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"], train: Rows, test: Rows
-    ) -> None:
+    def __init__(self, *, schema: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"], train: Rows, test: Rows) -> None:
         self.name: str = schema
         self._train = train
         self._test = test

@@ -118,7 +118,7 @@ def split_tasks(train: Rows, test: Rows, make: Callable[[Row], Task]) -> Splits:
     """The tasks of both splits; tasks of train that share id or text with one of test are left out and counted.
 
     Raises:
-        BadRowError: a row that cannot be used, where `on_bad_row` is error: `make` refuses it, or its id occurred before.
+        BadRowError: a row that `make` refuses, or whose id occurred before, where `on_bad_row` is error.
         DataError: no such rows, none that can be used, or no train task is left.
     """
     train_tasks, train_skipped = read_tasks(train, make)
@@ -177,7 +177,8 @@ def _task(row: "Row | BadRowError", make: Callable[[Row], Task], places: dict[st
     task = make(row)
     if task.id in places:
         raise BadRowError(
-            "duplicate id", f"{row.where}: id {str(task.id)[:80]!r} stands already at {places[task.id]}; ids must differ"
+            "duplicate id",
+            f"{row.where}: id {str(task.id)[:80]!r} stands already at {places[task.id]}; ids must differ",
         )
     places[task.id] = row.where
     return task

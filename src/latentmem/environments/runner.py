@@ -295,11 +295,13 @@ def guard(pytest: types.ModuleType) -> Check:
     """What raises `Tampered` once a name of the judges, as they are now, means something else or is other code."""
     modules = [builtins, json, json.encoder, unittest, unittest.case, unittest.loader, unittest.result, unittest.suite]
     modules += [pytest, sys.modules[__name__]]
-    classes = [unittest.TestCase, unittest.TestSuite, unittest.TestResult, unittest.TestLoader, json.JSONEncoder]
-    classes += [value for value in globals().values() if isinstance(value, type) and value.__module__ == __name__]
-    before = [
+    owners: list[Any] = [*modules]
+    for module in modules:
+        classes = (value for value in vars(module).values() if isinstance(value, type))
+        owners += [value for value in classes if value.__module__ == module.__name__ != "builtins"]
+    before: list[tuple[Any, str, Any, Any]] = [
         (owner, name, value, value.__code__ if isinstance(value, types.FunctionType) else None)
-        for owner in (*modules, *classes)
+        for owner in owners
         for name, value in vars(owner).items()
         if not name.startswith("__") or callable(value)
     ]
@@ -322,8 +324,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     request: `module`, text executed with the solution's names in reach; `calls`, statements that are one test each,
     or null for the tests that the module defines; `names`, functions that are the solution's even where the module
     defines them again; `appended`, whether the text is executed as the end of the solution's own module instead, as
-    BigCodeBench does, so that what it imports and patches is imported and patched there. Returns num_tests, num_passed, and of the first failure its cause
-    (solution_error, test_error, no_tests, assertion, memory, exception, unsupported_test, tampering) and detail.
+    BigCodeBench does, so that what it imports and patches is imported and patched there. Returns num_tests,
+    num_passed, and of the first failure its cause (solution_error, tampering, test_error, no_tests, assertion, memory,
+    exception, unsupported_test) and detail.
     """
     verdict: dict[str, Any] = {"num_tests": None, "num_passed": 0, "cause": None, "detail": ""}
 
@@ -342,14 +345,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         return blame("tampering", error)
     except BaseException as error:  # whatever the solution raises, SystemExit included, is its failure
         return blame("solution_error", error)
+    names: dict[str, Any]
     if request["appended"]:
         names = vars(solution)
-        for name, value in (("sys", sys), ("os", os), ("environ", os.environ)):  # BigCodeBench gives them to all code
-            names.setdefault(name, value)
+        names.update({"sys": sys, "os": os, "environ": os.environ} | names)  # BigCodeBench gives them to all code
     else:
         names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
         names["__name__"] = "test_solution"
-    own = {id(value) for value in names.values()}
+    before = dict(names)
     asked = {name: names.get(name) for name in request["names"]}
     try:
         exec(compile(request["module"], "tests", "exec"), names)  # noqa: S102  # the purpose of this program
@@ -358,7 +361,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             if getattr(names.get(name), "__globals__", None) is names and not getattr(names[name], "fixture", False):
                 names[name] = value
         if request["calls"] is None:
-            tests = collect({name: value for name, value in names.items() if id(value) not in own}, names, unchanged)
+            new = {name: value for name, value in names.items() if before.get(name) is not value}
+            tests = collect(new, names, unchanged)
         else:
             codes = [compile(call, "tests", "exec") for call in request["calls"]]
             tests = [lambda code=code: exec(code, names) for code in codes]  # type: ignore[misc]  # noqa: S102

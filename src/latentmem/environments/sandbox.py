@@ -31,8 +31,10 @@ MAX_JSON_DEPTH = 64
 
 _log = logging.getLogger(__name__)
 
-_READABLE = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
-_READABLE += ("/etc/localtime", "/etc/mime.types")
+_READABLE = (
+    *("/usr", "/bin", "/lib", "/lib32", "/lib64"),
+    *("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/mime.types"),
+)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 _START_LAUNCHER = "import sys; sys.path.append(sys.argv[1]); import sandbox_launcher; sandbox_launcher.main()"

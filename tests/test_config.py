@@ -135,6 +135,28 @@ def test_packaged_configurations_are_valid_and_survive_being_written_out(name, t
     assert load_config(str(tmp_path / "resolved.yaml")) == config
 
 
+BENCHMARKS = ("bigcodebench", "gsm8k", "humaneval", "kodcode", "mbpp", "popqa", "strategyqa", "triviaqa")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_packaged_benchmarks_cut_train_and_test_from_the_hub_without_overlap(name):
+    data = load_config(name).data
+    assert data.schema_ == name
+    train, test = data.train, data.test
+    if (train.hub, train.name, train.split) == (test.hub, test.name, test.split):
+        assert train.skip + train.limit <= test.skip
+    assert data.train.on_bad_row == data.test.on_bad_row == "error"
+
+
+def test_the_original_sizes_are_the_packaged_ones():
+    # From KANABOON1/LatentMem @ efbbdeb, data/{kodcode,triviaqa,popqa}/builder.py; validation counts as train here.
+    sizes = {}
+    for name in ("kodcode", "popqa", "triviaqa"):
+        config = load_config(name)
+        sizes[name] = (config.data.train.limit, config.lmpo.eval_tasks, config.data.test.skip)
+    assert sizes == {"kodcode": (7000 + 1000, 1000, 8000), "popqa": (7000, 1000, 7000), "triviaqa": (5000, 1000, 1000)}
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.text(min_size=1), st.floats(min_value=1e-300, max_value=1e300), st.text())
 def test_any_text_and_number_survives_being_written_out(run, rate, value):

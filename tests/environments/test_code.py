@@ -97,6 +97,9 @@ def fenced(text):
         ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2\n"),
         ("```\ndef f(): pass\n```\n```python\nx = 1\n```", "x = 1\n"),
         ("```\nx = 1\n```\n```\nlonger = 1\n```", "longer = 1\n"),
+        ("```\n\n```python\ndef f(): pass\n```", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```python\nx = 1\n```", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```.\nUse it.\n```\nf()\n```", "def f(): pass\n"),
         ("```Python\ndef f(): pass", "def f(): pass"),
         ("<answer>def f(): pass</answer>", "def f(): pass"),
         ("def f():\n    return 1", "def f():\n    return 1"),
@@ -238,6 +241,8 @@ HOSTILE = [
     ("import json\nreal = json.dumps\njson.dumps = lambda v: real({**v, 'cause': None})\ndef task_func(x): pass",
      "tampering"),
     ("import builtins\nbuiltins.abs = lambda x: x\ndef task_func(x): pass", "tampering"),
+    ("import unittest\ndef task_func(x):\n    if x == 2:\n        return '4'\n    raise unittest.SkipTest",
+     "exception"),
     ("import atexit, sys\natexit.register(print, 'passed')\ndef task_func(x):\n    sys.stdout.close()", "assertion"),
 ]  # fmt: skip
 
@@ -246,6 +251,18 @@ HOSTILE = [
 def test_no_wrong_or_hostile_bigcodebench_solution_passes_and_each_has_its_cause(tmp_path, code, cause):
     outcome = play(tmp_path, "bigcodebench", bigcodebench(), fenced(code))
     assert (outcome.reward, outcome.info["cause"]) == (0.0, cause), outcome.info
+
+
+def test_a_solution_cannot_skip_a_test_but_a_test_can(tmp_path):
+    test = (
+        "import pytest\ndef test_one():\n    assert twice(1) == 2\n"
+        "def test_two():\n    assert twice(2) == 4\ndef test_three():\n    pytest.skip('never')"
+    )
+    right = play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return 2 * x"))
+    assert (right.reward, right.info["num_tests"], right.info["num_tests_passed"]) == (1.0, 2, 2)
+    skipping = "import pytest\ndef twice(x):\n    if x == 1:\n        return 2\n    pytest.skip('hard')"
+    outcome = play(tmp_path, "kodcode", kodcode(test), fenced(skipping))
+    assert (outcome.reward, outcome.info["num_tests"], outcome.info["cause"]) == (0.0, 2, "exception")
 
 
 def test_a_stand_in_for_pytest_that_the_solution_patched_is_noticed(tmp_path):

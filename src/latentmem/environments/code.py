@@ -28,7 +28,10 @@ from latentmem.environments.sandbox import Sandbox, SandboxResult
 from latentmem.errors import BadRowError, SandboxError
 from latentmem.trajectory import Task
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+# A fence that names a language opens a block, even where another is open: SmolLM2 writes an empty fence before it.
+_FENCED = re.compile(
+    r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```(?![ \t]*\w)|(?=^[ \t]*```[ \t]*\w)|\Z)", re.MULTILINE | re.DOTALL
+)
 _DEFINITION = re.compile(r"^(?:async def|def|class)\s", re.MULTILINE)
 
 Schema = Literal["humaneval", "mbpp", "kodcode", "bigcodebench"]

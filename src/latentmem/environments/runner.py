@@ -218,8 +218,9 @@ class _Errors(unittest.TestResult):
     addFailure = addError  # noqa: N815
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
-        """A test, or the class, asked not to be run."""
-        self.raised.setdefault(getattr(test, "_testMethodName", None), Skipped(reason))
+        """A test, or the class, asked not to be run; by raising, or by a decorator."""
+        error = sys.exc_info()[1] or Skipped(reason)
+        self.raised.setdefault(getattr(test, "_testMethodName", None), error)
 
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
         """As in BigCodeBench's own evaluation, that is no failure."""
@@ -318,6 +319,16 @@ def guard(pytest: types.ModuleType) -> Check:
     return unchanged
 
 
+def _passed_through_solution(error: BaseException) -> bool:
+    """Whether the solution raised it: a test may ask not to be run, a solution may not."""
+    trace = error.__traceback__
+    while trace is not None:
+        if os.path.basename(trace.tb_frame.f_code.co_filename) == "solution.py":
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Import the solution and run the tests on it.
 
@@ -373,8 +384,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         try:
             test()
             unchanged()
-        except (Skipped, unittest.SkipTest):
-            verdict["num_tests"] -= 1
+        except (Skipped, unittest.SkipTest) as error:
+            if _passed_through_solution(error):
+                blame("exception", error)
+            else:
+                verdict["num_tests"] -= 1
         except AssertionError as error:
             blame("assertion", error)
         except MemoryError as error:

@@ -100,12 +100,31 @@ def test_mistakes_in_the_configuration(fails, folder):
         (json.dumps(row(1)) + "\n[1]\n", "train.jsonl:2: expected a JSON object, found a list"),
         (json.dumps({"id": 1, "quesion": "?"}) + "\n", "train.jsonl:1: no field"),
         (json.dumps(row(1) | {"question": " "}) + "\n", "train.jsonl:1: field 'question' is blank; expected text"),
-        ("", "train.jsonl: holds no row; expected at least one"),
+        (json.dumps(row(1)) + "\n" + json.dumps(row(1, "Other?")) + "\n", "train.jsonl:2: id '1' stands already at"),
+        (json.dumps(row(1, "x" * 1_000_000)) + "\n", "train.jsonl:1: field 'question' has 1,000,000 characters"),
+        ("", "train.jsonl: expected at least one row, found none"),
     ],
 )
 def test_mistakes_in_the_data_name_file_and_line(fails, folder, content, message):
     (folder / "train.jsonl").write_text(content)
     assert fails("collect", folder / "c.yaml").startswith(f"{folder}/{message}")
+
+
+def test_bad_rows_are_skipped_where_the_configuration_says_so_and_counted_where_people_look(folder, prints, caplog):
+    with (folder / "train.jsonl").open("a") as file:
+        file.write("{\n" + json.dumps(row(7) | {"question": None}) + "\n" + json.dumps(row(0)) + "\n{\n")
+    with caplog.at_level("WARNING"):
+        prints("collect", folder / "c.yaml", "data.train.on_bad_row=skip")
+    (warning,) = [message for message in caplog.messages if "skipped" in message]
+    assert warning.startswith(
+        f"{folder}/train.jsonl: 4 of 10 rows skipped: 2 not JSON (first: {folder}/train.jsonl:7: "
+    )
+    for line, reason in ((8, "null"), (9, "duplicate id")):
+        assert f"1 {reason} (first: {folder}/train.jsonl:{line}: " in warning
+    skipped = json.loads((folder / "run" / "run.json").read_text())["skipped_rows"]
+    assert skipped == {"train": {"not JSON": 2, "null": 1, "duplicate id": 1}, "test": {}}
+    with ExperienceBank(folder / "run" / "bank.sqlite") as bank:
+        assert len(bank) == 6
 
 
 def test_mistakes_in_names(fails, folder):

@@ -60,8 +60,8 @@ MISTAKES = [
     ("", ["data.families.0.nmae=x"], "unknown key 'data.families.0.nmae'; did you mean 'name'?"),
     ("rnu: r\n" + DATA, [], "unknown key 'rnu'; did you mean 'run'?"),
     (ROWS, ["data.train={pth: a}"], "unknown key 'data.train.pth'; did you mean 'path'?"),
-    (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa' or 'triviaqa'"),
-    (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub"),
+    (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
+    (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub; a section given whole replaces it"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
     ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),
     ("", ["data.families=[]"], "data.families is [] (list); expected at least one entry"),
@@ -133,6 +133,28 @@ def test_packaged_configurations_are_valid_and_survive_being_written_out(name, t
     config = load_config(name)
     (tmp_path / "resolved.yaml").write_text(dump_config(config))
     assert load_config(str(tmp_path / "resolved.yaml")) == config
+
+
+BENCHMARKS = ("bigcodebench", "gsm8k", "humaneval", "kodcode", "mbpp", "popqa", "strategyqa", "triviaqa")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_packaged_benchmarks_cut_train_and_test_from_the_hub_without_overlap(name):
+    data = load_config(name).data
+    assert data.schema_ == name
+    train, test = data.train, data.test
+    if (train.hub, train.name, train.split) == (test.hub, test.name, test.split):
+        assert train.skip + train.limit <= test.skip
+    assert data.train.on_bad_row == data.test.on_bad_row == "error"
+
+
+def test_the_original_sizes_are_the_packaged_ones():
+    # From KANABOON1/LatentMem @ efbbdeb, data/{kodcode,triviaqa,popqa}/builder.py; validation counts as train here.
+    sizes = {}
+    for name in ("kodcode", "popqa", "triviaqa"):
+        config = load_config(name)
+        sizes[name] = (config.data.train.limit, config.lmpo.eval_tasks, config.data.test.skip)
+    assert sizes == {"kodcode": (7000 + 1000, 1000, 8000), "popqa": (7000, 1000, 7000), "triviaqa": (5000, 1000, 1000)}
 
 
 @settings(deadline=None, max_examples=30)

@@ -503,6 +503,30 @@ def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     assert capfd.readouterr().out.count("\n") == 1
 
 
+# Packaged benchmarks
+
+
+@pytest.mark.parametrize(
+    "name", ["bigcodebench", "gsm8k", "humaneval", "kodcode", "mbpp", "popqa", "strategyqa", "triviaqa"]
+)
+def test_a_packaged_benchmark_takes_real_rows_from_files(shared_dir, name):
+    overrides = [f"data.{split}={{path: {shared_dir}/data/{name}/{split}.jsonl}}" for split in ("train", "test")]
+    if name in ("bigcodebench", "humaneval", "kodcode", "mbpp"):
+        overrides.append("data.sandbox.level=none")
+    config = load_config(name, overrides)
+    domain = recipes.DOMAINS[type(config.data)](config.data)
+    for split in ("train", "test"):
+        path = Path(shared_dir, "data", name, f"{split}.jsonl")
+        assert len(domain.tasks(split)) == path.read_bytes().strip().count(b"\n") + 1
+        assert domain.skipped(split) == {}
+        outcome = domain.start(domain.tasks(split)[0]).step("I cannot tell.")
+        assert (outcome.reward, outcome.done, outcome.info["extracted"] or "I cannot tell") == (
+            0.0,
+            True,
+            "I cannot tell",
+        )
+
+
 # Mistakes that only a recipe can see
 
 

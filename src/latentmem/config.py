@@ -115,22 +115,28 @@ class Rows(Section):
     """Leave out the first so many rows; with `limit` it cuts train and test from one split."""
     limit: PositiveInt | None = None
     """Use so many rows."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be used (no JSON object in UTF-8, a field missing, null, of the wrong type, blank or of more
+    than 200,000 characters, no accepted answer, an id that occurred before): `error` ends the command and names the
+    row; `skip` leaves it out, counts it by reason in a warning and in run.json, and names each with `-v`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("needs exactly one of path and hub")
+            raise ValueError(
+                "needs exactly one of path and hub; a section given whole replaces it, as {path: rows.jsonl}"
+            )
         if self.hub is not None and self.split is None:
             raise ValueError("names a hub data set, which needs its split")
         return self
 
 
 class QASection(Section):
-    """Question answering, closed book."""
+    """Questions with short answers, closed book."""
 
     kind: Literal["qa"]
     """Chooses this kind of data."""
-    schema_: Literal["popqa", "triviaqa"] = Field(alias="schema")
+    schema_: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"] = Field(alias="schema")
     """Field names of the rows."""
     train: Rows
     """Rows to learn from."""
@@ -160,8 +166,10 @@ class CodeSection(Section):
 
     kind: Literal["code"]
     """Chooses this kind of data."""
-    schema_: Literal["humaneval", "mbpp", "kodcode"] = Field(alias="schema")
+    schema_: Literal["humaneval", "mbpp", "kodcode", "bigcodebench"] = Field(alias="schema")
     """Field names of the rows."""
+    prompt: Literal["instruct", "complete"] = "instruct"
+    """Of BigCodeBench only: a task in words, or a function to complete, with its docstring."""
     train: Rows
     """Rows to learn from."""
     test: Rows

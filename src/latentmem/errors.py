@@ -3,6 +3,7 @@
     LatentMemError            one line for the user; the command line prints it and exits with status 2
     |-- ConfigError           a configuration file, a key, a value, an option
     |-- DataError             a task row, a data file, a bank record
+    |   `-- BadRowError       one row of a data set; the configuration may say to skip such rows
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
     |-- CheckpointError       saved weights that do not fit what they are loaded into
@@ -27,6 +28,14 @@ class ConfigError(LatentMemError):
 
 class DataError(LatentMemError):
     """A task row, a data file or a bank record cannot be read as what it should be."""
+
+
+class BadRowError(DataError):
+    """One row of a data set cannot be used; `reason` is the kind of mistake, by which skipped rows are counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class BankError(LatentMemError):

@@ -53,7 +53,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         families=s.families, train_size=s.train_size, test_size=s.test_size, seed=s.seed
     ),
     QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test),
-    CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox),
+    CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox, prompt=s.prompt),
 }
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sampling")
 """Sections that matter to every phase."""
@@ -358,14 +358,16 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
         check_launcher()
         parts = parts or _Parts(config)
         check_online(phase == "evaluate" and config.evaluate.online, processes)
-        with _open_run(config, phase) if processes.is_first else nullcontext() as run:
+        with _open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
             processes.wait()  # what was found there is found by all
             yield processes, parts, run
 
 
-def _open_run(config: Config, phase: str) -> Run:
+def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     values = config.model_dump(mode="json", by_alias=True)
-    return Run.open(Path(config.run), dump_config(config), phase, {key: values[key] for key in (*_SETUP, phase)})
+    sections = {key: values[key] for key in (*_SETUP, phase)}
+    skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
+    return Run.open(Path(config.run), dump_config(config), phase, sections, skipped)
 
 
 def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:

@@ -1,7 +1,7 @@
 """A run is one folder that survives a kill at any moment: whole files are replaced, lines are appended and synced.
 
     RUN/  config.yaml   the resolved configuration of the last command
-          run.json      versions, platform, commit, seed and time of its start
+          run.json      versions, platform, commit, skipped rows, seed and time of its start
           metrics.jsonl one line per step of any phase
           results.json, bank.sqlite, report/
           collect/ sft/ lmpo/ evaluate/   each with the config.yaml it was started with, state.json, checkpoints
@@ -63,7 +63,14 @@ class Run:
         self._metrics_path = folder / "metrics.jsonl"
 
     @classmethod
-    def open(cls, folder: Path | str, config_yaml: str, phase: str, phase_config: Mapping[str, Any]) -> Self:
+    def open(
+        cls,
+        folder: Path | str,
+        config_yaml: str,
+        phase: str,
+        phase_config: Mapping[str, Any],
+        skipped_rows: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> Self:
         """Create the run, or go on with it.
 
         Args:
@@ -72,6 +79,7 @@ class Run:
             phase: one of `PHASES`.
             phase_config: the sections that matter to this phase, as plain JSON values. A phase goes on only with the
                 sections it was started with.
+            skipped_rows: for each split with rows that could not be used, how many for which reason.
 
         Raises:
             RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
@@ -89,7 +97,8 @@ class Run:
         try:
             _hold_to_start(folder / phase / "config.yaml", phase_config)
             _write_if_new(folder / "config.yaml", config_yaml)
-            _record_surroundings(folder / "run.json", phase, (yaml.safe_load(config_yaml) or {}).get("seed"))
+            seed = (yaml.safe_load(config_yaml) or {}).get("seed")
+            _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
             run = cls(folder, phase, lock)
             run._keep_lines(lambda _: True)
         except BaseException:
@@ -317,13 +326,14 @@ def _write_if_new(path: Path, text: str) -> None:
         write_atomic(path, text)
 
 
-def _record_surroundings(path: Path, phase: str, seed: Any) -> None:
+def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]) -> None:
     """Write run.json once; a command that goes on in other surroundings adds them under `continued`."""
     now = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "num_cpus": os.cpu_count(),
         "git_commit": _git_commit(),
+        "skipped_rows": {split: dict(reasons) for split, reasons in skipped_rows.items()},
     }
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if not path.exists():

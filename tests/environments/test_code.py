@@ -1,7 +1,8 @@
 """Programming tasks: which code is taken from a response, and that only passing all tests is success."""
 
+import ast
 import json
-from pathlib import Path
+import sys
 
 import pytest
 
@@ -12,8 +13,12 @@ from latentmem.environments.sandbox import SandboxResult
 from latentmem.errors import DataError, SandboxError
 from latentmem.trajectory import Task
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-GOLD = {"humaneval": "canonical_solution", "mbpp": "code", "kodcode": "solution"}
+GOLD = {
+    "humaneval": "canonical_solution",
+    "mbpp": "code",
+    "kodcode": "solution",
+    "bigcodebench": "canonical_solution",
+}
 # None of these is given a real confinement: the sandbox has its own tests, and this code is ours.
 UNCONFINED = SandboxSection(level="none", timeout_seconds=20.0)
 
@@ -36,19 +41,42 @@ def kodcode(test, question_id="own_1", declarations=("def twice(x):",)):
     return {"question_id": question_id, "question": "Double it.", "test": test, "test_info": info}
 
 
-def domain(tmp_path, schema, rows, sandbox=UNCONFINED):
+def bigcodebench(task_id="BigCodeBench/own", wish="Twice x, as text."):
+    begin = "import json\nSIGN = 1\n\ndef task_func(x):\n"
+    test = (
+        "import unittest\nclass TestCases(unittest.TestCase):\n"
+        "    def test_two(self):\n        self.assertEqual(task_func(2), '4')\n"
+        "    def test_three(self):\n        self.assertEqual(task_func(3), '6')\n"
+    )
+    return {
+        "task_id": task_id,
+        "complete_prompt": f'{begin}    """{wish}"""\n',
+        "instruct_prompt": f"{wish}\nYou should write self-contained code starting with:\n```\n{begin}```",
+        "code_prompt": begin,
+        "test": test,
+        "entry_point": "task_func",
+        "libs": "['json']",
+    }
+
+
+def domain(tmp_path, schema, rows, sandbox=UNCONFINED, **options):
     paths = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
     other = {
         "humaneval": humaneval("Own/test"),
         "mbpp": mbpp(99) | {"text": "Other."},
         "kodcode": kodcode("def test_it(): pass", "other") | {"question": "Other."},
+        "bigcodebench": bigcodebench("BigCodeBench/other", "Thrice x."),
     }[schema]
     if schema == "humaneval":
         other["prompt"] = other["prompt"].replace("fourth", "quarter")
     for split, values in (("train", rows), ("test", [other])):
         paths[split].write_text("".join(json.dumps(value) + "\n" for value in values))
     return CodeDomain(
-        schema=schema, train=Rows(path=str(paths["train"])), test=Rows(path=str(paths["test"])), sandbox=sandbox
+        schema=schema,
+        train=Rows(path=str(paths["train"])),
+        test=Rows(path=str(paths["test"])),
+        sandbox=sandbox,
+        **options,
     )
 
 
@@ -69,6 +97,9 @@ def fenced(text):
         ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2\n"),
         ("```\ndef f(): pass\n```\n```python\nx = 1\n```", "x = 1\n"),
         ("```\nx = 1\n```\n```\nlonger = 1\n```", "longer = 1\n"),
+        ("```\n\n```python\ndef f(): pass\n```", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```python\nx = 1\n```", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```.\nUse it.\n```\nf()\n```", "def f(): pass\n"),
         ("```Python\ndef f(): pass", "def f(): pass"),
         ("<answer>def f(): pass</answer>", "def f(): pass"),
         ("def f():\n    return 1", "def f():\n    return 1"),
@@ -151,6 +182,100 @@ def test_a_kodcode_test_that_brings_its_own_copy_still_tests_the_solution(tmp_pa
     assert play(tmp_path, "kodcode", kodcode(test), fenced("def thrice(x):\n    return 3 * x")).reward == 0.0
 
 
+def test_kodcode_problems_without_declarations_ask_for_the_names_that_the_tests_import(tmp_path):
+    test = "from solution import Stack, flip\ndef test_it():\n    assert flip(Stack().push(1)) == [1]"
+    for infos in ([], None):
+        row = kodcode(test) | {"test_info": infos}
+        (task,) = domain(tmp_path, "kodcode", [row]).tasks("train")
+        assert task.text.endswith("The code must define:\nStack\nflip")
+    flip = "def flip(items):\n    return items[::-1]"
+    stack = "class Stack:\n    def push(self, x):\n        return [x]"
+    rambling = f"First a helper:\n```python\nx = 1\n```\nThen all of it.\n```python\n{stack}\n\n{flip}\n```\nIt works."
+    assert play(tmp_path, "kodcode", row, rambling).reward == 1.0
+    assert play(tmp_path, "kodcode", row, fenced(flip)).info["cause"] == "test_error"
+
+
+def test_bigcodebench_asks_in_words_or_with_a_function_to_complete(tmp_path):
+    row = bigcodebench()
+    for options, field in (({}, "instruct_prompt"), ({"prompt": "complete"}, "complete_prompt")):
+        made = domain(tmp_path, "bigcodebench", [row], **options)
+        (task,) = made.tasks("train")
+        assert task.text == row[field].strip()
+        environment = made.start(task)
+        assert "libraries it asks for" in environment.instructions
+        for code in (
+            "    return json.dumps(SIGN * 2 * x)",
+            "def task_func(x):\n    return json.dumps(2 * x)",
+            "def helper(x):\n    return str(2 * x)\n\ndef task_func(x):\n    return helper(x)",
+        ):
+            assert environment.step(f"Like this:\n{fenced(code)}").info["num_tests_passed"] == 2, code
+    half = environment.step(fenced("def task_func(x):\n    return '4'"))
+    assert (half.reward, half.info["num_tests"], half.info["num_tests_passed"], half.info["cause"]) == (
+        0.0, 2, 1, "assertion"
+    )  # fmt: skip
+
+
+HOSTILE = [
+    # code that does not do what was asked, and the cause that is found
+    ("def task_func(x):\n    return None", "assertion"),
+    ("def task_func(x):\n    raise ValueError('no')", "exception"),
+    ("def task_func(x):\n    pass", "assertion"),
+    ("print('OK')\nprint('2 passed')\nimport sys\nsys.exit(0)\ndef task_func(x): pass", "solution_error"),
+    ("import sys\ndef task_func(x):\n    print('Ran 2 tests OK')\n    sys.exit(0)", "exception"),
+    ("import os\ndef task_func(x):\n    os._exit(0)", "early_exit"),
+    ("import unittest\ndef task_func(x): pass\nclass TestCases(unittest.TestCase):\n    def test_it(self): pass",
+     "assertion"),
+    ("import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef task_func(x): pass", "tampering"),
+    ("import unittest\nclass Easy(unittest.TestCase):\n    def assertEqual(self, *a): pass\n"
+     "unittest.TestCase = Easy\ndef task_func(x): pass", "tampering"),
+    ("import sys, types, unittest\nfake = types.ModuleType('unittest')\nvars(fake).update(vars(unittest))\n"
+     "sys.modules['unittest'] = fake\ndef task_func(x): pass", "tampering"),
+    ("import unittest\ndef easy(self, *a): pass\nunittest.TestCase.assertEqual.__code__ = easy.__code__\n"
+     "def task_func(x): pass", "tampering"),
+    ("import unittest\ndef task_func(x):\n    unittest.TestCase.assertEqual = lambda *a: None\n    return '6'",
+     "tampering"),
+    ("import unittest.suite\nunittest.suite.BaseTestSuite.run = lambda self, result: result\ndef task_func(x): pass",
+     "tampering"),
+    ("import unittest\nunittest.TestLoader.getTestCaseNames = lambda *a: []\ndef task_func(x): pass", "tampering"),
+    ("import __main__\n__main__.collect = lambda *a: [lambda: None]\ndef task_func(x): pass", "tampering"),
+    ("import json\nreal = json.dumps\njson.dumps = lambda v: real({**v, 'cause': None})\ndef task_func(x): pass",
+     "tampering"),
+    ("import builtins\nbuiltins.abs = lambda x: x\ndef task_func(x): pass", "tampering"),
+    ("import unittest\ndef task_func(x):\n    if x == 2:\n        return '4'\n    raise unittest.SkipTest",
+     "exception"),
+    ("import atexit, sys\natexit.register(print, 'passed')\ndef task_func(x):\n    sys.stdout.close()", "assertion"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "cause"), HOSTILE, ids=[str(i) for i in range(len(HOSTILE))])
+def test_no_wrong_or_hostile_bigcodebench_solution_passes_and_each_has_its_cause(tmp_path, code, cause):
+    outcome = play(tmp_path, "bigcodebench", bigcodebench(), fenced(code))
+    assert (outcome.reward, outcome.info["cause"]) == (0.0, cause), outcome.info
+
+
+def test_a_solution_cannot_skip_a_test_but_a_test_can(tmp_path):
+    test = (
+        "import pytest\ndef test_one():\n    assert twice(1) == 2\n"
+        "def test_two():\n    assert twice(2) == 4\ndef test_three():\n    pytest.skip('never')"
+    )
+    right = play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return 2 * x"))
+    assert (right.reward, right.info["num_tests"], right.info["num_tests_passed"]) == (1.0, 2, 2)
+    skipping = "import pytest\ndef twice(x):\n    if x == 1:\n        return 2\n    pytest.skip('hard')"
+    outcome = play(tmp_path, "kodcode", kodcode(test), fenced(skipping))
+    assert (outcome.reward, outcome.info["num_tests"], outcome.info["cause"]) == (0.0, 2, "exception")
+
+
+def test_a_stand_in_for_pytest_that_the_solution_patched_is_noticed(tmp_path):
+    test = "import pytest\ndef test_it():\n    with pytest.raises(ValueError):\n        twice('x')"
+    for patch in (
+        "import contextlib, pytest\npytest.raises = lambda *a, **k: contextlib.nullcontext()",
+        "import pytest\ntype(pytest.raises(ValueError)).__exit__ = lambda *a: True",
+        "import sys, types\nsys.modules['pytest'] = types.ModuleType('pytest')",
+    ):
+        outcome = play(tmp_path, "kodcode", kodcode(test), fenced(f"{patch}\ndef twice(x):\n    return 2 * x"))
+        assert (outcome.reward, outcome.info["cause"]) == (0.0, "tampering"), patch
+
+
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
@@ -222,9 +347,16 @@ def test_verdicts_without_the_nonce_or_from_other_endings_are_failures():
     ("schema", "row", "problem"),
     [
         ("mbpp", mbpp(tests=()), "train.jsonl:1: field 'test_list' is empty"),
-        ("humaneval", humaneval() | {"entry_point": "third"}, "train.jsonl:1: the prompt defines no function 'third'"),
+        ("humaneval", humaneval() | {"entry_point": "third"}, "train.jsonl:1: prompt defines no function 'third'"),
         ("kodcode", kodcode("t") | {"test_info": ["x"]}, "train.jsonl:1: test_info entry 0 is a string"),
         ("kodcode", {"question_id": "1"}, "train.jsonl:1: no field 'test'"),
+        ("kodcode", kodcode("t") | {"test_info": "x"}, "train.jsonl:1: field 'test_info' is a string; expected a list"),
+        ("mbpp", mbpp() | {"task_id": "1"}, "train.jsonl:1: field 'task_id' is a string; expected an integer"),
+        ("mbpp", mbpp(tests=(None,)), "train.jsonl:1: field 'test_list': entry 0 is null"),
+        ("bigcodebench", bigcodebench() | {"test": " "}, "train.jsonl:1: field 'test' is blank"),
+        ("bigcodebench", bigcodebench() | {"entry_point": None}, "train.jsonl:1: field 'entry_point' is null"),
+        ("bigcodebench", bigcodebench() | {"entry_point": "f"}, "complete_prompt defines no function 'f'"),
+        ("bigcodebench", bigcodebench() | {"instruct_prompt": 3}, "field 'instruct_prompt' is an integer"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tmp_path, schema, row, problem):
@@ -238,49 +370,70 @@ def test_a_task_of_another_domain_cannot_be_started(tmp_path):
         domain(tmp_path, "mbpp", [mbpp()]).start(Task(id="x", domain="mbpp", text="t"))
 
 
-def play_real_rows(schema, limit=None, only_importing=None):
-    folder = SHARED / schema
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent")
+# Of BigCodeBench's rows that need only the standard library, those whose own solution fails; docs/environments.md.
+BIGCODEBENCH_FAILS = {
+    "BigCodeBench/147",  # opens a socket
+    "BigCodeBench/176",  # asks a name server
+    "BigCodeBench/201",  # its tests sort a read-only array of pandas 3
+    "BigCodeBench/785",  # writes /tmp/archive
+    "BigCodeBench/812",  # reads what it may not; only root's own interpreter in a private folder lets it
+    "BigCodeBench/1028",  # runs top, which needs /proc
+    "BigCodeBench/1038",  # opens a socket
+}
+
+
+def play_real_rows(shared_dir, schema, limit=None):
+    folder = shared_dir / "data" / schema
     files = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
     made = CodeDomain(
         schema=schema,
         train=Rows(path=str(files["train"]), limit=limit),
         test=Rows(path=str(files["test"]), limit=limit),
-        sandbox=SandboxSection(level="auto", timeout_seconds=20.0),
+        sandbox=SandboxSection(
+            level="auto", timeout_seconds=240.0 if schema == "bigcodebench" else 20.0, max_memory_mb=2048
+        ),
     )
     rows = {}
     for path in files.values():
         for line in path.read_bytes().strip().split(b"\n"):
             row = json.loads(line)
             rows[str(row["question_id"] if schema == "kodcode" else row["task_id"])] = row
-    failed, num_tasks = [], 0
+    failed, num_tasks = {}, 0
     for task in made.tasks("train") + made.tasks("test"):
         row = rows[task.id]
+        if not set(ast.literal_eval(row.get("libs", "[]"))) <= sys.stdlib_module_names:
+            continue
         environment = made.start(task)
         gold = environment.step(fenced(row[GOLD[schema]]))
         num_tasks += 1
         if gold.reward != 1.0:
-            failed.append((task.id, gold.info))
+            failed[task.id] = gold.info
         declarations = [info["function_declaration"] for info in row.get("test_info", [])]
         wrong = (
-            "    pass" if schema == "humaneval" else "\n".join(f"{d}\n    return None" for d in declarations) or "x = 1"
+            "    pass"
+            if "entry_point" in row
+            else "\n".join(f"{declaration}\n    return None" for declaration in declarations) or "x = 1"
         )
         assert environment.step(fenced(wrong)).reward == 0.0, task.id
     return failed, num_tasks
 
 
 @pytest.mark.parametrize("schema", sorted(GOLD))
-def test_a_sample_of_real_solutions_passes_and_returning_none_fails(schema):
-    failed, num_tasks = play_real_rows(schema, limit=3)
-    assert (failed, num_tasks) == ([], 6)
+def test_a_sample_of_real_solutions_passes_and_returning_none_fails(schema, shared_dir):
+    failed, num_tasks = play_real_rows(shared_dir, schema, limit=3)
+    assert failed == {}
+    assert num_tasks >= 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("schema", "num_tasks", "max_failed"), [("humaneval", 64, 0), ("mbpp", 300, 0), ("kodcode", 124, 2)]
+    ("schema", "num_tasks", "may_fail"),
+    [("humaneval", 64, ()), ("mbpp", 300, ()), ("kodcode", 124, ()), ("bigcodebench", 150, BIGCODEBENCH_FAILS)],
 )
-def test_real_solutions_pass_and_returning_none_fails(schema, num_tasks, max_failed):
-    failed, found = play_real_rows(schema)
+def test_real_solutions_pass_but_for_those_listed_and_returning_none_fails(schema, num_tasks, may_fail, shared_dir):
+    if schema == "bigcodebench":
+        pytest.importorskip("faker")
+        pytest.importorskip("requests_mock")
+    failed, found = play_real_rows(shared_dir, schema)
     assert found == num_tasks
-    assert len(failed) <= max_failed, json.dumps(failed)
+    assert set(failed) <= set(may_fail), json.dumps(failed)

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from latentmem.config import Rows
-from latentmem.environments.rows import Row, read_rows, split_tasks
+from latentmem.environments.rows import MAX_FIELD_CHARACTERS, Row, read_tasks, split_tasks
 from latentmem.errors import DataError
 from latentmem.trajectory import Task
 
@@ -19,24 +19,30 @@ def write(path, *lines):
 
 def complaint(rows):
     with pytest.raises(DataError) as caught:
-        read_rows(rows)
+        read(rows)
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def read(rows):
+    found = []
+    read_tasks(rows, lambda row: found.append(row) or Task(id=str(len(found)), domain="d", text="t"))
+    return found
 
 
 def make(row):
     return Task(id=row.text("id"), domain="d", text=row.text("text"))
 
 
-def rows_of(*pairs, name="f"):
-    return [Row({"id": i, "text": t}, f"{name}:{n}") for n, (i, t) in enumerate(pairs, start=1)]
+def pairs(path, *pairs):
+    return write(path, *({"id": i, "text": t} for i, t in pairs))
 
 
 def test_only_a_line_feed_ends_a_row_and_each_row_knows_its_line(tmp_path):
     strange = "one\u2028two\u0085three\x0cfour"
     line = json.dumps({"a": strange}, ensure_ascii=False).encode()
-    found = read_rows(write(tmp_path / "x.jsonl", line + b"\r", b"", {"a": "2"}, b""))
+    found = read(write(tmp_path / "x.jsonl", line + b"\r", b"", {"a": "2"}, b""))
     assert [row.values["a"] for row in found] == [strange, "2"]
     assert [row.where for row in found] == [f"{tmp_path / 'x.jsonl'}:1", f"{tmp_path / 'x.jsonl'}:3"]
 
@@ -45,9 +51,9 @@ def test_a_folder_is_read_in_the_order_of_names_up_to_the_limit(tmp_path):
     write(tmp_path / "b.jsonl", {"n": 3}, {"n": 4})
     write(tmp_path / "a.jsonl", {"n": 1}, {"n": 2})
     (tmp_path / "c.txt").write_text("no rows")
-    assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path)))] == [1, 2, 3, 4]
-    assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path), limit=3))] == [1, 2, 3]
-    assert [row.values["n"] for row in read_rows(Rows(path=str(tmp_path), skip=1, limit=2))] == [2, 3]
+    assert [row.values["n"] for row in read(Rows(path=str(tmp_path)))] == [1, 2, 3, 4]
+    assert [row.values["n"] for row in read(Rows(path=str(tmp_path), limit=3))] == [1, 2, 3]
+    assert [row.values["n"] for row in read(Rows(path=str(tmp_path), skip=1, limit=2))] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_missing_and_empty_sources_are_named_with_the_nearest_name(tmp_path):
     write(tmp_path / "train.jsonl", {"a": 1})
     assert "did you mean 'train.jsonl'?" in complaint(Rows(path=str(tmp_path / "trian.jsonl")))
     assert "does not exist either" in complaint(Rows(path=str(tmp_path / "nowhere" / "train.jsonl")))
-    assert "holds no row" in complaint(write(tmp_path / "empty.jsonl"))
+    assert "expected at least one row, found none" in complaint(write(tmp_path / "empty.jsonl"))
     (tmp_path / "folder").mkdir()
     assert "holds no .jsonl file" in complaint(Rows(path=str(tmp_path / "folder")))
 
@@ -89,24 +95,91 @@ def test_fields_are_checked_for_presence_and_type():
         assert str(caught.value).startswith(text)
 
 
-def test_train_tasks_that_occur_in_test_by_id_or_text_are_dropped_and_counted(caplog):
-    train = rows_of(("1", "one"), ("2", "two"), ("3", "three"))
-    test = rows_of(("2", "other"), ("9", "three"))
+def test_train_tasks_that_occur_in_test_by_id_or_text_are_dropped_and_counted(tmp_path, caplog):
+    train = pairs(tmp_path / "train.jsonl", ("1", "one"), ("2", "two"), ("3", "three"))
+    test = pairs(tmp_path / "test.jsonl", ("2", "other"), ("9", "three"))
     with caplog.at_level(logging.WARNING):
-        tasks = split_tasks(train, test, make)
+        tasks = split_tasks(train, test, make).tasks
     assert [task.id for task in tasks["train"]] == ["1"]
     assert [task.id for task in tasks["test"]] == ["2", "9"]
     assert "2 of 3 train tasks also occur in test" in caplog.text
 
 
-def test_equal_ids_in_one_split_are_named_by_both_rows():
-    with pytest.raises(DataError, match=r"^f:3: id '1' stands already at f:1"):
-        split_tasks(rows_of(("1", "a"), ("2", "b"), ("1", "c")), rows_of(("9", "z")), make)
+def test_equal_ids_in_one_split_are_named_by_both_rows(tmp_path):
+    rows = pairs(tmp_path / "f.jsonl", ("1", "a"), ("2", "b"), ("1", "c"))
+    with pytest.raises(DataError, match=r"/f.jsonl:3: id '1' stands already at .*/f.jsonl:1; ids must differ"):
+        read_tasks(rows, make)
 
 
-def test_a_train_split_within_test_is_an_error():
-    with pytest.raises(DataError, match="every train task also occurs in test"):
-        split_tasks(rows_of(("1", "a")), rows_of(("1", "a")), make)
+def test_a_train_split_within_test_is_an_error(tmp_path):
+    rows = pairs(tmp_path / "f.jsonl", ("1", "a"))
+    with pytest.raises(DataError, match=r"f.jsonl: every train task also occurs in test"):
+        split_tasks(rows, rows, make)
+
+
+BAD_ROWS = [
+    # the line, the reason it is counted under, how the complaint goes on after FILE:LINE
+    (b'{"id": "x", "text": null}', "null", ": field 'text' is null; expected a string"),
+    (b'{"id": "x", "text": 3}', "wrong type", ": field 'text' is an integer; expected a string"),
+    (b'{"id": "x", "text": ["a"]}', "wrong type", ": field 'text' is a list; expected a string"),
+    (b'{"id": "x"}', "missing field", ": no field 'text'; known: id"),
+    (b'{"id": "x", "text": " "}', "blank", ": field 'text' is blank; expected text"),
+    (b'{"id": "good", "text": "t"}', "duplicate id", ": id 'good' stands already at"),
+    (json.dumps({"id": "x", "text": "a" * 1_000_000}).encode(), "too long",
+     ": field 'text' has 1,000,000 characters; expected at most 200,000"),
+    (json.dumps({"id": "x" * 1_000_000, "text": "a"}).encode(), "too long", ": field 'id' has 1,000,000 characters"),
+    ('{"id": "x", "text": "caf\u00e9"}'.encode("latin-1"), "not UTF-8", ": not valid UTF-8"),
+    ('{"id": "x", "text": "caf\u00e9"}'.encode("utf-16"), "not UTF-8", ": not valid UTF-8"),
+    (b'{"id": "x", "text": "\\udfff"}', "not UTF-8", ": not valid UTF-8"),
+    (b'{"id": "x", "text": "a', "not JSON", ": not valid JSON"),
+    (b'["id", "text"]', "not an object", ": expected a JSON object, found a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "problem"), BAD_ROWS, ids=[f"{r}{i}" for i, (_, r, _) in enumerate(BAD_ROWS)]
+)
+def test_a_bad_row_is_refused_or_skipped_as_the_configuration_says(tmp_path, caplog, line, reason, problem):
+    path = tmp_path / "x.jsonl"
+    write(path, {"id": "good", "text": "t"}, line, {"id": "fine", "text": "u"})
+    with pytest.raises(DataError) as caught:
+        read_tasks(Rows(path=str(path)), make)
+    assert str(caught.value).startswith(f"{path}:2{problem}")
+    assert len(str(caught.value)) < 400
+    with caplog.at_level(logging.INFO):
+        tasks, skipped = read_tasks(Rows(path=str(path), on_bad_row="skip"), make)
+    assert [task.id for task in tasks] == ["good", "fine"]
+    assert skipped == {reason: 1}
+    each, summary = caplog.messages
+    assert each.startswith(f"skipped ({reason}): {path}:2{problem}")
+    assert summary.startswith(f"{path}: 1 of 3 rows skipped: 1 {reason} (first: {path}:2{problem}")
+
+
+def test_skipped_rows_are_counted_by_reason_in_one_warning_and_count_against_the_limit(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    write(path, b"{", {"id": "1", "text": None}, {"id": "2", "text": "t"}, {"id": "3", "text": None}, {"id": "4"})
+    with caplog.at_level(logging.WARNING):
+        tasks, skipped = read_tasks(Rows(path=str(path), skip=1, limit=3, on_bad_row="skip"), make)
+    assert [task.id for task in tasks] == ["2"]
+    assert skipped == {"null": 2}
+    assert caplog.messages == [
+        f"{path}: 2 of 3 rows skipped: 2 null (first: {path}:2: field 'text' is null; expected a string)"
+    ]
+
+
+def test_rows_of_which_none_can_be_used_are_an_error_even_where_bad_ones_are_skipped(tmp_path):
+    write(tmp_path / "x.jsonl", b"{", b"}")
+    with pytest.raises(DataError, match=r"x.jsonl: expected at least one row, found none that can be used"):
+        read_tasks(Rows(path=str(tmp_path / "x.jsonl"), on_bad_row="skip"), make)
+
+
+def test_a_field_may_be_as_long_as_the_bound_and_unused_ones_longer(tmp_path):
+    texts = {"text": "a" * MAX_FIELD_CHARACTERS, "unused": "b" * (MAX_FIELD_CHARACTERS + 1)}
+    tasks, _ = read_tasks(write(tmp_path / "x.jsonl", {"id": "1", **texts}), make)
+    assert len(tasks[0].text) == MAX_FIELD_CHARACTERS
+    row = Row({"l": ["a" * MAX_FIELD_CHARACTERS, "b"]}, "f:1")
+    with pytest.raises(DataError, match=r"f:1: field 'l' has 200,001 characters"):
+        row.strings("l")
 
 
 def test_the_hub_without_the_extra_says_what_to_install(monkeypatch):
@@ -132,8 +205,13 @@ def test_hub_rows_are_read_and_an_unreachable_hub_is_one_line(monkeypatch):
     fake.exceptions = types.SimpleNamespace(DatasetsError=DatasetsError)
     fake.load_dataset = lambda hub, name, split: [{"a": split}, {"a": hub}]
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    found = read_rows(Rows(hub="some/set", name="v1", split="test", limit=1))
+    found = read(Rows(hub="some/set", name="v1", split="test", limit=1))
     assert [(row.values, row.where) for row in found] == [({"a": "test"}, "some/set (v1), split test, row 0")]
+
+    with pytest.raises(DataError, match=r"some/set \(v1\), split test, row 1: field 'a' is a string; expected a list"):
+        read_tasks(
+            Rows(hub="some/set", name="v1", split="test", skip=1), lambda row: Task(id=row.field("a", list), domain="d")
+        )
 
     def unreachable(*_args, **_kwargs):
         raise ConnectionError("no route\nto host")

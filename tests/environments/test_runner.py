@@ -7,7 +7,7 @@ import pytest
 from latentmem.environments import runner
 
 
-def run(module, solution="def twice(x):\n    return 2 * x", calls=None):
+def run(module, solution="def twice(x):\n    return 2 * x", calls=None, appended=False):
     import sys
     import types
 
@@ -16,7 +16,7 @@ def run(module, solution="def twice(x):\n    return 2 * x", calls=None):
     saved = {name: sys.modules.get(name) for name in ("pytest", "solution")}
     sys.modules["solution"] = names
     try:
-        return runner.run({"module": textwrap.dedent(module), "names": [], "calls": calls})
+        return runner.run({"module": textwrap.dedent(module), "names": [], "calls": calls, "appended": appended})
     finally:
         for name, value in saved.items():
             sys.modules.pop(name)
@@ -129,3 +129,88 @@ def test_an_unknown_fixture_and_a_module_without_tests_are_named():
 def test_calls_are_one_test_each_with_the_solution_in_reach():
     verdict = run("LIMIT = 4", calls=["assert twice(2) == LIMIT", "assert twice(1) == LIMIT", "twice()"])
     assert (verdict["num_tests"], verdict["num_passed"], verdict["cause"]) == (3, 1, "assertion")
+
+
+def test_a_unittest_class_is_prepared_once_and_each_of_its_tests_counted():
+    verdict = run(
+        """
+        import unittest
+
+        class TestCases(unittest.TestCase):
+            prepared = 0
+
+            @classmethod
+            def setUpClass(cls):
+                cls.prepared += 1
+
+            def test_a_passes(self):
+                self.assertEqual(twice(self.prepared), 2)
+
+            def test_b_fails(self):
+                self.assertEqual(twice(1), 3)
+
+            def test_c_fails_in_part(self):
+                for x in (0, 1, 0):
+                    with self.subTest(x=x):
+                        self.assertEqual(twice(x), 0)
+
+            @unittest.skip("never")
+            def test_d_is_skipped(self):
+                raise ValueError
+
+            @unittest.expectedFailure
+            def test_e_fails_as_it_should(self):
+                self.fail()
+
+            def test_f_leaves(self):
+                raise SystemExit(0)
+        """
+    )
+    assert (verdict["num_tests"], verdict["num_passed"], verdict["cause"]) == (5, 2, "assertion")
+    broken = run(
+        """
+        import unittest
+
+        class TestCases(unittest.TestCase):
+            @classmethod
+            def setUpClass(cls):
+                raise KeyError("no data")
+
+            def test_a(self):
+                pass
+        """
+    )
+    assert (broken["num_tests"], broken["num_passed"], broken["cause"]) == (1, 0, "exception")
+    assert "no data" in broken["detail"]
+
+
+def test_appended_tests_share_the_solutions_module_and_its_own_tests_do_not_count():
+    solution = """
+import unittest
+class TestCases(unittest.TestCase):
+    def test_mine(self):
+        pass
+class TestMine(TestCases):
+    pass
+def test_also_mine():
+    pass
+def root(x):
+    return math.isqrt(x)
+def here():
+    return os.path.basename(sys.executable) and environ is os.environ
+"""
+    tests = """
+        import math
+        from unittest.mock import patch
+        class TestCases(unittest.TestCase):
+            def test_root(self):
+                self.assertEqual(root(10), 3)
+                with patch(f"{__name__}.math.isqrt", return_value=7):
+                    self.assertEqual(root(10), 7)
+            def test_here(self):
+                self.assertTrue(here())
+        """
+    verdict = run(tests, solution, appended=True)
+    assert verdict == {"num_tests": 2, "num_passed": 2, "cause": None, "detail": ""}
+    assert run(tests, solution)["cause"] == "exception"  # alone, the solution has neither math nor os
+    assert run("x = 1", solution, appended=True)["cause"] == "no_tests"

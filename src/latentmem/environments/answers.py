@@ -83,6 +83,21 @@ def last_number(text: str) -> str | None:
     return f"-{number}" if match["sign"] in ("-", "\u2212") and number != "0" else number
 
 
+def stated_number(response: str) -> str | None:
+    r"""The last number of the most explicit mark that holds one: tags, `\boxed{...}`, `answer is`, else of all.
+
+    Tags bind: without a number in them there is none.
+
+    >>> stated_number("12 + 7 = 19, so the answer is 19. I checked it 2 times."), stated_number("<answer>x</answer> 3")
+    ('19', None)
+    """
+    tag = tagged(response)
+    if tag is not None:
+        return last_number(tag)
+    numbers = (last_number(text) for text in (boxed(response) or "", *stated(response), response))
+    return next((number for number in numbers if number is not None), None)
+
+
 def last_line(response: str) -> str | None:
     r"""The last line that says something, without decoration.
 

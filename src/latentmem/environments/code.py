@@ -1,7 +1,7 @@
 """Programming tasks: the reward is whether the extracted code passes all tests of its task, run in the sandbox.
 
 The tests run in `runner.py`, a program of its own sent along with each solution; its docstring tells how far a
-verdict can be trusted. Three data sets become one form of task: an optional prompt to complete, a module of tests,
+verdict can be trusted. Four data sets become one form of task: an optional prompt to complete, a module of tests,
 and optionally the calls that are the tests.
 """
 
@@ -12,8 +12,9 @@ import re
 import secrets
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -22,18 +23,23 @@ from pydantic import JsonValue
 from latentmem.config import Rows, SandboxSection
 from latentmem.environments.answers import tagged
 from latentmem.environments.environment import Outcome, Split
-from latentmem.environments.rows import Row, all_strings, read_rows, split_tasks, typed
+from latentmem.environments.rows import Row, Splits, all_strings, split_tasks, typed
 from latentmem.environments.sandbox import Sandbox, SandboxResult
-from latentmem.errors import DataError, SandboxError
+from latentmem.errors import BadRowError, SandboxError
 from latentmem.trajectory import Task
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+# A fence that names a language opens a block, even where another is open: SmolLM2 writes an empty fence before it.
+_FENCED = re.compile(
+    r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```(?![ \t]*\w)|(?=^[ \t]*```[ \t]*\w)|\Z)", re.MULTILINE | re.DOTALL
+)
 _DEFINITION = re.compile(r"^(?:async def|def|class)\s", re.MULTILINE)
 
-INSTRUCTIONS = (
-    "Solve the problem in Python, with the names it asks for and the standard library only. "
-    "Give the whole code, imports included, in one block that begins with ```python and ends with ```."
-)
+Schema = Literal["humaneval", "mbpp", "kodcode", "bigcodebench"]
+
+_ONE_BLOCK = "Give the whole code, imports included, in one block that begins with ```python and ends with ```."
+INSTRUCTIONS = f"Solve the problem in Python, with the names it asks for and the standard library only. {_ONE_BLOCK}"
+WITH_LIBRARIES = f"Solve the problem in Python, with the names and the libraries it asks for. {_ONE_BLOCK}"
+"""For BigCodeBench, whose problems name libraries."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,10 @@ class CodeEnvironment:
     """Functions that the solution is asked for, should the module bring its own."""
     calls: tuple[str, ...] | None
     sandbox: Sandbox
-
-    @property
-    def instructions(self) -> str:
-        """How an answer has to look."""
-        return INSTRUCTIONS
+    instructions: str = INSTRUCTIONS
+    """How an answer has to look."""
+    appended: bool = False
+    """Whether the module is executed as the end of the solution's own; see `runner.run`."""
 
     def step(self, action: str) -> Outcome:
         """Run the tests on the team's code and end the episode.
@@ -85,7 +90,13 @@ class CodeEnvironment:
         if problem is not None:
             return {"cause": "syntax", "detail": problem}
         nonce = secrets.token_hex(16)
-        request = {"nonce": nonce, "module": self.module, "names": self.names, "calls": self.calls}
+        request = {
+            "nonce": nonce,
+            "module": self.module,
+            "names": self.names,
+            "calls": self.calls,
+            "appended": self.appended,
+        }
         result = self.sandbox.run(
             {"solution.py": program, "runner.py": _runner()},
             ["python", "runner.py"],
@@ -189,20 +200,34 @@ def _runner() -> str:
 
 
 class CodeDomain:
-    """Tasks of HumanEval, MBPP or KodCode, in the field names of their hub data sets.
+    """Tasks of HumanEval, MBPP, KodCode or BigCodeBench, in the field names of their hub data sets.
+
+    prompt: of BigCodeBench's two wordings, a task in words or a function to complete.
 
     Raises:
         SandboxError: the machine cannot contain code and `sandbox.level` is not none.
     """
 
     def __init__(
-        self, *, schema: Literal["humaneval", "mbpp", "kodcode"], train: Rows, test: Rows, sandbox: SandboxSection
+        self,
+        *,
+        schema: Schema,
+        train: Rows,
+        test: Rows,
+        sandbox: SandboxSection,
+        prompt: Literal["instruct", "complete"] = "instruct",
     ) -> None:
         self.name: str = schema
         self._train = train
         self._test = test
         self._sandbox = Sandbox(sandbox)
-        self._task = {"humaneval": _humaneval, "mbpp": _mbpp, "kodcode": _kodcode}[schema]
+        makers: dict[str, Callable[[Row], Task]] = {
+            "humaneval": _humaneval,
+            "mbpp": _mbpp,
+            "kodcode": _kodcode,
+            "bigcodebench": partial(_bigcodebench, wording=f"{prompt}_prompt"),
+        }
+        self._task = makers[schema]
 
     def tasks(self, split: Split) -> list[Task]:
         """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.
@@ -210,11 +235,15 @@ class CodeDomain:
         Raises:
             DataError: no such rows, a row without what its schema asks for, or an id that occurs twice.
         """
-        return list(self._tasks[split])
+        return list(self._splits.tasks[split])
+
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Rows of a split that were left out, counted by reason."""
+        return dict(self._splits.skipped[split])
 
     @cached_property
-    def _tasks(self) -> dict[Split, list[Task]]:
-        return split_tasks(read_rows(self._train), read_rows(self._test), self._task)
+    def _splits(self) -> Splits:
+        return split_tasks(self._train, self._test, self._task)
 
     def start(self, task: Task) -> CodeEnvironment:
         """A fresh environment for one episode.
@@ -232,13 +261,13 @@ class CodeDomain:
             names=tuple(row.strings("names")) if "names" in row.values else (),
             calls=None if calls is None else tuple(all_strings(typed(calls, list, where), where)),
             sandbox=self._sandbox,
+            instructions=WITH_LIBRARIES if self.name == "bigcodebench" else INSTRUCTIONS,
+            appended=self.name == "bigcodebench",
         )
 
 
 def _humaneval(row: Row) -> Task:
-    prompt, entry_point = row.text("prompt"), row.text("entry_point")
-    if not re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, re.MULTILINE):
-        raise DataError(f"{row.where}: the prompt defines no function {entry_point!r}, which entry_point names")
+    prompt, entry_point = _begun_function(row, "prompt")
     return Task(
         id=row.text("task_id"),
         domain="humaneval",
@@ -255,7 +284,7 @@ def _humaneval(row: Row) -> Task:
 def _mbpp(row: Row) -> Task:
     tests = row.strings("test_list")
     if not tests:
-        raise DataError(f"{row.where}: field 'test_list' is empty; expected at least one assertion")
+        raise BadRowError("no answer", f"{row.where}: field 'test_list' is empty; expected at least one assertion")
     return Task(
         id=str(row.field("task_id", int)),
         domain="mbpp",
@@ -268,7 +297,8 @@ def _kodcode(row: Row) -> Task:
     test = row.text("test")
     declarations: list[str] = []
     functions: list[JsonValue] = []
-    for i, info in enumerate(row.field("test_info", list)):
+    infos = [] if row.values.get("test_info", ()) is None else row.field("test_info", list)
+    for i, info in enumerate(infos):  # null or empty where a problem asks for classes
         where = f"{row.where}: test_info entry {i}"
         function = Row(typed(info, dict, where), where)
         declarations.append(function.text("function_declaration").strip().rstrip(":"))
@@ -281,6 +311,26 @@ def _kodcode(row: Row) -> Task:
         text=row.text("question").strip() + asked,
         data={"module": test, "names": functions},
     )
+
+
+def _bigcodebench(row: Row, wording: str) -> Task:
+    """Both wordings are answered by the same function: what `complete_prompt` begins, or a whole one in its place."""
+    prompt, entry_point = _begun_function(row, "complete_prompt")
+    return Task(
+        id=row.text("task_id"),
+        domain="bigcodebench",
+        text=row.text(wording).strip(),
+        data={"prompt": prompt, "entry_point": entry_point, "module": row.text("test")},
+    )
+
+
+def _begun_function(row: Row, field: str) -> tuple[str, str]:
+    prompt, entry_point = row.text(field), row.text("entry_point")
+    if not re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, re.MULTILINE):
+        raise BadRowError(
+            "inconsistent", f"{row.where}: {field} defines no function {entry_point[:80]!r}, which entry_point names"
+        )
+    return prompt, entry_point
 
 
 def _imported_names(test: str) -> list[str]:

@@ -51,5 +51,8 @@ class Domain(Protocol):
             DataError: a row cannot be used, or there is none.
         """
 
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Rows of a split that could not be used and were left out, counted by reason; empty where tasks are made."""
+
     def start(self, task: Task) -> Environment:
         """A fresh environment for one episode on this task."""

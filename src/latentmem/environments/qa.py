@@ -1,66 +1,50 @@
-"""Closed-book question answering: the reward is whether the one extracted answer is an accepted one, exactly.
+"""Question answering without tools: the reward is whether the one extracted answer is an accepted one, exactly.
 
-Exactly means after normalisation in the manner of SQuAD (Rajpurkar et al. 2016), so that "the Beatles." is "Beatles".
+What an exact answer is depends on its form. A short text is compared after normalisation in the manner of SQuAD
+(Rajpurkar et al. 2016), so that "the Beatles." is "Beatles"; yes or no, and a number, are read by rules of their own.
 That the response merely contains an accepted answer is recorded beside it and pays nothing, or listing would pay.
 """
 
+import hashlib
 import json
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Literal
 
 from latentmem.config import Rows
-from latentmem.environments.answers import bare, stated, tagged, untagged
+from latentmem.environments.answers import bare, last_number, stated, stated_number, tagged, untagged
 from latentmem.environments.environment import Outcome, Split
-from latentmem.environments.rows import Row, all_strings, read_rows, split_tasks, typed
-from latentmem.errors import DataError
+from latentmem.environments.rows import Row, Splits, all_strings, split_tasks, typed
+from latentmem.errors import BadRowError
 from latentmem.trajectory import Task
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "\u2018\u2019\u201c\u201d\u00b4")
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|$)", re.MULTILINE)
 _RESTATED = re.compile(r"(?:\S+\s+){3,}(?:is|are|was|were)\s+(?P<answer>\S.*)", re.DOTALL)
-
-INSTRUCTIONS = (
-    "Answer the question with the shortest answer that is complete: a name, a number or a few words. "
-    "Write only this answer between <answer> and </answer>."
+# "No one knows" is no verdict: after no, true and false a clause has to end. Nor is "yes or no".
+_CLAUSE_ENDS = r"(?=[ \t*_\"')\]]*(?:$|\n|[.,;:!?\u2014]|[-\u2013]\s))"
+_VERDICT = re.compile(
+    r"[\W_]*(?:(?:so|thus|hence|therefore)\b[\W_]*)?"
+    rf"(?:(?P<yes>yes\b(?!\s*(?:/|or\b|and\b|no\b))|true\b{_CLAUSE_ENDS})|(?:no|false)\b{_CLAUSE_ENDS})",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
-class QAEnvironment:
-    """One episode of one step. Reward: 1.0 if the extracted answer is an accepted one after `normalise`, else 0.0.
+class Form:
+    """How an answer of one kind is asked for, found in a response and compared."""
 
-    `info` holds `extracted`, `exact_match` (the reward as a bool) and `contains`: whether an accepted answer occurs,
-    as whole words, anywhere in the normalised response.
-    """
-
-    answers: tuple[str, ...]
-    """Accepted answers, normalised, none empty."""
-
-    @property
-    def instructions(self) -> str:
-        """How an answer has to look."""
-        return INSTRUCTIONS
-
-    def step(self, action: str) -> Outcome:
-        """Score the team's answer and end the episode."""
-        answer = extract(action)
-        exact_match = answer is not None and normalise(answer) in self.answers
-        words = f" {normalise(untagged(action))} "
-        return Outcome(
-            observation="",
-            reward=float(exact_match),
-            done=True,
-            info={
-                "extracted": answer,
-                "exact_match": exact_match,
-                "contains": any(f" {accepted} " in words for accepted in self.answers),
-            },
-        )
+    instructions: str
+    extract: Callable[[str], str | None]
+    """The one answer in a response, or None."""
+    normalise: Callable[[str], str]
+    """Two answers are the same if this makes them the same; empty for what is no answer."""
 
 
 def extract(response: str) -> str | None:
@@ -99,17 +83,106 @@ def normalise(text: str) -> str:
     return " ".join(telling or words or lowered.split())
 
 
+def verdict(response: str) -> str | None:
+    """`yes` or `no`, or None: what the first of these that says one begins with.
+
+    The last `<answer>...</answer>`, which binds; the `answer is ...` and `Answer: ...`, the last one first; the last
+    line; the first line. A `so`, `thus`, `hence` or `therefore` may stand before it. True is yes, false is no. After
+    no, true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or,
+    and, no.
+
+    >>> verdict("Yes, since ducks float."), verdict("They float. So the answer is no."), verdict("yes or no")
+    ('yes', 'no', None)
+    """
+    tag = tagged(response)
+    if tag is not None:
+        return _begins_with_verdict(tag)
+    lines = [line for line in untagged(response).splitlines() if line.strip()]
+    for text in (*stated(response), *lines[-1:], *lines[:1]):
+        said = _begins_with_verdict(text)
+        if said is not None:
+            return said
+    return None
+
+
+def _begins_with_verdict(text: str) -> str | None:
+    match = _VERDICT.match(text)
+    if match is None:
+        return None
+    return "yes" if match["yes"] else "no"
+
+
+def plain_number(text: str) -> str:
+    """The last number of a text without trailing zeros, so that 2.50 is 2.5; empty if there is none."""
+    number = last_number(text)
+    return "" if number is None else str(Decimal(number).normalize())
+
+
+SHORT_TEXT = Form(
+    "Answer the question with the shortest answer that is complete: a name, a number or a few words. "
+    "Write only this answer between <answer> and </answer>.",
+    extract,
+    normalise,
+)
+YES_OR_NO = Form(
+    "Think about what has to be known to answer the question. You may reason briefly; then write only yes or no "
+    "between <answer> and </answer>.",
+    verdict,
+    normalise,
+)
+NUMBER = Form(
+    "Solve the problem step by step. Then write only the final number between <answer> and </answer>.",
+    stated_number,
+    plain_number,
+)
+
+
+@dataclass(frozen=True)
+class QAEnvironment:
+    """One episode of one step. Reward: 1.0 if the extracted answer is an accepted one after `form.normalise`, else 0.0.
+
+    `info` holds `extracted`, `exact_match` (the reward as a bool) and `contains`: whether an accepted answer occurs,
+    as whole words, anywhere in the normalised response.
+    """
+
+    answers: tuple[str, ...]
+    """Accepted answers, normalised, none empty."""
+    form: Form = SHORT_TEXT
+
+    @property
+    def instructions(self) -> str:
+        """How an answer has to look."""
+        return self.form.instructions
+
+    def step(self, action: str) -> Outcome:
+        """Score the team's answer and end the episode."""
+        answer = self.form.extract(action)
+        exact_match = answer is not None and self.form.normalise(answer) in self.answers
+        words = f" {normalise(untagged(action))} "
+        return Outcome(
+            observation="",
+            reward=float(exact_match),
+            done=True,
+            info={
+                "extracted": answer,
+                "exact_match": exact_match,
+                "contains": any(f" {normalise(accepted)} " in words for accepted in self.answers),
+            },
+        )
+
+
 class QADomain:
-    """Questions of PopQA (`popqa`) or TriviaQA (`triviaqa`), in the field names of their hub data sets.
+    """Questions of PopQA, TriviaQA, StrategyQA or GSM8K, in the field names of their hub data sets.
 
     Raises:
         DataError: when tasks are asked for and a row cannot be used.
     """
 
-    def __init__(self, *, schema: Literal["popqa", "triviaqa"], train: Rows, test: Rows) -> None:
+    def __init__(self, *, schema: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"], train: Rows, test: Rows) -> None:
         self.name: str = schema
         self._train = train
         self._test = test
+        self._form, self._read = _SCHEMAS[schema]
 
     def tasks(self, split: Split) -> list[Task]:
         """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.
@@ -117,11 +190,15 @@ class QADomain:
         Raises:
             DataError: no such rows, a row without question, id or accepted answer, or an id that occurs twice.
         """
-        return list(self._tasks[split])
+        return list(self._splits.tasks[split])
+
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Rows of a split that were left out, counted by reason."""
+        return dict(self._splits.skipped[split])
 
     @cached_property
-    def _tasks(self) -> dict[Split, list[Task]]:
-        return split_tasks(read_rows(self._train), read_rows(self._test), self._task)
+    def _splits(self) -> Splits:
+        return split_tasks(self._train, self._test, self._task)
 
     def start(self, task: Task) -> QAEnvironment:
         """A fresh environment for one episode.
@@ -131,20 +208,44 @@ class QADomain:
         """
         where = f"task {task.key}: data field 'answers'"
         answers = all_strings(typed(task.data.get("answers"), list, where), where)
-        return QAEnvironment(answers=tuple(dict.fromkeys(normalise(answer) for answer in answers)))
+        normal = (self._form.normalise(answer) for answer in answers)
+        return QAEnvironment(tuple(dict.fromkeys(normal)), self._form)
 
     def _task(self, row: Row) -> Task:
-        if self.name == "popqa":
-            task_id = str(row.field("id", int))
-            answers = _json_strings(row, "possible_answers") + _json_strings(row, "o_aliases")
-        else:
-            task_id = row.text("question_id")
-            answer = Row(row.field("answer", dict), f"{row.where}: answer")
-            answers = [answer.field("value", str), *answer.strings("aliases"), *answer.strings("normalized_aliases")]
-        answers = [accepted for accepted in dict.fromkeys(answers) if normalise(accepted)]
-        if not answers:
-            raise DataError(f"{row.where}: no accepted answer; expected at least one that is not blank")
-        return Task(id=task_id, domain=self.name, text=row.text("question").strip(), data={"answers": list(answers)})
+        task_id, answers = self._read(row)
+        accepted = [answer for answer in dict.fromkeys(answers) if self._form.normalise(answer)]
+        if not accepted:
+            raise BadRowError("no answer", f"{row.where}: no accepted answer; expected at least one that is not blank")
+        return Task(id=task_id, domain=self.name, text=row.text("question").strip(), data={"answers": list(accepted)})
+
+
+def _popqa(row: Row) -> tuple[str, list[str]]:
+    return str(row.field("id", int)), _json_strings(row, "possible_answers") + _json_strings(row, "o_aliases")
+
+
+def _triviaqa(row: Row) -> tuple[str, list[str]]:
+    answer = Row(row.field("answer", dict), f"{row.where}: answer")
+    answers = [answer.field("value", str), *answer.strings("aliases"), *answer.strings("normalized_aliases")]
+    return row.text("question_id"), answers
+
+
+def _strategyqa(row: Row) -> tuple[str, list[str]]:
+    return row.text("qid"), ["yes" if row.field("answer", bool) else "no"]
+
+
+def _gsm8k(row: Row) -> tuple[str, list[str]]:
+    """GSM8K has no ids; a hash of the question is as good."""
+    _, mark, number = row.text("answer").rpartition("####")
+    return hashlib.sha256(row.text("question").strip().encode()).hexdigest()[:16], [number] if mark else []
+
+
+_SCHEMAS: dict[str, tuple[Form, Callable[[Row], tuple[str, list[str]]]]] = {
+    "popqa": (SHORT_TEXT, _popqa),
+    "triviaqa": (SHORT_TEXT, _triviaqa),
+    "strategyqa": (YES_OR_NO, _strategyqa),
+    "gsm8k": (NUMBER, _gsm8k),
+}
+"""For each schema its form, and what reads id and accepted answers from a row."""
 
 
 def _json_strings(row: Row, name: str) -> list[str]:
@@ -152,6 +253,8 @@ def _json_strings(row: Row, name: str) -> list[str]:
     text = row.field(name, str)
     try:
         values = json.loads(text)
-    except ValueError:
-        raise DataError(f"{where} is {text[:40]!r}; expected a JSON list of strings, written as a string") from None
+    except (ValueError, RecursionError):
+        raise BadRowError(
+            "wrong type", f"{where} is {text[:40]!r}; expected a JSON list of strings, written as a string"
+        ) from None
     return all_strings(typed(values, list, where), where)

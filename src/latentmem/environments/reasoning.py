@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from latentmem.config import Family
-from latentmem.environments.answers import boxed, last_line, last_number, stated, tagged
+from latentmem.environments.answers import boxed, last_line, stated, stated_number, tagged
 from latentmem.environments.environment import Outcome, Split
 from latentmem.errors import ConfigError, DataError, suggest
 from latentmem.trajectory import Task
@@ -140,15 +140,13 @@ def extract(response: str, *, numeric: bool) -> str | None:
     >>> extract("I think <answer>12 + 7 = 19</answer>", numeric=True)
     '19'
     """
+    if numeric:
+        return stated_number(response)
     tag = tagged(response)
     if tag is not None:
-        return last_number(tag) if numeric else tag or None
-    box = boxed(response)
-    marked = ([box] if box else []) + stated(response)
-    if not numeric:
-        return marked[0] if marked else last_line(response)
-    numbers = (last_number(text) for text in [*marked, response])
-    return next((number for number in numbers if number is not None), None)
+        return tag or None
+    marked = [boxed(response), *stated(response), last_line(response)]
+    return next((text for text in marked if text), None)
 
 
 def harmless(answer: str, family: str) -> bool:
@@ -241,6 +239,10 @@ class ReasoningDomain:
     def _tasks(self) -> dict[Split, list[Task]]:
         seen: set[str] = set()
         return {split: self._draw(split, seen) for split in ("test", "train")}
+
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Nothing: the tasks are made, not read."""
+        return {}
 
     def start(self, task: Task) -> ReasoningEnvironment:
         """A fresh environment for one episode.

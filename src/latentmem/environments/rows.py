@@ -1,11 +1,13 @@
 """Rows of a data set, each remembering where it stood, so that every complaint can name file and line.
 
-Rows come from local JSON Lines, or from the hub by `datasets`, which is loaded only then. A row is never skipped:
-it is used, or it raises. Only a train row whose task also occurs in test is left out, and that is counted aloud.
+Rows come from local JSON Lines, or from the hub by `datasets`, which is loaded only then. A row that cannot be used is
+an error, or, where the configuration says so, left out; then it is counted under the kind of its mistake, and nothing
+goes missing unsaid. A train row whose task also occurs in test is left out as well.
 """
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,12 +18,15 @@ from pydantic import JsonValue
 
 from latentmem.config import Rows
 from latentmem.environments.environment import Split
-from latentmem.errors import DataError, suggest
+from latentmem.errors import BadRowError, DataError, suggest
 from latentmem.trajectory import Task
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", str, int, bool, list[Any], dict[str, Any])
+
+MAX_FIELD_CHARACTERS = 200_000
+"""Longest text, or list of texts, of a field that is used; the longest of the benchmarks' own have under 10,000."""
 
 _JSON_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -38,28 +43,29 @@ class Row:
         """The value of a field, which must be there and of that type.
 
         Raises:
-            DataError: the field is missing or of another type.
+            BadRowError: the field is missing, of another type, or too long.
         """
         if name not in self.values:
-            raise DataError(f"{self.where}: no field {name!r}; {suggest(name, self.values)}")
+            known = [key[:40] for key in self.values][:40]
+            raise BadRowError("missing field", f"{self.where}: no field {name!r}; {suggest(name, known)}")
         return typed(self.values[name], kind, f"{self.where}: field {name!r}")
 
     def text(self, name: str) -> str:
         """A string field that says something.
 
         Raises:
-            DataError: the field is missing, no string, or blank.
+            BadRowError: the field is missing, no string, blank, or too long.
         """
         value = self.field(name, str)
         if not value.strip():
-            raise DataError(f"{self.where}: field {name!r} is blank; expected text")
+            raise BadRowError("blank", f"{self.where}: field {name!r} is blank; expected text")
         return value
 
     def strings(self, name: str) -> list[str]:
         """A field holding a list of strings.
 
         Raises:
-            DataError: the field is missing or anything else.
+            BadRowError: the field is missing, anything else, or too long.
         """
         return all_strings(self.field(name, list), f"{self.where}: field {name!r}")
 
@@ -68,10 +74,13 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     """`value` if it is of the JSON type `kind`; true and false are no integers.
 
     Raises:
-        DataError: it is of another type; the message begins with `where`.
+        BadRowError: it is of another type, or a string that is too long; the message begins with `where`.
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise DataError(f"{where} is {_name(value)}; expected {_JSON_NAMES[kind]}")
+        reason = "null" if value is None else "wrong type"
+        raise BadRowError(reason, f"{where} is {_name(value)}; expected {_JSON_NAMES[kind]}")
+    if isinstance(value, str):
+        _check_length(len(value), where)
     return value
 
 
@@ -79,60 +88,107 @@ def all_strings(values: list[Any], where: str) -> list[str]:
     """`values` if every one is a string.
 
     Raises:
-        DataError: one is not; the message begins with `where`.
+        BadRowError: one is not, or they are too long together; the message begins with `where`.
     """
     for i, value in enumerate(values):
         if not isinstance(value, str):
-            raise DataError(f"{where}: entry {i} is {_name(value)}; expected a string")
+            reason = "null" if value is None else "wrong type"
+            raise BadRowError(reason, f"{where}: entry {i} is {_name(value)}; expected a string")
+    _check_length(sum(map(len, values)), where)
     return values
 
 
-def read_rows(rows: Rows) -> list[Row]:
-    """The rows of one split, in the order they are stored: at most `rows.limit` after the first `rows.skip`.
-
-    Raises:
-        DataError: no such file or data set, not JSON Lines in UTF-8, a line that is no object, or no row at all.
-    """
-    end = None if rows.limit is None else rows.skip + rows.limit
-    found = list(islice(_local(Path(rows.path)) if rows.path is not None else _hub(rows), rows.skip, end))
-    if not found:
-        after = f" after the first {rows.skip}" if rows.skip else ""
-        raise DataError(f"{rows.path or rows.hub}: holds no row{after}; expected at least one")
-    return found
+def _check_length(num_characters: int, where: str) -> None:
+    if num_characters > MAX_FIELD_CHARACTERS:
+        raise BadRowError(
+            "too long", f"{where} has {num_characters:,} characters; expected at most {MAX_FIELD_CHARACTERS:,}"
+        )
 
 
-def split_tasks(train: list[Row], test: list[Row], make: Callable[[Row], Task]) -> dict[Split, list[Task]]:
+@dataclass(frozen=True)
+class Splits:
+    """The tasks that rows were made into."""
+
+    tasks: dict[Split, list[Task]]
+    skipped: dict[Split, dict[str, int]]
+    """Rows left out because they cannot be used, counted by the kind of mistake; nothing where there is none."""
+
+
+def split_tasks(train: Rows, test: Rows, make: Callable[[Row], Task]) -> Splits:
     """The tasks of both splits; tasks of train that share id or text with one of test are left out and counted.
 
     Raises:
-        DataError: two rows of one split have the same id, or no train task is left; whatever `make` raises.
+        BadRowError: a row that `make` refuses, or whose id occurred before, where `on_bad_row` is error.
+        DataError: no such rows, none that can be used, or no train task is left.
     """
-    tasks: dict[Split, list[Task]] = {"train": _distinct(train, make), "test": _distinct(test, make)}
-    ids = {task.id for task in tasks["test"]}
-    texts = {task.text for task in tasks["test"]}
-    kept = [task for task in tasks["train"] if task.id not in ids and task.text not in texts]
-    num_dropped = len(tasks["train"]) - len(kept)
+    train_tasks, train_skipped = read_tasks(train, make)
+    test_tasks, test_skipped = read_tasks(test, make)
+    ids = {task.id for task in test_tasks}
+    texts = {task.text for task in test_tasks}
+    kept = [task for task in train_tasks if task.id not in ids and task.text not in texts]
+    num_dropped = len(train_tasks) - len(kept)
     if num_dropped:
-        logger.warning("%d of %d train tasks also occur in test and were left out", num_dropped, len(tasks["train"]))
+        logger.warning("%d of %d train tasks also occur in test and were left out", num_dropped, len(train_tasks))
     if not kept:
-        raise DataError(f"{train[0].where}: every train task also occurs in test; give data.train other rows")
-    tasks["train"] = kept
-    return tasks
+        raise DataError(f"{_source(train)}: every train task also occurs in test; give data.train other rows")
+    return Splits({"train": kept, "test": test_tasks}, {"train": train_skipped, "test": test_skipped})
 
 
-def _distinct(rows: list[Row], make: Callable[[Row], Task]) -> list[Task]:
-    seen: dict[str | None, str] = {}
-    tasks = []
-    for row in rows:
-        task = make(row)
-        if task.id in seen:
-            raise DataError(f"{row.where}: id {task.id!r} stands already at {seen[task.id]}; ids must differ")
-        seen[task.id] = row.where
-        tasks.append(task)
-    return tasks
+def read_tasks(rows: Rows, make: Callable[[Row], Task]) -> tuple[list[Task], dict[str, int]]:
+    """The tasks of one split in the order of its rows, and how many rows were left out for which kind of mistake.
+
+    Of the rows, usable or not, `rows.skip` are passed over and at most `rows.limit` read.
+
+    Raises:
+        BadRowError: a row that cannot be used, where `on_bad_row` is error.
+        DataError: no such rows, or none that can be used.
+    """
+    end = None if rows.limit is None else rows.skip + rows.limit
+    found = _local(Path(rows.path)) if rows.path is not None else _hub(rows)
+    tasks: list[Task] = []
+    places: dict[str | None, str] = {}
+    skipped: Counter[str] = Counter()
+    first: dict[str, BadRowError] = {}
+    for row in islice(found, rows.skip, end):
+        try:
+            task = _task(row, make, places)
+        except BadRowError as error:
+            if rows.on_bad_row == "error":
+                raise
+            logger.info("skipped (%s): %s", error.reason, error)
+            skipped[error.reason] += 1
+            first.setdefault(error.reason, error)
+        else:
+            tasks.append(task)
+    if skipped:
+        kinds = "; ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.most_common())
+        num_rows = len(tasks) + skipped.total()
+        logger.warning("%s: %d of %d rows skipped: %s", _source(rows), skipped.total(), num_rows, kinds)
+    if not tasks:
+        after = f" after the first {rows.skip}" if rows.skip else ""
+        which = "none that can be used" if skipped else "none"
+        raise DataError(f"{_source(rows)}: expected at least one row{after}, found {which}")
+    return tasks, dict(skipped)
 
 
-def _local(path: Path) -> Iterator[Row]:
+def _task(row: "Row | BadRowError", make: Callable[[Row], Task], places: dict[str | None, str]) -> Task:
+    if isinstance(row, BadRowError):
+        raise row
+    task = make(row)
+    if task.id in places:
+        raise BadRowError(
+            "duplicate id",
+            f"{row.where}: id {str(task.id)[:80]!r} stands already at {places[task.id]}; ids must differ",
+        )
+    places[task.id] = row.where
+    return task
+
+
+def _source(rows: Rows) -> str:
+    return rows.path or f"{rows.hub}{f' ({rows.name})' if rows.name else ''}, split {rows.split}"
+
+
+def _local(path: Path) -> Iterator[Row | BadRowError]:
     for file in _files(path):
         try:
             content = file.read_bytes()
@@ -142,7 +198,10 @@ def _local(path: Path) -> Iterator[Row]:
         for number, line in enumerate(content.split(b"\n"), start=1):
             if line.strip():
                 where = f"{file}:{number}"
-                yield Row(_parse(line, where), where)
+                try:
+                    yield Row(_parse(line, where), where)
+                except BadRowError as error:
+                    yield error
 
 
 def _files(path: Path) -> list[Path]:
@@ -169,16 +228,16 @@ def _parse(line: bytes, where: str) -> dict[str, JsonValue]:
         if b"\\u" in line:  # half a surrogate pair can be spelled in JSON, but is no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
-        raise DataError(f"{where}: not valid UTF-8 ({error}); save the file as UTF-8") from None
+        raise BadRowError("not UTF-8", f"{where}: not valid UTF-8 ({error}); save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error}); expected one object on each line") from None
+        raise BadRowError("not JSON", f"{where}: not valid JSON ({error}); expected one object on each line") from None
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, found {_name(value)}")
+        raise BadRowError("not an object", f"{where}: expected a JSON object, found {_name(value)}")
     return value
 
 
 def _hub(rows: Rows) -> Iterator[Row]:
-    name = f"{rows.hub}{f' ({rows.name})' if rows.name else ''}, split {rows.split}"
+    name = _source(rows)
     try:
         import datasets
     except ImportError:

@@ -2,14 +2,18 @@
 
 It imports the standard library only, and the rest of the package never imports it; `code.py` sends its text along.
 Standard input brings the tests and a nonce, drawn anew for each run, which the verdict must carry. So a solution
-cannot pass by ending early, by printing something or by leaving a result file of its own. What a nonce cannot stop:
-the solution shares this process, so code that looks for the nonce in the frames below it, that patches what the tests
-call, or that returns objects equal to everything passes. That is cheating beyond what sampled answers stumble into.
+cannot pass by ending early, by printing something or by leaving a result file of its own; and after its import and
+after each test what judges it (unittest, the stand-in for pytest, the builtins, this module) must still be what it was.
+What this cannot stop: the solution shares this process, so code that looks for the nonce in the frames below it, that
+puts back what it patched before anybody looks, or that returns objects equal to everything passes. That is cheating
+beyond what sampled answers stumble into.
 
 Tests written for pytest run against a stand-in for it, even where pytest is installed: one verdict everywhere.
 """
 
+import builtins
 import contextlib
+import functools
 import inspect
 import itertools
 import json
@@ -19,10 +23,14 @@ import re
 import sys
 import types
 import unittest
+import unittest.case
+import unittest.loader
+import unittest.suite
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Test = Callable[[], None]
+Check = Callable[[], None]
 
 
 class Skipped(Exception):  # noqa: N818  # a signal, as unittest.SkipTest is
@@ -31,6 +39,10 @@ class Skipped(Exception):  # noqa: N818  # a signal, as unittest.SkipTest is
 
 class Unsupported(Exception):  # noqa: N818
     """A test needs a part of pytest that the stand-in lacks."""
+
+
+class Tampered(Exception):  # noqa: N818
+    """What judges the solution is not what it was."""
 
 
 class Approx:
@@ -159,21 +171,75 @@ def make_pytest() -> types.ModuleType:
     return module  # type: ignore[no-any-return]
 
 
-def collect(names: dict[str, Any]) -> list[Test]:
-    """The tests that a module's names hold: functions `test*`, and methods `test*` of classes `Test*` or TestCases."""
+def collect(new: dict[str, Any], names: dict[str, Any], unchanged: Check) -> list[Test]:
+    """The tests among what the tests' text brought into a module's names: functions `test*`, and methods `test*` of
+    classes `Test*` or TestCases.
+    """
     tests: list[Test] = []
-    for name, value in list(names.items()):
+    for name, value in new.items():
         # `from heapq import merge as test_merge` is a test to nobody who wrote it.
         if isinstance(value, types.FunctionType) and name.startswith("test") and value.__globals__ is names:
             tests += _cases(value, value, names)
         elif isinstance(value, type) and value.__module__ == names["__name__"]:
-            methods = [m for m in dir(value) if m.startswith("test") and callable(getattr(value, m))]
             if issubclass(value, unittest.TestCase):
-                tests += [value(method).debug for method in methods]
+                tests += _unittest_cases(value, unchanged)
             elif name.startswith("Test"):
+                methods = [m for m in dir(value) if m.startswith("test") and callable(getattr(value, m))]
                 for method in methods:
                     tests += _cases(getattr(value, method), _fresh(value, method), names)
     return tests
+
+
+class _Errors(unittest.TestResult):
+    """What each test of a class raised, by the name of its method; under None what went wrong around them."""
+
+    def __init__(self, unchanged: Check) -> None:
+        super().__init__()
+        self.unchanged = unchanged
+        self.raised: dict[str | None, BaseException] = {}
+
+    def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        """Look at the judges after each test, for the next one may put them back."""
+        try:
+            self.unchanged()
+        except Tampered as error:
+            self.raised.setdefault(None, error)
+        super().stopTest(test)
+
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:  # noqa: N802
+        """A part of a test has ended; it failed if there is an error."""
+        if err is not None:
+            self.addError(test, err)
+
+    def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+        """A test, or the preparation of its class, raised."""
+        self.raised.setdefault(getattr(test, "_testMethodName", None), err[1])
+
+    addFailure = addError  # noqa: N815
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
+        """A test, or the class, asked not to be run; by raising, or by a decorator."""
+        error = sys.exc_info()[1] or Skipped(reason)
+        self.raised.setdefault(getattr(test, "_testMethodName", None), error)
+
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+        """As in BigCodeBench's own evaluation, that is no failure."""
+
+
+def _unittest_cases(case: type[unittest.TestCase], unchanged: Check) -> list[Test]:
+    """The tests of a class; the first one that is asked for plays all, between setUpClass and tearDownClass."""
+    methods = unittest.TestLoader().getTestCaseNames(case)
+    errors = _Errors(unchanged)
+
+    def test(method: str) -> None:
+        if not errors.testsRun:
+            unittest.TestSuite(map(case, methods)).run(errors)
+            errors.testsRun = max(errors.testsRun, 1)
+        error = errors.raised.get(method, errors.raised.get(None))
+        if error is not None:
+            raise error
+
+    return [functools.partial(test, method) for method in methods]
 
 
 def _fresh(owner: type, method: str) -> Callable[..., None]:
@@ -226,13 +292,52 @@ def _once(generator: Iterator[Any]) -> Iterator[Any]:
     next(generator, None)
 
 
+def guard(pytest: types.ModuleType) -> Check:
+    """What raises `Tampered` once a name of the judges, as they are now, means something else or is other code."""
+    modules = [builtins, json, json.encoder, unittest, unittest.case, unittest.loader, unittest.result, unittest.suite]
+    modules += [pytest, sys.modules[__name__]]
+    owners: list[Any] = [*modules]
+    for module in modules:
+        classes = (value for value in vars(module).values() if isinstance(value, type))
+        owners += [value for value in classes if value.__module__ == module.__name__ != "builtins"]
+    before: list[tuple[Any, str, Any, Any]] = [
+        (owner, name, value, value.__code__ if isinstance(value, types.FunctionType) else None)
+        for owner in owners
+        for name, value in vars(owner).items()
+        if not name.startswith("__") or callable(value)
+    ]
+    loaded, look = sys.modules, vars  # as they are now: the names may come to mean something else
+
+    def unchanged() -> None:
+        for module in modules:
+            if loaded.get(module.__name__) is not module:
+                raise Tampered(module.__name__)
+        for owner, name, value, code in before:
+            if look(owner).get(name) is not value or (code is not None and value.__code__ is not code):
+                raise Tampered(f"{owner.__name__}.{name}")
+
+    return unchanged
+
+
+def _passed_through_solution(error: BaseException) -> bool:
+    """Whether the solution raised it: a test may ask not to be run, a solution may not."""
+    trace = error.__traceback__
+    while trace is not None:
+        if os.path.basename(trace.tb_frame.f_code.co_filename) == "solution.py":
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Import the solution and run the tests on it.
 
     request: `module`, text executed with the solution's names in reach; `calls`, statements that are one test each,
     or null for the tests that the module defines; `names`, functions that are the solution's even where the module
-    defines them again. Returns num_tests, num_passed, and of the first failure its cause
-    (solution_error, test_error, no_tests, assertion, memory, exception, unsupported_test) and detail.
+    defines them again; `appended`, whether the text is executed as the end of the solution's own module instead, as
+    BigCodeBench does, so that what it imports and patches is imported and patched there. Returns num_tests,
+    num_passed, and of the first failure its cause (solution_error, tampering, test_error, no_tests, assertion, memory,
+    exception, unsupported_test) and detail.
     """
     verdict: dict[str, Any] = {"num_tests": None, "num_passed": 0, "cause": None, "detail": ""}
 
@@ -241,13 +346,24 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             verdict.update(cause=cause, detail=f"{type(error).__name__}: {str(error)[:300]}")
         return verdict
 
-    sys.modules["pytest"] = make_pytest()
+    pytest = sys.modules["pytest"] = make_pytest()
+    unchanged = guard(pytest)
     try:
         import solution  # type: ignore[import-not-found]
+
+        unchanged()
+    except Tampered as error:
+        return blame("tampering", error)
     except BaseException as error:  # whatever the solution raises, SystemExit included, is its failure
         return blame("solution_error", error)
-    names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
-    names["__name__"] = "test_solution"
+    names: dict[str, Any]
+    if request["appended"]:
+        names = vars(solution)
+        names.update({"sys": sys, "os": os, "environ": os.environ} | names)  # BigCodeBench gives them to all code
+    else:
+        names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
+        names["__name__"] = "test_solution"
+    before = dict(names)
     asked = {name: names.get(name) for name in request["names"]}
     try:
         exec(compile(request["module"], "tests", "exec"), names)  # noqa: S102  # the purpose of this program
@@ -256,7 +372,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             if getattr(names.get(name), "__globals__", None) is names and not getattr(names[name], "fixture", False):
                 names[name] = value
         if request["calls"] is None:
-            tests = collect(names)
+            new = {name: value for name, value in names.items() if before.get(name) is not value}
+            tests = collect(new, names, unchanged)
         else:
             codes = [compile(call, "tests", "exec") for call in request["calls"]]
             tests = [lambda code=code: exec(code, names) for code in codes]  # type: ignore[misc]  # noqa: S102
@@ -266,14 +383,20 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     for test in tests:
         try:
             test()
-        except (Skipped, unittest.SkipTest):
-            verdict["num_tests"] -= 1
+            unchanged()
+        except (Skipped, unittest.SkipTest) as error:
+            if _passed_through_solution(error):
+                blame("exception", error)
+            else:
+                verdict["num_tests"] -= 1
         except AssertionError as error:
             blame("assertion", error)
         except MemoryError as error:
             blame("memory", error)
         except Unsupported as error:
             blame("unsupported_test", error)
+        except Tampered as error:
+            blame("tampering", error)
         except BaseException as error:  # a test that calls sys.exit has failed, too
             blame("exception", error)
         else:

@@ -31,7 +31,10 @@ MAX_JSON_DEPTH = 64
 
 _log = logging.getLogger(__name__)
 
-_READABLE = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+_READABLE = (
+    *("/usr", "/bin", "/lib", "/lib32", "/lib64"),
+    *("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/mime.types"),
+)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 _START_LAUNCHER = "import sys; sys.path.append(sys.argv[1]); import sandbox_launcher; sandbox_launcher.main()"
@@ -109,7 +112,7 @@ class Sandbox:
             result_file: name of a file in the working folder to read as JSON when all is over.
         """
         assert result_file is None or "/" not in result_file
-        folder = os.path.realpath(tempfile.mkdtemp(prefix="latentmem-sandbox-"))
+        folder = os.path.realpath(tempfile.mkdtemp(prefix="latentmem_sandbox_"))
         try:
             working_folder = os.path.join(folder, "work")
             os.mkdir(working_folder)
@@ -211,10 +214,12 @@ def _read_answer(said: bytes) -> dict[str, Any]:
 def _environment(folder: str) -> dict[str, str]:
     """All variables a program sees; the first three lines are needed, the others keep runs small and repeatable."""
     return {
-        "PATH": _SEARCH_PATH,
+        # What a program starts as `python` is what it runs in itself.
+        "PATH": f"{os.path.dirname(sys.executable)}:{_SEARCH_PATH}",
         "HOME": os.path.join(folder, "work"),
         "TMPDIR": os.path.join(folder, "tmp"),
         "LANG": "C.UTF-8",
+        "TZ": "UTC",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",

@@ -78,6 +78,8 @@ MISTAKES = [
     ("", ["lmpo.delta=1.1"], "lmpo has delta 1.1; it must be above 1 + epsilon_high = 1.2"),
     ("", ["sampling.temperature=-1"], "sampling.temperature is -1 (int); input should be greater than or equal to 0"),
     ("", ["sampling.temperature=.nan"], "sampling.temperature is nan (float); input should be a finite number"),
+    ("", ["bank.rating=logit"], "bank.rating is 'logit'; expected 'none' or 'logits'"),
+    ("", ["bank.rating_max_tokens=0"], "bank.rating_max_tokens is 0 (int); input should be greater than 0"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),

@@ -13,6 +13,7 @@ Losses agree to the last digits that float32 has, and advantages bit for bit. Wh
 `test_golden_defects.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from golden_set import EOS, LARGE, Golden, our_name, plain_logps, relative_gap, success
 from latentmem.bank import ExperienceBank
+from latentmem.memory.retrieval import retrieve
 from latentmem.models.embedder import Embedder
 from latentmem.training.losses import LossType, group_advantages, lmpo_loss
 from latentmem.training.scoring import accumulate, micro_batches_of
-from latentmem.trajectory import Task
+from latentmem.trajectory import Task, Trajectory
 
 LATENTS, LOGPS, GRADIENTS = 2e-6, 6e-7, 1e-5
 EMBEDDING, DISTANCE = 1e-6, 2e-6
@@ -199,6 +201,7 @@ def test_search_finds_the_originals_trajectories_in_its_order_and_the_vectors_ag
     record, embed = golden.json("retrieval"), Embedder()
     texts = [entry["task_init_description"] for entry in golden.json("bank/rag_0/data")]
     id_of = dict(zip(texts, record["ids_in_bank_order"], strict=True))
+    num_rated = 0
     with ExperienceBank(tmp_path / "bank.sqlite", embed, embedder="minilm") as bank:
         bank.add([success(Task(id=None, domain="qa", text=text), "") for text in texts])
         for query in record["queries"]:
@@ -210,6 +213,19 @@ def test_search_finds_the_originals_trajectories_in_its_order_and_the_vectors_ag
                 assert [id_of[hit.trajectory.task.text] for hit in found] == [shot["id"] for shot in result["pos"]]
                 distances = [shot["distance"] for shot in result["pos"]]  # squared, of vectors of length 1
                 assert [2 - 2 * hit.similarity for hit in found] == pytest.approx(distances, abs=DISTANCE)
+                # The original's scoring stage is given twice as many as it is to keep, and so is our rating.
+                if (num_candidates := result["pos_shots_num"]) % 2 == 0:
+                    rated: list[str] = []
+
+                    def rate(pairs: Sequence[tuple[Task, Trajectory]], rated: list[str] = rated) -> list[float]:
+                        rated += [id_of[candidate.task.text] for _, candidate in pairs]
+                        return [0.0] * len(pairs)
+
+                    kept = retrieve(bank, [task], num_candidates // 2, success=True, rate=rate)[task.key]
+                    assert rated == [shot["id"] for shot in result["pos"]]
+                    assert [id_of[one.task.text] for one in kept] == rated[: num_candidates // 2]
+                    num_rated += len(rated)
+    assert num_rated > 0
 
 
 # Which side rounds

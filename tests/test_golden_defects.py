@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from golden_set import EOS, LARGE, PLACEHOLDER, Golden, plain_logps, relative_gap, success
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import NOTHING
+from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import Prompt, Sampled, Sampling
 from latentmem.training.losses import group_advantages, lmpo_loss
@@ -260,6 +261,38 @@ def original_search(bank: list[Task], vectors: Tensor, query: str, vector: Tenso
     """The original's rule: the 2k nearest, then those of exactly the query's text are dropped, then k."""
     order = (vectors - vector).square().sum(1).argsort(stable=True)[: 2 * k]
     return [bank[i].text for i in order if bank[i].text != query][:k]
+
+
+def test_no_candidate_is_lost_to_how_an_answer_is_phrased(golden: Golden) -> None:
+    """The original drops a candidate whose sampled answer is "7." or "Score: 9"; ours reads the answers' logits."""
+    record = golden.json("scoring")
+    said = {case["output"]: case["score"] for case in record["parsing"]}
+    dropped = [output for output, score in said.items() if score == -1]
+    assert {"7.", "7.5", "Score: 9", "nine", "5/10", "7\n8", ""} <= set(dropped)
+    pairs = [
+        (Task(id=None, domain="qa", text=prompt["query"]), success(Task(id=None, domain="qa", text=text), "an answer"))
+        for prompt, text in zip(record["prompts"], (prompt["shot_task"] for prompt in record["prompts"]), strict=True)
+    ]
+    head = golden.model.model.get_output_embeddings()
+    unbiased = Rater(golden.model)(pairs)
+    for output in dropped:
+        first = golden.encode_with_control_tokens(output or "<|im_end|>")[0]
+
+        def begin_with(_: object, inputs: object, logits: Tensor, first: int = first) -> Tensor:
+            louder = torch.zeros(logits.shape[-1])
+            louder[first] = 50  # the reply begins as that output does, for all the model can tell
+            return logits + louder
+
+        hook = head.register_forward_hook(begin_with)
+        ratings = Rater(golden.model)(pairs)
+        hook.remove()
+        number = {"7.": 7, "7.5": 7, "7\n8": 7, "5/10": 5, "99": 9}.get(output)
+        if number is not None:
+            assert ratings == pytest.approx([number] * len(pairs), abs=2e-3)
+        elif not output.startswith("1"):  # "11" and "100" begin with the numeral 1, or 10
+            # None of the ten answers: what counts is which of them comes nearest to being said.
+            assert ratings == pytest.approx(unbiased, abs=2e-3)
+        assert all(1 <= rating <= 10 for rating in ratings)
 
 
 def test_the_asked_task_is_known_by_its_id_and_its_duplicates_take_nobodys_place(

@@ -527,6 +527,34 @@ def test_a_packaged_benchmark_takes_real_rows_from_files(shared_dir, name):
         )
 
 
+# Retrieval in two stages
+
+
+def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(configure):
+    config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700", "collect.memory=text")
+    do(config, "collect")
+    parts = recipes._Parts(config)
+    memories = [parts.memory(name) for name in ("text", "latent:untrained")]
+    raters = [memory.rate for memory in memories]
+    assert raters[0] is not raters[1]
+    assert {rater.max_prompt_tokens for rater in raters} == {700}
+    role, num_moved = parts.team.roles[0], 0
+    for asked in parts.test_tasks:
+        candidates = [hit.trajectory for hit in parts.bank.search(asked, k=4)]
+        assert len(candidates) == 4
+        ratings = raters[0]([(asked, candidate) for candidate in candidates])
+        best = [candidates[i].id for i in sorted(range(4), key=lambda i: -ratings[i])[:2]]
+        assert [list(memory.recall(asked, role).record.sources) for memory in memories] == [best, best]
+        num_moved += best != [candidate.id for candidate in candidates[:2]]
+    assert num_moved, "the test is void where the nearest are rated best"
+
+
+def test_nothing_is_rated_by_default(configure):
+    config = configure("run")
+    do(config, "collect")
+    assert {recipes._Parts(config).memory(name).rate for name in ("text", "latent:untrained")} == {None}
+
+
 # Mistakes that only a recipe can see
 
 
@@ -542,6 +570,7 @@ def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, mo
         ("team=autogem", "no such team"),
         ("data.families.0.name=chain_som", "did you mean 'chain_sum'"),
         ("composer.template='{taks}'", "composer.template: unknown field {taks}; did you mean 'task'?"),
+        ("bank.rating_template='{task}'", "bank.rating_template: the field {episode} is missing"),
     ]:
         with pytest.raises(ConfigError) as error:
             do(configure("run", override), "collect")

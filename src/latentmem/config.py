@@ -192,6 +192,13 @@ class BankSection(Section):
     """Trajectories recalled for a task."""
     only_successes: bool = True
     """Recall successful trajectories only."""
+    rating: Literal["none", "logits"] = "none"
+    """`none` recalls the nearest; `logits` finds twice as many and recalls those that the agents' model rates as most
+    helpful, from 1 to 10, by the expected value of its answer."""
+    rating_template: str | None = None
+    """What the model is asked for a rating; fields {task} and {episode}, best in this order. null: the built-in one."""
+    rating_max_tokens: PositiveInt = 1024
+    """Longest rating prompt, in tokens; the episode is shortened to fit, and counted."""
 
 
 class SamplingSection(Section):

@@ -31,6 +31,7 @@ from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory, NoMemory
+from latentmem.memory.rating import Rater, check_rating_template
 from latentmem.memory.text import TextMemory
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
@@ -228,6 +229,8 @@ class _Parts:
         self.team = load_team(config.team)
         if config.composer.template is not None:
             check_template(config.composer.template, FIELDS, "composer.template")
+        if config.bank.rating_template is not None:
+            check_rating_template(config.bank.rating_template)
         self.domain: Domain = DOMAINS[type(config.data)](config.data)
         self.train_tasks, self.test_tasks = self.domain.tasks("train"), self.domain.tasks("test")
         for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
@@ -281,7 +284,7 @@ class _Parts:
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
-            "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes),
+            "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes, self._rater()),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
         if name in memories:
@@ -297,7 +300,16 @@ class _Parts:
         for name, parameter in composer.trainable().items():
             parameter.data.copy_(untrained[name])
         section = self.config.bank
-        return LatentMemory(bank or self.bank, composer, section.num_retrieved, section.only_successes)
+        return LatentMemory(
+            bank or self.bank, composer, section.num_retrieved, section.only_successes, rate=self._rater()
+        )
+
+    def _rater(self) -> Rater | None:
+        """A new one for each memory: it keeps its ratings, and of memories that are compared each pays for its own."""
+        section = self.config.bank
+        if section.rating == "none":
+            return None
+        return Rater(self.model, section.rating_template, section.rating_max_tokens)
 
     def checkpoint(self, which: str) -> Path:
         """The composer that a phase of this run selected, or the folder itself."""

@@ -24,7 +24,7 @@ class Seconds:
     """Where the time of a rollout went, in seconds of wall clock."""
 
     recall: float
-    """Searching the bank and writing out what was found."""
+    """Searching the bank, rating what was found where that is asked for, and writing it out."""
     composing: float
     """The memory's own networks."""
     generation: float

@@ -8,6 +8,7 @@ import torch
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import Recall
+from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
@@ -23,12 +24,14 @@ class LatentMemory:
         num_retrieved: int = 3,
         only_successes: bool = True,
         batch_size: int = 8,
+        rate: Rate | None = None,
     ) -> None:
         self.bank = bank
         self.composer = composer
         self.num_retrieved = num_retrieved
         self.success = True if only_successes else None
         self.batch_size = batch_size
+        self.rate = rate
         self.composing_seconds = 0.0
 
     def recall(self, task: Task, role: Role) -> Recall:
@@ -37,9 +40,7 @@ class LatentMemory:
 
     def records(self, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
         """What would be composed for each query: the composer's text and its sources, without composing."""
-        tasks = {task.key: task for task, _ in queries}
-        hits = self.bank.search_many(list(tasks.values()), k=self.num_retrieved, success=self.success)
-        found = {key: [hit.trajectory for hit in result] for key, result in zip(tasks, hits, strict=True)}
+        found = retrieve(self.bank, [task for task, _ in queries], self.num_retrieved, self.success, self.rate)
         return [
             Recalled(
                 kind=self.kind,

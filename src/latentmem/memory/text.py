@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from latentmem.bank import ExperienceBank
 from latentmem.memory.memory import Recall, describe
+from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 HEADING = "Here is how the team handled similar tasks before:"
@@ -19,10 +20,17 @@ class TextMemory:
     kind = "text"
     composing_seconds = 0.0
 
-    def __init__(self, bank: ExperienceBank, num_retrieved: int = 3, only_successes: bool = True) -> None:
+    def __init__(
+        self,
+        bank: ExperienceBank,
+        num_retrieved: int = 3,
+        only_successes: bool = True,
+        rate: Rate | None = None,
+    ) -> None:
         self.bank = bank
         self.num_retrieved = num_retrieved
         self.success = True if only_successes else None
+        self.rate = rate
 
     def recall(self, task: Task, role: Role) -> Recall:
         """The nearest trajectories as text; no text where there is none."""
@@ -30,12 +38,11 @@ class TextMemory:
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, for each task; all roles are told the same."""
-        tasks = {task.key: task for task, _ in queries}
-        hits = self.bank.search_many(list(tasks.values()), k=self.num_retrieved, success=self.success)
+        tasks = [task for task, _ in queries]
         recalls = {}
-        for key, found in zip(tasks, hits, strict=True):
-            text = "\n\n".join([HEADING, *(describe(hit.trajectory) for hit in found), CLOSING]) if found else ""
-            sources = tuple(hit.trajectory.id for hit in found)
+        for key, found in retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate).items():
+            text = "\n\n".join([HEADING, *map(describe, found), CLOSING]) if found else ""
+            sources = tuple(trajectory.id for trajectory in found)
             recalls[key] = Recall(Recalled(kind=self.kind, text=text, sources=sources))
         return [recalls[task.key] for task, _ in queries]
 

@@ -1,0 +1,224 @@
+"""How useful past episodes are for a task: the language model's own answers from 1 to 10, read off its logits.
+
+Nothing is sampled and nothing parsed, so no episode is lost to how an answer happens to be phrased: the rating is the
+expected value over the ten answers, given that the reply begins with one of them (the idea is G-Eval's, arXiv
+2303.16634). A reply counts as the longest of the ten numerals that it begins with: after a 1, a 0 makes it 10, and
+anything else leaves it at 1. Where a tokenizer spells 10 in two tokens, P(10) is P("1") P("0" | "1") and P(1) is what
+remains of P("1"), for which one further column is read; where 10 is a token of its own, nothing has to be. A blank
+before the numeral makes a spelling of its own; both count.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from latentmem.errors import ConfigError, ModelError
+from latentmem.memory.memory import describe
+from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefix import check_window, prefill
+from latentmem.templates import check_template, fill
+from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+SYSTEM = "You rate how helpful a record is. You reply with a number from 1 to 10 and nothing else."
+# The episode comes last: all that the prompts of one task begin with is read once.
+TEMPLATE = """A team has to solve this task:
+{task}
+
+Rate from 1 (of no help) to 10 (shows just what to do) how helpful the following record of another task is for it.
+
+{episode}
+
+Helpfulness, as one whole number from 1 to 10:"""
+FIELDS = ("task", "episode")
+
+ANSWERS = range(1, 11)
+_DECIMALS = 3
+"""Of a rating. Arithmetic in batches is off in the sixth; rounded so, episodes that read the same tie in any batch."""
+
+
+def check_rating_template(template: str) -> None:
+    """Refuse a template without the task or the episode, or with a field that does not exist.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    check_template(template, FIELDS, "bank.rating_template")
+    for field in FIELDS:
+        if f"{{{field}}}" not in template:
+            raise ConfigError(f"bank.rating_template: the field {{{field}}} is missing, and ratings need it; add it")
+
+
+class Rater:
+    """Rates pairs of a task and a past episode; each pair once, for the model is frozen."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        template: str | None = None,
+        max_prompt_tokens: int = 1024,
+        batch_positions: int = 4096,
+    ) -> None:
+        """Take the model that rates. It does so as an agent: no adapter of a composer on it has a say.
+
+        Args:
+            model: the agents' language model.
+            template: what it is asked, with the fields of `FIELDS`; None is `TEMPLATE`.
+            max_prompt_tokens: longest prompt; the episode is shortened to fit.
+            batch_positions: positions read at once; a matter of memory, not of the result.
+
+        Raises:
+            ConfigError: an unknown or a missing template field.
+            ModelError: the model's tokenizer does not tell the ten answers apart.
+        """
+        self.model = model
+        self.template = TEMPLATE if template is None else template
+        check_rating_template(self.template)
+        self.max_prompt_tokens = max_prompt_tokens
+        self.batch_positions = batch_positions
+        self.num_shortened = 0
+        """Prompts whose episode had to be shortened so far."""
+        self._spellings = _spellings(model)
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(self, pairs: Sequence[tuple[Task, Trajectory]]) -> list[float]:
+        """The rating of each pair, from 1 to 10, in thousandths. Pairs rated before are not read again.
+
+        Raises:
+            ConfigError: a task is too long for `max_prompt_tokens`, even with nothing of the episode.
+            ModelError: a prompt does not fit the context window, or the model's values are not finite.
+        """
+        keys = [(task.text, trajectory.id) for task, trajectory in pairs]
+        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
+        probabilities = self.probabilities(list(new.values()))
+        expected = probabilities @ torch.tensor(ANSWERS, dtype=torch.float64) / probabilities.sum(1)
+        self._known |= {key: round(rating, _DECIMALS) for key, rating in zip(new, expected.tolist(), strict=True)}
+        return [self._known[key] for key in keys]
+
+    def probabilities(self, pairs: Sequence[tuple[Task, Trajectory]]) -> Tensor:
+        """How likely the model is to begin its reply with each of the ten answers.
+
+        Returns:
+            [B, 10] float64 on the CPU for B pairs. What a row lacks to 1 is the share of other replies.
+
+        Raises:
+            As a call.
+        """
+        prompts = [self._prompt(task, trajectory) for task, trajectory in pairs]
+        tasks = [task.text for task, _ in pairs]
+        found = torch.zeros(len(pairs), len(ANSWERS), dtype=torch.float64)
+        for rows in _batches([len(prompt) for prompt in prompts], tasks, self.batch_positions):
+            found[rows] = self._read([prompts[row] for row in rows], [tasks[row] for row in rows])
+        if not bool((found.sum(1) > 0).all()):  # nan is not above 0 either
+            raise ModelError(
+                f"model {self.model.name!r} gave values that are not finite for a rating; set model.dtype to float32, "
+                "or bank.rating to none"
+            )
+        return found
+
+    def _prompt(self, task: Task, trajectory: Trajectory) -> list[int]:
+        episode = describe(trajectory)
+        ids = self._encode(task, episode)
+        if len(ids) <= self.max_prompt_tokens:
+            return ids
+        self.num_shortened += 1
+        if self.num_shortened == 1:
+            logger.warning(
+                "episodes are shortened for rating, to prompts of %d tokens (bank.rating_max_tokens); the first had %d",
+                self.max_prompt_tokens,
+                len(ids),
+            )
+        tokens = self.model.encode(episode)
+        kept = len(tokens)
+        while kept and len(ids) > self.max_prompt_tokens:
+            kept = max(0, kept - (len(ids) - self.max_prompt_tokens))  # more than once where cut text is spelled anew
+            ids = self._encode(task, self.model.decode(tokens[:kept]))
+        if len(ids) > self.max_prompt_tokens:
+            raise ConfigError(
+                f"bank.rating_max_tokens is {self.max_prompt_tokens}, too few for the prompt of task "
+                f"{task.key[:80]!r} with nothing of an episode ({len(ids)} tokens); raise it"
+            )
+        return ids
+
+    def _encode(self, task: Task, episode: str) -> list[int]:
+        return self.model.encode_prompt(SYSTEM, fill(self.template, task=task.text.strip(), episode=episode))
+
+    @torch.no_grad()
+    def _read(self, prompts: Sequence[list[int]], tasks: Sequence[str]) -> Tensor:
+        """Probabilities [B, 10] of the answers to B prompts: a prefill, then what the longer spellings begin with."""
+        spellings = self._spellings
+        begun = {ids[:i] for ids in spellings for i in range(1, len(ids))}
+        ways = sorted(ids for ids in begun if not _continued(ids, begun))  # they pass all the shorter ones
+        room = max(map(len, ways), default=0)
+        what = f"a rating prompt of at most {self.max_prompt_tokens} (bank.rating_max_tokens)"
+        check_window(self.model.model, max(map(len, prompts)) + room, what)
+        rows = torch.arange(len(prompts), device=self.model.device)
+        with self.model.as_agent() as model:
+            prefix = prefill(model, prompts, tasks, room)
+            # By what of a spelling stands behind the prompt already: [B, V] each.
+            logps: dict[tuple[int, ...], Tensor] = {(): _logps(prefix.logits)}
+            for ids in ways:
+                columns = torch.tensor([ids] * len(prompts), device=rows.device)
+                embeddings = model.get_input_embeddings()(columns)
+                real = torch.ones_like(columns, dtype=torch.bool)
+                logits = prefix.select(rows).extend(model, embeddings, real, keep=len(ids))  # [B, len(ids), V]
+                logps |= {ids[: i + 1]: _logps(logits[:, i]) for i in range(len(ids))}
+        likely = {
+            ids: torch.stack([logps[ids[:i]][:, ids[i]].double() for i in range(len(ids))]).sum(0).exp().cpu()
+            for ids in spellings
+        }
+        found = torch.zeros(len(prompts), len(ANSWERS), dtype=torch.float64)
+        for ids, answer in spellings.items():
+            longer = [likely[other] for other in _continued(ids, spellings)]
+            found[:, answer - 1] += (likely[ids] - sum(longer)).clamp(min=0)
+        return found
+
+
+def _continued(ids: tuple[int, ...], others: Collection[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Those that begin with `ids` and go on."""
+    return [other for other in others if len(other) > len(ids) and other[: len(ids)] == ids]
+
+
+def _spellings(model: LanguageModel) -> dict[tuple[int, ...], int]:
+    """Token ids of the ten answers, written with and without a blank before them.
+
+    They are encoded behind a colon, for at the beginning of a text some tokenizers add a blank of their own.
+    """
+    before = model.encode(":")
+    found: dict[tuple[int, ...], int] = {}
+    for blank in ("", " "):
+        rows = [tuple(model.encode(f":{blank}{answer}")) for answer in ANSWERS]
+        if len(set(rows)) == len(rows) and all(row[: len(before)] == tuple(before) for row in rows):
+            found |= {row[len(before) :]: answer for row, answer in zip(rows, ANSWERS, strict=True)}
+    if not found:
+        raise ModelError(
+            f"model {model.name!r}: its tokenizer does not tell the numbers from 1 to 10 apart, and cannot rate; "
+            "set bank.rating to none"
+        )
+    return found
+
+
+def _logps(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+
+
+def _batches(lengths: Sequence[int], groups: Sequence[str], positions: int) -> list[list[int]]:
+    """Rows in batches of at most `positions`, padding included; a group stays together, among others of its length.
+
+    A row longer than `positions` is a batch of its own.
+    """
+    longest: dict[str, int] = {}
+    for length, group in zip(lengths, groups, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    batches: list[list[int]] = []
+    widest = 0
+    for row in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i], lengths[i])):
+        if not batches or max(widest, lengths[row]) * (len(batches[-1]) + 1) > positions:
+            batches.append([])
+            widest = 0
+        batches[-1].append(row)
+        widest = max(widest, lengths[row])
+    return batches

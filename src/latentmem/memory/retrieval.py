@@ -1,0 +1,37 @@
+"""What a memory is made from: the nearest trajectories of a bank, or the best rated among twice as many.
+
+Two stages: similarity of task texts finds candidates, quickly among any number; a rating, if one is given, chooses
+among them. Both look at the task alone, so each is asked once for a task, whatever its roles and rollouts.
+"""
+
+from collections.abc import Callable, Sequence
+
+from latentmem.bank import ExperienceBank
+from latentmem.trajectory import Task, Trajectory
+
+Rate = Callable[[Sequence[tuple[Task, Trajectory]]], list[float]]
+"""Pairs of a task and a past episode -> how useful each is; more is better."""
+
+
+def retrieve(
+    bank: ExperienceBank, tasks: Sequence[Task], k: int, success: bool | None = None, rate: Rate | None = None
+) -> dict[str, list[Trajectory]]:
+    """At most k trajectories for each task, best first, by the task's key; never one of the task itself.
+
+    Args:
+        bank: searched once.
+        tasks: a task named twice counts once.
+        k: trajectories for each task.
+        success: only those that succeeded, or failed; None takes both.
+        rate: chooses k among the 2k nearest, the nearer one where ratings are equal; None keeps the k nearest.
+    """
+    asked = list({task.key: task for task in tasks}.values())
+    hits = bank.search_many(asked, k=k if rate is None else 2 * k, success=success)
+    found = {task.key: [hit.trajectory for hit in result] for task, result in zip(asked, hits, strict=True)}
+    if rate is None:
+        return found
+    ratings = iter(rate([(task, trajectory) for task in asked for trajectory in found[task.key]]))
+    for key, candidates in found.items():
+        rated = [(next(ratings), trajectory) for trajectory in candidates]
+        found[key] = [trajectory for _, trajectory in sorted(rated, key=lambda pair: -pair[0])[:k]]
+    return found

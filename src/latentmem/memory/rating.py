@@ -82,7 +82,7 @@ class Rater:
         self.num_shortened = 0
         """Prompts whose episode had to be shortened so far."""
         self._spellings = _spellings(model)
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], float] = {}  # a bank has one trajectory of an id
 
     def __call__(self, pairs: Sequence[tuple[Task, Trajectory]]) -> list[float]:
         """The rating of each pair, from 1 to 10, in thousandths. Pairs rated before are not read again.
@@ -166,10 +166,9 @@ class Rater:
                 real = torch.ones_like(columns, dtype=torch.bool)
                 logits = prefix.select(rows).extend(model, embeddings, real, keep=len(ids))  # [B, len(ids), V]
                 logps |= {ids[: i + 1]: _logps(logits[:, i]) for i in range(len(ids))}
-        likely = {
-            ids: torch.stack([logps[ids[:i]][:, ids[i]].double() for i in range(len(ids))]).sum(0).exp().cpu()
-            for ids in spellings
-        }
+        steps = [torch.stack([logps[ids[:i]][:, ids[i]] for i in range(len(ids))]) for ids in spellings]
+        moved = torch.stack([step.sum(0) for step in steps]).cpu().double()  # [spellings, B], off the GPU at once
+        likely = dict(zip(spellings, moved.exp(), strict=True))
         found = torch.zeros(len(prompts), len(ANSWERS), dtype=torch.float64)
         for ids, answer in spellings.items():
             longer = [likely[other] for other in _continued(ids, spellings)]

@@ -33,7 +33,7 @@ from latentmem.memory.composer import TEMPLATE, Composer
 from latentmem.memory.rating import ANSWERS, Rater
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import causal_mask, next_positions, prefill
+from latentmem.models.prefix import hidden_states, prefill
 from latentmem.trajectory import Message, Recalled, Role, Step, Task, Trajectory
 
 EPISODES_FIRST = """A team of agents works on a task. One of its members needs to remember what past episodes teach.
@@ -236,13 +236,7 @@ def compose_shared(composer: Composer, texts: list[str], groups: list[str]) -> T
     prefix = prefill(model, [composer.backbone.encode(text) for text in texts], groups, room=composer.num_latents)
     queries = composer.query_latents.expand(len(texts), -1, -1)
     new = torch.ones(queries.shape[:2], dtype=torch.bool)
-    hidden = model.base_model(
-        inputs_embeds=queries,
-        attention_mask=causal_mask(prefix.seen, new),
-        position_ids=next_positions(prefix.seen, new),
-        past_key_values=prefix.cache,
-        use_cache=True,
-    ).last_hidden_state
+    hidden = hidden_states(model, queries, prefix.seen, new, prefix.cache)
     return composer.projection(hidden)
 
 

@@ -20,6 +20,7 @@ from latentmem.memory.composer import NOTHING
 from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import Prompt, Sampled, Sampling
+from latentmem.models.prefix import Prefix
 from latentmem.training.losses import group_advantages, lmpo_loss
 from latentmem.training.scoring import Example, accumulate
 from latentmem.trajectory import Message, Recalled, Role, Task
@@ -263,7 +264,7 @@ def original_search(bank: list[Task], vectors: Tensor, query: str, vector: Tenso
     return [bank[i].text for i in order if bank[i].text != query][:k]
 
 
-def test_no_candidate_is_lost_to_how_an_answer_is_phrased(golden: Golden) -> None:
+def test_no_candidate_is_lost_to_how_an_answer_is_phrased(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original drops a candidate whose sampled answer is "7." or "Score: 9"; ours reads the answers' logits."""
     record = golden.json("scoring")
     said = {case["output"]: case["score"] for case in record["parsing"]}
@@ -273,19 +274,17 @@ def test_no_candidate_is_lost_to_how_an_answer_is_phrased(golden: Golden) -> Non
         (Task(id=None, domain="qa", text=prompt["query"]), success(Task(id=None, domain="qa", text=text), "an answer"))
         for prompt, text in zip(record["prompts"], (prompt["shot_task"] for prompt in record["prompts"]), strict=True)
     ]
-    head = golden.model.model.get_output_embeddings()
-    unbiased = Rater(golden.model)(pairs)
+    unbiased, really = Rater(golden.model)(pairs), Prefix.logits
     for output in dropped:
         first = golden.encode_with_control_tokens(output or "<|im_end|>")[0]
 
-        def begin_with(_: object, inputs: object, logits: Tensor, first: int = first) -> Tensor:
-            louder = torch.zeros(logits.shape[-1])
-            louder[first] = 50  # the reply begins as that output does, for all the model can tell
-            return logits + louder
+        def begin_with(self: Prefix, model: PreTrainedModel, first: int = first) -> Tensor:
+            logits = really(self, model)
+            logits[:, first] += 50  # the reply begins as that output does, for all the model can tell
+            return logits
 
-        hook = head.register_forward_hook(begin_with)
+        monkeypatch.setattr(Prefix, "logits", begin_with)
         ratings = Rater(golden.model)(pairs)
-        hook.remove()
         number = {"7.": 7, "7.5": 7, "7\n8": 7, "5/10": 5, "99": 9}.get(output)
         if number is not None:
             assert ratings == pytest.approx([number] * len(pairs), abs=2e-3)

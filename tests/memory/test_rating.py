@@ -19,6 +19,7 @@ from latentmem.memory.memory import describe
 from latentmem.memory.rating import SYSTEM, TEMPLATE, Rater, check_rating_template
 from latentmem.models.assets import quiet_loading
 from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefix import Prefix
 from latentmem.trajectory import Task, Trajectory
 
 TASKS = [Task(id=None, domain="sums", text=text) for text in ("What is 12 + 7?", "Plan the steps, then 40 - 15.")]
@@ -98,12 +99,17 @@ def by_hand(
     return torch.tensor([found[str(answer)] for answer in range(1, 11)], dtype=torch.float64)
 
 
-def voice(lm: LanguageModel, probabilities: dict[str, float]) -> None:
-    """Let the model say these tokens with these probabilities, whatever it has read."""
-    row = torch.full((lm.model.config.vocab_size,), -1e4)
-    for token, probability in probabilities.items():
-        row[lm.tokenizer.convert_tokens_to_ids(token)] = torch.tensor(probability).log()
-    lm.model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: row.expand_as(output))
+@pytest.fixture
+def voice(monkeypatch: pytest.MonkeyPatch) -> Callable[[LanguageModel, dict[str, float]], None]:
+    """Lets a model say tokens with given probabilities, whatever it has read."""
+
+    def say(lm: LanguageModel, probabilities: dict[str, float]) -> None:
+        row = torch.full((lm.model.config.vocab_size,), -1e4)
+        for token, probability in probabilities.items():
+            row[lm.tokenizer.convert_tokens_to_ids(token)] = torch.tensor(probability).log()
+        monkeypatch.setattr(Prefix, "logits", lambda self, model: row.expand(len(self.seen), -1))
+
+    return say
 
 
 def count_positions(lm: LanguageModel) -> list[int]:
@@ -141,7 +147,11 @@ def test_answers_have_the_probabilities_of_whole_sequences(
     ],
 )
 def test_a_reply_counts_as_the_longest_numeral_it_begins_with(
-    load: Callable[..., LanguageModel], kind: str, said: dict[str, float], answers: dict[int, float]
+    load: Callable[..., LanguageModel],
+    voice: Callable[..., None],
+    kind: str,
+    said: dict[str, float],
+    answers: dict[int, float],
 ) -> None:
     lm = load(kind)
     voice(lm, said)
@@ -212,6 +222,7 @@ def test_episodes_that_read_the_same_tie_in_any_batch(load: Callable[..., Langua
     ratings = rater([(TASKS[0], twin), *PAIRS])
     assert ratings[0] == ratings[1]
     assert len(set(ratings[1:])) == len(PAIRS)
+    assert ratings == [round(rating, 3) for rating in ratings]
 
 
 def test_the_composers_adapter_has_no_say_and_stays_on(load: Callable[..., LanguageModel]) -> None:
@@ -281,7 +292,7 @@ def test_a_prompt_beyond_the_window_is_refused(load: Callable[..., LanguageModel
         Rater(load(), max_prompt_tokens=3000)([(TASKS[0], episode)])
 
 
-def test_values_that_are_not_finite_are_refused(load: Callable[..., LanguageModel]) -> None:
+def test_values_that_are_not_finite_are_refused(load: Callable[..., LanguageModel], voice: Callable[..., None]) -> None:
     lm = load()
     voice(lm, {"1": float("nan")})
     with pytest.raises(

@@ -159,13 +159,13 @@ class Rater:
         with self.model.as_agent() as model:
             prefix = prefill(model, prompts, tasks, room)
             # By what of a spelling stands behind the prompt already: [B, V] each.
-            logps: dict[tuple[int, ...], Tensor] = {(): _logps(prefix.logits)}
+            logps: dict[tuple[int, ...], Tensor] = {(): _logps(prefix.logits(model))}
             for ids in ways:
-                columns = torch.tensor([ids] * len(prompts), device=rows.device)
-                embeddings = model.get_input_embeddings()(columns)
-                real = torch.ones_like(columns, dtype=torch.bool)
-                logits = prefix.select(rows).extend(model, embeddings, real, keep=len(ids))  # [B, len(ids), V]
-                logps |= {ids[: i + 1]: _logps(logits[:, i]) for i in range(len(ids))}
+                part = prefix.select(rows)
+                for i, token in enumerate(ids, 1):
+                    column = torch.full((len(prompts), 1), token, device=rows.device)
+                    part.extend(model, model.get_input_embeddings()(column), torch.ones_like(column, dtype=torch.bool))
+                    logps[ids[:i]] = _logps(part.logits(model))
         steps = [torch.stack([logps[ids[:i]][:, ids[i]] for i in range(len(ids))]) for ids in spellings]
         moved = torch.stack([step.sum(0) for step in steps]).cpu().double()  # [spellings, B], off the GPU at once
         likely = dict(zip(spellings, moved.exp(), strict=True))

@@ -26,6 +26,7 @@ def filled(path: Path, rows: np.ndarray, pieces: list[int]) -> BankIndex:
     for size in pieces:
         seqs = list(range(2 * start + 1, 2 * (start + size) + 1, 2))
         index.append(seqs, rows[start : start + size], [[("domain", "d")]] * size, LAST_ID)
+        index.save_if_due()
         start += size
     assert start == len(rows)
     return index
@@ -77,10 +78,12 @@ def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> Non
     path = tmp_path / "index"
     index = filled(path, unit_rows(40, 5, seed=6), [40])
     index.append([101], unit_rows(1, 5, seed=7), [[]], LAST_ID)
+    index.save_if_due()
     stored = read_matrix(path, GENERATION)
     assert stored is not None
     assert len(stored.seqs) == 40
     index.append(list(range(103, 123, 2)), unit_rows(10, 5, seed=8), [[]] * 10, LAST_ID)
+    index.save_if_due()
     stored = read_matrix(path, GENERATION)
     assert stored is not None
     assert len(stored.seqs) == 51
@@ -108,7 +111,7 @@ def test_any_flipped_byte_or_missing_tail_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"checksum|not an index|do not hold"):
             read_matrix(path, GENERATION)
         path.write_bytes(content[:i])
-        with pytest.raises(ValueError, match=r"empty file|too few|do not hold"):
+        with pytest.raises(ValueError, match=r"empty file|too few|do not hold|checksum"):
             read_matrix(path, GENERATION)
 
 

@@ -33,7 +33,7 @@ _CRC_END = 12
 _FEW_ROWS = 10_000
 """Up to here all rows that pass are scored: that takes as long as a search of the lists."""
 _FEW_ROWS_PER_K = 100
-_MET_ROWS = 16_384
+_MET_ROWS = 32_768
 _MET_SHARE = 128
 _LISTS_PER_ROOT = 2
 _SAMPLE_PER_LIST = 32
@@ -165,7 +165,7 @@ class ApproximateIndex:
         )
         ivf.cp.niter, ivf.cp.spherical = _NUM_ROUNDS, True
         ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, _SAMPLE_PER_LIST
-        ivf.train(self._exact.vectors_at(np.sort(chosen)))
+        ivf.train(self._exact.vectors_at(np.sort(chosen).astype(np.int32)))
         self._ivf, self._num_listed, self._num_saved, self._num_trained_on = ivf, 0, 0, num_rows
 
     def _look_at_lists(self) -> None:

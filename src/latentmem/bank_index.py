@@ -168,7 +168,7 @@ class BankIndex:
     @property
     def width(self) -> int:
         """e, of the vectors."""
-        return self._pieces[0].shape[1]
+        return int(self._pieces[0].shape[1])
 
     @property
     def reached(self) -> int:
@@ -211,7 +211,8 @@ class BankIndex:
         little_endian = [piece.astype("<f4", copy=False) for piece in self._pieces]
         little_endian += [self.seqs.astype("<i8", copy=False)]
         little_endian += [rows.astype("<i4", copy=False) for rows in postings.values()]
-        content = [header, *(array.reshape(-1).view(np.uint8).data for array in little_endian), table]
+        arrays = [array.reshape(-1).view(np.uint8).data for array in little_endian]
+        content: list[bytes | memoryview] = [header, *arrays, table]
         crc = zlib.crc32(header[_CRC_END:])
         for part in content[1:]:
             crc = zlib.crc32(part, crc)
@@ -234,7 +235,7 @@ class BankIndex:
             if begin + len(piece) > start:
                 yield piece[max(0, start - begin) :]
 
-    def vectors_at(self, positions: npt.NDArray[np.integer[Any]]) -> Vectors:
+    def vectors_at(self, positions: Positions) -> Vectors:
         """The rows [n, e] at n ascending positions."""
         return np.concatenate([piece.take(part - begin, axis=0) for begin, piece, part in self._split(positions)])
 

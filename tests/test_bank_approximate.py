@@ -1,6 +1,8 @@
 """Lists of similar rows: what they nominate is decided exactly, and what is promised to be exact owes them nothing."""
 
+import json
 import logging
+import runpy
 import sys
 from pathlib import Path
 
@@ -210,3 +212,17 @@ def test_without_faiss_the_bank_says_what_to_install(tmp_path: Path, monkeypatch
         "run `pip install 'latentmem[ann]'`, or take index 'exact'"
     )
     assert not path.exists()
+
+
+def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_approximate, "_MET_ROWS", 10**6)
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "bank.py"
+    out = tmp_path / "results.json"
+    arguments = ["--quick", "--sizes", "1200", "--folder", str(tmp_path), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    figures = json.loads(out.read_text())["1200"]
+    assert figures["insert_at_size"].keys() == {"batches_of_16", "batches_of_256"}
+    assert figures["first_search"]["approximate_present"]["seconds"] > 0
+    assert {name: figures["search"][name]["recall"]["mean"] for name in ("none", "rare")} == {"none": 1, "rare": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]

@@ -34,12 +34,17 @@ _FEW_ROWS = 10_000
 """Up to here all rows that pass are scored: that takes as long as a search of the lists."""
 _FEW_ROWS_PER_K = 100
 _MET_ROWS = 32_768
+"""Rows that pass are met until there were so many, or one in _MET_SHARE: what recall and time hang on."""
 _MET_SHARE = 128
 _LISTS_PER_ROOT = 2
+"""Lists for each square root of the number of rows."""
 _SAMPLE_PER_LIST = 32
 _NUM_ROUNDS = 8
+"""Of k-means, over so many rows for each list."""
 _LONGEST_TAIL = 8192
+"""Rows that are searched exactly before the lists take them."""
 _SAVE_SHARE = 16
+"""The file is replaced once one row in so many is not in it."""
 _FILTERS_REMEMBERED = 8
 
 
@@ -244,7 +249,8 @@ class ApproximateIndex:
         faiss, counts = self._faiss, may_return.counts
         nearest_first = np.argsort(-np.einsum("ij,j->i", self._centres, query))
         met = np.cumsum(counts[nearest_first][counts[nearest_first] > 0])
-        enough = max(_MET_ROWS, int(met[-1]) // _MET_SHARE)
+        num_nominated = 4 * k + 64  # a byte a number blurs the order of near ones
+        enough = max(_MET_ROWS, int(met[-1]) // _MET_SHARE, num_nominated)
         useful = np.packbits(counts > 0, bitorder="little")
         parameters = faiss.SearchParametersIVF(
             sel=faiss.IDSelectorBitmap(may_return.bits),
@@ -252,7 +258,7 @@ class ApproximateIndex:
             quantizer_params=faiss.SearchParameters(sel=faiss.IDSelectorBitmap(useful)),
         )
         with _one_thread(faiss):
-            _, rows = self._ivf.search(query[None], 4 * k + 64, params=parameters)
+            _, rows = self._ivf.search(query[None], num_nominated, params=parameters)
         return np.sort(rows[rows >= 0]).astype(np.int32)
 
 

@@ -325,7 +325,7 @@ def main() -> None:
         path, num_rows, index = options.child
         first_search(Path(path), int(num_rows), index)
         return
-    sizes = [int(size) for size in (options.sizes or ("12000" if options.quick else "10000,100000")).split(",")]
+    sizes = [int(size) for size in (options.sizes or ("25000" if options.quick else "10000,100000")).split(",")]
     indexes = ["exact"] if options.only_exact else ["exact", "approximate"]
     results: dict[str, Any] = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "numpy": np.__version__, "k": K}
     for size in sizes:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _HEADER = struct.Struct("<8sI32s32sQQ")  # magic, crc32 of the rest, generation, id of the last row, rows, trained on
 _MAGIC = b"LMEMLST1"
 _CRC_END = 12
-_FEW_ROWS = 10_000
+_FEW_ROWS = 20_000
 """Up to here all rows that pass are scored: that takes as long as a search of the lists."""
 _FEW_ROWS_PER_K = 100
 _MET_ROWS = 32_768

@@ -13,7 +13,7 @@ processor time are reported. What the embedder takes is not in them.
     python benchmarks/bank.py [--out results.json] [--sizes 10000,100000,1000000] [--only-exact]
     python benchmarks/bank.py --quick       a smoke run, seconds
 
-By default 10^4 and 10^5: about two minutes on two idle cores. 10^6 takes 8 GB of disk and about a quarter of an hour.
+By default 10^4 and 10^5, half a minute of processor time. 10^6 takes 8 GB of disk and three minutes of processor time.
 """
 
 import argparse

@@ -211,6 +211,8 @@ def test_without_faiss_the_bank_says_what_to_install(tmp_path: Path, monkeypatch
         f"{path}: index 'approximate' needs the library faiss, which is not installed; "
         "run `pip install 'latentmem[ann]'`, or take index 'exact'"
     )
+    with pytest.raises(ValueError, match="index is 'fast'"):
+        ExperienceBank(path, lambda texts: np.ones((len(texts), 2)), index="fast")  # type: ignore[arg-type]
     assert not path.exists()
 
 

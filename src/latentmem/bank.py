@@ -2,8 +2,7 @@
 
 Only the records (`bank_records`) are the truth. Everything else can be made again: the search matrix (`bank_index`)
 from the records' vectors, the lists of an approximate search (`bank_approximate`) from the matrix, the vectors from the
-task texts. The bank takes a function that embeds, never a model, and
-never holds a lock on the database while it runs.
+task texts. The bank takes a function that embeds, never a model, and never holds a lock on the database while it runs.
 """
 
 import logging
@@ -129,9 +128,12 @@ class ExperienceBank:
                 may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
 
         Raises:
+            ValueError: `index` is something else.
             BankError: no bank there and no embedder given, not a bank, written by a newer version or with another
                 embedder (`reembed` changes it), or it cannot be opened; faiss is not installed.
         """
+        if index not in ("exact", "approximate"):
+            raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
         self.path = Path(path)
         self._index_path = self.path.with_name(f"{self.path.name}.index")
         self._lists_path = self.path.with_name(f"{self.path.name}.lists")

@@ -18,8 +18,9 @@ import tempfile
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentmem import bank as bank_module
-from latentmem import bank_index, bank_records
+from latentmem import bank_approximate, bank_index, bank_records
 from latentmem.bank import AddReport, ExperienceBank, Found
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
@@ -103,6 +104,15 @@ def brute_force(stored: list[Trajectory], task: Task, k: int, **filters: Any) ->
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "bank.sqlite"
+
+
+@pytest.fixture(params=["exact", "approximate"])
+def index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both ways of searching; the approximate one with lists from six rows on, all of which are read."""
+    monkeypatch.setattr(bank_approximate, "_FEW_ROWS", 5)
+    monkeypatch.setattr(bank_approximate, "_FEW_ROWS_PER_K", 0)
+    monkeypatch.setattr(bank_approximate, "_LONGEST_TAIL", 4)
+    return request.param
 
 
 def sql(path: Path, statement: str, *values: Any) -> list[Any]:
@@ -305,10 +315,10 @@ def test_search_is_the_same_in_other_processes_and_with_or_without_an_index_file
 # The index follows the records
 
 
-def test_what_another_writer_adds_or_deletes_is_seen_by_the_next_search(path: Path) -> None:
+def test_what_another_writer_adds_or_deletes_is_seen_by_the_next_search(path: Path, index: Any) -> None:
     batch = [make(f"text {i}", success=i % 2 == 0) for i in range(30)]
     asked = Task(id=None, domain="sums", text="asked")
-    with ExperienceBank(path, embed) as reader, ExperienceBank(path, embed) as writer:
+    with ExperienceBank(path, embed, index=index) as reader, ExperienceBank(path, embed) as writer:
         for i in range(0, 30, 3):
             writer.add(batch[i : i + 3])
             assert reader.search(asked, k=50) == brute_force(batch[: i + 3], asked, 50)
@@ -319,46 +329,86 @@ def test_what_another_writer_adds_or_deletes_is_seen_by_the_next_search(path: Pa
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "emptied", "foreign", "deleted"])
-def test_a_damaged_index_is_rebuilt(path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_a_damaged_index_is_rebuilt(
+    path: Path, caplog: pytest.LogCaptureFixture, index: Literal["exact", "approximate"], damage: str
+) -> None:
     batch = [make(f"text {i}") for i in range(30)]
     asked = Task(id=None, domain="sums", text="asked")
-    index = path.with_name("bank.sqlite.index")
-    with ExperienceBank(path, embed) as bank:
+    file = path.with_name("bank.sqlite.index" if index == "exact" else "bank.sqlite.lists")
+    with ExperienceBank(path, embed, index=index) as bank:
         bank.add(batch)
         bank.search(asked, k=1)
-    content = index.read_bytes()
+    content = file.read_bytes()
     damaged = {
         "torn": content[: len(content) // 2],
         "flipped": content[:-9] + bytes([content[-9] ^ 64]) + content[-8:],
         "emptied": b"",
         "foreign": b"not an index at all " * 20,
     }
-    index.unlink()
+    file.unlink()
     if damage in damaged:
-        index.write_bytes(damaged[damage])
+        file.write_bytes(damaged[damage])
         with ExperienceBank(path) as bank:
             assert bank.verify().counts == {"index": 1}
-    with caplog.at_level(logging.WARNING), ExperienceBank(path, embed) as bank:
+    with caplog.at_level(logging.WARNING), ExperienceBank(path, embed, index=index) as bank:
         assert bank.search(asked, k=50) == brute_force(batch, asked, 50)
         assert bank.verify().ok
     assert ("rebuilt" in caplog.text) == (damage != "deleted")
-    assert index.read_bytes() == content
+    assert file.read_bytes() == content
 
 
-def test_an_older_copy_of_the_records_does_not_trust_the_newer_index(path: Path) -> None:
+def test_an_older_copy_of_the_records_does_not_trust_the_newer_index(path: Path, index: Any) -> None:
     asked = Task(id=None, domain="sums", text="asked")
     old, lost, new = ([make(f"{name} {i}") for i in range(10)] for name in ("old", "lost", "new"))
     with ExperienceBank(path, embed) as bank:
         bank.add(old)
     shutil.copy(path, path.with_name("copy"))
-    with ExperienceBank(path, embed) as bank:
+    with ExperienceBank(path, embed, index=index) as bank:
         bank.add(lost)
         bank.search(asked, k=1)
     shutil.copy(path.with_name("copy"), path)
-    with ExperienceBank(path, embed) as bank:
+    with ExperienceBank(path, embed, index=index) as bank:
         bank.add(new)
-        assert bank.verify().counts == {"index": 1}
+        assert bank.verify().counts == {"index": 1 if index == "exact" else 2}
         assert bank.search(asked, k=50) == brute_force(old + new, asked, 50)
+
+
+def test_an_index_of_other_labels_than_the_columns_is_a_problem(path: Path) -> None:
+    with ExperienceBank(path, embed) as bank:
+        bank.add([make("1"), make("2", success=False), make("3")])
+        bank.search(make("asked").task, k=1)
+        assert bank.verify().ok
+        file = path.with_name("bank.sqlite.index")
+        stored = bank_index.read_matrix(file, sql(path, "SELECT value FROM meta WHERE key = 'generation'")[0][0])
+        assert stored is not None
+        assert stored.postings["success", 0].tolist() == [1]
+        swapped = bank_index.BankIndex(file, sql(path, "SELECT value FROM meta WHERE key = 'generation'")[0][0], WIDTH)
+        labels = [[("success", 0)], [("success", 1)], [("success", 1)]]
+        swapped.append(stored.seqs.tolist(), np.array(stored.vectors), labels, stored.last_id)
+        swapped.save_if_due()
+        assert bank.verify().counts == {"index": 1}
+
+
+def test_several_banks_on_one_path_add_and_search_at_once(path: Path, index: Any) -> None:
+    asked = Task(id=None, domain="sums", text="asked")
+    ExperienceBank(path, embed).close()
+
+    def work(tag: int) -> None:
+        with ExperienceBank(path, embed, index=index) as own:
+            for i in range(0, 24, 3):
+                own.add([make(f"{tag} {j}", success=j % 2 == 0) for j in range(i, i + 3)])
+                stored = [hit.trajectory.task.text for hit in own.search(asked, k=999)]
+                assert {f"{tag} {j}" for j in range(i + 3)} <= set(stored)  # its own at least
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(work, tag) for tag in range(3)]:
+            future.result()
+    with ExperienceBank(path, embed, index=index) as bank:
+        everything = list(bank)
+        assert len(everything) == 72
+        for filters in ({}, {"success": True}):
+            assert bank.search(asked, k=20, **filters) == brute_force(everything, asked, 20, **filters)
+        assert bank.verify().ok
 
 
 # Storing

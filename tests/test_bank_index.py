@@ -1,5 +1,6 @@
 """The search matrix by itself: similarities that depend on two vectors only, and a file that is believed or dropped."""
 
+import itertools
 import logging
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from latentmem import bank_index
-from latentmem.bank_index import BankIndex, read_matrix
+from latentmem.bank_index import BankIndex, Label, read_matrix
 
 GENERATION = "a" * 32
 LAST_ID = "b" * 32
@@ -26,6 +27,7 @@ def filled(path: Path, rows: np.ndarray, pieces: list[int]) -> BankIndex:
     for size in pieces:
         seqs = list(range(2 * start + 1, 2 * (start + size) + 1, 2))
         index.append(seqs, rows[start : start + size], [[("domain", "d")]] * size, LAST_ID)
+        index.save_if_due()
         start += size
     assert start == len(rows)
     return index
@@ -73,14 +75,67 @@ def test_near_ties_below_the_noise_of_a_float32_product_are_ranked_by_their_exac
     assert index.nearest(np.stack(queries), 7, [], [[]] * len(queries)) == exact
 
 
+@pytest.mark.parametrize("num_queries", [1, 9])
+@pytest.mark.parametrize(("rows_per_block", "gathered_per_block"), [(8192, 1024), (50, 3), (7, 1)])
+def test_filters_that_pass_few_many_or_neighbouring_rows_give_the_ranking_of_slow_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_block: int, gathered_per_block: int, num_queries: int
+) -> None:
+    monkeypatch.setattr(bank_index, "_ROWS_PER_BLOCK", rows_per_block)
+    monkeypatch.setattr(bank_index, "_GATHERED_PER_BLOCK", gathered_per_block)
+    monkeypatch.setattr(bank_index, "_SHORT_TAIL", 20)
+    rng = np.random.default_rng(12)
+    rows = unit_rows(307, 13, seed=13)
+    rows[100:130] = rows[5]
+    labels: list[list[Label]] = [
+        [("success", int(rng.random() < 0.6)), ("domain", f"d{i // 80}"), ("team", "rare" if i % 61 == 0 else "usual")]
+        for i in range(307)
+    ]
+    queries = np.concatenate([rows[5:6], unit_rows(num_queries - 1, 13, seed=14)])
+    excluded = [[2 * i + 1 for i in rng.choice(307, 9 * n, replace=False)] for n in range(num_queries)]
+    wanted: list[list[Label]] = [
+        [],
+        [("success", 1)],
+        [("domain", "d1")],
+        [("domain", "d1"), ("success", 0)],
+        [("team", "rare"), ("success", 1)],
+        [("domain", "absent")],
+    ]
+    index = BankIndex(tmp_path / "index", GENERATION, 13)
+    for start, end in itertools.pairwise([0, 150, 170, 171, 215, 307]):
+        seqs = list(range(2 * start + 1, 2 * end, 2))
+        index.append(seqs, rows[start:end], labels[start:end], LAST_ID)
+        if start < 170:
+            index.save_if_due()
+        for filter_ in wanted:  # asked for again each time: what passes is remembered, and has to grow
+            for query, left_out, found in zip(
+                queries, excluded, index.nearest(queries, 4, filter_, excluded_in(excluded, end)), strict=True
+            ):
+                may = [i for i in range(end) if set(filter_) <= set(labels[i]) and 2 * i + 1 not in left_out]
+                expected = [(2 * may[seq // 2] + 1, score) for seq, score in slow_ranking(rows[may], query, 4)]
+                assert found == expected
+    stored = read_matrix(tmp_path / "index", GENERATION)
+    assert stored is not None
+    again = BankIndex(tmp_path / "index", GENERATION, 13, stored)
+    rest = len(again)
+    again.append(list(range(2 * rest + 1, 615, 2)), rows[rest:], labels[rest:], LAST_ID)
+    for filter_ in wanted:
+        assert again.nearest(queries, 4, filter_, excluded) == index.nearest(queries, 4, filter_, excluded)
+
+
+def excluded_in(excluded: list[list[int]], num_rows: int) -> list[list[int]]:
+    return [[seq for seq in seqs if seq < 2 * num_rows] for seqs in excluded]
+
+
 def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> None:
     path = tmp_path / "index"
     index = filled(path, unit_rows(40, 5, seed=6), [40])
     index.append([101], unit_rows(1, 5, seed=7), [[]], LAST_ID)
+    index.save_if_due()
     stored = read_matrix(path, GENERATION)
     assert stored is not None
     assert len(stored.seqs) == 40
     index.append(list(range(103, 123, 2)), unit_rows(10, 5, seed=8), [[]] * 10, LAST_ID)
+    index.save_if_due()
     stored = read_matrix(path, GENERATION)
     assert stored is not None
     assert len(stored.seqs) == 51
@@ -108,7 +163,7 @@ def test_any_flipped_byte_or_missing_tail_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"checksum|not an index|do not hold"):
             read_matrix(path, GENERATION)
         path.write_bytes(content[:i])
-        with pytest.raises(ValueError, match=r"empty file|too few|do not hold"):
+        with pytest.raises(ValueError, match=r"empty file|too few|do not hold|checksum"):
             read_matrix(path, GENERATION)
 
 

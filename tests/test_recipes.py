@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentmem import processes, recipes
+from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.environments.environment import Outcome
@@ -189,6 +189,23 @@ def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, e
     assert [row["name"] for row in results(whole)["memories"]] == list(whole.evaluate.memories)
     assert len([row for row in metrics(whole) if row["phase"] == "collect"]) == 4  # 2 tasks x 2 rollouts a batch
     assert {row["phase"] for row in metrics(whole)} == {"collect", "sft", "lmpo"}
+
+
+def test_the_banks_of_a_run_are_searched_as_configured(configure, monkeypatch):
+    opened = []
+
+    def opening(path, *arguments, **settings):
+        opened.append((Path(path).name, settings["index"]))
+        return ExperienceBank(path, *arguments, **settings)
+
+    monkeypatch.setattr(recipes, "ExperienceBank", opening)
+    monkeypatch.setattr(bank_approximate, "_FEW_ROWS", 4)
+    config = configure(
+        "run", "bank.index=approximate", "evaluate.online=true", "evaluate.memories=[text]", "evaluate.batch_size=4"
+    )
+    do(config, "collect", "evaluate")
+    assert set(opened) == {("bank.sqlite", "approximate"), ("text.sqlite", "approximate")}
+    assert (Path(config.run) / "evaluate" / "text.sqlite.lists").exists()
 
 
 def test_collect_stores_failures_too_and_counts(configure):

@@ -1,8 +1,8 @@
 """The experience bank: what a team has lived through, stored for good, and the nearest of it found.
 
 Only the records (`bank_records`) are the truth. Everything else can be made again: the search matrix (`bank_index`)
-from the records' vectors, the vectors from the task texts. The bank takes a function that embeds, never a model, and
-never holds a lock on the database while it runs.
+from the records' vectors, the lists of an approximate search (`bank_approximate`) from the matrix, the vectors from the
+task texts. The bank takes a function that embeds, never a model, and never holds a lock on the database while it runs.
 """
 
 import logging
@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from latentmem.bank_approximate import ApproximateIndex, StoredLists, load_faiss, read_lists
 from latentmem.bank_index import BankIndex, Label, StoredMatrix, Vectors, read_matrix, replacing
 from latentmem.bank_records import (
     UNIT_TOLERANCE,
@@ -38,6 +39,8 @@ Embed = Callable[[list[str]], npt.NDArray[Any]]
 """n texts -> [n, e] float32, of any length but zero: the bank normalises."""
 
 _BATCH_SIZE = 256
+_PAGE_SIZE = 4096
+"""Records read at once for the index."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class BankInfo:
     width: int | None
     """e, of the embeddings."""
     num_bytes: int
-    """On disk: records, write-ahead log and index."""
+    """On disk: records, write-ahead log, index and lists."""
     num_trajectories: int
     num_successes: int
     mean_reward: float | None
@@ -107,23 +110,40 @@ class ExperienceBank:
     forked child must open its own.
     """
 
-    def __init__(self, path: str | Path, embed: Embed | None = None, *, embedder: str = "unnamed") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        embed: Embed | None = None,
+        *,
+        embedder: str = "unnamed",
+        index: Literal["exact", "approximate"] = "exact",
+    ) -> None:
         """Open a bank, or begin one if there is none and an embedder is given.
 
         Args:
             path: the SQLite file; its index stands beside it as PATH.index.
             embed: n texts -> [n, e]. Without it the bank can be read, exported, verified and deleted from.
             embedder: a name for `embed`. A bank holds the vectors of one embedder, and remembers its name.
+            index: how this object searches; the bank is the same. `approximate` is for a million trajectories and more,
+                may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
 
         Raises:
+            ValueError: `index` is something else.
             BankError: no bank there and no embedder given, not a bank, written by a newer version or with another
-                embedder (`reembed` changes it), or it cannot be opened.
+                embedder (`reembed` changes it), or it cannot be opened; faiss is not installed.
         """
+        if index not in ("exact", "approximate"):
+            raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
         self.path = Path(path)
         self._index_path = self.path.with_name(f"{self.path.name}.index")
+        self._lists_path = self.path.with_name(f"{self.path.name}.lists")
+        if index == "approximate":
+            load_faiss(self.path)
+        self._is_approximate = index == "approximate"
         self._embed_function = embed
         self._embedder = embedder
         self._index: BankIndex | None = None
+        self._lists: ApproximateIndex | None = None
         self._records = Records(self.path, create=embed is not None)
         if embed is not None:
             try:
@@ -230,8 +250,10 @@ class ExperienceBank:
     ) -> list[Found]:
         """The k trajectories on other tasks whose task texts are nearest, among those that meet all filters given.
 
-        Exact. A trajectory of this very task (`Task.same_as`) is never returned. Most similar first; where the
-        similarity, a float32 number, is equal, the one stored first. Fewer than k where there are no more.
+        Exact, unless the bank was opened with index="approximate": then some of the nearest may be missed, but what is
+        returned passes the filters, has its exact similarity and is in order. A trajectory of this very task
+        (`Task.same_as`) is never returned. Most similar first; where the similarity, a float32 number, is equal, the
+        one stored first. Fewer than k where there are no more.
 
         Raises:
             ValueError: k < 1.
@@ -315,12 +337,13 @@ class ExperienceBank:
 
         Kinds of problem: `sqlite` (the file's own structure), `json` (a record cannot be read, or is not canonical),
         `id` (not the hash of the content), `columns` and `roles` (not what the JSON says), `vector` (wrong width, not
-        finite, not of unit length), `index` (damaged, or not the records' vectors).
+        finite, not of unit length), `index` (damaged, or not the records' vectors and columns).
         """
         with self._records.read() as transaction:
             num_checked, problems = transaction.check()
-            if not any(problem.kind in ("sqlite", "vector") for problem in problems):
-                problems += self._index_problems(transaction)
+            kinds = {problem.kind for problem in problems}
+            if not kinds & {"sqlite", "vector"}:
+                problems += self._index_problems(transaction, with_labels=not kinds & {"columns", "roles"})
         return VerifyReport(num_checked, tuple(problems))
 
     # JSON Lines
@@ -397,13 +420,22 @@ class ExperienceBank:
 
     # The index, brought up to the records of a transaction
 
-    def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
+    def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex | ApproximateIndex:
         if self._index is None or self._index.generation != generation:
             self._index = self._load_index(transaction, generation, width)
-        seqs, vectors, last_id = transaction.vectors(self._index.reached, width)
-        if seqs:
-            self._index.append(seqs, vectors, transaction.labels(self._index.reached, seqs[-1]), last_id)
-        return self._index
+        index = self._index
+        while True:
+            seqs, vectors, last_id = transaction.vectors(index.reached, _PAGE_SIZE, width)
+            if not seqs:
+                break
+            index.append(seqs, vectors, transaction.labels(index.reached, seqs[-1]), last_id)
+        index.save_if_due()
+        if not self._is_approximate:
+            return index
+        if self._lists is None or self._lists.exact is not index:
+            self._lists = self._load_lists(transaction, index)
+        self._lists.follow()
+        return self._lists
 
     def _load_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
         try:
@@ -413,23 +445,35 @@ class ExperienceBank:
         except (OSError, ValueError) as error:
             logger.warning("%s: rebuilt from the records (%s)", self._index_path, error)
             stored = None
-        if stored is None:
-            return BankIndex(self._index_path, generation, width)
-        labels = transaction.labels(0, int(stored.seqs[-1]))
-        return BankIndex.from_stored(self._index_path, generation, stored, labels)
+        return BankIndex(self._index_path, generation, width, stored)
 
-    def _index_problems(self, transaction: Transaction) -> Iterator[Problem]:
-        where, meta = str(self._index_path), transaction.meta()
+    def _load_lists(self, transaction: Transaction, index: BankIndex) -> ApproximateIndex:
         try:
-            stored = read_matrix(self._index_path, meta.generation)
+            stored = read_lists(self._lists_path, index.generation)
+            if stored is not None and not _same_rows(transaction, stored):
+                raise ValueError("it belongs to other records")
+            return ApproximateIndex(self._lists_path, index, stored)
         except (OSError, ValueError) as error:
-            yield Problem("index", where, f"{error}; the next search rebuilds it")
-            return
-        if stored is None:
-            return
-        _, vectors, _ = transaction.vectors(0, meta.width or 0)
-        if not (_same_records(transaction, stored) and np.array_equal(stored.vectors, vectors[: len(stored.seqs)])):
-            yield Problem("index", where, "is not of these records; delete it, the next search rebuilds it")
+            logger.warning("%s: rebuilt from the records (%s)", self._lists_path, error)
+            return ApproximateIndex(self._lists_path, index)
+
+    def _index_problems(self, transaction: Transaction, with_labels: bool) -> Iterator[Problem]:
+        generation = transaction.meta().generation
+        foreign = "is not of these records; delete it, the next search rebuilds it"
+        try:
+            stored = read_matrix(self._index_path, generation)
+        except (OSError, ValueError) as error:
+            yield Problem("index", str(self._index_path), f"{error}; the next search rebuilds it")
+        else:
+            if stored is not None and not _holds(transaction, stored, with_labels):
+                yield Problem("index", str(self._index_path), foreign)
+        try:
+            lists = read_lists(self._lists_path, generation)
+        except (OSError, ValueError) as error:
+            yield Problem("index", str(self._lists_path), f"{error}; the next approximate search rebuilds it")
+        else:
+            if lists is not None and not _same_rows(transaction, lists):
+                yield Problem("index", str(self._lists_path), foreign)
 
     # Embedding
 
@@ -460,7 +504,7 @@ class ExperienceBank:
         return f"{self.path}: record {seq}"
 
     def _files(self) -> list[Path]:
-        return [*(self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm")), self._index_path]
+        return [self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm", ".index", ".lists")]
 
 
 def _unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
@@ -492,7 +536,31 @@ def _unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
 def _same_records(transaction: Transaction, stored: StoredMatrix) -> bool:
     """Whether a matrix was made of these records; not so after an older copy of the bank was put in place, say."""
     last = int(stored.seqs[-1])
-    return transaction.seqs(until=last) == stored.seqs.tolist() and transaction.seq_of(stored.last_id) == last
+    tally = (len(stored.seqs), int(stored.seqs.sum()))
+    return transaction.tally(until=last) == tally and transaction.seq_of(stored.last_id) == last
+
+
+def _same_rows(transaction: Transaction, lists: StoredLists) -> bool:
+    """Whether lists are of these records."""
+    last = transaction.seq_of(lists.last_id)
+    return last is not None and transaction.tally(until=last)[0] == lists.num_rows
+
+
+def _holds(transaction: Transaction, stored: StoredMatrix, with_labels: bool) -> bool:
+    """Whether a matrix has the vectors of its records and, if asked, their labels; all are read again."""
+    if not _same_records(transaction, stored):
+        return False
+    num_rows, width = stored.vectors.shape
+    again = BankIndex(Path(), "", 0)  # labels, and rows of no width
+    while len(again) < num_rows:
+        size = min(_PAGE_SIZE, num_rows - len(again))
+        seqs, vectors, last_id = transaction.vectors(again.reached, size, width)
+        if not np.array_equal(stored.vectors[len(again) : len(again) + size], vectors):
+            return False
+        again.append(seqs, vectors[:, :0], transaction.labels(again.reached, seqs[-1]), last_id)
+    found, expected = stored.postings, again.postings()
+    same = found.keys() == expected.keys() and all(np.array_equal(found[label], expected[label]) for label in found)
+    return same or not with_labels
 
 
 def _lines(path: Path) -> Iterator[bytes]:

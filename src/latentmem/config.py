@@ -188,6 +188,8 @@ class BankSection(Section):
     """An existing bank to read and fill; null keeps one in the run's folder."""
     embedder: str = "all-minilm-l6-v2"
     """`all-minilm-l6-v2` (embedded), or any sentence-transformers id or folder."""
+    index: Literal["exact", "approximate"] = "exact"
+    """`approximate`, for a million trajectories and more, may miss some of the nearest; needs `latentmem[ann]`."""
     num_retrieved: PositiveInt = 3
     """Trajectories recalled for a task."""
     only_successes: bool = True

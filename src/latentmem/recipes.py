@@ -254,7 +254,7 @@ class _Parts:
     def bank(self) -> ExperienceBank:
         """The run's bank, or the one that the configuration names."""
         path = Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
+        return self._open_bank(path)
 
     @cached_property
     def _composer(self) -> tuple[Composer, dict[str, Any]]:
@@ -356,7 +356,10 @@ class _Parts:
             with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
                 source.backup(target)
             fresh.rename(path)
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
+        return self._open_bank(path)
+
+    def _open_bank(self, path: Path) -> ExperienceBank:
+        return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
 
 
 @contextmanager

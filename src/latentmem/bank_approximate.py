@@ -1,0 +1,273 @@
+"""Search in banks of millions: a library's index nominates rows, the exact one (`bank_index`) decides.
+
+Rows are grouped into lists of similar ones (an inverted file of faiss, one byte a number). A search reads the lists
+nearest to it until it has met enough rows that it may return: filters and left out rows act inside, and lists that
+hold none such are passed over, so a filter that is at odds with the query loses nothing. What was nominated is scored
+again exactly. Three cases are exact altogether, for then that is the cheaper way: few rows pass, k asks for many, or
+the bank is small. So are the rows since the lists were last extended.
+
+Like the matrix, the lists are derived, saved beside the records, and dropped at any doubt.
+"""
+
+import logging
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latentmem.bank_index import BankIndex, Label, Positions, Vectors, replacing
+from latentmem.errors import BankError
+
+logger = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<8sI32s32sQQ")  # magic, crc32 of the rest, generation, id of the last row, rows, trained on
+_MAGIC = b"LMEMLST1"
+_CRC_END = 12
+_FEW_ROWS = 20_000
+"""Up to here all rows that pass are scored: that takes as long as a search of the lists."""
+_FEW_ROWS_PER_K = 100
+_MET_ROWS = 32_768
+"""Rows that pass are met until there were so many, or one in _MET_SHARE: what recall and time hang on."""
+_MET_SHARE = 128
+_LISTS_PER_ROOT = 2
+"""Lists for each square root of the number of rows."""
+_SAMPLE_PER_LIST = 32
+_NUM_ROUNDS = 8
+"""Of k-means, over so many rows for each list."""
+_LONGEST_TAIL = 8192
+"""Rows that are searched exactly before the lists take them."""
+_SAVE_SHARE = 16
+"""The file is replaced once one row in so many is not in it."""
+_FILTERS_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class StoredLists:
+    """What a file of lists holds."""
+
+    last_id: str
+    """Trajectory id of the last row that is in a list."""
+    num_rows: int
+    num_trained_on: int
+    """Rows there were when the lists' centres were chosen."""
+    content: npt.NDArray[np.uint8]
+    """As faiss serialises it."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Rows that a filter lets pass, as the lists see them."""
+
+    bits: npt.NDArray[np.uint8]
+    """One bit a row, the lowest first."""
+    counts: npt.NDArray[np.int64]
+    """For each list."""
+
+
+def load_faiss(where: Path) -> Any:
+    """The library.
+
+    Raises:
+        BankError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise BankError(
+            f"{where}: index 'approximate' needs the library faiss, which is not installed; "
+            "run `pip install 'latentmem[ann]'`, or take index 'exact'"
+        ) from None
+    return faiss
+
+
+def read_lists(path: Path, generation: str) -> StoredLists | None:
+    """The lists in a file, or None where there are none of this generation.
+
+    Raises:
+        ValueError: the file is torn or damaged.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except FileNotFoundError:
+        return None
+    if content.size < _HEADER.size:
+        raise ValueError(f"{content.size} bytes are too few for a header")
+    header = _HEADER.unpack(content[: _HEADER.size].tobytes())
+    magic, crc, found_generation, last_id, num_rows, num_trained_on = header
+    if magic != _MAGIC:
+        raise ValueError("not a file of lists of this version")
+    if zlib.crc32(content[_CRC_END:].data) != crc:
+        raise ValueError("checksum does not match")
+    if found_generation.decode("ascii") != generation:
+        return None
+    return StoredLists(last_id.decode("ascii"), num_rows, num_trained_on, content[_HEADER.size :])
+
+
+class ApproximateIndex:
+    """Lists over the rows of an exact index, which the bank keeps up with the records."""
+
+    def __init__(self, path: Path, exact: BankIndex, stored: StoredLists | None = None) -> None:
+        """Begin without lists, or with what the file at `path` was found to hold.
+
+        Raises:
+            ValueError: the file holds something else.
+            BankError: faiss is not installed.
+        """
+        self._faiss = load_faiss(path)
+        self._path = path
+        self._exact = exact
+        self._ivf: Any = None
+        self._num_listed = self._num_saved = self._num_trained_on = 0
+        if stored is not None:
+            try:
+                self._ivf = self._faiss.deserialize_index(stored.content)
+            except RuntimeError as error:
+                raise ValueError(f"faiss cannot read it: {str(error).splitlines()[0]}") from None
+            self._num_listed, self._num_trained_on = stored.num_rows, stored.num_trained_on
+            self._num_saved = self._num_listed
+            self._look_at_lists()
+
+    @property
+    def exact(self) -> BankIndex:
+        """The index whose rows these are."""
+        return self._exact
+
+    # Growing
+
+    def follow(self) -> None:
+        """Bring the lists up to the exact index: begun anew once it is four times as long, extended now and then."""
+        num_rows = len(self._exact)
+        if num_rows <= _FEW_ROWS:
+            return
+        if self._ivf is None or num_rows >= 4 * self._num_trained_on:
+            self._train()
+        elif num_rows - self._num_listed <= _LONGEST_TAIL:
+            return
+        for rows in self._exact.rows(self._num_listed):
+            for i in range(0, len(rows), _LONGEST_TAIL):
+                self._ivf.add(rows[i : i + _LONGEST_TAIL])
+        self._num_listed = num_rows
+        self._look_at_lists()
+        if _SAVE_SHARE * (num_rows - self._num_saved) > num_rows:
+            self._save()
+
+    def _train(self) -> None:
+        """Choose the lists' centres from a sample; the rows are still to be added."""
+        num_rows, width = len(self._exact), self._exact.width
+        num_lists = max(1, round(_LISTS_PER_ROOT * math.sqrt(num_rows)))
+        logger.info("%s: building %d lists over %d rows, once", self._path, num_lists, num_rows)
+        chosen = np.random.default_rng(0).choice(num_rows, min(num_rows, _SAMPLE_PER_LIST * num_lists), replace=False)
+        faiss = self._faiss
+        ivf = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatIP(width), width, num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+        ivf.cp.niter, ivf.cp.spherical = _NUM_ROUNDS, True
+        ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, _SAMPLE_PER_LIST
+        ivf.train(self._exact.vectors_at(np.sort(chosen).astype(np.int32)))
+        self._ivf, self._num_listed, self._num_saved, self._num_trained_on = ivf, 0, 0, num_rows
+
+    def _look_at_lists(self) -> None:
+        """Note which list each row is in, and the lists' centres."""
+        faiss, ivf = self._faiss, self._ivf
+        self._centres: Vectors = ivf.quantizer.reconstruct_n(0, ivf.nlist)  # [L, e]
+        self._list_of = np.empty(self._num_listed, dtype=np.int32)
+        for number in range(ivf.nlist):
+            size = ivf.invlists.list_size(number)
+            if size:
+                self._list_of[faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size)] = number
+        self._listed: dict[frozenset[Label], _Listed] = {}
+
+    def _save(self) -> None:
+        content = self._faiss.serialize_index(self._ivf)
+        identity = (self._exact.generation.encode("ascii"), self._exact.last_id.encode("ascii"))
+        fields = (*identity, self._num_listed, self._num_trained_on)
+        crc = zlib.crc32(content.data, zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_END:]))
+        try:
+            with replacing(self._path) as aside, aside.open("xb") as file:
+                file.writelines([_HEADER.pack(_MAGIC, crc, *fields), content.data])
+        except OSError as error:
+            logger.warning("%s: the lists could not be saved (%s); they stay in memory", self._path, error)
+            return
+        self._num_saved = self._num_listed
+
+    # Reading
+
+    def nearest(
+        self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
+    ) -> list[list[tuple[int, float]]]:
+        """As of the exact index; but of many rows some of the nearest may be missed."""
+        labels = frozenset(labels)
+        passing = self._exact.passing(labels)
+        few = max(_FEW_ROWS, _FEW_ROWS_PER_K * k)
+        if self._ivf is None or (len(self._exact) if passing is None else len(passing)) <= few:
+            return self._exact.nearest(queries, k, labels, excluded)
+        listed = self._listed_of(labels, passing)
+        found = []
+        for query, seqs in zip(queries, excluded, strict=True):
+            left_out = self._exact.positions_of(seqs)
+            may_return = self._without(listed, left_out)
+            if may_return.counts.sum() <= few:
+                found += self._exact.nearest(query[None], k, labels, [seqs])
+                continue
+            nominated = self._nominate(query, k, may_return)
+            (recent,) = self._exact.nominate(query[None], k, passing, [left_out], start=self._num_listed)
+            found.append(self._exact.rank(query, np.concatenate([nominated, recent]), k))
+        return found
+
+    def _listed_of(self, labels: frozenset[Label], passing: Positions | None) -> _Listed:
+        """The rows in lists that a filter lets pass; kept, as long as the lists stay as they are."""
+        known = self._listed.pop(labels, None)
+        if known is None:
+            passes = np.ones(self._num_listed, dtype=bool)
+            if passing is not None:
+                passes[:] = False
+                passes[passing[passing < self._num_listed]] = True
+            counts = np.bincount(self._list_of[passes], minlength=self._ivf.nlist)
+            known = _Listed(np.packbits(passes, bitorder="little"), counts)
+        self._listed[labels] = known
+        if len(self._listed) > _FILTERS_REMEMBERED:
+            del self._listed[next(iter(self._listed))]  # what was asked for longest ago
+        return known
+
+    def _without(self, listed: _Listed, rows: Positions) -> _Listed:
+        bits, counts = listed.bits.copy(), listed.counts.copy()
+        for row in rows[rows < self._num_listed].tolist():
+            byte, bit = row >> 3, 1 << (row & 7)
+            counts[self._list_of[row]] -= bool(bits[byte] & bit)
+            bits[byte] &= 255 - bit
+        return _Listed(bits, counts)
+
+    def _nominate(self, query: Vectors, k: int, may_return: _Listed) -> Positions:
+        """Rows, ascending, that are probably the k nearest to a query [e], and some more."""
+        faiss, counts = self._faiss, may_return.counts
+        nearest_first = np.argsort(-np.einsum("ij,j->i", self._centres, query))
+        met = np.cumsum(counts[nearest_first][counts[nearest_first] > 0])
+        num_nominated = 4 * k + 64  # a byte a number blurs the order of near ones
+        enough = max(_MET_ROWS, int(met[-1]) // _MET_SHARE, num_nominated)
+        useful = np.packbits(counts > 0, bitorder="little")
+        parameters = faiss.SearchParametersIVF(
+            sel=faiss.IDSelectorBitmap(may_return.bits),
+            nprobe=min(len(met), int(np.searchsorted(met, enough)) + 1),
+            quantizer_params=faiss.SearchParameters(sel=faiss.IDSelectorBitmap(useful)),
+        )
+        with _one_thread(faiss):
+            _, rows = self._ivf.search(query[None], num_nominated, params=parameters)
+        return np.sort(rows[rows >= 0]).astype(np.int32)
+
+
+@contextmanager
+def _one_thread(faiss: Any) -> Iterator[None]:
+    """A query is too little work to share; on a busy machine threads that wait for each other take longer than it."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +18,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from latentmem.errors import ConfigError, LatentMemError
+from latentmem.models.sharding import PATIENCE, end_passes
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE = timedelta(days=7)
-"""How long one waits for another. The launcher notices a dead process; a slow one, on long tasks, is no mistake."""
 _SILENT_SECONDS = 3.0
 """Launchers kill all processes once the first has ended; that shall be the one with something to say."""
 
@@ -53,7 +51,7 @@ class Processes:
 
     def __init__(self) -> None:
         # Without being told so, accelerate takes several processes on a machine without a GPU for single ones.
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
 
@@ -93,6 +91,7 @@ class Processes:
         """Replace each gradient by its sum over the processes; one message for all of them."""
         if self.size == 1:
             return
+        end_passes()
         parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
@@ -123,6 +122,7 @@ class Processes:
         """What every process brings, by rank."""
         if self.size == 1:
             return [part]
+        end_passes()
         parts: list[Any] = self._gather(part)
         mistaken = [rank for rank, part in enumerate(parts) if isinstance(part, _Mistake)]
         if mistaken and mistaken[0] != self.rank:

@@ -1,6 +1,6 @@
 """Run by test_processes.py, alone or as one of several processes: a few steps of both trainers, their weights on disk.
 
-sharded_training.py BANK MODEL OTHER OUT [crash]
+sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from training_world import TASKS, make_world
 
 from latentmem.bank import ExperienceBank
 from latentmem.errors import TrainingError
+from latentmem.models.sharding import shard
 from latentmem.processes import Processes
 from latentmem.training.optimization import Progress
 
@@ -35,8 +36,10 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     processes.wait()
     bank = ExperienceBank(Path(bank_path), embed, embedder="hash")
 
-    def fresh():
-        return make_world(bank, Path(model), Path(other))
+    def fresh(**kwargs):
+        if mode == "fsdp":
+            kwargs["place"] = shard
+        return make_world(bank, Path(model), Path(other), **kwargs)
 
     if mode == "crash":
         if processes.rank == 1:

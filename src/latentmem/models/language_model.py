@@ -100,7 +100,14 @@ class LanguageModel:
         self._without_adapter: Callable[[], Any] = nullcontext
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str = "auto", dtype: str = "auto", max_batch_size: int = 64) -> Self:
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch_size: int = 64,
+        place: Callable[[PreTrainedModel, torch.device], PreTrainedModel] = PreTrainedModel.to,
+    ) -> Self:
         """Load by embedded name, hub id, local folder or GGUF file.
 
         Args:
@@ -108,6 +115,7 @@ class LanguageModel:
             device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
             dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
             max_batch_size: responses sampled at once.
+            place: brings the model, loaded on the CPU, to its device; `sharding.shard` spreads it over processes.
 
         Raises:
             ModelError: unknown model, missing files, or a device that is not there.
@@ -132,7 +140,7 @@ class LanguageModel:
                 f"model {name!r} cannot be loaded ({reason}); give a folder, a .gguf file, a hub id that is "
                 "cached or can be reached, or the embedded smollm2-135m"
             ) from None
-        return cls(model.to(where), tokenizer, name, max_batch_size)
+        return cls(place(model, where), tokenizer, name, max_batch_size)
 
     @property
     def width(self) -> int:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,18 @@ from test_recipes import CONFIG, exported, metrics, results, weights
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
+SEARCHED = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")
+SHARDED = {
+    name: (
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(files("latentmem") / f"configs/accelerate/{name}.yaml"),
+    )
+    for name in ("fsdp", "zero2")
+}
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 SETTINGS = (
     "data.test_size=5", "collect.num_tasks=5", "collect.batch_size=4", "sampling.max_response_tokens=5",
@@ -49,7 +62,7 @@ class Launcher:
             text=True,
             check=False,
             timeout=580,
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"},
         )
 
 
@@ -76,10 +89,18 @@ def assert_same_trajectories(ours, theirs):
     assert exported(ours) == exported(theirs)
 
 
-def test_two_processes_make_the_run_of_one(launch, alone):
+@pytest.mark.parametrize(
+    ("name", "starter"),
+    [
+        ("both", TORCHRUN),
+        ("fsdp", SHARDED["fsdp"]),
+        pytest.param("zero2", SHARDED["zero2"], marks=needs_deepspeed),
+    ],
+)
+def test_two_processes_make_the_run_of_one(launch, alone, name, starter):
     config, said = alone
-    both = launch.config("both")
-    done = launch(TORCHRUN, both, "collect", "sft", "lmpo", "evaluate")
+    both = launch.config(name)
+    done = launch(starter, both, "collect", "sft", "lmpo", "evaluate")
     assert done.returncode == 0, done.stderr
     assert_same_trajectories(both, config)
     for phase in ("sft", "lmpo"):

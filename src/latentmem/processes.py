@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -23,6 +23,33 @@ from latentmem.models.sharding import PATIENCE, end_passes
 T = TypeVar("T")
 R = TypeVar("R")
 
+Sharding = Literal["none", "fsdp", "zero2"]
+_HONOURED: dict[Sharding, tuple[str, dict[str, str]]] = {
+    "fsdp": (
+        "FSDP",
+        {
+            "FSDP_VERSION": "2",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_OFFLOAD_PARAMS": "false",
+            "FSDP_ACTIVATION_CHECKPOINTING": "false",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        },
+    ),
+    "zero2": (
+        "DeepSpeed",
+        {
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+            "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none",
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+            "ACCELERATE_GRADIENT_CLIPPING": "none",
+        },
+    ),
+}
+"""By what accelerate's launcher is told, and the variables that it tells us of it, with the values that hold here."""
+
 _SILENT_SECONDS = 3.0
 """Launchers kill all processes once the first has ended; that shall be the one with something to say."""
 
@@ -32,18 +59,23 @@ class _Mistake:
     """Brought to an exchange by a process that cannot go on."""
 
 
-def check_launcher() -> None:
-    """Refuse a launch that promises to spread one model over several devices; it would silently not happen.
+def sharding_asked() -> Sharding:
+    """What `accelerate launch` was told to spread over the processes.
 
     Raises:
-        ConfigError: `accelerate launch` was told to use FSDP or DeepSpeed.
+        ConfigError: settings of FSDP or DeepSpeed that would silently not happen.
     """
-    for name in ("FSDP", "DeepSpeed"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
-            raise ConfigError(
-                f"accelerate was launched with {name}, which shards nothing here: each process holds the whole model; "
-                "launch with --multi_gpu instead, or with torchrun (docs/training.md, Several processes)"
-            )
+    for sharding, (name, settings) in _HONOURED.items():
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() != "true":
+            continue
+        for key, honoured in settings.items():
+            if (found := os.environ.get(key, honoured)).lower() != honoured.lower():
+                raise ConfigError(
+                    f"accelerate was launched with {name} and {key}={found}; here it works with {honoured} only: take "
+                    f"the packaged configs/accelerate/{sharding}.yaml (docs/training.md, DeepSpeed ZeRO and FSDP)"
+                )
+        return sharding
+    return "none"
 
 
 class Processes:

@@ -1,6 +1,7 @@
-"""Run by test_processes.py, alone or as one of several processes: a few steps of both trainers, their weights on disk.
+"""Run by test_sharded_training.py, alone or as one of several processes: both trainers, their weights on disk.
 
-sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]
+sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]: a few steps of each, or a mistake in the second process.
+sharded_training.py BANK MODEL OTHER OUT [adamw|zero2] RUN:N...: SFT in the folder RUN goes on to N steps.
 """
 
 import hashlib
@@ -13,7 +14,9 @@ import numpy as np
 import test_lmpo
 import test_sft
 import torch
-from training_world import TASKS, make_world
+from torch.distributed.tensor import DTensor
+from training_world import TASKS, World, make_world
+from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.errors import TrainingError
@@ -27,7 +30,24 @@ def embed(texts: list[str]) -> np.ndarray:
     return np.array(rows, dtype=np.float32)
 
 
-def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") -> None:
+def held_elements(model: PreTrainedModel) -> tuple[int, int]:
+    """Elements of the frozen decoder layers that this process holds, and all there are."""
+    weights = [w for name, w in model.base_model.layers.named_parameters() if ".composer." not in name]
+    return sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights), sum(
+        w.numel() for w in weights
+    )
+
+
+def go_on(world: World, out: Path, run: str, num_steps: int) -> int:
+    """Train to so many steps of four; how many elements of AdamW's moments this process holds."""
+    trainer = test_sft.trainer_of(world, trajectories_per_step=3)
+    trainer.settings = replace(trainer.settings, num_steps=num_steps)
+    trainer.train(out / run, lambda line: None, lambda step: None)
+    state = trainer.optimization.adamw.state.values()
+    return sum(moment.numel() for moments in state for moment in moments.values() if moment.dim())
+
+
+def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps", *runs: str) -> None:
     torch.set_num_threads(1)
     processes = Processes()
     if processes.is_first:
@@ -45,6 +65,16 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
         if processes.rank == 1:
             raise TrainingError("rank 1 stumbles")
         test_sft.trainer_of(fresh()).step(Progress())
+        return
+
+    if runs:
+        held = []
+        for run in runs:
+            name, _, num_steps = run.partition(":")
+            world = fresh()
+            world.zero2 = mode == "zero2"
+            held.append(go_on(world, Path(out).parent, name, int(num_steps)))
+        (Path(out) / f"held-{processes.rank}.json").write_text(json.dumps(held))
         return
 
     results = {}
@@ -83,6 +113,10 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     trainer.settings = replace(trainer.settings, num_steps=3)
     again = test_lmpo.run(trainer, Path(out) / "whole", lines)
     keep("whole", world, {"steps": again.step, "first": done.step, "lines": len(lines)})
+    if mode == "fsdp":  # the composer on a model of its own: two models are spread
+        world = fresh(other_base=True)
+        test_sft.trainer_of(world, trajectories_per_step=3).step(Progress())
+        results["held"] = [processes.gather([held_elements(m.model)]) for m in (world.model, world.composer.backbone)]
     results["num_processes"] = processes.size
     if processes.is_first:
         (Path(out) / "results.json").write_text(json.dumps(results))

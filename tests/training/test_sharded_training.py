@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentmem.memory.checkpoints import read_checkpoint
 
 HERE = Path(__file__).parent
+SEARCHED = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Calla
 
     def run(num_processes: int, *mode: str) -> tuple[int, str, Path]:
         out = tmp_path / f"out{num_processes}"
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
         command = [sys.executable, *(start if num_processes > 1 else []), str(HERE / "sharded_training.py")]
         paths = [tmp_path / "shared.sqlite", tiny_model_dir, other_model_dir, out]
@@ -31,7 +34,7 @@ def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Calla
             text=True,
             check=False,
             timeout=280,
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"},
         )
         return done.returncode, done.stdout + done.stderr, out
 
@@ -39,14 +42,17 @@ def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Calla
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_also_where_one_of_them_has_nothing_to_do(launch: Callable) -> None:
+@pytest.mark.parametrize("mode", ["steps", "fsdp"])
+def test_two_processes_equal_one_also_where_one_of_them_has_nothing_to_do(launch: Callable, mode: str) -> None:
     found = {}
     for num_processes in (1, 2):
-        status, said, out = launch(num_processes)
+        status, said, out = launch(num_processes, mode if num_processes == 2 else "steps")
         assert status == 0, said
         found[num_processes] = (json.loads((out / "results.json").read_text()), out)
     (one, one_folder), (two, two_folder) = found[1], found[2]
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
+    for of_model in two.pop("held", []):  # of all frozen layers each process holds half
+        assert [(2 * held, whole) for held, whole in of_model] == [(whole, whole) for _, whole in of_model]
     assert one.keys() == two.keys()
     for name, metrics in one.items():
         assert two[name] == pytest.approx(metrics, rel=2e-4, abs=2e-5), name
@@ -63,3 +69,31 @@ def test_mistake_in_one_process_ends_the_other_too(launch: Callable) -> None:
     status, said, _ = launch(2, "crash")
     assert status != 0
     assert "rank 1 stumbles" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+def test_zero2_halves_the_moments_and_goes_on_from_and_to_one_process(launch: Callable, tmp_path: Path) -> None:
+    for num_processes, *mode in (
+        (1, "adamw", "alone:4", "widened:2"),
+        (2, "zero2", "both:4", "widened:4", "narrowed:2"),
+        (1, "adamw", "narrowed:4"),
+    ):
+        status, said, out = launch(num_processes, *mode)
+        assert status == 0, said
+        if num_processes == 1 and "alone:4" in mode:
+            (whole, _) = json.loads((out / "held-0.json").read_text())
+    shares = [json.loads((tmp_path / "out2" / f"held-{rank}.json").read_text())[0] for rank in (0, 1)]
+    assert whole <= sum(shares) < whole + 20  # padding
+    assert shares[0] == shares[1]
+    expected = tmp_path / "alone" / "step-000004"
+    for run in ("both", "widened", "narrowed"):
+        folder = tmp_path / run / "step-000004"
+        weights, moments = read_checkpoint(folder)[1], load_file(folder / "optimizer.safetensors")
+        for theirs, ours in (
+            (read_checkpoint(expected)[1], weights),
+            (load_file(expected / "optimizer.safetensors"), moments),
+        ):
+            assert theirs.keys() == ours.keys()
+            for key, tensor in theirs.items():
+                assert torch.allclose(ours[key], tensor, rtol=1e-3, atol=1e-6), (run, key)

@@ -84,8 +84,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     layers = getattr(model.base_model, "layers", None)
     if layers is None:
         raise ModelError(
-            f"a {type(model).__name__} cannot be spread over processes by FSDP: it keeps no decoder layers in `layers`, "
-            "as Llama, Mistral and Qwen do; launch with --multi_gpu instead"
+            f"{type(model).__name__} cannot be spread over processes by FSDP: it has no list of decoder layers named "
+            "`layers`, as Llama, Mistral and Qwen have; launch with --multi_gpu instead"
         )
     model.requires_grad_(False)
     if distributed.is_initialized() and distributed.get_world_size() > 1:

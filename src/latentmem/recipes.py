@@ -17,6 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -249,7 +250,7 @@ class _Parts:
 
     def _load(self, name: str) -> LanguageModel:
         section = self.config.model
-        place = shard if self.sharding == "fsdp" else PreTrainedModel.to
+        place = _spread if self.sharding == "fsdp" else PreTrainedModel.to
         return LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place)
 
     @cached_property
@@ -376,7 +377,14 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
         check_online(phase == "evaluate" and config.evaluate.online, processes)
         with _open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
             processes.wait()  # what was found there is found by all
+            if parts.sharding == "fsdp":  # all load it, also one that will be dealt nothing: each has to send its part
+                logger.info("%s is spread over %d processes", parts.model.name, processes.size)
             yield processes, parts, run
+
+
+def _spread(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    Processes().wait()  # a process that could not load its model says so here, before the others rely on it
+    return shard(model, device)
 
 
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:

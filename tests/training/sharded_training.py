@@ -1,7 +1,6 @@
 """Run by test_sharded_training.py, alone or as one of several processes: both trainers, their weights on disk.
 
 sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]: a few steps of each, or a mistake in the second process.
-sharded_training.py BANK MODEL OTHER OUT [adamw|zero2] RUN:N...: SFT in the folder RUN goes on to N steps.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ import test_lmpo
 import test_sft
 import torch
 from torch.distributed.tensor import DTensor
-from training_world import TASKS, World, make_world
+from training_world import TASKS, make_world
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
@@ -38,16 +37,7 @@ def held_elements(model: PreTrainedModel) -> tuple[int, int]:
     )
 
 
-def go_on(world: World, out: Path, run: str, num_steps: int) -> int:
-    """Train to so many steps of four; how many elements of AdamW's moments this process holds."""
-    trainer = test_sft.trainer_of(world, trajectories_per_step=3)
-    trainer.settings = replace(trainer.settings, num_steps=num_steps)
-    trainer.train(out / run, lambda line: None, lambda step: None)
-    state = trainer.optimization.adamw.state.values()
-    return sum(moment.numel() for moments in state for moment in moments.values() if moment.dim())
-
-
-def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps", *runs: str) -> None:
+def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") -> None:
     torch.set_num_threads(1)
     processes = Processes()
     if processes.is_first:
@@ -65,16 +55,6 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps", 
         if processes.rank == 1:
             raise TrainingError("rank 1 stumbles")
         test_sft.trainer_of(fresh()).step(Progress())
-        return
-
-    if runs:
-        held = []
-        for run in runs:
-            name, _, num_steps = run.partition(":")
-            world = fresh()
-            world.zero2 = mode == "zero2"
-            held.append(go_on(world, Path(out).parent, name, int(num_steps)))
-        (Path(out) / f"held-{processes.rank}.json").write_text(json.dumps(held))
         return
 
     results = {}

@@ -55,8 +55,6 @@ class World:
     team: FixedTeam
     trajectories: list[Trajectory]
     """Successes on `TASKS`, as the bank holds them."""
-    zero2: bool = False
-    """Whether an optimization is shared out by DeepSpeed."""
 
     def optimization(self, num_steps: int = 6, learning_rate: float = 1e-2, **kwargs) -> Optimization:
         chosen = {
@@ -66,7 +64,6 @@ class World:
             "max_grad_norm": 1.0,
             "weight_decay": 0.0,
             "learning_rate": learning_rate,
-            "zero2": self.zero2,
             **kwargs,
         }
         return Optimization(self.composer, Processes(), num_steps=num_steps, **chosen)

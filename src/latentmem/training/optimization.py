@@ -62,10 +62,14 @@ class _ZeRO2:
 
         self.adamw = adamw
         self.processes = processes
-        self.groups = [list(group["params"]) for group in adamw.param_groups]  # where DeepSpeed puts one share a group
-        self.parameters = [parameter for group in self.groups for parameter in group]
+        self.parameters = [parameter for group in adamw.param_groups for parameter in group["params"]]
+        # DeepSpeed takes hold of gradients in every backward pass, and ours are uneven: it gets parameters of its own.
+        self.groups = [[torch.nn.Parameter(p.detach().clone()) for p in g["params"]] for g in adamw.param_groups]
+        for group, copies in zip(adamw.param_groups, self.groups, strict=True):
+            group["params"] = copies  # in place of which DeepSpeed puts this process's share of them
+        self.copies = [parameter for group in self.groups for parameter in group]
         self.engine, *_ = deepspeed.initialize(
-            model=torch.nn.ParameterList(self.parameters),
+            model=torch.nn.ParameterList(self.copies),
             optimizer=adamw,
             config={
                 "train_micro_batch_size_per_gpu": 1,
@@ -77,16 +81,18 @@ class _ZeRO2:
 
     def step(self, good: bool) -> float:
         """Apply the accumulated gradients if they are good and finite; the norm of their sum, not finite if not."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-        self.engine.optimizer.refresh_fp32_params()  # weights may have been loaded since the last step
-        # DeepSpeed takes the mean of gradients as they come out of equally many backward passes. Ours were accumulated
-        # in passes that differ from process to process, so they come out of one more: that of their product with p.
-        factor = self.processes.size if good else math.nan
-        products = [(p * gradient).sum() for p, gradient in zip(self.parameters, gradients, strict=True)]
-        self.engine.backward(torch.stack(products).sum() * factor)
+        pairs = list(zip(self.copies, self.parameters, strict=True))
+        for copy, parameter in pairs:
+            copy.data.copy_(parameter.data)
+        self.engine.optimizer.refresh_fp32_params()
+        # One backward pass in all processes: that of the product of p and its gradient. DeepSpeed takes their mean.
+        products = [(copy * parameter.grad).sum() for copy, parameter in pairs if parameter.grad is not None]
+        nothing = [copy.sum() * 0 for copy, parameter in pairs if parameter.grad is None]
+        self.engine.backward(torch.stack(products + nothing).sum() * (self.processes.size if good else math.nan))
         self.engine.step()
+        for copy, parameter in pairs:
+            parameter.data.copy_(copy.data)
+            parameter.grad = None
         return float(self.engine.get_global_grad_norm())
 
     def state(self) -> dict[int, dict[str, Tensor]]:
@@ -225,11 +231,6 @@ class Optimization:
             return
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
 
-    def close(self) -> None:
-        """Let go of the parameters, so that another optimization may take them."""
-        if self.zero2 is not None:
-            self.zero2.engine.destroy()
-
 
 class Stream(Generic[T]):
     """Endless seeded passes over items, each pass in an order of its own; its position is all its state."""
@@ -340,7 +341,6 @@ def train(
         if progress.step % save_every == 0 or last or progress.best_step == progress.step:
             _save(composer, optimization, folder, progress, processes)
     processes.wait()
-    optimization.close()
     return progress
 
 

@@ -250,7 +250,7 @@ class _Parts:
 
     def _load(self, name: str) -> LanguageModel:
         section = self.config.model
-        place = _spread if self.sharding == "fsdp" else PreTrainedModel.to
+        place = _spread if self.sharding == "fsdp" else None
         return LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place)
 
     @cached_property
@@ -382,9 +382,9 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
             yield processes, parts, run
 
 
-def _spread(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def _spread(model: PreTrainedModel, device: torch.device) -> None:
     Processes().wait()  # a process that could not load its model says so here, before the others rely on it
-    return shard(model, device)
+    shard(model, device)
 
 
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:

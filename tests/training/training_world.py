@@ -90,7 +90,7 @@ def make_world(
     other_base: bool = False,
     double: bool = False,
     num_latents: int = 3,
-    place: Callable[[PreTrainedModel, torch.device], PreTrainedModel] = PreTrainedModel.to,
+    place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     **kwargs,
 ) -> World:
     """Equal arguments give equal worlds. An empty bank is filled first."""

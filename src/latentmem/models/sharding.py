@@ -71,11 +71,11 @@ class _Meeting:
 _meeting: _Meeting | None = None
 
 
-def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def shard(model: PreTrainedModel, device: torch.device) -> None:
     """Move a frozen model to a device, of each decoder layer only the part of this process.
 
-    All processes call this alike. From then on none of them may make a pass while another leaves an exchange out; see
-    `wait_without_passes`. Layers come to the device one by one, so it never holds the whole model.
+    All processes call this alike, and `end_passes` before whatever else they do together from then on. Layers come to
+    the device one by one, so it never holds the whole model.
 
     Raises:
         ModelError: the model has no list of decoder layers where Llama, Mistral and Qwen have it.
@@ -87,14 +87,13 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"{type(model).__name__} cannot be spread over processes by FSDP: it has no list of decoder layers named "
             "`layers`, as Llama, Mistral and Qwen have; launch with --multi_gpu instead"
         )
-    model.requires_grad_(False)
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         _meeting = _meeting or _Meeting()
         _meeting.add(model, layers)
-    return model.to(device)
+    model.to(device)
 
 
 def end_passes() -> None:

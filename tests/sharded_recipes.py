@@ -31,7 +31,7 @@ def prepare(deeds: list) -> None:
     mistaken = [deed[1] for deed in deeds if deed[0] == "stumble"]
 
     def start(self, task):
-        if self.tasks("train").index(task) in mistaken:
+        if task in [self.tasks("train")[i] for i in mistaken]:
             raise DataError(f"task {task.key} stumbles")
         return test_recipes.OddLength()
 

@@ -1,11 +1,14 @@
 """What processes share and tell each other, alone and as threads; test_sharded_recipes.py launches real ones."""
 
+from importlib.resources import files
+
 import pytest
 import torch
+import yaml
 
 from latentmem import processes as module
-from latentmem.errors import DataError, RunError
-from latentmem.processes import Processes
+from latentmem.errors import ConfigError, DataError, RunError
+from latentmem.processes import Processes, sharding_asked
 from peers import together
 
 
@@ -94,3 +97,57 @@ def test_a_bug_is_no_mistake_and_keeps_its_own_exception():
             peer.wait()
 
     assert isinstance(together(2, act)[1], ZeroDivisionError)
+
+
+# What the launcher asks for
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets what accelerate's launcher sets for a packaged configuration; test_sharded_recipes.py really launches."""
+
+    def launched(name, **changes):
+        values = yaml.safe_load((files("latentmem") / f"configs/accelerate/{name}.yaml").read_text())
+        monkeypatch.setenv(f"ACCELERATE_USE_{values['distributed_type']}", "true")
+        for key, value in values.get("fsdp_config", {}).items():
+            monkeypatch.setenv(key.upper(), str(value).lower())
+        for key, value in values.get("deepspeed_config", {}).items():
+            monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{key.upper()}", str(value))
+        for key, value in changes.items():
+            monkeypatch.setenv(key, value)
+
+    return launched
+
+
+def test_without_accelerate_nothing_is_spread():
+    assert sharding_asked() == "none"
+
+
+@pytest.mark.parametrize("name", ["fsdp", "zero2"])
+def test_packaged_launches_are_taken_as_what_they_are_called(launched, name):
+    launched(name)
+    assert sharding_asked() == name
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "found", "honoured"),
+    [
+        ("fsdp", "FSDP_VERSION", "1", "2"),
+        ("fsdp", "FSDP_RESHARD_AFTER_FORWARD", "false", "true"),
+        ("fsdp", "FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP"),
+        ("fsdp", "FSDP_OFFLOAD_PARAMS", "true", "false"),
+        ("fsdp", "FSDP_ACTIVATION_CHECKPOINTING", "true", "false"),
+        ("fsdp", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "false"),
+        ("zero2", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "2"),
+        ("zero2", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "none"),
+        ("zero2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "none"),
+        ("zero2", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "none"),
+        ("zero2", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "1"),
+        ("zero2", "ACCELERATE_GRADIENT_CLIPPING", "0.5", "none"),
+    ],
+)
+def test_what_would_silently_not_happen_is_refused_by_its_name(launched, name, key, found, honoured):
+    launched(name, **{key: found})
+    told = rf"launched with \w+ and {key}={found}; here it works with {honoured} only: .*accelerate/{name}\.yaml"
+    with pytest.raises(ConfigError, match=told):
+        sharding_asked()

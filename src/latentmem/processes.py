@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -19,12 +18,38 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from latentmem.errors import ConfigError, LatentMemError
+from latentmem.models.sharding import PATIENCE, end_passes
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE = timedelta(days=7)
-"""How long one waits for another. The launcher notices a dead process; a slow one, on long tasks, is no mistake."""
+Sharding = Literal["none", "fsdp", "zero2"]
+_HONOURED: dict[Sharding, tuple[str, dict[str, str]]] = {
+    "fsdp": (
+        "FSDP",
+        {
+            "FSDP_VERSION": "2",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_OFFLOAD_PARAMS": "false",
+            "FSDP_ACTIVATION_CHECKPOINTING": "false",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        },
+    ),
+    "zero2": (
+        "DeepSpeed",
+        {
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+            "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none",
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+            "ACCELERATE_GRADIENT_CLIPPING": "none",
+        },
+    ),
+}
+"""By what accelerate's launcher is told, and the variables that it tells us of it, with the values that hold here."""
+
 _SILENT_SECONDS = 3.0
 """Launchers kill all processes once the first has ended; that shall be the one with something to say."""
 
@@ -34,18 +59,23 @@ class _Mistake:
     """Brought to an exchange by a process that cannot go on."""
 
 
-def check_launcher() -> None:
-    """Refuse a launch that promises to spread one model over several devices; it would silently not happen.
+def sharding_asked() -> Sharding:
+    """What `accelerate launch` was told to spread over the processes.
 
     Raises:
-        ConfigError: `accelerate launch` was told to use FSDP or DeepSpeed.
+        ConfigError: settings of FSDP or DeepSpeed that would silently not happen.
     """
-    for name in ("FSDP", "DeepSpeed"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
-            raise ConfigError(
-                f"accelerate was launched with {name}, which shards nothing here: each process holds the whole model; "
-                "launch with --multi_gpu instead, or with torchrun (docs/training.md, Several processes)"
-            )
+    for sharding, (name, settings) in _HONOURED.items():
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() != "true":
+            continue
+        for key, honoured in settings.items():
+            if (found := os.environ.get(key, honoured)).lower() != honoured.lower():
+                raise ConfigError(
+                    f"accelerate was launched with {name} and {key}={found}; here it works with {honoured} only: take "
+                    f"the packaged configs/accelerate/{sharding}.yaml (docs/training.md, DeepSpeed ZeRO and FSDP)"
+                )
+        return sharding
+    return "none"
 
 
 class Processes:
@@ -53,7 +83,7 @@ class Processes:
 
     def __init__(self) -> None:
         # Without being told so, accelerate takes several processes on a machine without a GPU for single ones.
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
 
@@ -93,6 +123,7 @@ class Processes:
         """Replace each gradient by its sum over the processes; one message for all of them."""
         if self.size == 1:
             return
+        end_passes()
         parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
@@ -123,6 +154,7 @@ class Processes:
         """What every process brings, by rank."""
         if self.size == 1:
             return [part]
+        end_passes()
         parts: list[Any] = self._gather(part)
         mistaken = [rank for rank, part in enumerate(parts) if isinstance(part, _Mistake)]
         if mistaken and mistaken[0] != self.rank:

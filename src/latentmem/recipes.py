@@ -17,7 +17,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import CodeSection, Config, OptimizerFields, QASection, ReasoningSection, dump_config
@@ -35,7 +37,8 @@ from latentmem.memory.rating import Rater, check_rating_template
 from latentmem.memory.text import TextMemory
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
-from latentmem.processes import Processes, check_launcher
+from latentmem.models.sharding import shard
+from latentmem.processes import Processes, sharding_asked
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
@@ -118,7 +121,7 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
             [t for t in stored if t.task.key not in aside],
             [t for t in stored if t.task.key in aside],
             parts.team.roles,
-            _optimization(memory.composer, config.sft, config.sft.num_steps, processes),
+            _optimization(parts, memory.composer, config.sft, config.sft.num_steps, processes),
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
@@ -144,7 +147,7 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
             parts.domain.start,
             [task for task in parts.train_tasks if task.key not in keys],
             aside,
-            _optimization(memory.composer, config.lmpo, config.lmpo.num_steps, processes),
+            _optimization(parts, memory.composer, config.lmpo, config.lmpo.num_steps, processes),
             processes,
             LMPOSettings(**_fields(LMPOSettings, config.lmpo)),
             parts.sampling,
@@ -226,6 +229,7 @@ class _Parts:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.sharding = sharding_asked()
         self.team = load_team(config.team)
         if config.composer.template is not None:
             check_template(config.composer.template, FIELDS, "composer.template")
@@ -242,8 +246,12 @@ class _Parts:
     @cached_property
     def model(self) -> LanguageModel:
         """The agents."""
+        return self._load(self.config.model.name)
+
+    def _load(self, name: str) -> LanguageModel:
         section = self.config.model
-        return LanguageModel.from_pretrained(section.name, section.device, section.dtype, section.max_batch_size)
+        place = _spread if self.sharding == "fsdp" else None
+        return LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place)
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -260,9 +268,7 @@ class _Parts:
     def _composer(self) -> tuple[Composer, dict[str, Any]]:
         """The one composer, and its weights as they were untrained."""
         section = self.config.composer
-        base = self.model
-        if section.model is not None:
-            base = LanguageModel.from_pretrained(section.model, self.config.model.device, self.config.model.dtype)
+        base = self.model if section.model is None else self._load(section.model)
         composer = Composer(
             base,
             self.model,
@@ -370,12 +376,18 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
     """
     processes = Processes()
     with processes.one_fate():
-        check_launcher()
         parts = parts or _Parts(config)
         check_online(phase == "evaluate" and config.evaluate.online, processes)
         with _open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
             processes.wait()  # what was found there is found by all
+            if parts.sharding == "fsdp":  # all load it, also one that will be dealt nothing: each has to send its part
+                logger.info("%s is spread over %d processes", parts.model.name, processes.size)
             yield processes, parts, run
+
+
+def _spread(model: PreTrainedModel, device: torch.device) -> None:
+    Processes().wait()  # a process that could not load its model says so here, before the others rely on it
+    shard(model, device)
 
 
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:
@@ -460,7 +472,9 @@ def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:
     run.state = {"inputs": before | inputs}
 
 
-def _optimization(composer: Composer, section: OptimizerFields, num_steps: int, processes: Processes) -> Optimization:
+def _optimization(
+    parts: _Parts, composer: Composer, section: OptimizerFields, num_steps: int, processes: Processes
+) -> Optimization:
     return Optimization(
         composer,
         processes,
@@ -471,6 +485,7 @@ def _optimization(composer: Composer, section: OptimizerFields, num_steps: int, 
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm,
         weight_decay=section.weight_decay,
+        zero2=parts.sharding == "zero2",
     )
 
 

@@ -1,6 +1,6 @@
-"""Run by test_processes.py, alone or as one of several processes: a few steps of both trainers, their weights on disk.
+"""Run by test_sharded_training.py, alone or as one of several processes: both trainers, their weights on disk.
 
-sharded_training.py BANK MODEL OTHER OUT [crash]
+sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]: a few steps of each, or a mistake in the second process.
 """
 
 import hashlib
@@ -13,10 +13,13 @@ import numpy as np
 import test_lmpo
 import test_sft
 import torch
+from torch.distributed.tensor import DTensor
 from training_world import TASKS, make_world
+from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.errors import TrainingError
+from latentmem.models.sharding import shard
 from latentmem.processes import Processes
 from latentmem.training.optimization import Progress
 
@@ -24,6 +27,14 @@ from latentmem.training.optimization import Progress
 def embed(texts: list[str]) -> np.ndarray:
     rows = [[byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:16]] for text in texts]
     return np.array(rows, dtype=np.float32)
+
+
+def held_elements(model: PreTrainedModel) -> tuple[int, int]:
+    """Elements of the frozen decoder layers that this process holds, and all there are."""
+    weights = [w for name, w in model.base_model.layers.named_parameters() if ".composer." not in name]
+    return sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights), sum(
+        w.numel() for w in weights
+    )
 
 
 def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") -> None:
@@ -35,8 +46,10 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     processes.wait()
     bank = ExperienceBank(Path(bank_path), embed, embedder="hash")
 
-    def fresh():
-        return make_world(bank, Path(model), Path(other))
+    def fresh(**kwargs):
+        if mode == "fsdp":
+            kwargs["place"] = shard
+        return make_world(bank, Path(model), Path(other), **kwargs)
 
     if mode == "crash":
         if processes.rank == 1:
@@ -80,6 +93,10 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     trainer.settings = replace(trainer.settings, num_steps=3)
     again = test_lmpo.run(trainer, Path(out) / "whole", lines)
     keep("whole", world, {"steps": again.step, "first": done.step, "lines": len(lines)})
+    if mode == "fsdp":  # the composer on a model of its own: two models are spread
+        world = fresh(other_base=True)
+        test_sft.trainer_of(world, trajectories_per_step=3).step(Progress())
+        results["held"] = [processes.gather([held_elements(m.model)]) for m in (world.model, world.composer.backbone)]
     results["num_processes"] = processes.size
     if processes.is_first:
         (Path(out) / "results.json").write_text(json.dumps(results))

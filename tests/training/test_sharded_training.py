@@ -5,48 +5,58 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentmem.memory.checkpoints import read_checkpoint
 
 HERE = Path(__file__).parent
+SEARCHED = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+
+
+def run(num_processes: int, script: str, *words: str | Path) -> tuple[int, str]:
+    """Exit status, and what was said."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    done = subprocess.run(
+        [sys.executable, *(start if num_processes > 1 else []), str(HERE / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"},
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
 def launch(tmp_path: Path, tiny_model_dir: Path, other_model_dir: Path) -> Callable[..., tuple[int, str, Path]]:
     """Runs sharded_training.py in so many processes: exit status, what was said, the folder of its results."""
 
-    def run(num_processes: int, *mode: str) -> tuple[int, str, Path]:
+    def launch(num_processes: int, *mode: str) -> tuple[int, str, Path]:
         out = tmp_path / f"out{num_processes}"
         out.mkdir()
-        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-        command = [sys.executable, *(start if num_processes > 1 else []), str(HERE / "sharded_training.py")]
         paths = [tmp_path / "shared.sqlite", tiny_model_dir, other_model_dir, out]
-        done = subprocess.run(
-            [*command, *map(str, paths), *mode],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
-        )
-        return done.returncode, done.stdout + done.stderr, out
+        return *run(num_processes, "sharded_training.py", *paths, *mode), out
 
-    return run
+    return launch
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_also_where_one_of_them_has_nothing_to_do(launch: Callable) -> None:
+@pytest.mark.parametrize("mode", ["steps", "fsdp"])
+def test_two_processes_equal_one_also_where_one_of_them_has_nothing_to_do(launch: Callable, mode: str) -> None:
     found = {}
     for num_processes in (1, 2):
-        status, said, out = launch(num_processes)
+        status, said, out = launch(num_processes, mode if num_processes == 2 else "steps")
         assert status == 0, said
         found[num_processes] = (json.loads((out / "results.json").read_text()), out)
     (one, one_folder), (two, two_folder) = found[1], found[2]
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
+    for of_model in two.pop("held", []):  # of all frozen layers each process holds half
+        assert [(2 * held, whole) for held, whole in of_model] == [(whole, whole) for _, whole in of_model]
     assert one.keys() == two.keys()
     for name, metrics in one.items():
         assert two[name] == pytest.approx(metrics, rel=2e-4, abs=2e-5), name
@@ -63,3 +73,32 @@ def test_mistake_in_one_process_ends_the_other_too(launch: Callable) -> None:
     status, said, _ = launch(2, "crash")
     assert status != 0
     assert "rank 1 stumbles" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+def test_zero2_halves_the_moments_and_goes_on_from_and_to_one_process(tmp_path: Path) -> None:
+    for num_processes, *words in (
+        (1, "adamw", "alone:4", "widened:2", "stumbles-alone:4:2"),
+        (2, "zero2", "both:4", "widened:4", "narrowed:2", "stumbles:4:2"),
+        (1, "adamw", "narrowed:4"),
+    ):
+        status, said = run(num_processes, "sharded_optimizer.py", tmp_path, *words)
+        assert status == 0, said
+
+    def result(name: str) -> dict:
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    whole = result("alone/result-1-0")["held"]
+    shares = [result(f"both/result-2-{rank}")["held"] for rank in (0, 1)]
+    assert whole == 2 * 62
+    assert shares[0] == shares[1] == 64  # with padding
+    assert result("stumbles/result-2-0")["updated"] == result("stumbles-alone/result-1-0")["updated"] == [1, 1, 0, 1]
+    for run_name, expected in (
+        ("both", "alone"), ("widened", "alone"), ("narrowed", "alone"), ("stumbles", "stumbles-alone"),
+    ):  # fmt: skip
+        for file in ("weights.safetensors", "optimizer.safetensors"):
+            ours, theirs = (load_file(tmp_path / name / "step-000004" / file) for name in (run_name, expected))
+            assert ours.keys() == theirs.keys()
+            for key, tensor in theirs.items():
+                assert torch.allclose(ours[key], tensor, rtol=1e-5, atol=1e-6), (run_name, key)

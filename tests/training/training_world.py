@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.environments.environment import Outcome
@@ -89,15 +90,16 @@ def make_world(
     other_base: bool = False,
     double: bool = False,
     num_latents: int = 3,
+    place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     **kwargs,
 ) -> World:
     """Equal arguments give equal worlds. An empty bank is filled first."""
-    model = LanguageModel.from_pretrained(str(model_dir), "cpu")
+    model = LanguageModel.from_pretrained(str(model_dir), "cpu", place=place)
     loaded = load_team(team)
     if not len(bank):
         always = partial(Toy, turns=1, reward=lambda _: 1.0)
         bank.add(rollout(loaded, NoMemory(), model, TASKS, always, sampling=SAMPLING, seed=3).trajectories)
-    base = LanguageModel.from_pretrained(str(other_model_dir), "cpu") if other_base else model
+    base = LanguageModel.from_pretrained(str(other_model_dir), "cpu", place=place) if other_base else model
     if double:
         model.model.double()
         base.model.double()

@@ -100,7 +100,14 @@ class LanguageModel:
         self._without_adapter: Callable[[], Any] = nullcontext
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str = "auto", dtype: str = "auto", max_batch_size: int = 64) -> Self:
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch_size: int = 64,
+        place: Callable[[PreTrainedModel, torch.device], object] | None = None,
+    ) -> Self:
         """Load by embedded name, hub id, local folder or GGUF file.
 
         Args:
@@ -108,6 +115,7 @@ class LanguageModel:
             device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
             dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
             max_batch_size: responses sampled at once.
+            place: brings the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
 
         Raises:
             ModelError: unknown model, missing files, or a device that is not there.
@@ -132,7 +140,11 @@ class LanguageModel:
                 f"model {name!r} cannot be loaded ({reason}); give a folder, a .gguf file, a hub id that is "
                 "cached or can be reached, or the embedded smollm2-135m"
             ) from None
-        return cls(model.to(where), tokenizer, name, max_batch_size)
+        if place is None:
+            return cls(model.to(where), tokenizer, name, max_batch_size)
+        loaded = cls(model, tokenizer, name, max_batch_size)
+        place(loaded.model, where)
+        return loaded
 
     @property
     def width(self) -> int:

@@ -1,6 +1,8 @@
 """The command line as people meet it: a mistake is one line on standard error and status 2; the rest is readable."""
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -244,6 +246,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_report", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "x"])
+
+
+def test_a_full_disk_that_nobody_foresaw_is_one_line_and_status_2(monkeypatch, capsys):
+    def fail(options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/model.safetensors")
+
+    monkeypatch.setattr(cli, "_report", fail)
+    assert cli.main(["report", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "latentmem: /cache/model.safetensors: No space left on device; free some and run the same command again\n"
+    )
 
 
 def test_interrupting_a_command_says_that_it_goes_on(monkeypatch, capsys):

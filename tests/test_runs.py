@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         before = (tmp_path / "metrics.jsonl").read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full_disk)
-            with pytest.raises(RunError, match=r"metrics\.jsonl: a line cannot be appended"):
+            with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be added to"):
                 run.log({"step": 2})
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         run.log({"step": 2})
@@ -212,8 +212,42 @@ with Run.open({str(tmp_path)!r}, "seed: 1", "sft", {{}}) as run:
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "a line cannot be appended (No space left on device)" in done.stdout
+    assert "cannot be added to (No space left on device)" in done.stdout
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"phase": "sft", "step": 1}\n'
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_named(tmp_path: Path) -> None:
+    program = f"""
+import resource
+from latentmem.errors import RunError
+from latentmem.runs import Run
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    Run.open({str(tmp_path)!r}, "seed: 1", "sft", {{}})
+except RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"{tmp_path}/.lock: cannot be written (File too large)" in done.stdout
+    start(tmp_path, "sft", {}).close()
+
+
+def test_opening_removes_what_a_killed_process_was_writing_and_nothing_of_others(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "lmpo" / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "sft").mkdir()
+    dead = [tmp_path / ".results.json.4711.tmp", checkpoint / ".composer.safetensors.4711.tmp"]
+    kept = [tmp_path / "report" / ".report.html.12.tmp", tmp_path / "sft" / ".x.12.tmp", tmp_path / "bank.index.ab.tmp"]
+    for path in [*dead, *kept]:
+        path.write_text("half")
+    with start(tmp_path):
+        assert not any(path.exists() for path in dead)
+        assert all(path.exists() for path in kept)
+        (tmp_path / ".state.json.4712.tmp").write_text("of the one that holds the lock")
+        with pytest.raises(RunError, match="is working in this run folder"):
+            start(tmp_path)
+        assert (tmp_path / ".state.json.4712.tmp").exists()
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit status 2; anything else 
 """
 
 import argparse
+import errno
 import logging
 import math
 import os
@@ -38,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"latentmem: {where}{error.strerror}; free some and run the same command again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("latentmem: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

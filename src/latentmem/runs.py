@@ -54,7 +54,7 @@ class Metrics(NamedTuple):
 class Run:
     """One phase of a run, open for writing by this process alone; a context manager that frees the folder."""
 
-    def __init__(self, folder: Path, phase: str, lock: IO[str]) -> None:
+    def __init__(self, folder: Path, phase: str, lock: IO[bytes]) -> None:
         self.folder = folder
         self.phase = phase
         self.phase_folder = folder / phase
@@ -95,6 +95,7 @@ class Run:
             ) from None
         lock = _lock(folder)
         try:
+            _remove_leftovers(folder, phase)
             _hold_to_start(folder / phase / "config.yaml", phase_config)
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
@@ -145,7 +146,7 @@ class Run:
         non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         if non_finite:
             row |= {**dict.fromkeys(non_finite), "non_finite": non_finite}
-        _append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
+        append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
@@ -217,14 +218,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _append(path: Path, line: bytes) -> None:
+def append(path: Path, lines: bytes) -> None:
+    """Add to the end of a file, made where there is none; when this returns, all of it is on stable storage.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the file then is as it was before.
+    """
     new = not path.exists()
     try:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
                 # An unbuffered write may stop half-way on a full disk without an error.
-                if file.write(line) != len(line):
+                if file.write(lines) != len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError:
@@ -233,7 +239,7 @@ def _append(path: Path, line: bytes) -> None:
         if new:
             _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: a line cannot be appended ({error.strerror}). {_remedy(error)}") from None
+        raise RunError(f"{path}: cannot be added to ({error.strerror}). {_remedy(error)}") from None
 
 
 def _remedy(error: OSError) -> str:
@@ -265,17 +271,17 @@ def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path) -> IO[bytes]:
     path = folder / ".lock"
     try:
-        lock = path.open("a+", encoding="utf-8")
+        lock = path.open("ab+", buffering=0)
     except OSError as error:
         raise RunError(f"{path}: cannot be opened ({error.strerror}); name another folder with run=FOLDER") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.seek(0)
-        holder = lock.read().strip() or "unknown"
+        holder = lock.read().decode().strip() or "unknown"
         lock.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise RunError(
@@ -284,10 +290,19 @@ def _lock(folder: Path) -> IO[str]:
         raise RunError(
             f"{path}: this file system cannot lock files ({error.strerror}); put the run folder on a local disk"
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    try:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+    except OSError as error:
+        lock.close()
+        raise RunError(f"{path}: cannot be written ({error.strerror}). {_remedy(error)}") from None
     return lock
+
+
+def _remove_leftovers(folder: Path, phase: str) -> None:
+    """Remove what a killed process was writing when it died: whole files that never took their place."""
+    for leftover in [*folder.glob(".*.tmp"), *(folder / phase).rglob(".*.tmp")]:
+        leftover.unlink(missing_ok=True)
 
 
 def _hold_to_start(path: Path, phase_config: Mapping[str, Any]) -> None:

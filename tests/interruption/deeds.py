@@ -77,9 +77,15 @@ def fill_disk(ballast, left):
     os.close(handle)
 
 
-if __name__ == "__main__":
-    deed = Deed(**json.loads(sys.argv[1]))
-    sys.addaudithook(deed.audit)
-    sqlite3.connect = deed.connect
-    sys.argv[1:] = sys.argv[2:]
+def run(deed, words):
+    """`python -m latentmem.cli WORDS...` in this process, with a deed or without (None)."""
+    if deed is not None:
+        waiting = Deed(**deed)
+        sys.addaudithook(waiting.audit)
+        sqlite3.connect = waiting.connect
+    sys.argv[1:] = words
     runpy.run_module("latentmem.cli", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    run(json.loads(sys.argv[1]), sys.argv[2:])

@@ -8,15 +8,18 @@ model and the real embedder. A command that was killed or refused is given again
 `IGNORED` lists all that may differ from the undisturbed run; everything else is compared. Exit status 0 if nothing
 else differs.
 
-Options: --seed N of the moments (default: drawn, and printed), --kills N, --work FOLDER to keep the runs there, in
-which case the undisturbed run is not made again.
+Options: --seed N of the moments (default: drawn, and printed); --kills N; --work FOLDER to keep the runs there, in
+which case the undisturbed run is not made again; --warm to fork each process off one that has imported torch already,
+which is less like real life and several times as fast.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +30,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from deeds import fill_disk
+import deeds
 
 from latentmem.bank import ExperienceBank
 from latentmem.memory.checkpoints import read_checkpoint
@@ -88,8 +91,8 @@ AIMED = {
 class World:
     """A folder with a model, and how to run commands in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, warm: bool) -> None:
+        self.folder, self.warm = folder, warm
         if not (folder / "model").exists():
             make_model(folder / "model")
         (folder / "team.yaml").write_text(TEAM, encoding="utf-8")
@@ -107,8 +110,7 @@ class World:
         config = self.folder / f"{run.name}.yaml"
         values = {"run": run, "team": self.folder / "team.yaml", "model": self.folder / "model"}
         config.write_text(CONFIG.format(**values), encoding="utf-8")
-        program = ["-m", "latentmem.cli"] if deed is None else [str(HERE / "deeds.py"), json.dumps(deed)]
-        return Process([sys.executable, *program, *PHASES[phase], str(config)], self.environment, self.folder, run)
+        return Process([*PHASES[phase], str(config)], deed, self, run)
 
     def whole(self) -> Path:
         """The undisturbed run, with a copy of its folder and the seconds of work after each phase."""
@@ -139,33 +141,50 @@ class World:
 class Process:
     """One command at work."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: Path, run: Path) -> None:
+    def __init__(self, words: list[str], deed: dict[str, Any] | None, world: World, run: Path) -> None:
         self.run = run
-        self.files = [folder / name for name in ("stdout", "stderr")]
-        with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
-            self.popen = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        self.files = [world.folder / name for name in ("stdout", "stderr")]
+        self.deed = deed
+        sys.stdout.flush()
+        self.child = multiprocessing.get_context("fork").Process(target=self._become, args=(words, world))
+        self.child.start()
+
+    def _become(self, words: list[str], world: World) -> None:
+        for handle, path in enumerate(self.files, start=1):
+            os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), handle)
+        if world.warm:
+            os.environ.update(world.environment)
+            sys.stdout, sys.stderr = (open(handle, "w", encoding="utf-8") for handle in (1, 2))  # noqa: SIM115
+            deeds.run(self.deed, words)
+        else:
+            program = ["-m", "latentmem.cli"] if self.deed is None else [deeds.__file__, json.dumps(self.deed)]
+            os.execve(sys.executable, [sys.executable, *program, *words], world.environment)
 
     def wait_until_open(self) -> None:
         """Come back when the process has its run folder open, or has ended."""
-        lock, mine = self.run / ".lock", f"{self.popen.pid}\n"
-        while self.popen.poll() is None and not (lock.exists() and lock.read_text(encoding="ascii") == mine):
+        lock, mine = self.run / ".lock", f"{self.child.pid}\n"
+        while self.child.exitcode is None and not (lock.exists() and lock.read_text(encoding="ascii") == mine):
             time.sleep(0.005)
 
     def kill_at(self, moment: float) -> bool:
         """Kill it so many seconds after it has opened its run; False if it had ended by then."""
         self.wait_until_open()
-        try:
-            self.popen.wait(moment)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
+        self.child.join(moment)
+        self.child.kill()
         return self.was_killed()
+
+    def status(self) -> int:
+        """Wait for its end."""
+        self.child.join()
+        assert self.child.exitcode is not None
+        return self.child.exitcode
 
     def was_killed(self) -> bool:
         """Wait for its end; False if it ended by itself, and well."""
-        status = self.popen.wait()
-        if status not in (0, -9):
+        status = self.status()
+        if status not in (0, -signal.SIGKILL):
             raise SystemExit(f"exit status {status}\n{self.text('stderr')}")
-        return status == -9
+        return status != 0
 
     def must_end(self) -> None:
         """Wait for its good end."""
@@ -432,9 +451,9 @@ def full_disks(world: World) -> int:
     problems = []
     for i, (phase, deed, expected) in enumerate(FULL):
         if deed is None:
-            fill_disk(ballast, 0)
+            deeds.fill_disk(ballast, 0)
         process = world.start(run, phase, deed and {**deed, "fill": str(ballast)})
-        status = process.popen.wait()
+        status = process.status()
         said = process.text("stderr").splitlines()
         errors = [line.replace(f"{disk}/", "") for line in said if line.startswith("latentmem: ")]
         print(f"{phase:8}  status {status}  {'; '.join(errors)}", flush=True)
@@ -517,11 +536,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument("--warm", action="store_true")
     options = parser.parse_args()
     if options.what == "full-disks":
         _in_a_namespace_of_mounts()
     with _work_folder(options.work) as folder:
-        world = World(folder)
+        world = World(folder, options.warm)
+        if options.warm:
+            import reasoning_gym  # noqa: F401
+            import sentence_transformers  # noqa: F401
+
+            import latentmem.recipes  # noqa: F401
         if options.what == "full-disks":
             return min(1, full_disks(world))
         seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed

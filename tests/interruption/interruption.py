@@ -80,7 +80,7 @@ IGNORED = {
 """What is not compared, by file."""
 
 AIMED = {
-    "collect": [r"sql (INSERT INTO traj|COMMIT)", r"sql (INSERT INTO traj|COMMIT)", r" \S*/collect/|metrics"],
+    "collect": [r"sql (INSERT INTO traj|COMMIT)", r"sql (INSERT INTO traj|COMMIT)", r" \S*/collect/|metrics|\.index"],
     "sft": [r" \S*/checkpoints/", r" \S*/checkpoints/", r"(rename|rmtree) \S*/checkpoints/"],
     "lmpo": [r" \S*/checkpoints/", r" \S*/checkpoints/", r"(rename|rmtree) \S*/checkpoints/"],
     "evaluate": [r" \S*/evaluate/\S*(jsonl|costs|fresh)", r"sql (INSERT INTO traj|COMMIT)", r" \S*/report/|results"],

@@ -369,8 +369,8 @@ def test_output_to_a_full_disk_is_one_line_and_status_2_also_if_the_line_finds_n
     """Whatever else meets a full disk, unforeseen, ends alike."""
     showing = [str(Path(sys.executable).with_name("latentmem")), "bank", "info", str(bank)]
     done = subprocess.run(
-        ["bash", "-c", f"{' '.join(showing)} > /dev/full {log}"], capture_output=True, text=True, timeout=300, check=False,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        ["bash", "-c", f"{' '.join(showing)} > /dev/full {log}"], capture_output=True, text=True, timeout=300,
+        check=False, env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith(said)

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -200,7 +201,7 @@ class Process:
     def first_words(self) -> str:
         """Where it said that it goes on, or that there is nothing to do; empty if it did not come to that."""
         lines = [*self.text("stderr").splitlines(), *self.text("stdout").splitlines()]
-        bars = [line.split("[")[0].replace("|", " ").replace("#", "") for line in lines if "%|" in line]
+        bars = [re.sub(r"\|.*\|", "", line.split("[")[0]) for line in lines if "%|" in line]
         return " ".join(([line for line in lines if "finished already" in line] + bars + [""])[0].split())[:60]
 
 
@@ -228,6 +229,7 @@ def kills(world: World, num_random: int, seed: int) -> int:
     for before, phase in zip([None, *phases], phases, strict=False):
         left = plan[phase]
         draw.shuffle(left)
+        reached: dict[str, int] = {}
         while left:
             kill = left[0]
             process = world.start(run, phase, kill if isinstance(kill, dict) else None)
@@ -240,11 +242,12 @@ def kills(world: World, num_random: int, seed: int) -> int:
                 number += 1
                 moment = f"{kill:.2f} s after opening" if isinstance(kill, float) else _moment(kill)
                 row = f"{number:3}  {phase:8}  {moment:34}  {{said:40}}  {_found(run, phase)}"
-                problems += [f"after kill {number}: {problem}" for problem in lost(run, world.after(phase), phase)]
+                problems += [f"after kill {number}: {problem}" for problem in lost(run, world.after(phase), reached)]
                 continue
             # The phase ended first; the kills that are left get another beginning.
             problems += different(run, world.after(phase))
             shutil.rmtree(run)
+            reached = {}
             if before is not None:
                 shutil.copytree(world.after(before), run)
             if isinstance(kill, dict):
@@ -275,7 +278,7 @@ def _found(run: Path, phase: str) -> str:
     newest = (
         json.loads((run / phase / "checkpoints/progress.json").read_text())["step"] if "step" in " ".join(told) else -1
     )
-    for path in sorted(run.rglob("*")):
+    for path in sorted([*run.glob("*"), *(run / phase).rglob("*")]):
         unnamed = path.parent.name == "checkpoints" and path.name.startswith("step-") and int(path.name[5:]) > newest
         if unnamed or path.suffix in (".tmp", ".fresh") or path.name.startswith("batch-"):
             told.append(path.name)
@@ -287,13 +290,20 @@ def _found(run: Path, phase: str) -> str:
 # What must hold at any moment, and at the end
 
 
-def lost(run: Path, whole: Path, phase: str) -> Iterator[str]:
+def lost(run: Path, whole: Path, reached: dict[str, int]) -> Iterator[str]:
     """What a dead process had acknowledged and is not there now, or is not as in the undisturbed run.
 
-    It looks at copies, so that the next process finds the folder as the dead one left it.
+    It looks at copies, so that the next process finds the folder as the dead one left it. `reached` says how far the
+    run had come when it was last looked at, and is brought up to now.
     """
     if not run.exists():
         return
+
+    def count(what: str, number: int) -> Iterator[str]:
+        if number < reached.get(what, 0):
+            yield f"{what}: {number}, fewer than before, {reached[what]}"
+        reached[what] = number
+
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "run"
         shutil.copytree(run, copy)
@@ -303,8 +313,9 @@ def lost(run: Path, whole: Path, phase: str) -> Iterator[str]:
             row["stored"] for row in metrics if row["phase"] == "collect" and row["step"] <= state.get("tasks", 0)
         ]
         for path in sorted(copy.rglob("*.sqlite")):
-            # A bank whose tables were never committed is begun anew by the next process.
-            if path.stat().st_size == 0 and not stored:
+            with closing(sqlite3.connect(path)) as db:
+                begun = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if not begun and not stored:  # its tables were never committed; the next process begins it anew
                 continue
             with ExperienceBank(path) as bank:
                 report = bank.verify()
@@ -312,6 +323,7 @@ def lost(run: Path, whole: Path, phase: str) -> Iterator[str]:
                 ours, theirs = list(bank), list(ExperienceBank(_copied(whole / path.relative_to(copy), Path(name))))
             if path.name == "bank.sqlite" and len(ours) < max(stored, default=0):
                 yield f"{path.name} has {len(ours)} trajectories, {stored[-1]} were acknowledged"
+            yield from count(f"trajectories in {path.name}", len(ours))
             if ours != theirs[: len(ours)]:
                 yield f"{path.name}: its {len(ours)} trajectories are not the first of the undisturbed run's"
         for trainer in ("sft", "lmpo"):
@@ -322,11 +334,13 @@ def lost(run: Path, whole: Path, phase: str) -> Iterator[str]:
                     read_checkpoint(folder / f"step-{step:06d}")
                     if not (folder / f"step-{step:06d}/optimizer.safetensors").exists():
                         yield f"{trainer}: step {step} has no optimizer"
+                yield from count(f"{trainer}: steps saved", progress["step"])
                 steps = {row["step"] for row in metrics if row["phase"] == trainer}
                 if not steps >= set(range(1, progress["step"] + 1)):
                     yield f"{trainer}: the checkpoint is of step {progress['step']}, the metrics lack steps before it"
         for path in (copy / "evaluate").glob("*.costs"):
             counted = sum(json.loads(line)["num_tasks"] for line in _lines(path))
+            yield from count(f"tasks in {path.name}", counted)
             lines = _lines(path.with_suffix(".jsonl"))
             if lines[:counted] != _lines(whole / "evaluate" / f"{path.stem}.jsonl")[:counted] or len(lines) < counted:
                 yield f"{path.name} counts {counted} tasks, whose trajectories are not those of the undisturbed run"
@@ -448,7 +462,8 @@ def full_disks(world: World) -> int:
     )  # ends with the namespace
     run, ballast = disk / "run", disk / "ballast"
     print(f"a disk of 24 MB that fills up {len(FULL)} times")
-    problems = []
+    problems: list[str] = []
+    reached: dict[str, int] = {}
     for i, (phase, deed, expected) in enumerate(FULL):
         if deed is None:
             deeds.fill_disk(ballast, 0)
@@ -461,7 +476,7 @@ def full_disks(world: World) -> int:
             problems.append(
                 f"{phase}: expected status 2 and one line with {expected!r}, found {status} and {said[-30:]}"
             )
-        problems += [f"full disk, {phase}: {problem}" for problem in lost(run, world.after(phase), phase)]
+        problems += [f"full disk, {phase}: {problem}" for problem in lost(run, world.after(phase), reached)]
         ballast.unlink(missing_ok=True)
         if i + 1 == len(FULL) or FULL[i + 1][0] != phase:
             world.start(run, phase).must_end()

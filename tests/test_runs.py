@@ -1,6 +1,7 @@
 """A run folder is killed, filled to the brim and opened twice; nothing acknowledged may be lost."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -232,22 +233,15 @@ except RunError as error:
     start(tmp_path, "sft", {}).close()
 
 
-def test_opening_removes_what_a_killed_process_was_writing_and_nothing_of_others(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "lmpo" / "checkpoints" / "step-000002"
-    checkpoint.mkdir(parents=True)
-    (tmp_path / "report").mkdir()
-    (tmp_path / "sft").mkdir()
-    dead = [tmp_path / ".results.json.4711.tmp", checkpoint / ".composer.safetensors.4711.tmp"]
-    kept = [tmp_path / "report" / ".report.html.12.tmp", tmp_path / "sft" / ".x.12.tmp", tmp_path / "bank.index.ab.tmp"]
-    for path in [*dead, *kept]:
-        path.write_text("half")
-    with start(tmp_path):
-        assert not any(path.exists() for path in dead)
-        assert all(path.exists() for path in kept)
-        (tmp_path / ".state.json.4712.tmp").write_text("of the one that holds the lock")
-        with pytest.raises(RunError, match="is working in this run folder"):
-            start(tmp_path)
-        assert (tmp_path / ".state.json.4712.tmp").exists()
+def test_writing_a_file_removes_what_a_killed_process_left_of_it_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    dead, alive, other = (tmp_path / name for name in (".state.json.1.tmp", ".state.json.2.tmp", ".run.json.1.tmp"))
+    for file in (dead, alive, other):
+        file.write_text("half")
+    with alive.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        write_atomic(path, "new")
+    assert sorted(os.listdir(tmp_path)) == [".run.json.1.tmp", ".state.json.2.tmp", "state.json"]
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -6,19 +6,20 @@ time. So neither the number of rows nor their blocking nor the other tasks of a 
 vectors truly tie. The file holds a prefix of the records; the rows since then are kept in memory.
 """
 
-import fcntl
 import logging
 import os
 import struct
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from latentmem.runs import hold, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +145,9 @@ class BankIndex:
         crc = zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_END:])
         crc = zlib.crc32(vectors, zlib.crc32(seqs, crc))
         try:
-            _remove_leftovers(self._path)
+            remove_leftovers(self._path, f"{self._path.name}.")
             with replacing(self._path) as aside, aside.open("xb") as file:
-                with suppress(OSError):  # a file system without such locks keeps leftovers
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(file)
                 file.writelines([_HEADER.pack(_MAGIC, crc, *fields), seqs, vectors])
                 file.flush()
                 offset = _HEADER.size + len(seqs)
@@ -202,15 +202,6 @@ class BankIndex:
         in_tail = positions >= len(self._stored)
         stored = self._stored[positions[~in_tail]]
         return np.concatenate([stored, self._tail[positions[in_tail] - len(self._stored)]])  # positions ascend
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes were writing to take the place of `path`; the kernel has freed their locks."""
-    for leftover in path.parent.iterdir():
-        if leftover.name.startswith(f"{path.name}.") and leftover.suffix == ".tmp":
-            with suppress(OSError), leftover.open("rb") as file:  # a process at work holds the lock
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
 
 
 def _similarities(query: Vectors, vectors: Vectors) -> Vectors:

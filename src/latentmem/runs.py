@@ -19,6 +19,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -95,7 +96,6 @@ class Run:
             ) from None
         lock = _lock(folder)
         try:
-            _remove_leftovers(folder, phase)
             _hold_to_start(folder / phase / "config.yaml", phase_config)
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
@@ -199,23 +199,42 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace a file as a whole: whoever reads it, and whatever crashes, sees the old content or the new one.
 
+    What a killed process was writing to take the place of the same file is removed.
+
     Raises:
         RunError: it cannot be written, as on a full disk; the old file is kept.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        remove_leftovers(path, f".{path.name}.")
         with temporary.open("wb") as file:
+            hold(file)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         kept = "; the file that was there is kept" if path.exists() else ""
         raise RunError(f"{path}: cannot be written ({error.strerror}){kept}. {_remedy(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hold(file: IO[bytes]) -> None:
+    """Mark a file as being written, until it is closed or this process dies; a file system without locks does not."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_leftovers(path: Path, prefix: str) -> None:
+    """Remove the files PREFIX*.tmp beside `path` that nobody holds: a process died while it wrote them."""
+    for leftover in path.parent.iterdir():
+        if leftover.name.startswith(prefix) and leftover.suffix == ".tmp":
+            with suppress(OSError), leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
 
 
 def append(path: Path, lines: bytes) -> None:
@@ -297,12 +316,6 @@ def _lock(folder: Path) -> IO[bytes]:
         lock.close()
         raise RunError(f"{path}: cannot be written ({error.strerror}). {_remedy(error)}") from None
     return lock
-
-
-def _remove_leftovers(folder: Path, phase: str) -> None:
-    """Remove what a killed process was writing when it died: whole files that never took their place."""
-    for leftover in [*folder.glob(".*.tmp"), *(folder / phase).rglob(".*.tmp")]:
-        leftover.unlink(missing_ok=True)
 
 
 def _hold_to_start(path: Path, phase_config: Mapping[str, Any]) -> None:

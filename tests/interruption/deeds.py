@@ -42,7 +42,7 @@ class Deed:
 
     def connect(self, *arguments, **options):
         database = sqlite3.Connection(*arguments, **options)
-        database.set_trace_callback(lambda statement: self.happens("sql", statement[:100]))
+        database.set_trace_callback(lambda statement: self.happens("sql", " ".join(statement[:100].split())))
         return database
 
     def happens(self, verb, what):

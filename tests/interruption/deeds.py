@@ -6,8 +6,7 @@ Nothing of the product is replaced: Python itself tells of files that are opened
 events), each connection of sqlite3 of the statements that it begins. Each is one line, such as "open
 /run/metrics.jsonl" or "sql COMMIT". DEED is JSON: {"at": REGEX, "number": N} for the N-th such line, and what happens
 then: "kill_after": SECONDS, in which the process goes on, so that it dies in the middle of something; or "fill": FILE,
-which takes all the space that is left on its disk but "left" bytes. With "page_end": BYTES only files count that end so
-near to the end of a page, since a disk that is full still has room in the last page of a file.
+which takes all the space that is left on its disk but "left" bytes. With "size": BYTES only a file of that size counts.
 """
 
 import json
@@ -28,9 +27,9 @@ FILE_EVENTS = {"os.rename": "rename", "os.remove": "remove", "os.truncate": "tru
 class Deed:
     """Waits for its moment."""
 
-    def __init__(self, at, number, kill_after=None, fill=None, left=0, page_end=None):
+    def __init__(self, at, number, kill_after=None, fill=None, left=0, size=None):
         self.at, self.left_to_pass = re.compile(at), number
-        self.kill_after, self.fill, self.left, self.page_end = kill_after, fill, left, page_end
+        self.kill_after, self.fill, self.left, self.size = kill_after, fill, left, size
 
     def audit(self, event, arguments):
         if event == "open" and isinstance(arguments[0], str) and arguments[2] & WRITING:
@@ -46,13 +45,13 @@ class Deed:
         return database
 
     def happens(self, verb, what):
-        if self.left_to_pass and self.at.search(f"{verb} {what}") and self._near_page_end(what):
+        if self.left_to_pass and self.at.search(f"{verb} {what}") and self._has_the_size(what):
             self.left_to_pass -= 1
             if not self.left_to_pass:
                 self.do()
 
-    def _near_page_end(self, path):
-        return self.page_end is None or (os.path.exists(path) and -os.path.getsize(path) % PAGE < self.page_end)
+    def _has_the_size(self, path):
+        return self.size is None or (os.path.exists(path) and os.path.getsize(path) == self.size)
 
     def do(self):
         if self.fill is not None:

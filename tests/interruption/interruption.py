@@ -431,14 +431,16 @@ def _verdict(what: str, problems: list[str]) -> int:
 
 # Full disks
 
+LAST_OF_A_PAGE = -1
+"""Stands for the size of metrics.jsonl when the next line needs a page more; a full disk has room up to there."""
 FULL: list[tuple[str, dict[str, Any] | None, str]] = [
     ("collect", None, ".lock: cannot be written"),
     ("collect", {"at": r"open \S*/\.batch-", "number": 2}, r"collect/batch-000004.jsonl: cannot be written"),
     ("collect", {"at": "sql INSERT INTO traj", "number": 2}, "bank.sqlite: disk is full"),
     ("sft", {"at": r"open \S*/\.composer.safetensors", "number": 2, "left": 4096}, "composer.safetensors: cannot be"),
+    ("sft", {"at": r"open \S*metrics", "number": 1, "size": LAST_OF_A_PAGE}, "metrics.jsonl: cannot be added to"),
     ("sft", {"at": r"open \S*/\.optimizer.safetensors", "number": 2, "left": 8192}, "optimizer.safetensors: cannot be"),
     ("sft", {"at": r"open \S*/\.progress.json", "number": 2}, "progress.json: cannot be written"),
-    ("lmpo", {"at": r"open \S*metrics", "number": 1, "page_end": 250}, "metrics.jsonl: cannot be added to"),
     ("lmpo", {"at": r"open \S*/\.composer.safetensors", "number": 3}, "composer.safetensors: cannot be written"),
     ("evaluate", {"at": r"open \S*evaluate/text\.jsonl", "number": 1}, "evaluate/text.jsonl: cannot be added to"),
     (
@@ -467,7 +469,11 @@ def full_disks(world: World) -> int:
     for i, (phase, deed, expected) in enumerate(FULL):
         if deed is None:
             deeds.fill_disk(ballast, 0)
-        process = world.start(run, phase, deed and {**deed, "fill": str(ballast)})
+        if deed is not None:
+            deed = {**deed, "fill": str(ballast)}
+            if deed.get("size") == LAST_OF_A_PAGE:
+                deed["size"] = _size_before_the_next_page(world.after(phase) / "metrics.jsonl", phase)
+        process = world.start(run, phase, deed)
         status = process.status()
         said = process.text("stderr").splitlines()
         errors = [line.replace(f"{disk}/", "") for line in said if line.startswith("latentmem: ")]
@@ -482,6 +488,16 @@ def full_disks(world: World) -> int:
             world.start(run, phase).must_end()
             problems += different(run, world.after(phase))
     return _verdict(f"{len(FULL)} full disks", problems + different(run, whole))
+
+
+def _size_before_the_next_page(metrics: Path, phase: str) -> int:
+    size = 0
+    for line in _lines(metrics):
+        end = size + len(line) + 1
+        if json.loads(line)["phase"] == phase and size // deeds.PAGE != (end - 1) // deeds.PAGE:
+            return size
+        size = end
+    raise ValueError(f"no line of {phase} in {metrics} goes over the end of a page")
 
 
 def make_model(folder: Path) -> None:

@@ -170,7 +170,9 @@ class Process:
     def kill_at(self, moment: float) -> bool:
         """Kill it so many seconds after it has opened its run; False if it had ended by then."""
         self.wait_until_open()
-        self.child.join(moment)
+        end = time.monotonic() + moment
+        while self.child.exitcode is None and time.monotonic() < end:  # join takes exec for the end
+            time.sleep(0.002)
         self.child.kill()
         return self.was_killed()
 

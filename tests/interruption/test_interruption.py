@@ -16,20 +16,20 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("interruption")
 
 
-def interruption(what, work, capfd):
+def interruption(work, capfd, *options):
     with capfd.disabled():
         print(flush=True)
-        command = [sys.executable, str(SCRIPT), what, "--work", str(work)]
+        command = [sys.executable, str(SCRIPT), *options, "--work", str(work)]
         return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
 
 
 def test_killed_at_twenty_random_moments_and_while_saving_a_run_ends_the_same_bit_for_bit(work, capfd):
-    done = interruption("kills", work, capfd)
+    done = interruption(work, capfd, "kills")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_disk_that_fills_up_loses_nothing_and_says_so_in_one_line(work, capfd):
-    done = interruption("full-disks", work, capfd)
+    done = interruption(work, capfd, "full-disks", "--warm")
     if "no full disk can be made here" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr

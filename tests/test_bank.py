@@ -895,6 +895,26 @@ def test_a_file_that_may_not_grow_is_an_error_and_loses_nothing_acknowledged(pat
         assert bank.verify().ok
 
 
+NO_ROOM_TO_READ = """
+with ExperienceBank(sys.argv[1], embed) as bank:
+    bank.add(make("first"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    ExperienceBank(sys.argv[1])
+except BankError as error:
+    print(error)
+"""
+
+
+def test_a_disk_too_full_to_read_a_bank_is_named_and_the_bank_is_whole(path: Path) -> None:
+    process = child(NO_ROOM_TO_READ, path)
+    message = process.communicate()[0].strip()
+    assert message.startswith(f"{path}: disk is full; even to read, a bank needs 32 kB for bank.sqlite-shm beside it. ")
+    with ExperienceBank(path) as bank:
+        assert len(bank) == 1
+        assert bank.verify().ok
+
+
 def test_threads_share_one_bank(path: Path) -> None:
     with ExperienceBank(path, embed) as bank:
 

@@ -1,5 +1,6 @@
 """The search matrix by itself: similarities that depend on two vectors only, and a file that is believed or dropped."""
 
+import fcntl
 import itertools
 import logging
 import math
@@ -140,6 +141,16 @@ def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> Non
     assert stored is not None
     assert len(stored.seqs) == 51
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
+def test_saving_removes_what_a_killed_process_left_and_not_what_a_living_one_writes(tmp_path: Path) -> None:
+    dead, alive, other = (tmp_path / name for name in ("index.aa.tmp", "index.bb.tmp", "other.index.cc.tmp"))
+    for path in (dead, alive, other):
+        path.write_bytes(b"half")
+    with alive.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        filled(tmp_path / "index", unit_rows(9, 5, seed=9), [9])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "index.bb.tmp", "other.index.cc.tmp"]
 
 
 def test_what_was_written_is_read_back_and_another_generation_is_not(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as people meet it: a mistake is one line on standard error and status 2; the rest is readable."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -360,6 +361,20 @@ def test_a_closed_pipe_is_no_error(bank):
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("log", "said"), [("", "latentmem: No space left on device; free some and run"), ("2>&1", "")])
+def test_output_to_a_full_disk_is_one_line_and_status_2_also_if_the_line_finds_no_room(bank, log, said):
+    """Whatever else meets a full disk, unforeseen, ends alike."""
+    showing = [str(Path(sys.executable).with_name("latentmem")), "bank", "info", str(bank)]
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(showing)} > /dev/full {log}"], capture_output=True, text=True, timeout=300,
+        check=False, env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
 
 
 def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_model_dir):

@@ -1,5 +1,6 @@
 """Evaluation: numbers worked out by hand from scripted outcomes, equal conditions for all memories, interruptions."""
 
+import errno
 import json
 import math
 import os
@@ -222,6 +223,28 @@ def test_kill_9_at_any_write_ends_with_the_same_numbers(tmp_path, monkeypatch, f
             os._exit(1)  # whatever happens, the child is never a second pytest
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert without_costs(compare(tmp_path / "cut", names=("none",))) == without_costs(whole)
+
+
+@pytest.mark.parametrize(("full_at", "name"), [(4, "none.jsonl"), (5, "none.costs"), (8, "text.costs")])
+def test_a_full_disk_is_named_and_costs_one_batch_at_most(tmp_path, monkeypatch, full_at, name):
+    """The first batch of a memory makes four syncs: of two files and, since they are new, of their folder."""
+    whole = compare(tmp_path / "whole", batch_size=2)
+    left, sync = iter(range(full_at, -1, -1)), os.fsync
+
+    def full(handle):
+        if not next(left, 0):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            RunError, match=rf"{name}: cannot be added to \(No space left on device\)\. Free some space"
+        ):
+            compare(tmp_path / "cut", batch_size=2)
+    again = Scripted(ANSWERS)
+    assert without_costs(compare(tmp_path / "cut", again, batch_size=2)) == without_costs(whole)
+    assert again.num_calls == 6 - (1 if name.startswith("none") else 2)
 
 
 def test_trajectories_of_other_tasks_are_refused(tmp_path):

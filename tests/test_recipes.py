@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.environments.environment import Outcome
-from latentmem.errors import ConfigError, DataError, RunError
+from latentmem.errors import BankError, ConfigError, DataError, RunError
 from latentmem.memory.checkpoints import read_checkpoint
 from latentmem.report import _read_run, write_report
 from peers import together
@@ -276,6 +277,43 @@ def test_evaluation_killed_at_some_writes_goes_on_to_the_same_results(configure,
         assert killed_at_sync(number, monkeypatch, lambda config=cut: do(config, "evaluate"))
         do(cut, "evaluate")
         assert_same(cut, whole, "evaluate")
+
+
+def test_a_process_killed_while_it_tidied_up_leaves_nothing_for_good(configure):
+    config = configure("run")
+    do(config, "collect", "sft")
+    run = Path(config.run)
+    listing = sorted(run.rglob("*"))
+    (run / "sft" / "checkpoints" / "step-000002").mkdir()
+    (run / "sft" / "checkpoints" / "step-000002" / "composer.json").write_text("{}")
+    (run / "collect" / "batch-000006.jsonl").write_text("counted already\n")
+    do(config, "collect", "sft")
+    assert sorted(path for path in run.rglob("*") if "bank.sqlite" not in path.name) == [
+        path for path in listing if "bank.sqlite" not in path.name
+    ]
+
+
+def test_a_bank_that_cannot_be_copied_is_named_and_copied_by_the_next_command(configure, monkeypatch):
+    options = ("evaluate.online=true", "evaluate.memories=[text]")
+    config, whole = configure("run", *options), configure("whole", *options)
+    do(config, "collect")
+    do(whole, "collect", "evaluate")
+    connect = sqlite3.connect
+
+    def small(path, *args, **kwargs):
+        database = connect(path, *args, **kwargs)
+        if str(path).endswith(".fresh"):
+            database.execute("PRAGMA max_page_count = 3")  # SQLite then says what it says of a full disk
+        return database
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", small)
+        with pytest.raises(
+            BankError, match=r"evaluate/text\.fresh: the bank cannot be copied here \(.*full\); free some"
+        ):
+            do(config, "evaluate")
+    do(config, "evaluate")
+    assert_same(config, whole, "evaluate")
 
 
 # Evaluation of what has changed, and while learning

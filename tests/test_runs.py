@@ -1,6 +1,7 @@
 """A run folder is killed, filled to the brim and opened twice; nothing acknowledged may be lost."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -189,7 +190,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         before = (tmp_path / "metrics.jsonl").read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full_disk)
-            with pytest.raises(RunError, match=r"metrics\.jsonl: a line cannot be appended"):
+            with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be added to"):
                 run.log({"step": 2})
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         run.log({"step": 2})
@@ -212,8 +213,35 @@ with Run.open({str(tmp_path)!r}, "seed: 1", "sft", {{}}) as run:
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "a line cannot be appended (No space left on device)" in done.stdout
+    assert "cannot be added to (No space left on device)" in done.stdout
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"phase": "sft", "step": 1}\n'
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_named(tmp_path: Path) -> None:
+    program = f"""
+import resource
+from latentmem.errors import RunError
+from latentmem.runs import Run
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    Run.open({str(tmp_path)!r}, "seed: 1", "sft", {{}})
+except RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"{tmp_path}/.lock: cannot be written (File too large)" in done.stdout
+    start(tmp_path, "sft", {}).close()
+
+
+def test_writing_a_file_removes_what_a_killed_process_left_of_it_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    dead, alive, other = (tmp_path / name for name in (".state.json.1.tmp", ".state.json.2.tmp", ".run.json.1.tmp"))
+    for file in (dead, alive, other):
+        file.write_text("half")
+    with alive.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        write_atomic(path, "new")
+    assert sorted(os.listdir(tmp_path)) == [".run.json.1.tmp", ".state.json.2.tmp", "state.json"]
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

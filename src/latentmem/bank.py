@@ -365,7 +365,7 @@ class ExperienceBank:
         if path in [file.resolve() for file in self._files()]:
             raise BankError(f"{path}: cannot export a bank over itself; give another path")
         try:
-            with replacing(path) as aside, aside.open("xb") as file:
+            with replacing(path) as file:
                 num_written = self._write_lines(file.write)
                 file.flush()
                 os.fsync(file.fileno())

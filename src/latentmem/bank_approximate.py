@@ -190,7 +190,7 @@ class ApproximateIndex:
         fields = (*identity, self._num_listed, self._num_trained_on)
         crc = zlib.crc32(content.data, zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_END:]))
         try:
-            with replacing(self._path) as aside, aside.open("xb") as file:
+            with replacing(self._path) as file:
                 file.writelines([_HEADER.pack(_MAGIC, crc, *fields), content.data])
         except OSError as error:
             logger.warning("%s: the lists could not be saved (%s); they stay in memory", self._path, error)

@@ -19,10 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from latentmem.runs import hold, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +67,19 @@ class StoredMatrix:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file at, aside, that takes the place of `path` at once when the block ends without an error."""
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, aside, that takes the place of `path` at once when the block ends without an error.
+
+    What a killed process was writing to take the place of the same file is removed.
+    """
+    remove_leftovers(path, f"{path.name}.")
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield aside
-        os.replace(aside, path)
+        with aside.open("xb") as file:
+            hold(file)
+            yield file
+            file.flush()
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -218,10 +227,10 @@ class BankIndex:
             crc = zlib.crc32(part, crc)
         content[0] = _HEADER.pack(_MAGIC, crc, *fields).ljust(_ROWS_BEGIN, b"\0")
         try:
-            with replacing(self._path) as aside:
-                with aside.open("xb") as file:
-                    file.writelines(content)
-                mapped = np.memmap(aside, dtype="<f4", mode="r", offset=_ROWS_BEGIN, shape=shape)
+            with replacing(self._path) as file:
+                file.writelines(content)
+                file.flush()
+                mapped = np.memmap(file.name, dtype="<f4", mode="r", offset=_ROWS_BEGIN, shape=shape)
         except OSError as error:
             logger.warning("%s: the index could not be saved (%s); it stays in memory", self._path, error)
             return

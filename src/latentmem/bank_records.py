@@ -194,7 +194,12 @@ class Records:
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # misuse of the Python module carries no code
+            code = getattr(error, "sqlite_errorcode", 0)  # misuse of the Python module carries no code
+            if code == sqlite3.SQLITE_IOERR_SHMSIZE:
+                raise BankError(
+                    f"{self.path}: disk is full; even to read, a bank needs 32 kB for {self.path.name}-shm beside it. "
+                    "Free some space and repeat"
+                ) from None
             advice = {
                 sqlite3.SQLITE_NOTADB: "not a SQLite file, so no experience bank; check the path",
                 sqlite3.SQLITE_BUSY: f"locked by another process for {_BUSY_SECONDS:g} s; end that one or try again",
@@ -204,7 +209,7 @@ class Records:
                 sqlite3.SQLITE_READONLY: "cannot be written; check the permissions of the file and its folder",
                 sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it is a file, and its folder's permissions",
                 sqlite3.SQLITE_CORRUPT: "damaged; `latentmem bank verify` says where, restore it from an export",
-            }.get(code)
+            }.get(code & 0xFF)
             if advice is None:
                 raise
             raise BankError(f"{self.path}: {advice} ({error})") from None

@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit status 2; anything else 
 """
 
 import argparse
+import errno
 import logging
 import math
 import os
@@ -11,8 +12,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from latentmem.errors import LatentMemError
 
@@ -36,12 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        with suppress(OSError):  # the log may be on that disk
+            print(f"latentmem: {where}{error.strerror}; free some and run the same command again", file=sys.stderr)
+        _give_up(sys.stdout, sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("latentmem: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _give_up(*streams: TextIO) -> None:
+    """Let what is still buffered go nowhere; the interpreter would fail on it at its end."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from latentmem.memory.memory import Memory
 from latentmem.models.language_model import AgentModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
+from latentmem.runs import append
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.teams.team import Team
 from latentmem.trajectory import Task, Trajectory
@@ -88,7 +89,8 @@ def evaluate(
         The table as plain JSON values; see docs/evaluation.md.
 
     Raises:
-        RunError: the folder holds trajectories of other tasks.
+        RunError: the folder holds trajectories of other tasks, or cannot be written, as on a full disk; what was played
+            before is kept.
         ConfigError: `online` with several processes.
     """
     processes = processes or Processes()
@@ -193,10 +195,7 @@ def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost) -> None:
         (path, [trajectory.to_json() for trajectory in batch]),
         (_costs_path(path), [json.dumps(asdict(cost))]),
     ):
-        with target.open("ab") as file:
-            file.write("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
+        append(target, "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
 
 
 def _resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Cost]]:

@@ -27,7 +27,7 @@ from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
-from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
@@ -45,7 +45,7 @@ from latentmem.runs import Run, write_atomic
 from latentmem.teams.team import load_team
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
-from latentmem.training.optimization import Optimization, newest_checkpoint, selected_checkpoint
+from latentmem.training.optimization import Optimization, newest_checkpoint, remove_others, selected_checkpoint
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.trajectory import Task, Trajectory
 
@@ -358,9 +358,14 @@ class _Parts:
         if not path.exists():
             fresh = path.with_suffix(".fresh")
             fresh.unlink(missing_ok=True)
-            # Closed before it is renamed: only then is all of it in the one file.
-            with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
-                source.backup(target)
+            try:
+                # Closed before it is renamed: only then is all of it in the one file.
+                with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
+                    source.backup(target)
+            except sqlite3.Error as error:
+                raise BankError(
+                    f"{fresh}: the bank cannot be copied here ({error}); free some space and run the same command again"
+                ) from None
             fresh.rename(path)
         return self._open_bank(path)
 
@@ -415,6 +420,9 @@ def _go_on_collecting(run: Run | None, parts: _Parts, num_tasks: int) -> int:
     """Store what was written down but not counted when the last process died; how many tasks are done."""
     assert run is not None
     done: int = run.state.get("tasks", 0)
+    for counted in run.phase_folder.glob("batch-*.jsonl"):
+        if counted != _batch_file(run):
+            counted.unlink()
     if done < num_tasks:
         run.rewind_metrics("collect", done)
         if _batch_file(run).exists():
@@ -503,6 +511,7 @@ def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) ->
     if _steps_done(folder) < num_steps:
         return False
     if run is not None:
+        remove_others(folder)
         _say(f"{phase}: finished already, {num_steps} steps; {selected_checkpoint(folder)} is selected")
     return True
 

@@ -19,6 +19,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +55,7 @@ class Metrics(NamedTuple):
 class Run:
     """One phase of a run, open for writing by this process alone; a context manager that frees the folder."""
 
-    def __init__(self, folder: Path, phase: str, lock: IO[str]) -> None:
+    def __init__(self, folder: Path, phase: str, lock: IO[bytes]) -> None:
         self.folder = folder
         self.phase = phase
         self.phase_folder = folder / phase
@@ -145,7 +146,7 @@ class Run:
         non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         if non_finite:
             row |= {**dict.fromkeys(non_finite), "non_finite": non_finite}
-        _append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
+        append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
@@ -198,17 +199,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace a file as a whole: whoever reads it, and whatever crashes, sees the old content or the new one.
 
+    What a killed process was writing to take the place of the same file is removed.
+
     Raises:
         RunError: it cannot be written, as on a full disk; the old file is kept.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        remove_leftovers(path, f".{path.name}.")
         with temporary.open("wb") as file:
+            hold(file)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         kept = "; the file that was there is kept" if path.exists() else ""
@@ -217,14 +222,34 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _append(path: Path, line: bytes) -> None:
+def hold(file: IO[bytes]) -> None:
+    """Mark a file as being written, until it is closed or this process dies; a file system without locks does not."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_leftovers(path: Path, prefix: str) -> None:
+    """Remove the files PREFIX*.tmp beside `path` that nobody holds: a process died while it wrote them."""
+    for leftover in path.parent.iterdir():
+        if leftover.name.startswith(prefix) and leftover.suffix == ".tmp":
+            with suppress(OSError), leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Add to the end of a file, made where there is none; when this returns, all of it is on stable storage.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the file then is as it was before.
+    """
     new = not path.exists()
     try:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
                 # An unbuffered write may stop half-way on a full disk without an error.
-                if file.write(line) != len(line):
+                if file.write(lines) != len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError:
@@ -233,7 +258,7 @@ def _append(path: Path, line: bytes) -> None:
         if new:
             _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: a line cannot be appended ({error.strerror}). {_remedy(error)}") from None
+        raise RunError(f"{path}: cannot be added to ({error.strerror}). {_remedy(error)}") from None
 
 
 def _remedy(error: OSError) -> str:
@@ -265,17 +290,17 @@ def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path) -> IO[bytes]:
     path = folder / ".lock"
     try:
-        lock = path.open("a+", encoding="utf-8")
+        lock = path.open("ab+", buffering=0)
     except OSError as error:
         raise RunError(f"{path}: cannot be opened ({error.strerror}); name another folder with run=FOLDER") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.seek(0)
-        holder = lock.read().strip() or "unknown"
+        holder = lock.read().decode().strip() or "unknown"
         lock.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise RunError(
@@ -284,9 +309,12 @@ def _lock(folder: Path) -> IO[str]:
         raise RunError(
             f"{path}: this file system cannot lock files ({error.strerror}); put the run folder on a local disk"
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    try:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+    except OSError as error:
+        lock.close()
+        raise RunError(f"{path}: cannot be written ({error.strerror}). {_remedy(error)}") from None
     return lock
 
 

@@ -56,11 +56,11 @@ def test_vectors_are_the_mean_over_tokens_of_the_last_hidden_states(embedder):
         np.testing.assert_allclose(row, (mean / mean.norm()).numpy(), rtol=0, atol=1e-6)
 
 
-def test_a_vector_does_not_depend_on_its_neighbours(forgetful):
+def test_a_vector_does_not_depend_on_its_neighbours_to_the_last_bit(forgetful):
     together = forgetful(TEXTS)
     for text, row in zip(TEXTS, together, strict=True):
         forgetful._remembered.clear()
-        np.testing.assert_allclose(forgetful([text])[0], row, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(forgetful([text])[0], row)
 
 
 def test_rows_come_in_the_order_of_the_texts_repeats_included(forgetful):

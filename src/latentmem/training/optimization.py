@@ -368,7 +368,12 @@ def _save(
     if not processes.is_first:
         return
     write_atomic(folder / _PROGRESS, json.dumps(vars(progress), indent=1, allow_nan=False) + "\n")
-    kept = {target} if progress.best_step is None else {target, _step_folder(folder, progress.best_step)}
+    remove_others(folder)
+
+
+def remove_others(folder: Path) -> None:
+    """Remove the checkpoints that are neither the newest nor the best: older ones, and what a killed process began."""
+    kept = {newest_checkpoint(folder), selected_checkpoint(folder)}
     for other in folder.glob("step-*"):
         if other not in kept:
             shutil.rmtree(other)

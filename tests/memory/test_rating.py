@@ -184,6 +184,11 @@ def test_batches_hold_no_more_positions_than_allowed(load: Callable[..., Languag
     rater(PAIRS)
     assert len(seen) > 3 * 2
     assert max(seen) <= 700
+    # However they come, candidates of one task are read together, and those of a length.
+    as_grouped = sorted(seen)
+    seen.clear()
+    Rater(lm, batch_positions=700)([PAIRS[i] for i in (3, 0, 5, 2, 4, 1)])
+    assert sorted(seen) == as_grouped
 
 
 def test_what_the_prompts_of_one_task_begin_with_is_read_once(load: Callable[..., LanguageModel]) -> None:

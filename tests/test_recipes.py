@@ -514,7 +514,7 @@ def test_a_mistake_that_only_one_process_meets_ends_all_and_is_told_there(config
 
     config = configure("run")
     do(config, "collect")
-    with recipes._open_run(config, "sft"):
+    with recipes._open_run(config, "sft", recipes._Parts(config).domain):
         first, second = peers(2, lambda: do(config, "collect"))
     assert isinstance(first, RunError)  # only the first opens the run
     assert "is working in this run folder" in str(first)

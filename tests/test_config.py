@@ -80,6 +80,10 @@ MISTAKES = [
     ("", ["sampling.temperature=.nan"], "sampling.temperature is nan (float); input should be a finite number"),
     ("", ["bank.rating=logit"], "bank.rating is 'logit'; expected 'none' or 'logits'"),
     ("", ["bank.rating_max_tokens=0"], "bank.rating_max_tokens is 0 (int); input should be greater than 0"),
+    ("", ["memory.step={acton}"], "memory.step is {'acton': None} (dict); input should be a valid string"),
+    ("", ["memory.step='{acton}'"], "memory.step is a template: unknown field {acton}; did you mean 'action'?"),
+    ("", ["memory.solved='{task}'"], "memory.solved is a template: unknown field {task}; known: "),
+    ("", ["memory.steps=x"], "unknown key 'memory.steps'; did you mean 'step'?"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
@@ -115,6 +119,10 @@ def test_a_wrong_override_is_quoted(load, override, message):
     with pytest.raises(ConfigError) as error:
         load("", override)
     assert str(error.value).startswith(message)
+
+
+def test_a_line_break_at_the_end_of_a_template_is_the_editors(load):
+    assert load("memory:\n  text: |\n    Past:\n    {memory}\n").memory.text == "Past:\n{memory}"
 
 
 def test_a_missing_file_names_the_nearest_packaged_configuration(tmp_path):

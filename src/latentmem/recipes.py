@@ -51,12 +51,23 @@ T = TypeVar("T")
 
 DOMAINS: dict[type, Callable[[Any], Domain]] = {
     ReasoningSection: lambda s: ReasoningDomain(
-        families=s.families, train_size=s.train_size, test_size=s.test_size, seed=s.seed
+        families=s.families,
+        train_size=s.train_size,
+        test_size=s.test_size,
+        seed=s.seed,
+        instructions=s.instructions,
     ),
-    QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test),
-    CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox, prompt=s.prompt),
+    QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test, instructions=s.instructions),
+    CodeSection: lambda s: CodeDomain(
+        schema=s.schema_,
+        train=s.train,
+        test=s.test,
+        sandbox=s.sandbox,
+        prompt=s.prompt,
+        instructions=s.instructions,
+    ),
 }
-_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sampling")
+_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "sampling")
 """Sections that matter to every phase."""
 
 
@@ -274,6 +285,7 @@ class _Parts:
             max_prompt_tokens=section.max_prompt_tokens,
             initial_scale=section.initial_scale,
             seed=stream_seed(self.config.seed, "composer"),
+            words=self.config.memory,
         )
         return composer, {name: p.detach().clone() for name, p in composer.trainable().items()}
 
@@ -284,7 +296,9 @@ class _Parts:
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
-            "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes, self._rater()),
+            "text": lambda: TextMemory(
+                bank, section.num_retrieved, section.only_successes, self._rater(), self.config.memory
+            ),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
         if name in memories:

@@ -224,7 +224,7 @@ def reference():
     for name in Config.model_fields:
         for section in nested(Config, name):
             title = name if name != "data" else f"data, kind: {section.model_fields['kind'].annotation.__args__[0]}"
-            parts += ["", f"## {title}", "", section.__doc__.strip(), "", *table(section)]
+            parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
     (sandbox,) = {s for s in sections() if s.__name__ == "SandboxSection"}
@@ -251,7 +251,9 @@ def default(field):
     value = field.default
     if isinstance(value, Section):
         return "see below"
-    text = yaml.dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    listed = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(listed, default_flow_style=True, default_style=style, width=1000)
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 
 

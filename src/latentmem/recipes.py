@@ -20,12 +20,20 @@ from typing import Any, TextIO, TypeVar, cast
 from tqdm import tqdm
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import CodeSection, Config, OptimizerFields, QASection, ReasoningSection, dump_config
+from latentmem.config import (
+    CodeSection,
+    Config,
+    MemorySection,
+    OptimizerFields,
+    QASection,
+    ReasoningSection,
+    dump_config,
+)
 from latentmem.environments.code import CodeDomain
-from latentmem.environments.environment import Domain
+from latentmem.environments.environment import Domain, Split
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
-from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
@@ -36,10 +44,11 @@ from latentmem.memory.text import TextMemory
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.processes import Processes, check_launcher
+from latentmem.prompts import format_prompts
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
-from latentmem.teams.team import load_team
+from latentmem.teams.team import load_team, team_file
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, newest_checkpoint, selected_checkpoint
@@ -211,6 +220,80 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     return results
 
 
+def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
+    """Play one task and print exactly what each agent read, and where those words come from; nothing is stored.
+
+    Args:
+        config: the experiment.
+        split: whose task.
+        number: of the task in its split, from 1.
+        memory: its name as in `evaluate.memories`; None is latent:untrained where the run has a bank, else none.
+
+    Raises:
+        ConfigError: the split has fewer tasks.
+        BankError: a memory of a bank that is not there.
+    """
+    parts = _Parts(config)
+    tasks = parts.train_tasks if split == "train" else parts.test_tasks
+    if number > len(tasks):
+        raise ConfigError(
+            f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
+            f"{len(tasks)}"
+        )
+    has_bank = parts.bank_path.exists()
+    name = memory or ("latent:untrained" if has_bank else "none")
+    if name != "none" and not has_bank:
+        raise BankError(
+            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            "configuration first, or show memory none"
+        )
+    chosen = parts.memory(name)
+    task = tasks[number - 1]
+    num_turns = min(config.max_turns, 2)
+    limit = parts.sampling.max_response_tokens
+    (trajectory,) = rollout(
+        parts.team,
+        chosen,
+        parts.model,
+        [task],
+        parts.domain.start,
+        sampling=Sampling(temperature=0, max_response_tokens=limit),
+        max_turns=num_turns,
+    ).trajectories
+    bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}"
+    composer = chosen.composer if isinstance(chosen, LatentMemory) else None
+    _say(
+        f"task {number} of {len(tasks)} in the {split} split: {task.key}\n"
+        f"memory {name}{bank}\n"
+        f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
+        f"{num_turns} of at most {config.max_turns} turns.\n\n"
+        f"{format_prompts(parts.model, trajectory, composer)}\n\n{_origins(config, name)}"
+    )
+
+
+def _origins(config: Config, memory: str) -> str:
+    """Where the words of a prompt come from, and what replaces them."""
+
+    def origin(value: str | None) -> str:
+        return "built in" if value is None else "set in the configuration"
+
+    changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
+    rows = [
+        ("the team's prompts", "team", str(team_file(config.team))),
+        ("how to answer", "data.instructions", origin(config.data.instructions)),
+        ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
+    ]
+    if memory != "none":
+        words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
+        rows.append(("words of the memory", "memory", words))
+    if memory.startswith("latent"):
+        rows.append(("the composer's text", "composer.template", origin(config.composer.template)))
+    table = [("what", "key that replaces it", "where it comes from now"), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(2)]
+    lines = [f"{what:{widths[0]}}  {key:{widths[1]}}  {where}" for what, key, where in table]
+    return "\n".join(["==== where these words come from", *lines])
+
+
 def quickstart(config: Config) -> None:
     """The whole main path; its phases share the model, the embedder and the bank."""
     processes = Processes()
@@ -261,11 +344,15 @@ class _Parts:
         """What the bank searches with."""
         return Embedder(self.config.bank.embedder)
 
+    @property
+    def bank_path(self) -> Path:
+        """Where the run's bank is, or the one that the configuration names."""
+        return Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+
     @cached_property
     def bank(self) -> ExperienceBank:
         """The run's bank, or the one that the configuration names."""
-        path = Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name)
+        return ExperienceBank(self.bank_path, self.embedder, embedder=self.embedder.name)
 
     @cached_property
     def _composer(self) -> tuple[Composer, dict[str, Any]]:

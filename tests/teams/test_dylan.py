@@ -391,12 +391,12 @@ def test_a_wrong_file_names_the_field(tmp_path, changes, message):
         ({"ranker": FILE["ranker"] | {"user": "{stays}"}}, "user prompt of ranker: unknown field {stays}; did you mean "
          "'stay'?"),
         ({"ranker": FILE["ranker"] | {"role": "a"}}, "two members have the same role"),
-        ({"ranker": FILE["ranker"] | {"stay": {4: 2}}}, "ranker.stay keeps 2 before round 4; expected a round from 2 to "
-         "3, and 1 to 3 of the 4 that are there by then"),
+        ({"ranker": FILE["ranker"] | {"stay": {4: 2}}}, "ranker.stay keeps 2 before round 4; expected a round from "
+         "2 to 3, and 1 to 3 of the 4 that are there by then"),
         ({"ranker": FILE["ranker"] | {"stay": {3: 4}}}, "ranker.stay keeps 4 before round 3; expected"),
-        ({"ranker": FILE["ranker"] | {"stay": {2: 2, 3: 2}}}, "ranker.stay keeps 2 before round 3; expected a round from "
-         "2 to 3, and 1 to 1 of the 2"),
-        ({"agents": agents("a")}, "ranker.stay keeps 2 before round 3; expected a round from 2 to 3, and 1 to 0 of the"),
+        ({"ranker": FILE["ranker"] | {"stay": {2: 2, 3: 2}}}, "ranker.stay keeps 2 before round 3; expected a round "
+         "from 2 to 3, and 1 to 1 of the 2"),
+        ({"agents": agents("a")}, "ranker.stay keeps 2 before round 3; expected a round from 2 to 3, and 1 to 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_prompt_or_a_ranker_that_could_not_act_is_one_clear_line(changes, message):

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from latentmem import cli
 from latentmem.bank import ExperienceBank
-from latentmem.config import load_config
+from latentmem.config import MemorySection, load_config
 from latentmem.memory.composer import Composer
 from latentmem.models import language_model
 from latentmem.models.language_model import LanguageModel
@@ -436,6 +437,9 @@ def test_show_prompts_shows_the_composers_text_and_in_it_never_the_task_itself(p
     (text, _) = re.findall(read, out, re.S)
     assert text.startswith("Which colour has door 2? [1] Task: Which colour has door ")
     assert text.count("door 2?") == 1
+    assert out.endswith("==== composer.template\n{task} {memory} {role_messages}\n")
+    keys = out.partition("==== the keys of memory\n")[2].partition("====")[0]
+    assert yaml.safe_load(keys) == {"memory": MemorySection().model_dump()}
 
 
 def test_show_prompts_shows_what_was_replaced_and_where(prints, folder, tmp_path):
@@ -464,8 +468,9 @@ def test_show_prompts_shows_what_was_replaced_and_where(prints, folder, tmp_path
 def test_show_prompts_tells_when_a_text_only_looks_like_a_control_token(prints, folder):
     write_rows(folder / "train.jsonl", [row(1, "Who wrote <|im_end|> here?"), row(2)])
     out = prints("show", "prompts", folder / "c.yaml")
-    assert out.count("a text above holds what looks like a control token; it was read as ordinary characters") == 2
-    assert "a text above" not in prints("show", "prompts", folder / "c.yaml", "--task", "2")
+    assert "<|im_start|>user\nWho wrote <|im_end|> here?<|im_end|>" in out
+    assert out.count("was read as ordinary characters") == 2
+    assert "ordinary characters" not in prints("show", "prompts", folder / "c.yaml", "--task", "2")
 
 
 def test_mistakes_when_prompts_are_to_be_shown(prints, fails, folder):

@@ -26,6 +26,8 @@ def format_prompts(model: LanguageModel, trajectory: Trajectory, composer: Compo
         lines += [f"==== turn {turn}, the team's action", step.action]
         if step.observation:
             lines += [f"==== turn {turn}, what came back", step.observation]
+    if trajectory.error:
+        lines += ["==== the episode ended in an error", trajectory.error]
     return "\n".join(lines)
 
 
@@ -36,7 +38,7 @@ def _message(title: str, model: LanguageModel, message: Message, composer: Compo
     yield f"==== {title}: the prompt, {len(ids)} tokens{_quotes(message.reads)}"
     yield text
     if model.tokenizer(text, add_special_tokens=False)["input_ids"] != ids:
-        yield f"==== {title}: a text above holds what looks like a control token; it was read as ordinary characters"
+        yield f"==== {title}: what looks like a control token in a task or a response was read as ordinary characters"
     if message.recalled.num_latents:
         assert composer is not None
         length = len(composer.backbone.encode(message.recalled.text))

@@ -17,6 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+import yaml
 from tqdm import tqdm
 
 from latentmem.bank import ExperienceBank
@@ -267,7 +268,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         f"memory {name}{bank}\n"
         f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
         f"{num_turns} of at most {config.max_turns} turns.\n\n"
-        f"{format_prompts(parts.model, trajectory, composer)}\n\n{_origins(config, name)}"
+        f"{format_prompts(parts.model, trajectory, composer)}\n\n{_origins(config, name)}{_templates(config, composer)}"
     )
 
 
@@ -292,6 +293,14 @@ def _origins(config: Config, memory: str) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(2)]
     lines = [f"{what:{widths[0]}}  {key:{widths[1]}}  {where}" for what, key, where in table]
     return "\n".join(["==== where these words come from", *lines])
+
+
+def _templates(config: Config, composer: Composer | None) -> str:
+    """What the composer reads around what was retrieved, ready to be copied into a configuration."""
+    if composer is None:
+        return ""
+    words = yaml.safe_dump({"memory": config.memory.model_dump()}, sort_keys=False, allow_unicode=True, width=1000)
+    return f"\n\n==== the keys of memory\n{words}==== composer.template\n{composer.template}"
 
 
 def quickstart(config: Config) -> None:

@@ -280,6 +280,17 @@ def test_ratings_are_clipped_normalised_and_uniform_where_they_cannot_be_used():
     assert record(play(said, panel(agents=agents("abc"), ranker=None))[0])["importance"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "rated", ["Ratings: 5, 5\n{}", "{} Ratings: 5, 5", "{}\nRatings:\n5, 5", "{}\nratings: [[5,5]]"]
+)
+def test_ratings_are_taken_off_wherever_they_stand_and_only_the_last(rated):
+    said = "Ratings: I have none yet. The answer is 7."
+    team = panel(agents=agents("ab"), ranker=None)
+    trajectory, _ = play({"a": ["1", rated.format(said)], "b": ["2", "7"]}, team)
+    assert trajectory.steps[0].action == said
+    assert (record(trajectory)["rounds"], record(trajectory)["ratings_unread"]) == (2, 1)
+
+
 # Answers that agree
 
 
@@ -288,6 +299,7 @@ def test_ratings_are_clipped_normalised_and_uniform_where_they_cannot_be_used():
     [
         ("7", "The answer is 7."),
         ("3 + 4 = 7", "<answer> 7.0 </answer>"),
+        ("<answer>3 + 4 = 7</answer>", "7"),
         ("The sum of 3 and 4 is 7.", r"so \boxed{7}"),
         ("$1,200", "Answer: 1200"),
         ("Paris", "The capital of France is **Paris**."),

@@ -280,15 +280,19 @@ def test_ratings_are_clipped_normalised_and_uniform_where_they_cannot_be_used():
     assert record(play(said, panel(agents=agents("abc"), ranker=None))[0])["importance"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "rated", ["Ratings: 5, 5\n{}", "{} Ratings: 5, 5", "{}\nRatings:\n5, 5", "{}\nratings: [[5,5]]"]
-)
-def test_ratings_are_taken_off_wherever_they_stand_and_only_the_last(rated):
+@pytest.mark.parametrize("rated", ["{} Ratings: 5, 5", "{}\nRatings:\n5, 5", "{}\nratings: [[5,5]]"])
+def test_ratings_are_taken_off_after_the_last_mark(rated):
     said = "Ratings: I have none yet. The answer is 7."
     team = panel(agents=agents("ab"), ranker=None)
     trajectory, _ = play({"a": ["1", rated.format(said)], "b": ["2", "7"]}, team)
     assert trajectory.steps[0].action == said
     assert (record(trajectory)["rounds"], record(trajectory)["ratings_unread"]) == (2, 1)
+
+
+def test_what_follows_the_line_of_the_ratings_stays():
+    team = panel(agents=agents("ab"), ranker=None)
+    trajectory, _ = play({"a": ["1", "Ratings: 5, 5\nThe answer is 7."], "b": ["2", "7"]}, team)
+    assert trajectory.steps[0].action == "The answer is 7."
 
 
 # Answers that agree

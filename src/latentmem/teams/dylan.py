@@ -308,10 +308,12 @@ def _ratings(response: str, mark: str, highest: int, count: int) -> tuple[str, t
 
 def _last_mark(response: str, mark: str) -> tuple[str, bool, str]:
     """The response without its last mark and the line after it; whether there was a mark; and that line."""
-    places = list(re.finditer(rf"{re.escape(mark)}(\s*[^\n]*)", response, re.IGNORECASE))
+    places = list(re.finditer(re.escape(mark), response, re.IGNORECASE))
     if not places:
         return response, False, ""
-    return response[: places[-1].start()] + response[places[-1].end() :], True, places[-1][1]
+    rest = re.compile(r"\s*[^\n]*").match(response, places[-1].end())
+    assert rest is not None
+    return response[: places[-1].start()] + response[rest.end() :], True, rest.group()
 
 
 def _numbers(text: str) -> list[int]:

@@ -17,7 +17,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
-import yaml
 from tqdm import tqdm
 
 from latentmem.bank import ExperienceBank
@@ -299,8 +298,8 @@ def _templates(config: Config, composer: Composer | None) -> str:
     """What the composer reads around what was retrieved, ready to be copied into a configuration."""
     if composer is None:
         return ""
-    words = yaml.safe_dump({"memory": config.memory.model_dump()}, sort_keys=False, allow_unicode=True, width=1000)
-    return f"\n\n==== the keys of memory\n{words}==== composer.template\n{composer.template}"
+    words = "\n".join(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in config.memory)
+    return f"\n\n==== the keys of memory\nmemory:\n{words}\n==== composer.template\n{composer.template}"
 
 
 def quickstart(config: Config) -> None:

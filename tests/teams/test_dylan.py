@@ -304,6 +304,7 @@ def test_what_follows_the_line_of_the_ratings_stays():
         ("7", "The answer is 7."),
         ("3 + 4 = 7", "<answer> 7.0 </answer>"),
         ("<answer>3 + 4 = 7</answer>", "7"),
+        ("```\n3 + 4 = 7", "7"),
         ("The sum of 3 and 4 is 7.", r"so \boxed{7}"),
         ("$1,200", "Answer: 1200"),
         ("Paris", "The capital of France is **Paris**."),

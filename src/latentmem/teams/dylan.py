@@ -325,15 +325,17 @@ def _numbers(text: str) -> list[int]:
 def read_answer(response: str) -> str | None:
     r"""The answer in a response in one form, so that answers that agree are equal; None where there is none.
 
-    A fenced program is what Python parses it to: layout and comments do not matter, names do. Otherwise the first of
-    these that is there: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last line; of that what follows the
+    A fenced program of several lines is what Python parses it to: layout and comments do not matter, names do. Otherwise
+    the first of these that is there: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last line; of that what follows the
     last `=`, or in a last line the last `is`; a lone number written plainly, other text in lower case.
 
     >>> read_answer("The sum of 3 and 4 is 7."), read_answer("3 + 4 = 7.0"), read_answer("<answer>The  Seine.</answer>")
     ('7', '7', 'the seine')
     """
     if "```" in response and (code := extract_code(response)) is not None:
-        return _program(code)
+        if "\n" in code.strip():
+            return _program(code)
+        response = code  # models put a number into a fence, too
     explicit = [found for found in (tagged(response), boxed(response)) if found is not None] + stated(response)
     text = _EQUATION.sub("", explicit[0]) if explicit else _RESTATED.sub("", last_line(response) or "")
     text = bare(text)

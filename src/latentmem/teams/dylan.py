@@ -325,9 +325,10 @@ def _numbers(text: str) -> list[int]:
 def read_answer(response: str) -> str | None:
     r"""The answer in a response in one form, so that answers that agree are equal; None where there is none.
 
-    A fenced program of several lines is what Python parses it to: layout and comments do not matter, names do. Otherwise
-    the first of these that is there: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last line; of that what follows the
-    last `=`, or in a last line the last `is`; a lone number written plainly, other text in lower case.
+    A fenced program of several lines is what Python parses it to: layout and comments do not matter, names do. Of other
+    text the first of these that is there is read: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last line;
+    of that what follows the last `=`, or in a last line the last `is`. A lone number is written plainly, other text in
+    lower case.
 
     >>> read_answer("The sum of 3 and 4 is 7."), read_answer("3 + 4 = 7.0"), read_answer("<answer>The  Seine.</answer>")
     ('7', '7', 'the seine')

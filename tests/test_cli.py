@@ -416,7 +416,7 @@ def test_show_prompts_prints_what_the_model_reads_token_for_token(prints, folder
     assert sorted(ids for ids, _ in shown) == sorted(given)
     assert len(shown) == out.count(": the response, ") > 1
     assert all(len(ids) == n for ids, n in shown)
-    assert ("Here is how the team handled" in out) == (memory == "text")
+    assert ("user\nHere is how the team handled" in out) == (memory == "text")
     assert out.count("here stand 3 latents; the composer read these") == (len(shown) if "latent" in memory else 0)
     assert f"memory {memory}" + (f", of 6 trajectories in {folder}/run/bank.sqlite" if memory != "none" else "") in out
 

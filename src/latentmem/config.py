@@ -205,6 +205,8 @@ class BankSection(Section):
     helpful, from 1 to 10, by the expected value of its answer."""
     rating_template: str | None = None
     """What the model is asked for a rating; fields {task} and {episode}, best in this order. null: the built-in one."""
+    rating_system: str | None = None
+    """The system prompt that goes with it. null: the built-in one."""
     rating_max_tokens: PositiveInt = 1024
     """Longest rating prompt, in tokens; the episode is shortened to fit, and counted."""
 

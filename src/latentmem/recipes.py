@@ -286,6 +286,9 @@ def _origins(config: Config, memory: str) -> str:
     if memory != "none":
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
+    if memory != "none" and config.bank.rating != "none":
+        rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
+        rows.append(("and its system prompt", "bank.rating_system", origin(config.bank.rating_system)))
     if memory.startswith("latent"):
         rows.append(("the composer's text", "composer.template", origin(config.composer.template)))
     table = [("what", "key that replaces it", "where it comes from now"), *rows]
@@ -418,7 +421,13 @@ class _Parts:
         section = self.config.bank
         if section.rating == "none":
             return None
-        return Rater(self.model, section.rating_template, section.rating_max_tokens)
+        return Rater(
+            self.model,
+            section.rating_template,
+            section.rating_max_tokens,
+            system=section.rating_system,
+            words=self.config.memory,
+        )
 
     def checkpoint(self, which: str) -> Path:
         """The composer that a phase of this run selected, or the folder itself."""

@@ -326,9 +326,9 @@ def read_answer(response: str) -> str | None:
     r"""The answer in a response in one form, so that answers that agree are equal; None where there is none.
 
     A fenced program of several lines is what Python parses it to: layout and comments do not matter, names do. Of other
-    text the first of these that is there is read: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last line;
-    of that what follows the last `=`, or in a last line the last `is`. A lone number is written plainly, other text in
-    lower case.
+    text the first of these that is there is read: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last
+    line; of that what follows the last `=`, or in a last line the last `is`. A lone number is written plainly, other
+    text in lower case.
 
     >>> read_answer("The sum of 3 and 4 is 7."), read_answer("3 + 4 = 7.0"), read_answer("<answer>The  Seine.</answer>")
     ('7', '7', 'the seine')

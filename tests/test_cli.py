@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from latentmem import cli
 from latentmem.bank import ExperienceBank
+from latentmem.config import MemorySection, load_config
 from latentmem.memory.composer import Composer
+from latentmem.models import language_model
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
@@ -218,7 +222,16 @@ def test_run_folders_that_cannot_be_used(fails, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["collect"], ["train", "ppo", "c"], ["report"], ["bank", "search", "b", "x", "-k", "0"], ["fly"]]
+    "words",
+    [
+        [],
+        ["collect"],
+        ["train", "ppo", "c"],
+        ["report"],
+        ["bank", "search", "b", "x", "-k", "0"],
+        ["fly"],
+        ["show", "prompts", "c", "--task", "0"],
+    ],
 )
 def test_words_that_are_no_command_end_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as end:
@@ -387,10 +400,112 @@ def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_mod
     assert "no composer here" in fails("checkpoint", "info", folder / "nowhere")
 
 
+PROMPT = re.compile(r"^==== turn 1, message \d+, [\w ]+: the prompt, (\d+) tokens.*?\n(.*?)\n(?=====)", re.M | re.S)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The token ids that the model really reads."""
+    given = []
+    real = language_model.prefill
+
+    def prefill(model, prompts, *args, **kwargs):
+        given.extend(list(ids) for ids in prompts)
+        return real(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(language_model, "prefill", prefill)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("team", "memory"),
+    [("autogen", "none"), ("autogen", "text"), ("autogen", "latent:untrained"), ("dylan", "latent:untrained")],
+)
+def test_show_prompts_prints_what_the_model_reads_token_for_token(prints, folder, tiny_model_dir, given, team, memory):
+    c, team = folder / "c.yaml", f"team={team}"
+    prints("collect", c, team)
+    given.clear()
+    out = prints("show", "prompts", c, team, "--memory", memory)
+    tokenizer = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu").tokenizer
+    shown = [(tokenizer(text, add_special_tokens=False)["input_ids"], int(n)) for n, text in PROMPT.findall(out)]
+    assert sorted(ids for ids, _ in shown) == sorted(given)
+    assert len(shown) == out.count(": the response, ") > 1
+    assert all(len(ids) == n for ids, n in shown)
+    assert ("user\nHere is how the team handled" in out) == (memory == "text")
+    assert out.count("here stand 3 latents; the composer read these") == (len(shown) if "latent" in memory else 0)
+    assert f"memory {memory}" + (f", of 6 trajectories in {folder}/run/bank.sqlite" if memory != "none" else "") in out
+
+
+def test_show_prompts_needs_no_bank_and_writes_nothing(prints, folder):
+    out = prints("show", "prompts", folder / "c.yaml", "--task", "2", "--split", "test")
+    assert out.startswith("task 2 of 2 in the test split: popqa:11\nmemory none\n")
+    assert "<|im_start|>user\nWhich colour has door 11?<|im_end|>\n<|im_start|>assistant\n\n====" in out
+    assert "==== turn 1, the team's action\n" in out
+    assert not (folder / "run").exists()
+
+
+def test_show_prompts_shows_the_composers_text_and_in_it_never_the_task_itself(prints, folder):
+    prints("collect", folder / "c.yaml")
+    out = prints("show", "prompts", folder / "c.yaml", "--task", "3")
+    assert out.splitlines()[1].startswith("memory latent:untrained, of 6 trajectories in ")
+    read = r"here stand 3 latents; the composer read these \d+ tokens, of 2 retrieved trajectories\n(.*?)\n===="
+    (text, _) = re.findall(read, out, re.S)
+    assert text.startswith("Which colour has door 2? [1] Task: Which colour has door ")
+    assert text.count("door 2?") == 1
+    assert out.endswith("==== composer.template\n{task} {memory} {role_messages}\n")
+    keys = out.partition("==== the keys of memory\n")[2].partition("====")[0]
+    assert yaml.safe_load(keys) == {"memory": MemorySection().model_dump()}
+
+
+def test_show_prompts_shows_what_was_replaced_and_where(prints, folder, tmp_path):
+    c = folder / "c.yaml"
+    (tmp_path / "t.yaml").write_text(
+        "name: t\nagents: [{role: a, profile: p, system: '{instructions}', user: '{task}{messages}'}, "
+        "{role: b, profile: p, system: S, user: '{messages}', reads: [a]}]\nanswer: b\nmessage: '<<{response}>>'\n"
+    )
+    prints("collect", c)
+    out = prints("show", "prompts", c, f"team={tmp_path}/t.yaml", "data.instructions=In one word, please.",
+                 "memory.text='Once: {memory} -- now:'", "memory.task='({task})'", "--memory", "text")  # fmt: skip
+    assert "<|im_start|>system\nIn one word, please.<|im_end|>\n" in out
+    assert "<|im_start|>user\nOnce: (Which colour" in out
+    assert "-- now:\n\nWhich colour has door 0?<|im_end|>" in out
+    assert re.search(r"message 2, b: the prompt, \d+ tokens, quoting message 1\n", out)
+    assert "-- now:\n\n<<" in out
+    origins = [re.split("  +", line) for line in out.partition("==== where these words come from\n")[2].splitlines()]
+    assert origins[1:] == [
+        ["the team's prompts", "team", f"{tmp_path}/t.yaml"],
+        ["how to answer", "data.instructions", "set in the configuration"],
+        ["form of the chat", "model.name", f"the tokenizer of {load_config(str(c)).model.name}"],
+        ["words of the memory", "memory", "set in the configuration: memory.text, memory.task"],
+    ]
+
+
+def test_show_prompts_tells_when_a_text_only_looks_like_a_control_token(prints, folder):
+    write_rows(folder / "train.jsonl", [row(1, "Who wrote <|im_end|> here?"), row(2)])
+    out = prints("show", "prompts", folder / "c.yaml")
+    assert "<|im_start|>user\nWho wrote <|im_end|> here?<|im_end|>" in out
+    assert out.count("was read as ordinary characters") == 2
+    assert "ordinary characters" not in prints("show", "prompts", folder / "c.yaml", "--task", "2")
+
+
+def test_mistakes_when_prompts_are_to_be_shown(prints, fails, folder):
+    c = folder / "c.yaml"
+    assert fails("show", "prompts", c, "--task", "7") == (
+        "task 7 of the train split is asked for, but it has 6 tasks; give a number from 1 to 6"
+    )
+    assert "names 'txt', which is no memory; did you mean 'text'?" in fails("show", "prompts", c, "--memory", "txt")
+    assert fails("show", "prompts", c, "--memory", "text") == (
+        f"{folder}/run/bank.sqlite: memory text needs a bank, and there is none yet; run `latentmem collect` with this "
+        "configuration first, or show memory none"
+    )
+    prints("collect", c, "collect.num_tasks=1")
+    assert "no checkpoint of sft here" in fails("show", "prompts", c, "--memory", "latent:sft")
+
+
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
     nested = {"train": ("sft", "lmpo"), "bank": ("info", "search", "export", "import", "verify", "delete"),
-              "checkpoint": ("info", "import")}  # fmt: skip
+              "checkpoint": ("info", "import"), "show": ("prompts",)}  # fmt: skip
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))

@@ -80,6 +80,10 @@ MISTAKES = [
     ("", ["sampling.temperature=.nan"], "sampling.temperature is nan (float); input should be a finite number"),
     ("", ["bank.rating=logit"], "bank.rating is 'logit'; expected 'none' or 'logits'"),
     ("", ["bank.rating_max_tokens=0"], "bank.rating_max_tokens is 0 (int); input should be greater than 0"),
+    ("", ["memory.step={acton}"], "memory.step is {'acton': None} (dict); input should be a valid string"),
+    ("", ["memory.step='{acton}'"], "memory.step is a template: unknown field {acton}; did you mean 'action'?"),
+    ("", ["memory.solved='{task}'"], "memory.solved is a template: unknown field {task}; known: "),
+    ("", ["memory.steps=x"], "unknown key 'memory.steps'; did you mean 'step'?"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
@@ -115,6 +119,10 @@ def test_a_wrong_override_is_quoted(load, override, message):
     with pytest.raises(ConfigError) as error:
         load("", override)
     assert str(error.value).startswith(message)
+
+
+def test_a_line_break_at_the_end_of_a_template_is_the_editors(load):
+    assert load("memory:\n  text: |\n    Past:\n    {memory}\n").memory.text == "Past:\n{memory}"
 
 
 def test_a_missing_file_names_the_nearest_packaged_configuration(tmp_path):
@@ -216,7 +224,7 @@ def reference():
     for name in Config.model_fields:
         for section in nested(Config, name):
             title = name if name != "data" else f"data, kind: {section.model_fields['kind'].annotation.__args__[0]}"
-            parts += ["", f"## {title}", "", section.__doc__.strip(), "", *table(section)]
+            parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
     (sandbox,) = {s for s in sections() if s.__name__ == "SandboxSection"}
@@ -243,7 +251,9 @@ def default(field):
     value = field.default
     if isinstance(value, Section):
         return "see below"
-    text = yaml.dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    listed = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(listed, default_flow_style=True, default_style=style, width=1000)
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 
 

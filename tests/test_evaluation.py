@@ -15,6 +15,7 @@ from latentmem.evaluation import evaluate, file_stem, forget
 from latentmem.memory.memory import NoMemory, Recall
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.teams.team import Agent, FixedTeam
+from latentmem.teams.turn import Action, Call
 from latentmem.trajectory import Recalled, Role, Task
 from peers import together
 
@@ -93,7 +94,26 @@ def without_costs(results):
     return {**results, "memories": rows}
 
 
+class Noting:
+    """One agent, whose team counts rounds and names who was heard."""
+
+    name, roles = "noting", SOLO.roles
+
+    def turn(self, task, instructions, history):
+        (said,) = yield [Call(self.roles[0], "sys", task)]
+        return Action(said, {"rounds": int(task[-1]), "agreed": task[-1] == "3", "heard": {"a": 0.5}, "names": ["a"]})
+
+
 # Numbers
+
+
+def test_what_a_team_records_is_averaged_over_all_turns(tmp_path):
+    results = evaluate(
+        Noting(), Scripted(ANSWERS), {"none": NoMemory}, TASKS, lambda task: World(), tmp_path, sampling=GREEDY,
+        num_bootstraps=10,
+    )  # fmt: skip
+    measures = {"close": 0.5, "team.agreed": 0.25, "team.heard.a": 0.5, "team.rounds": 1.5}
+    assert results["memories"][0]["extra"] == measures
 
 
 def test_the_table_is_what_one_counts_by_hand(tmp_path):
@@ -103,7 +123,7 @@ def test_the_table_is_what_one_counts_by_hand(tmp_path):
     assert (none["reward"], none["rewards"], none["successes"]) == (0.375, [1.0, 0.0, 0.0, 0.5], [1, 0, 0, 0])
     assert (none["no_answer"], mine["no_answer"]) == (0.25, 0.5)
     assert (none["num_errors"], mine["num_errors"]) == (0, 1)
-    assert none["extra"] == {"close": 0.5}
+    assert none["extra"] == {"close": 0.5}  # and nothing of the team, which records nothing
     assert none["generated_tokens"] == 2.0  # one byte and the end
     assert none["prompt_tokens"] == len("sys" + "t0")
     assert text["prompt_tokens"] == len("sys" + "[text]\n\nt0")

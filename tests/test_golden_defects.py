@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from golden_set import EOS, LARGE, PLACEHOLDER, Golden, plain_logps, relative_gap, success
 from latentmem.bank import ExperienceBank
-from latentmem.memory.composer import NOTHING
+from latentmem.config import MemorySection
 from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import Prompt, Sampled, Sampling
@@ -218,10 +218,10 @@ def test_without_memory_the_composer_reads_words_that_say_so(golden: Golden) -> 
     role = Role(name=case["role"], profile="")
     ours = golden.composer.prompt(Task(id="1", domain="qa", text=case["task"]), role, [])
     assert "None" not in ours
-    assert ours.count(NOTHING) == 2
+    assert ours.count(MemorySection().nothing) == 2
     # In the original's own text only that word replaced, the latents move by an eighth of their length.
     same, said = golden.composer.compose(
-        [case["prompt"], case["prompt"].replace("\nNone\n", f"\n{NOTHING}\n")]
+        [case["prompt"], case["prompt"].replace("\nNone\n", f"\n{MemorySection().nothing}\n")]
     ).detach()
     assert relative_gap(same, theirs) < 2e-6
     assert relative_gap(said, theirs) == pytest.approx(0.128, abs=0.001)

@@ -648,3 +648,29 @@ def test_progress_in_a_log_file_is_few_whole_lines(capfd):
     assert len(lines) <= 3
     assert lines[-1].startswith("collect: 100%")
     assert "reward=999" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{kind: reasoning_gym, families: [{name: chain_sum}], train_size: 2, test_size: 2",
+        "{kind: qa, schema: popqa, train: {path: FOLDER/qa.jsonl, limit: 1}, test: {path: FOLDER/qa.jsonl, skip: 1}",
+        "{kind: code, schema: mbpp, train: {path: FOLDER/code.jsonl, limit: 1}, "
+        "test: {path: FOLDER/code.jsonl, skip: 1}, sandbox: {level: none}",
+    ],
+)
+def test_every_kind_of_data_lets_its_instructions_be_replaced(configure, tmp_path, monkeypatch, data):
+    monkeypatch.undo()  # the real environments
+    for i in (1, 2):
+        question = {"id": i, "question": f"Which {i}?", "possible_answers": '["red"]', "o_aliases": "[]"}
+        program = {"task_id": i, "text": f"Add {i}.", "test_list": ["assert f(1) == 2"], "test_setup_code": ""}
+        for name, row in (("qa", question), ("code", program)):
+            with (tmp_path / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    told = []
+    for changed in ("", ", instructions: Be brief."):
+        section = configure("run", "data=" + data.replace("FOLDER", str(tmp_path)) + changed + "}").data
+        domain = recipes.DOMAINS[type(section)](section)
+        told.append(domain.start(domain.tasks("test")[0]).instructions)
+    assert len(told[0]) > 50
+    assert told[1] == "Be brief."

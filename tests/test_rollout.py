@@ -13,7 +13,8 @@ from latentmem.errors import ConfigError, DataError, ModelError
 from latentmem.memory.memory import NoMemory, Recall
 from latentmem.models.language_model import LanguageModel, Sampling, ScriptedModel
 from latentmem.rollout import rollout
-from latentmem.teams.team import Agent, Call, FixedTeam, load_team
+from latentmem.teams.team import Agent, FixedTeam, load_team
+from latentmem.teams.turn import Action, Call
 from latentmem.trajectory import Recalled, Role, Task
 
 SAMPLING = Sampling(temperature=0.5, max_response_tokens=50)
@@ -314,6 +315,18 @@ def test_episodes_of_a_dynamic_team_end_at_different_depths_side_by_side():
 
     done = play(Debate(), model=Until({"a": ["go"]}), num_tasks=4).trajectories
     assert [len(t.messages) for t in done] == [1, 2, 3, 4]
+
+
+def test_what_a_team_records_of_a_turn_is_kept_beside_what_the_environment_says():
+    class Noting(Debate):
+        def turn(self, task, instructions, history):
+            said = yield [Call(A, "s", "u")]
+            return Action(said[0], {"votes": 3} if said[0] == "yes" else {})
+
+    model = Counting({"a": ["no", "yes"]})
+    (trajectory,) = play(Noting(), model=model, num_tasks=1, start=lambda t: Toy(num_turns=2), max_turns=2).trajectories
+    assert [s.info for s in trajectory.steps] == [{"extracted": "no"}, {"extracted": "yes", "team": {"votes": 3}}]
+    assert trajectory.success
 
 
 def test_a_role_that_the_team_does_not_name_is_one_clear_line():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latentmem.memory.text import TextMemory
     from latentmem.models.language_model import LanguageModel, ScriptedModel
     from latentmem.rollout import rollout
-    from latentmem.teams.team import Team
+    from latentmem.teams.turn import Team
     from latentmem.training.lmpo import LMPOTrainer
     from latentmem.training.losses import lmpo_loss
     from latentmem.training.sft import SFTTrainer
@@ -71,7 +71,7 @@ _HOMES = {
     "ScriptedModel": "models.language_model",
     "Step": "trajectory",
     "Task": "trajectory",
-    "Team": "teams.team",
+    "Team": "teams.turn",
     "TextMemory": "memory.text",
     "Trajectory": "trajectory",
     "evaluate": "evaluation",

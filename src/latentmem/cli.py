@@ -5,6 +5,7 @@ A user's mistake is one line on standard error and exit status 2; anything else 
 
 import argparse
 import errno
+import json
 import logging
 import math
 import os
@@ -86,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="compare memories on the test split")
     _takes_config(evaluate)
     evaluate.set_defaults(run=_run_recipe, recipe="evaluate")
+
+    show = commands.add_parser("show", help="show exactly what the agents read")
+    shown = show.add_subparsers(required=True, metavar="WHAT")
+    prompts = shown.add_parser("prompts", help="play one task and print each agent's prompt; nothing is stored")
+    _takes_config(prompts)
+    prompts.add_argument("--task", type=_count, default=1, metavar="N", help="its number in the split (default 1)")
+    prompts.add_argument("--split", choices=("train", "test"), default="train", help="whose task (default train)")
+    prompts.add_argument(
+        "--memory",
+        metavar="NAME",
+        help="as in evaluate.memories (default: latent:untrained if there is a bank, else none)",
+    )
+    prompts.set_defaults(run=_show_prompts)
 
     report = commands.add_parser("report", help="tables and plots of runs: an HTML page, PNG and JSON")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
@@ -194,6 +208,16 @@ def _run_recipe(options: argparse.Namespace) -> None:
         "evaluate": recipes.compare,
     }
     chosen[options.recipe](config)
+
+
+def _show_prompts(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    named = [] if options.memory is None else [f"evaluate.memories={json.dumps([options.memory])}"]
+    config = load_config(options.config, [*options.overrides, *named])  # which refuses a memory that is none
+    from latentmem.recipes import show_prompts
+
+    show_prompts(config, options.split, options.task, options.memory)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ command is started in, not to the file, so that the overrides and the file mean 
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -17,11 +17,13 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from latentmem.errors import ConfigError, suggest
+from latentmem.templates import check_template
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,6 +100,8 @@ class ReasoningSection(Section):
     """Tasks to evaluate on."""
     seed: int = 0
     """Of the tasks; `seed` above leaves them as they are."""
+    instructions: str | None = None
+    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
 
 
 class Rows(Section):
@@ -142,6 +146,8 @@ class QASection(Section):
     """Rows to learn from."""
     test: Rows
     """Rows to evaluate on; what also occurs here is left out of `train`."""
+    instructions: str | None = None
+    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
 
 
 class SandboxSection(Section):
@@ -174,6 +180,8 @@ class CodeSection(Section):
     """Rows to learn from."""
     test: Rows
     """Rows to evaluate on; what also occurs here is left out of `train`."""
+    instructions: str | None = None
+    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
     sandbox: SandboxSection = SandboxSection()
     """What contains the programs."""
 
@@ -199,8 +207,57 @@ class BankSection(Section):
     helpful, from 1 to 10, by the expected value of its answer."""
     rating_template: str | None = None
     """What the model is asked for a rating; fields {task} and {episode}, best in this order. null: the built-in one."""
+    rating_system: str | None = None
+    """The system prompt that goes with it. null: the built-in one."""
     rating_max_tokens: PositiveInt = 1024
     """Longest rating prompt, in tokens; the episode is shortened to fit, and counted."""
+
+
+class MemorySection(Section):
+    """The words around what is remembered, in text memory and in what the composer reads; an episode is told line by
+    line, and a line that is set to nothing is left out.
+    """
+
+    text: str = (
+        "Here is how the team handled similar tasks before:\n\n{memory}\n\nThat was the past. Now the task at hand:"
+    )
+    """Text memory, put before the user's text; fields {memory}."""
+    task: str = "Task: {task}"
+    """First line of an episode; fields {task}."""
+    step: str = "Answer: {action}"
+    """What the team did in a turn; fields {action}."""
+    reply: str = "Feedback: {observation}"
+    """What came back, where something did; fields {observation}."""
+    solved: str = "Outcome: solved"
+    """Last line of an episode with reward 1."""
+    unsolved: str = "Outcome: not solved"
+    """Last line of any other."""
+    entry: str = "[{number}] {text}"
+    """One of several episodes or sayings in the composer's text; fields {number} {text}."""
+    member: str = "{role}: {profile}"
+    """The role in the composer's text; fields {role} {profile}."""
+    nothing: str = "(none so far)"
+    """Stands in the composer's text where nothing was retrieved."""
+    silent: str = "(said nothing)"
+    """Stands in the composer's text for a role that had no part in an episode."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "text": ("memory",),
+        "task": ("task",),
+        "step": ("action",),
+        "reply": ("observation",),
+        "entry": ("number", "text"),
+        "member": ("role", "profile"),
+    }
+
+    @field_validator("*")
+    @classmethod
+    def _known_fields(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            check_template(value, cls.FIELDS.get(info.field_name or "", ()), "is a template")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value.rstrip("\n")  # editors and YAML's blocks add it
 
 
 class SamplingSection(Section):
@@ -346,13 +403,14 @@ class Config(Section):
     seed: int = 0
     """Of all randomness but that of the tasks."""
     team: str = "autogen"
-    """autogen, camel, macnet, or the path of a team's YAML file."""
+    """autogen, camel, macnet, dylan, or the path of a team's YAML file."""
     max_turns: PositiveInt = 1
     """Turns with the environment before an episode ends."""
     data: DataSection
     model: ModelSection = ModelSection()
     composer: ComposerSection = ComposerSection()
     bank: BankSection = BankSection()
+    memory: MemorySection = MemorySection()
     sampling: SamplingSection = SamplingSection()
     collect: CollectSection = CollectSection()
     sft: SFTSection = SFTSection()

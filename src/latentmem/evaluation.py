@@ -11,7 +11,8 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
@@ -28,7 +30,7 @@ from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.runs import append
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
-from latentmem.teams.team import Team
+from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
 
 RESULTS_VERSION = 1
@@ -260,7 +262,8 @@ def _row(
         "reward": sum(rewards) / num,
         "reward_low": reward_low,
         "reward_high": reward_high,
-        "extra": {flag: sum(info.get(flag) is True for info in last) / num for flag in flags},
+        "extra": {flag: sum(info.get(flag) is True for info in last) / num for flag in flags}
+        | _team_measures(trajectories),
         "no_answer": sum("extracted" in info and info["extracted"] is None for info in last) / num,
         "num_errors": sum(t.error is not None for t in trajectories),
         "prompt_tokens": sum(m.num_prompt_tokens for m in messages) / num,
@@ -277,6 +280,24 @@ def _row(
             theirs = [int(t.success) for t in played[other][0]]
             row[f"vs_{other}"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
     return row
+
+
+def _team_measures(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means, over all turns, of the numbers that the team recorded, by names such as `team.importance.doer`."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for trajectory in trajectories:
+        for step in trajectory.steps:
+            for name, value in _numbers("team", step.info.get("team")):
+                found[name].append(value)
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+
+def _numbers(name: str, value: JsonValue) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(f"{name}.{key}", part)
+    elif isinstance(value, int | float):
+        yield name, float(value)
 
 
 def _reset_peak_memory() -> None:

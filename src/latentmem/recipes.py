@@ -22,9 +22,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import CodeSection, Config, OptimizerFields, QASection, ReasoningSection, dump_config
+from latentmem.config import (
+    CodeSection,
+    Config,
+    MemorySection,
+    OptimizerFields,
+    QASection,
+    ReasoningSection,
+    dump_config,
+)
 from latentmem.environments.code import CodeDomain
-from latentmem.environments.environment import Domain
+from latentmem.environments.environment import Domain, Split
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
@@ -39,10 +47,11 @@ from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
+from latentmem.prompts import format_prompts
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
-from latentmem.teams.team import load_team
+from latentmem.teams.team import load_team, team_file
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, newest_checkpoint, remove_others, selected_checkpoint
@@ -54,12 +63,23 @@ T = TypeVar("T")
 
 DOMAINS: dict[type, Callable[[Any], Domain]] = {
     ReasoningSection: lambda s: ReasoningDomain(
-        families=s.families, train_size=s.train_size, test_size=s.test_size, seed=s.seed
+        families=s.families,
+        train_size=s.train_size,
+        test_size=s.test_size,
+        seed=s.seed,
+        instructions=s.instructions,
     ),
-    QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test),
-    CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox, prompt=s.prompt),
+    QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test, instructions=s.instructions),
+    CodeSection: lambda s: CodeDomain(
+        schema=s.schema_,
+        train=s.train,
+        test=s.test,
+        sandbox=s.sandbox,
+        prompt=s.prompt,
+        instructions=s.instructions,
+    ),
 }
-_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sampling")
+_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "sampling")
 """Sections that matter to every phase."""
 
 
@@ -203,6 +223,91 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     return results
 
 
+def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
+    """Play one task and print exactly what each agent read, and where those words come from; nothing is stored.
+
+    Args:
+        config: the experiment.
+        split: whose task.
+        number: of the task in its split, from 1.
+        memory: its name as in `evaluate.memories`; None is latent:untrained where the run has a bank, else none.
+
+    Raises:
+        ConfigError: the split has fewer tasks.
+        BankError: a memory of a bank that is not there.
+    """
+    parts = _Parts(config)
+    tasks = parts.train_tasks if split == "train" else parts.test_tasks
+    if number > len(tasks):
+        raise ConfigError(
+            f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
+            f"{len(tasks)}"
+        )
+    has_bank = parts.bank_path.exists()
+    name = memory or ("latent:untrained" if has_bank else "none")
+    if name != "none" and not has_bank:
+        raise BankError(
+            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            "configuration first, or show memory none"
+        )
+    chosen = parts.memory(name)
+    task = tasks[number - 1]
+    num_turns = min(config.max_turns, 2)
+    limit = parts.sampling.max_response_tokens
+    (trajectory,) = rollout(
+        parts.team,
+        chosen,
+        parts.model,
+        [task],
+        parts.domain.start,
+        sampling=Sampling(temperature=0, max_response_tokens=limit),
+        max_turns=num_turns,
+    ).trajectories
+    bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}"
+    composer = chosen.composer if isinstance(chosen, LatentMemory) else None
+    _say(
+        f"task {number} of {len(tasks)} in the {split} split: {task.key}\n"
+        f"memory {name}{bank}\n"
+        f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
+        f"{num_turns} of at most {config.max_turns} turns.\n\n"
+        f"{format_prompts(parts.model, trajectory, composer)}\n\n{_origins(config, name)}{_templates(config, composer)}"
+    )
+
+
+def _origins(config: Config, memory: str) -> str:
+    """Where the words of a prompt come from, and what replaces them."""
+
+    def origin(value: str | None) -> str:
+        return "built in" if value is None else "set in the configuration"
+
+    changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
+    rows = [
+        ("the team's prompts", "team", str(team_file(config.team))),
+        ("how to answer", "data.instructions", origin(config.data.instructions)),
+        ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
+    ]
+    if memory != "none":
+        words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
+        rows.append(("words of the memory", "memory", words))
+    if memory != "none" and config.bank.rating != "none":
+        rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
+        rows.append(("and its system prompt", "bank.rating_system", origin(config.bank.rating_system)))
+    if memory.startswith("latent"):
+        rows.append(("the composer's text", "composer.template", origin(config.composer.template)))
+    table = [("what", "key that replaces it", "where it comes from now"), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(2)]
+    lines = [f"{what:{widths[0]}}  {key:{widths[1]}}  {where}" for what, key, where in table]
+    return "\n".join(["==== where these words come from", *lines])
+
+
+def _templates(config: Config, composer: Composer | None) -> str:
+    """What the composer reads around what was retrieved, ready to be copied into a configuration."""
+    if composer is None:
+        return ""
+    words = "\n".join(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in config.memory)
+    return f"\n\n==== the keys of memory\nmemory:\n{words}\n==== composer.template\n{composer.template}"
+
+
 def quickstart(config: Config) -> None:
     """The whole main path; its phases share the model, the embedder and the bank."""
     processes = Processes()
@@ -258,11 +363,15 @@ class _Parts:
         """What the bank searches with."""
         return Embedder(self.config.bank.embedder)
 
+    @property
+    def bank_path(self) -> Path:
+        """Where the run's bank is, or the one that the configuration names."""
+        return Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+
     @cached_property
     def bank(self) -> ExperienceBank:
         """The run's bank, or the one that the configuration names."""
-        path = Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
-        return self._open_bank(path)
+        return self._open_bank(self.bank_path)
 
     @cached_property
     def _composer(self) -> tuple[Composer, dict[str, Any]]:
@@ -280,6 +389,7 @@ class _Parts:
             max_prompt_tokens=section.max_prompt_tokens,
             initial_scale=section.initial_scale,
             seed=stream_seed(self.config.seed, "composer"),
+            words=self.config.memory,
         )
         return composer, {name: p.detach().clone() for name, p in composer.trainable().items()}
 
@@ -290,7 +400,9 @@ class _Parts:
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
-            "text": lambda: TextMemory(bank, section.num_retrieved, section.only_successes, self._rater()),
+            "text": lambda: TextMemory(
+                bank, section.num_retrieved, section.only_successes, self._rater(), self.config.memory
+            ),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
         if name in memories:
@@ -315,7 +427,13 @@ class _Parts:
         section = self.config.bank
         if section.rating == "none":
             return None
-        return Rater(self.model, section.rating_template, section.rating_max_tokens)
+        return Rater(
+            self.model,
+            section.rating_template,
+            section.rating_max_tokens,
+            system=section.rating_system,
+            words=self.config.memory,
+        )
 
     def checkpoint(self, which: str) -> Path:
         """The composer that a phase of this run selected, or the folder itself."""

@@ -15,7 +15,7 @@ from latentmem.environments.environment import Environment, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall
 from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
-from latentmem.teams.team import Call, Team, Turn
+from latentmem.teams.turn import Action, Call, Team, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
 
 
@@ -56,7 +56,7 @@ class _Episode:
     turn: Turn | None = None
     calls: list[Call] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    action: str | None = None
+    action: Action | None = None
     reward: float = 0.0
     error: str | None = None
     done: bool = False
@@ -76,14 +76,15 @@ class _Episode:
             while not self.calls:  # a team that decides as it goes may find that nobody is to speak
                 self.calls = self.turn.send([])
         except StopIteration as stop:
-            self.calls, self.action, self.turn = [], stop.value, None
+            action = stop.value if isinstance(stop.value, Action) else Action(stop.value)
+            self.calls, self.action, self.turn = [], action, None
 
     def act(self) -> Outcome:
         """Give the action to the environment."""
         assert self.environment is not None
         assert self.action is not None
         with self._failure_is_data():
-            outcome = self.environment.step(self.action)
+            outcome = self.environment.step(self.action.text)
             if not 0 <= outcome.reward <= 1:
                 raise ValueError(f"the reward is {outcome.reward}; expected a number from 0 to 1")
             return outcome
@@ -160,9 +161,9 @@ def rollout(
                 episode.steps.append(
                     Step(
                         messages=tuple(episode.messages),
-                        action=episode.action,
+                        action=episode.action.text,
                         observation=outcome.observation,
-                        info=outcome.info,
+                        info=outcome.info | ({"team": dict(episode.action.record)} if episode.action.record else {}),
                     )
                 )
                 episode.messages, episode.action = [], None

@@ -106,7 +106,8 @@ class Step(Record):
     action: str
     observation: str
     info: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the environment recorded of the action: the extracted answer, parts of the score, the sandbox level."""
+    """What the environment recorded of the action: the extracted answer, parts of the score, the sandbox level; and
+    under `team` what a team that decides as it goes recorded of how the action came about."""
 
     @model_validator(mode="after")
     def _reads_backwards(self) -> Self:

@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from latentmem.config import MemorySection
 from latentmem.errors import CheckpointError, ConfigError, ModelError
-from latentmem.memory.composer import NOTHING, SILENT, Composer
+from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
+from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Role, Step, Task, Trajectory
 
 K = 3
 TASK = Task(id="1", domain="sums", text="What is 12 + 7?")
 ROLE = Role(name="assistant", profile="Solves the task.")
+WORDS = MemorySection()
 
 
 def trajectory(text: str, said: dict[str, str], success: bool = True) -> Trajectory:
@@ -170,14 +173,14 @@ def test_prompt_holds_task_role_trajectories_and_what_this_role_said(make: Calla
     assert "assistant: Solves the task." in text
     assert "[1] Task: What is 1 + 1?\nAnswer: the action\nOutcome: solved" in text
     assert "[2] Task: What is 2 + 2?\nAnswer: the action\nOutcome: not solved" in text
-    assert f"[1] It is 2.\n\n[2] {SILENT}" in text
+    assert f"[1] It is 2.\n\n[2] {WORDS.silent}" in text
     assert "Right." not in text
     assert f"In {K} latent tokens" in text
 
 
 def test_without_trajectories_the_prompt_says_so_in_words(make: Callable) -> None:
     text = make().prompt(TASK, ROLE, [])
-    assert text.count(NOTHING) == 2
+    assert text.count(WORDS.nothing) == 2
     assert "None" not in text
 
 
@@ -194,10 +197,41 @@ def test_braces_and_control_tokens_in_a_task_stay_text(make: Callable) -> None:
 
 def test_own_template_is_filled_and_its_fields_are_checked(make: Callable) -> None:
     composer = make(template="{task}|{role}|{memory}|{role_messages}|{num_latents}")
-    assert composer.prompt(TASK, ROLE, []) == f"{TASK.text}|assistant: Solves the task.|{NOTHING}|{NOTHING}|{K}"
+    assert (
+        composer.prompt(TASK, ROLE, [])
+        == f"{TASK.text}|assistant: Solves the task.|{WORDS.nothing}|{WORDS.nothing}|{K}"
+    )
     with pytest.raises(ConfigError) as error:
         make(template="{task} {memry}")
     assert str(error.value) == "composer.template: unknown field {memry}; did you mean 'memory'?"
+
+
+def test_all_words_around_episodes_and_roles_can_be_replaced(make: Callable) -> None:
+    words = MemorySection(
+        task="Q {task}", step="A {action}", unsolved="", solved="right", entry="{number}: {text}", member="<{role}>",
+        silent="-", nothing="nil",
+    )  # fmt: skip
+    composer = make(words=words, template="{role}|{memory}|{role_messages}")
+    found = [trajectory("{x}", {"critic": "No."}), trajectory("two", {"assistant": "b"}, success=False)]
+    assert composer.prompt(TASK, ROLE, found) == (
+        "<assistant>|1: Q {x}\nA the action\nright\n\n2: Q two\nA the action|1: -\n\n2: b"
+    )
+    assert composer.prompt(TASK, ROLE, []) == "<assistant>|nil|nil"
+
+
+def test_words_belong_to_a_checkpoint_and_one_without_them_has_those_of_before(make: Callable, tmp_path: Path) -> None:
+    words = MemorySection(step="A {action}", text="of text memory only: {memory}")
+    make(words=words).save_pretrained(tmp_path / "own")
+    assert Composer.from_pretrained(tmp_path / "own").words.step == "A {action}"
+    make(words=words.model_copy(update={"text": "{memory}"})).load_weights(tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"checkpoint has words .*use the configuration it was trained with"):
+        make().load_weights(tmp_path / "own")
+    make().save_pretrained(tmp_path / "plain")
+    settings, tensors = read_checkpoint(tmp_path / "plain")
+    assert settings.pop("words")["step"] == WORDS.step
+    write_checkpoint(tmp_path / "old", settings, tensors)
+    assert Composer.from_pretrained(tmp_path / "old").words == WORDS
+    make().load_weights(tmp_path / "old")
 
 
 @pytest.mark.parametrize("filler", ["many words of an episode ", "多字节 "])

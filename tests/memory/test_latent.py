@@ -10,7 +10,8 @@ from test_composer import trajectory
 from torch.testing import assert_close
 
 from latentmem.bank import ExperienceBank
-from latentmem.memory.composer import NOTHING, Composer
+from latentmem.config import MemorySection
+from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
 from latentmem.models.language_model import LanguageModel
@@ -86,7 +87,7 @@ def test_empty_bank_gives_latents_of_a_text_that_says_so(
     with ExperienceBank(tmp_path / "empty.sqlite", fake_embed, embedder="fake") as bank:
         recall = LatentMemory(bank, memory.composer).recall(SUMS[0], ROLES[0])
     assert recall.record.sources == ()
-    assert recall.record.text.count(NOTHING) == 2
+    assert recall.record.text.count(MemorySection().nothing) == 2
     assert recall.latents is not None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from latentmem.config import MemorySection
 from latentmem.errors import ConfigError, ModelError
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import describe
@@ -202,6 +203,17 @@ def test_what_the_prompts_of_one_task_begin_with_is_read_once(load: Callable[...
     longest = max(map(len, prompts)) - shared
     # Then a column for each row behind each beginning of a spelling: 1, a blank, and both in one.
     assert seen == [shared, 3 * longest, 3, 3, 3]
+
+
+def test_all_words_of_the_question_can_be_replaced(load: Callable[..., LanguageModel]) -> None:
+    lm = load()
+    words = MemorySection(task="Q {task}", step="A {action}", solved="right", unsolved="wrong")
+    rater = Rater(lm, "{task}|{episode}", system="Judge.", words=words)
+    task, episode = PAIRS[0]
+    expected = lm.encode_prompt("Judge.", f"{task.text.strip()}|{describe(episode, words)}")
+    assert rater._prompt(task, episode) == expected
+    assert lm.spell(expected).count("|Q ") == 1
+    assert Rater(lm, "{task}|{episode}", system="Judge.")._prompt(task, episode) != expected
 
 
 def test_a_pair_is_read_once(load: Callable[..., LanguageModel]) -> None:

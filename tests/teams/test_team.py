@@ -8,7 +8,8 @@ import yaml
 
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError
-from latentmem.teams.team import Agent, Call, FixedTeam, describe_history, load_team, packaged_teams
+from latentmem.teams.team import Agent, FixedTeam, load_team, packaged_teams
+from latentmem.teams.turn import Call, describe_history
 from latentmem.trajectory import Message, Recalled, Role, Step, Task
 
 
@@ -121,7 +122,7 @@ def test_earlier_turns_are_shown_with_action_and_reply():
 
 
 def test_autogen_camel_and_macnet_ship_with_their_shape():
-    assert sorted(packaged_teams()) == ["autogen", "camel", "macnet"]
+    assert sorted(packaged_teams()) == ["autogen", "camel", "dylan", "macnet"]
     assert names(play(load_team("autogen"))[0]) == [["assistant"], ["user proxy"]]
     assert names(play(load_team("camel"))[0]) == [["user proxy"], ["actor"], ["critic"], ["summariser"]]
     assert names(play(load_team("macnet"))[0]) == [
@@ -144,9 +145,10 @@ def test_packaged_prompts_are_clean_and_tell_the_answering_agent_how_an_answer_l
     assert action == f"{team.answer} speaks"
 
 
-@pytest.mark.parametrize("name", ["autogen", "camel", "macnet"])
+@pytest.mark.parametrize("name", ["autogen", "camel", "dylan", "macnet"])
 def test_packaged_prompts_know_no_domain(name):
     text = packaged_teams()[name].read_text().lower()
+    text = re.sub(r"\{number\}|the numbers\s+of", "", text)  # of the answers that are read
     assert not re.search(r"<answer>|number|code|python|question|fact|math", text)
 
 
@@ -174,6 +176,16 @@ def test_a_team_of_ones_own_is_one_file(tmp_path):
     assert [role.profile for role in team.roles] == ["writes", "edits"]
 
 
+def test_the_words_around_messages_and_earlier_turns_are_replaced_in_the_file(tmp_path):
+    path = write(tmp_path, message="<{role}> {response}\n", turn="{number}) {action} -> {observation}\n")
+    layers, _ = play(load_team(path), say=lambda call: "{role} x", history=[step("look", "dark")])
+    assert layers[1][0].user == "<writer> {role} x"
+    path = write(tmp_path, agents=[{"role": "a", "profile": "", "system": "", "user": "{history}"}], answer="a",
+                 turn="{number}) {action} -> {observation}\n")  # fmt: skip
+    layers, _ = play(load_team(path), history=[step("look", "dark"), step("go", "far")])
+    assert layers[0][0].user == "1) look -> dark\n\n2) go -> far"
+
+
 def test_an_unknown_team_names_the_nearest_one():
     with pytest.raises(
         ConfigError, match=r"^team 'autogem': no such team, and no such file; did you mean 'autogen'\?$"
@@ -189,13 +201,15 @@ def test_an_unknown_team_names_the_nearest_one():
         ({"agents": []}, "agents is empty; a team has at least one"),
         ({"answer": ...}, "answer: missing; it has no default"),
         ({"agents": "writer"}, "agents: input should be a valid list"),
+        ({"message": "{name}"}, "message: unknown field {name}; known: response, role"),
+        ({"turn": "{reply}"}, "turn: unknown field {reply}; known: action, number, observation"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_names_the_field(tmp_path, changes, message):
     path = write(tmp_path, **changes)
     with pytest.raises(ConfigError) as error:
         load_team(path)
-    assert str(error.value).startswith(f"team file {path}: ")
+    assert str(error.value).startswith((f"team file {path}: ", "team duo: "))
     assert message in str(error.value)
 
 

@@ -14,6 +14,7 @@ from latentmem.errors import ConfigError, TrainingError
 from latentmem.models.language_model import Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts
+from latentmem.teams.dylan import DylanTeam
 from latentmem.training import lmpo as module
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.losses import group_advantages
@@ -152,7 +153,7 @@ def test_first_ratio_is_one_and_the_loss_that_of_the_advantages(world: World, mo
     assert metrics["response_tokens"] == pytest.approx(tokens / 24)
 
 
-@pytest.mark.parametrize("team", ["autogen", "camel", "macnet"])
+@pytest.mark.parametrize("team", ["autogen", "camel", "dylan", "macnet"])
 def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     make_world: Callable, monkeypatch: pytest.MonkeyPatch, team: str
 ) -> None:
@@ -170,10 +171,43 @@ def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     groups = recorded(trainer, monkeypatch)
     assert trainer.step(Progress())["signal_groups"] == len(groups) == 2
     messages = [message for group in groups for trajectory in group for message in trajectory.messages]
-    assert len(messages) == 2 * 3 * 2 * len(world.team.roles)  # tasks, rollouts, turns, agents
+    if team != "dylan":  # which decides as it goes
+        assert len(messages) == 2 * 3 * 2 * len(world.team.roles)  # tasks, rollouts, turns, agents
     together = torch.cat(ratios)
     assert len(together) == sum(len(message.token_ids) for message in messages)
     assert torch.allclose(together, torch.ones_like(together), rtol=0, atol=1e-4)
+
+
+def test_messages_of_one_group_may_differ_in_number_and_each_has_the_advantage_of_its_episode(
+    make_world: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("dylan")
+    # Agreement by chance: whether the number of characters is even or odd.
+    world.team = DylanTeam(world.team.file, read=lambda text: str(len(text) % 2))
+    wake(world.composer)
+    trainer = trainer_of(world, group_size=6, micro_batch_positions=10**6)
+    groups = recorded(trainer, monkeypatch)
+    advantages: list[float] = []
+    real = module.lmpo_loss
+
+    def spy(logps: torch.Tensor, old_logps: torch.Tensor, given: torch.Tensor, mask: torch.Tensor, **kwargs: Any):
+        assert torch.allclose(logps[mask], old_logps[mask], rtol=0, atol=1e-4)
+        advantages.extend(given.tolist())
+        return real(logps, old_logps, given, mask, **kwargs)
+
+    monkeypatch.setattr(module, "lmpo_loss", spy)
+    metrics = trainer.step(Progress())
+    assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert metrics["updated"] == 1
+    counts = [[len(trajectory.messages) for trajectory in group] for group in groups]
+    assert all(len(set(group)) > 1 for group in counts), counts
+    assert {"ranker"} < {m.role for group in groups for t in group for m in t.messages}
+    expected = []
+    for group, sizes in zip(groups, counts, strict=True):
+        rewards = torch.tensor([trajectory.reward for trajectory in group])
+        for advantage, size in zip(((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist(), sizes, strict=True):
+            expected += [advantage] * size
+    assert sorted(advantages) == pytest.approx(sorted(expected), abs=1e-4)
 
 
 def test_update_is_the_objective_written_as_loops_over_whole_sequences(

@@ -179,7 +179,7 @@ def test_nothing_to_score_is_a_loss_of_zero_and_no_gradient(world) -> None:
     assert take_gradients(world.composer) == {}
 
 
-@pytest.mark.parametrize("team", ["autogen", "camel", "macnet"])
+@pytest.mark.parametrize("team", ["autogen", "camel", "dylan", "macnet"])
 @pytest.mark.parametrize("other_base", [False, True])
 def test_sampled_logps_equal_scored_ones_in_all_turns_of_every_team(
     make_world: Callable, team: str, other_base: bool
@@ -189,7 +189,8 @@ def test_sampled_logps_equal_scored_ones_in_all_turns_of_every_team(
     played = world.play(TASKS[:3])
     messages = [message for trajectory in played for message in trajectory.messages]
     assert {len(trajectory.steps) for trajectory in played} == {2}
-    assert len(messages) == 6 * 2 * len(world.team.roles)
+    if team != "dylan":  # which decides as it goes
+        assert len(messages) == 6 * 2 * len(world.team.roles)
     examples = examples_of(played, world.model)
     assert [len(e.prompt_ids) for e in examples] == [m.num_prompt_tokens for m in messages]
     for rows, logps, mask in score_all(world.composer, world.model, examples, 150):

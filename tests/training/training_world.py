@@ -17,7 +17,8 @@ from latentmem.memory.memory import NoMemory
 from latentmem.models.language_model import LanguageModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
-from latentmem.teams.team import FixedTeam, load_team
+from latentmem.teams.team import load_team
+from latentmem.teams.turn import Team
 from latentmem.training.optimization import Optimization
 from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
@@ -52,7 +53,7 @@ class World:
     bank: ExperienceBank
     composer: Composer
     memory: LatentMemory
-    team: FixedTeam
+    team: Team
     trajectories: list[Trajectory]
     """Successes on `TASKS`, as the bank holds them."""
 

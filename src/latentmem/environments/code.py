@@ -216,8 +216,10 @@ class CodeDomain:
         test: Rows,
         sandbox: SandboxSection,
         prompt: Literal["instruct", "complete"] = "instruct",
+        instructions: str | None = None,
     ) -> None:
         self.name: str = schema
+        self._instructions = instructions or (WITH_LIBRARIES if schema == "bigcodebench" else INSTRUCTIONS)
         self._train = train
         self._test = test
         self._sandbox = Sandbox(sandbox)
@@ -261,7 +263,7 @@ class CodeDomain:
             names=tuple(row.strings("names")) if "names" in row.values else (),
             calls=None if calls is None else tuple(all_strings(typed(calls, list, where), where)),
             sandbox=self._sandbox,
-            instructions=WITH_LIBRARIES if self.name == "bigcodebench" else INSTRUCTIONS,
+            instructions=self._instructions,
             appended=self.name == "bigcodebench",
         )
 

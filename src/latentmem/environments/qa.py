@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Literal
@@ -178,11 +178,19 @@ class QADomain:
         DataError: when tasks are asked for and a row cannot be used.
     """
 
-    def __init__(self, *, schema: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"], train: Rows, test: Rows) -> None:
+    def __init__(
+        self,
+        *,
+        schema: Literal["popqa", "triviaqa", "strategyqa", "gsm8k"],
+        train: Rows,
+        test: Rows,
+        instructions: str | None = None,
+    ) -> None:
         self.name: str = schema
         self._train = train
         self._test = test
-        self._form, self._read = _SCHEMAS[schema]
+        form, self._read = _SCHEMAS[schema]
+        self._form = form if instructions is None else replace(form, instructions=instructions)
 
     def tasks(self, split: Split) -> list[Task]:
         """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.

@@ -96,11 +96,8 @@ class ReasoningEnvironment:
     entry: Entry
     dataset: Any
     """The reasoning-gym data set, whose `score_answer` is used."""
-
-    @property
-    def instructions(self) -> str:
-        """How an answer has to look."""
-        return INSTRUCTIONS
+    instructions: str = INSTRUCTIONS
+    """How an answer has to look."""
 
     def step(self, action: str) -> Outcome:
         """Score the team's answer and end the episode."""
@@ -212,7 +209,16 @@ class ReasoningDomain:
 
     name = "reasoning_gym"
 
-    def __init__(self, *, families: Sequence[Family], train_size: int, test_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        families: Sequence[Family],
+        train_size: int,
+        test_size: int,
+        seed: int,
+        instructions: str | None = None,
+    ) -> None:
+        self._instructions = instructions or INSTRUCTIONS
         self._families = tuple(families)
         self._sizes: dict[Split, int] = {"train": train_size, "test": test_size}
         self._seed = seed
@@ -264,7 +270,8 @@ class ReasoningDomain:
                 "install the version that the task was made with, or draw the tasks anew"
             )
         source = entry["metadata"]["source_dataset"] if family == "composite" else family
-        return ReasoningEnvironment(family=source, entry=entry, dataset=self._dataset(family, params, seed))
+        dataset = self._dataset(family, params, seed)
+        return ReasoningEnvironment(family=source, entry=entry, dataset=dataset, instructions=self._instructions)
 
     def _draw(self, split: Split, seen: set[str]) -> list[Task]:
         tasks: list[Task] = []

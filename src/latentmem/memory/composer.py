@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from latentmem.config import MemorySection
 from latentmem.errors import CheckpointError, ConfigError, suggest
 from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
@@ -42,10 +43,8 @@ What this member said in them:
 
 In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
-NOTHING = "(none so far)"
-SILENT = "(said nothing)"
 
-_MUST_AGREE = ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template")
+_MUST_AGREE = ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template", "words")
 """Settings without which the tensors of a checkpoint mean something else."""
 
 
@@ -65,6 +64,7 @@ class Composer(nn.Module):
         max_prompt_tokens: int = 1024,
         initial_scale: float = 0.1,
         seed: int = 0,
+        words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
         """Put a fresh composer on a backbone.
 
@@ -80,6 +80,7 @@ class Composer(nn.Module):
             initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
                 the agents' token embeddings.
             seed: of the initial weights.
+            words: how episodes and roles are written into the text.
 
         Raises:
             ConfigError: a target module that the backbone has not, or an unknown template field.
@@ -96,6 +97,7 @@ class Composer(nn.Module):
         self.alpha = alpha
         self.target_modules = tuple(target_modules)
         self.template = TEMPLATE if template is None else template
+        self.words = words
         self.max_prompt_tokens = max_prompt_tokens
         self.num_shortened = 0
         """Texts whose trajectories had to be shortened so far."""
@@ -141,7 +143,7 @@ class Composer(nn.Module):
             embeddings = agents.model.get_input_embeddings().weight.to(self.dtype)
             self.projection.weight.copy_(torch.eye(self.d_agent, self.d_composer))
             self.projection.bias.zero_()
-            latents = self.compose([fill(self.template, **dict.fromkeys(FIELDS, NOTHING))])
+            latents = self.compose([fill(self.template, **dict.fromkeys(FIELDS, self.words.nothing))])
             wanted = embeddings.square().mean().sqrt().to(latents.device) * initial_scale
             self.projection.weight.mul_(wanted / latents.square().mean().sqrt())
             self.projection.bias.copy_(embeddings[agents.encode("\n")[-1]])
@@ -170,7 +172,7 @@ class Composer(nn.Module):
         Raises:
             ConfigError: the task and the role alone are too long for the composer.
         """
-        episodes = [describe(trajectory) for trajectory in trajectories]
+        episodes = [describe(trajectory, self.words) for trajectory in trajectories]
         said = [said_by(trajectory, role) for trajectory in trajectories]
         text = self._fill(task, role, episodes, said)
         length = len(self.backbone.encode(text))
@@ -196,14 +198,17 @@ class Composer(nn.Module):
         return text
 
     def _fill(self, task: Task, role: Role, episodes: Sequence[str], said: Sequence[str]) -> str:
+        words = self.words
+
         def numbered(texts: Sequence[str]) -> str:
-            return "\n\n".join(f"[{i}] {text or SILENT}" for i, text in enumerate(texts, 1)) or NOTHING
+            entries = [fill(words.entry, number=str(i), text=text or words.silent) for i, text in enumerate(texts, 1)]
+            return "\n\n".join(entries) or words.nothing
 
         return fill(
             self.template,
             task=task.text.strip(),
             memory=numbered(episodes),
-            role=f"{role.name}: {role.profile}",
+            role=fill(words.member, role=role.name, profile=role.profile),
             role_messages=numbered(said),
             num_latents=str(self.num_latents),
         )
@@ -243,6 +248,7 @@ class Composer(nn.Module):
             "alpha": self.alpha,
             "target_modules": list(self.target_modules),
             "template": self.template,
+            "words": _composer_words(self.words),
             "max_prompt_tokens": self.max_prompt_tokens,
         }
 
@@ -262,7 +268,7 @@ class Composer(nn.Module):
             CheckpointError: other K, widths, rank, alpha, target modules or template; a tensor that is missing,
                 unexpected or of another shape.
         """
-        self._load(Path(folder), *read_checkpoint(Path(folder)))
+        self._load(Path(folder), *_read(folder))
 
     def _load(self, folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         ours = self.settings()
@@ -308,7 +314,7 @@ class Composer(nn.Module):
             CheckpointError: not a checkpoint, damaged, or made for other models.
             ModelError: a model it was trained with cannot be loaded.
         """
-        settings, tensors = read_checkpoint(Path(folder))
+        settings, tensors = _read(folder)
         named = ("base_model", "agents", "max_prompt_tokens", *_MUST_AGREE)
         if absent := [key for key in named if key not in settings]:
             raise CheckpointError(f"{folder}: the checkpoint does not say its {', '.join(absent)}; save it again")
@@ -316,9 +322,21 @@ class Composer(nn.Module):
         if agents is None and settings["agents"] != settings["base_model"]:
             agents = LanguageModel.from_pretrained(settings["agents"])
         arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
-        composer = cls(backbone, agents, **{key: settings[key] for key in arguments})
+        words = MemorySection.model_validate(settings["words"])
+        composer = cls(backbone, agents, words=words, **{key: settings[key] for key in arguments})
         composer._load(Path(folder), settings, tensors)
         return composer
+
+
+def _composer_words(words: MemorySection) -> dict[str, str]:
+    """Those that the composer reads."""
+    return words.model_dump(exclude={"text"})
+
+
+def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint; one that does not tell its words was made when they were always these."""
+    settings, tensors = read_checkpoint(Path(folder))
+    return {"words": _composer_words(MemorySection()), **settings}, tensors
 
 
 def _check_targets(backbone: LanguageModel, target_modules: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from latentmem.config import MemorySection
+from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
@@ -62,15 +64,15 @@ class NoMemory:
         """Nothing is kept."""
 
 
-def describe(trajectory: Trajectory) -> str:
+def describe(trajectory: Trajectory, words: MemorySection = MemorySection()) -> str:  # noqa: B008 - it is frozen
     """A trajectory as text: the task, each action with what came back, and how it ended."""
-    lines = [f"Task: {trajectory.task.text.strip()}"]
+    lines = [fill(words.task, task=trajectory.task.text.strip())]
     for step in trajectory.steps:
-        lines.append(f"Answer: {step.action.strip()}")
+        lines.append(fill(words.step, action=step.action.strip()))
         if step.observation.strip():
-            lines.append(f"Feedback: {step.observation.strip()}")
-    lines.append("Outcome: solved" if trajectory.success else "Outcome: not solved")
-    return "\n".join(lines)
+            lines.append(fill(words.reply, observation=step.observation.strip()))
+    lines.append(words.solved if trajectory.success else words.unsolved)
+    return "\n".join(line for line in lines if line)
 
 
 def said_by(trajectory: Trajectory, role: Role) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from latentmem.config import MemorySection
 from latentmem.errors import ConfigError, ModelError
 from latentmem.memory.memory import describe
 from latentmem.models.language_model import LanguageModel
@@ -61,6 +62,8 @@ class Rater:
         template: str | None = None,
         max_prompt_tokens: int = 1024,
         batch_positions: int = 4096,
+        system: str | None = None,
+        words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
         """Take the model that rates. It does so as an agent: no adapter of a composer on it has a say.
 
@@ -69,6 +72,8 @@ class Rater:
             template: what it is asked, with the fields of `FIELDS`; None is `TEMPLATE`.
             max_prompt_tokens: longest prompt; the episode is shortened to fit.
             batch_positions: positions read at once; a matter of memory, not of the result.
+            system: the system prompt; None is `SYSTEM`.
+            words: how an episode is told.
 
         Raises:
             ConfigError: an unknown or a missing template field.
@@ -76,6 +81,8 @@ class Rater:
         """
         self.model = model
         self.template = TEMPLATE if template is None else template
+        self.system = SYSTEM if system is None else system
+        self.words = words
         check_rating_template(self.template)
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_positions = batch_positions
@@ -120,7 +127,7 @@ class Rater:
         return found
 
     def _prompt(self, task: Task, trajectory: Trajectory) -> list[int]:
-        episode = describe(trajectory)
+        episode = describe(trajectory, self.words)
         ids = self._encode(task, episode)
         if len(ids) <= self.max_prompt_tokens:
             return ids
@@ -144,7 +151,7 @@ class Rater:
         return ids
 
     def _encode(self, task: Task, episode: str) -> list[int]:
-        return self.model.encode_prompt(SYSTEM, fill(self.template, task=task.text.strip(), episode=episode))
+        return self.model.encode_prompt(self.system, fill(self.template, task=task.text.strip(), episode=episode))
 
     @torch.no_grad()
     def _read(self, prompts: Sequence[list[int]], tasks: Sequence[str]) -> Tensor:

@@ -6,12 +6,11 @@ This is the plain rival that latent memory is compared with.
 from collections.abc import Sequence
 
 from latentmem.bank import ExperienceBank
+from latentmem.config import MemorySection
 from latentmem.memory.memory import Recall, describe
 from latentmem.memory.retrieval import Rate, retrieve
+from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
-
-HEADING = "Here is how the team handled similar tasks before:"
-CLOSING = "That was the past. Now the task at hand:"
 
 
 class TextMemory:
@@ -26,8 +25,10 @@ class TextMemory:
         num_retrieved: int = 3,
         only_successes: bool = True,
         rate: Rate | None = None,
+        words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
         self.bank = bank
+        self.words = words
         self.num_retrieved = num_retrieved
         self.success = True if only_successes else None
         self.rate = rate
@@ -41,7 +42,8 @@ class TextMemory:
         tasks = [task for task, _ in queries]
         recalls = {}
         for key, found in retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate).items():
-            text = "\n\n".join([HEADING, *map(describe, found), CLOSING]) if found else ""
+            episodes = "\n\n".join(describe(trajectory, self.words) for trajectory in found)
+            text = fill(self.words.text, memory=episodes) if found else ""
             sources = tuple(trajectory.id for trajectory in found)
             recalls[key] = Recall(Recalled(kind=self.kind, text=text, sources=sources))
         return [recalls[task.key] for task, _ in queries]

@@ -176,6 +176,13 @@ class LanguageModel:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    def spell(self, token_ids: Sequence[int]) -> str:
+        """Text of any tokens, control tokens written out."""
+        text: str = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
     def encode_prompt(self, system: str, user: str) -> list[int]:
         """Token ids of the chat prompt with its generation prompt.
 

@@ -1,61 +1,27 @@
-"""Who speaks, who reads whom, and whose word is the team's action.
+"""Teams as files: who speaks, who reads whom, and whose word is the team's action.
 
-A team plays one turn as a generator: it yields calls that do not depend on each other and is sent their responses,
-until it returns its action. The rollout advances many such turns in step, so that all agents at one depth, over all
-episodes, are one batch of the model. A fixed team is a YAML file; one that decides as it goes is a class with `turn`.
+A fixed team is a graph, and all of it stands in its YAML file. A file of another `kind` is read by the class that plays
+it; a team that decides as it goes in a way of its own is such a class (`turn.py` is what it has to look like).
 """
 
-import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentmem.errors import ConfigError, suggest
+from latentmem.teams.dylan import DylanFile, DylanTeam
+from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Team, Turn, describe_history, render
 from latentmem.templates import check_template, fill
 from latentmem.trajectory import Role, Step
 
 FIELDS = ("task", "instructions", "messages", "history")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One agent's prompt, to be answered."""
-
-    role: Role
-    system: str
-    user: str
-    reads: tuple[int, ...] = ()
-    """Which earlier responses of this turn the prompt quotes, counted in the order they were asked for."""
-
-
-Turn = Generator[list[Call], list[str], str]
-"""Yields calls, is sent one response for each, returns the team's action."""
-
-
-class Team(Protocol):
-    """A team of agents; it keeps no state between turns."""
-
-    @property
-    def name(self) -> str:
-        """Written into the trajectories."""
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """Its members."""
-
-    def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
-        """Play one turn.
-
-        Args:
-            task: the task's text.
-            instructions: how an answer has to look, from the environment.
-            history: the steps of this episode so far.
-        """
+SAID = "{role} said:\n{response}"
+"""How a message is quoted to those who read it, unless the team's file says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +37,15 @@ class Agent:
 class FixedTeam:
     """A team whose agents speak once a turn, in the order of a directed acyclic graph."""
 
-    def __init__(self, name: str, agents: Sequence[Agent], answer: str) -> None:
+    def __init__(self, name: str, agents: Sequence[Agent], answer: str, message: str = SAID, past: str = PAST) -> None:
         """Check the graph.
 
         Args:
             name: the team's name.
             agents: its members; each reads the responses of the roles it names.
             answer: role whose response is the team's action.
+            message: how a message is quoted, with the fields {role} and {response}.
+            past: how an earlier turn is told, with the fields {number}, {action} and {observation}.
 
         Raises:
             ConfigError: two agents of one role, an unknown role, a circle, or an unknown template field.
@@ -94,7 +62,11 @@ class FixedTeam:
                 check_template(template, FIELDS, f"team {name}: {part} prompt of {agent.role.name}")
         if answer not in by_role:
             raise ConfigError(f"team {name}: answer is {answer!r}; {suggest(answer, by_role)}")
+        check_template(message, ("role", "response"), f"team {name}: message")
+        check_template(past, PAST_FIELDS, f"team {name}: turn")
         self.answer = answer
+        self.message = message
+        self.past = past
         self.layers = _layers(name, by_role)
         """Agents by depth; those of one layer do not read each other."""
 
@@ -106,35 +78,22 @@ class FixedTeam:
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
         """Each layer once; see `Team.turn`."""
         said: dict[str, str] = {}
-        past = describe_history(history)
+        past = describe_history(history, self.past)
         for layer in self.layers:
             calls = []
             for agent in layer:
+                quoted = [fill(self.message, role=role, response=said[role].strip()) for role in agent.reads]
                 fields = {
                     "task": task.strip(),
                     "instructions": instructions.strip(),
-                    "messages": "\n\n".join(f"{role} said:\n{said[role].strip()}" for role in agent.reads),
+                    "messages": "\n\n".join(quoted),
                     "history": past,
                 }
                 reads = tuple(list(said).index(role) for role in agent.reads)
-                calls.append(Call(agent.role, _render(agent.system, fields), _render(agent.user, fields), reads))
+                calls.append(Call(agent.role, render(agent.system, fields), render(agent.user, fields), reads))
             responses = yield calls
             said |= {agent.role.name: text for agent, text in zip(layer, responses, strict=True)}
         return said[self.answer]
-
-
-def _render(template: str, fields: Mapping[str, str]) -> str:
-    """The prompt; where a field is empty no run of blank lines is left, and blank lines inside a field stay."""
-    kept = fill(template, **{name: "" for name, text in fields.items() if not text})
-    return fill(re.sub(r"\n\s*\n", "\n\n", kept), **fields).strip()
-
-
-def describe_history(history: Sequence[Step]) -> str:
-    """Earlier turns of this episode as text; empty in the first turn."""
-    turns = [
-        f"Turn {i}\nWe answered: {s.action.strip()}\nReply: {s.observation.strip()}" for i, s in enumerate(history, 1)
-    ]
-    return "\n\n".join(turns)
 
 
 def _layers(name: str, by_role: dict[str, Agent]) -> tuple[tuple[Agent, ...], ...]:
@@ -164,10 +123,25 @@ class _AgentFile(BaseModel):
 
 class _TeamFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+    kind: Literal["fixed"] = "fixed"
     name: str
     description: str = ""
     agents: list[_AgentFile]
     answer: str
+    message: str = SAID
+    turn: str = PAST
+
+
+def _fixed(file: _TeamFile) -> FixedTeam:
+    agents = [Agent(Role(name=a.role, profile=a.profile), a.system, a.user, tuple(a.reads)) for a in file.agents]
+    return FixedTeam(file.name, agents, file.answer, file.message.rstrip("\n"), file.turn.rstrip("\n"))
+
+
+_KINDS: dict[str, tuple[type[BaseModel], Callable[[Any], Team]]] = {
+    "fixed": (_TeamFile, _fixed),
+    "dylan": (DylanFile, DylanTeam),
+}
+"""What a team's file may hold, and what plays it."""
 
 
 def packaged_teams() -> dict[str, Path]:
@@ -175,35 +149,52 @@ def packaged_teams() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(str(files("latentmem"))) / "teams").glob("*.yaml"))}
 
 
-def load_team(name: str) -> FixedTeam:
+def team_file(name: str) -> Path:
+    """Where a team stands: the file of that packaged name, or `name` itself."""
+    return packaged_teams().get(name) or Path(name)
+
+
+def load_team(name: str) -> Team:
     """A team by its packaged name, or from a YAML file.
 
     Raises:
         ConfigError: no such team or file, or the file is not a team.
     """
-    packaged = packaged_teams()
-    path = packaged.get(name) or Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(team_file(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"team {name!r}: no such team, and no such file; {suggest(name, packaged)}") from None
+        raise ConfigError(f"team {name!r}: no such team, and no such file; {suggest(name, packaged_teams())}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"team file {name}: cannot be read: {' '.join(str(error).split())}") from None
+    kind = values.get("kind", "fixed") if isinstance(values, dict) else "fixed"
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"team file {name}: kind is {kind!r}; {suggest(str(kind), _KINDS)}")
+    schema, make = _KINDS[kind]
     try:
-        team = _TeamFile.model_validate(values)
+        file: Any = schema.model_validate(values)
     except ValidationError as error:
         # A misspelt field that is required is both missing and unknown; the second tells what to do.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "file"
         if first["type"] == "extra_forbidden":
-            known = _AgentFile.model_fields if "agents" in first["loc"] else _TeamFile.model_fields
-            problem = f"unknown field; {suggest(str(first['loc'][-1]), known)}"
+            problem = f"unknown field; {suggest(str(first['loc'][-1]), _fields_at(schema, first['loc'][:-1]))}"
         elif first["type"] == "missing":
             problem = "missing; it has no default"
+        elif first["type"] == "value_error":
+            problem = str(first["ctx"]["error"])
         else:
             problem = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise ConfigError(f"team file {name}: {key}: {problem}") from None
-    agents = [Agent(Role(name=a.role, profile=a.profile), a.system, a.user, tuple(a.reads)) for a in team.agents]
-    if not agents:
+    if not file.agents:
         raise ConfigError(f"team file {name}: agents is empty; a team has at least one")
-    return FixedTeam(team.name, agents, team.answer)
+    return make(file)
+
+
+def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> Sequence[str]:
+    """The fields of the part of a file that a location names."""
+    for part in location:
+        if isinstance(part, str):
+            annotation = schema.model_fields[part].annotation
+            parts = [annotation, *getattr(annotation, "__args__", ())]
+            schema = next(a for a in parts if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(schema.model_fields)

@@ -21,7 +21,7 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
-from latentmem.teams.team import Team
+from latentmem.teams.turn import Team
 from latentmem.training.losses import LossType, group_advantages, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
 from latentmem.training.scoring import Example, accumulate, micro_batches_of, score_all

@@ -38,7 +38,7 @@ from latentmem.memory.composer import Composer
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.language_model import LanguageModel, Prompt, Sampling
 from latentmem.training.losses import lmpo_loss
-from latentmem.training.scoring import Example, accumulate, return_memory_early
+from latentmem.training.scoring import Example, accumulate
 
 TEMPERATURE = 0.7
 AGREEMENT = 1e-5
@@ -180,7 +180,10 @@ def load_plain(name: str, dtype: str) -> PreTrainedModel:
 
 
 class Ours:
-    """The path that the trainers use: composed once, prompts read beforehand, one backbone."""
+    """The path that the trainers use: composed once, prompts read beforehand, one backbone.
+
+    As in a step of LMPO, the rollout has composed the latents already; `compose` is that part, and not timed.
+    """
 
     def __init__(self, name: str, dtype: str, num_latents: int, positions: int) -> None:
         self.model = LanguageModel.from_pretrained(name, dtype=dtype)
@@ -196,6 +199,11 @@ class Ours:
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.composer.trainable()
 
+    @torch.no_grad()
+    def compose(self, examples: Sequence[Example]) -> None:
+        texts = list(dict.fromkeys(example.composer_text for example in examples))
+        self.composed = {text: self.composer.compose([text])[0] for text in texts}
+
     def update(self, examples: Sequence[Example], advantages: Tensor) -> None:
         num_tokens = count_tokens(examples)
 
@@ -203,11 +211,13 @@ class Ours:
             chosen = advantages[torch.tensor(rows)]
             return lmpo_loss(logps, logps.detach(), chosen, mask, loss_type="dapo", num_tokens=num_tokens)[0]
 
-        accumulate(self.composer, self.model, examples, loss_of, self.positions)
+        accumulate(self.composer, self.model, examples, loss_of, self.positions, self.composed)
 
 
 def gradients(way: Ours | Plain, examples: Sequence[Example], advantages: Tensor) -> dict[str, Tensor]:
     """What an update adds to each parameter's gradient, in float64."""
+    if isinstance(way, Ours):
+        way.compose(examples)
     way.update(examples, advantages)
     found = {}
     for key, parameter in way.trainable().items():
@@ -229,7 +239,6 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 def measure_update(name: str, size: Size, full: bool) -> dict[str, Any]:
     """The LMPO update, ours against plain."""
-    return_memory_early()
     ours = Ours(name, "float32", size.num_latents, size.positions)
     plain = Plain(name, "float32", ours.composer)
     examples = make_examples(ours.model, size)
@@ -248,6 +257,7 @@ def measure_update(name: str, size: Size, full: bool) -> dict[str, Any]:
     every = 1 if full else 4
     part = [i for i in range(len(examples)) if (i // size.num_agents) % every == 0]  # whole rollouts: all roles' share
     few, few_advantages = [examples[i] for i in part], advantages[part]
+    ours.compose(examples)
     seconds = median_seconds(
         {
             "ours": lambda: ours.update(examples, advantages),
@@ -303,7 +313,6 @@ def update_flops(model: LanguageModel, size: Size) -> float:
 
 def measure_growth(name: str, size: Size) -> dict[str, Any]:
     """Seconds of our update for one task as one size grows, beside those of the sizes it is measured at otherwise."""
-    return_memory_early()
     one = replace(size, num_tasks=1)
     sizes = {
         "latents": {k: replace(one, num_latents=k) for k in (2, 8, 32)},
@@ -317,6 +326,7 @@ def measure_growth(name: str, size: Size) -> dict[str, Any]:
         for value, chosen in values.items():
             ours = Ours(name, "float32", chosen.num_latents, chosen.positions)
             examples = make_examples(ours.model, chosen)
+            ours.compose(examples)
             ways[f"{value}"] = partial(ours.update, examples, torch.ones(len(examples)))
         for value, seconds in median_seconds(ways, size.rounds).items():
             result[f"{kind} {value}"] = seconds.wall
@@ -332,9 +342,9 @@ def train_and_report(way: str, name: str, size: Size) -> None:
     The plain way holds the three copies of the original (agents, composer, and one that rates candidates), each used
     once: weights are mapped from their file, and a copy that never ran would cost nothing.
     """
-    return_memory_early()
     ours = Ours(name, "float32", size.num_latents, size.positions)
     examples = make_examples(ours.model, size)
+    ours.compose(examples)
     chosen: Ours | Plain = ours
     if way == "plain":
         chosen, rating = Plain(name, "float32", ours.composer), load_plain(name, "float32")

@@ -36,7 +36,6 @@ from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, Progress
-from latentmem.training.scoring import return_memory_early
 from latentmem.trajectory import Task
 
 ORIGINAL = {
@@ -129,7 +128,6 @@ def evaluation(world: World, size: argparse.Namespace) -> dict[str, Any]:
 
 
 def lmpo(world: World, size: argparse.Namespace) -> dict[str, Any]:
-    return_memory_early()
     memory = world.memory()
     settings = LMPOSettings(
         num_steps=1, tasks_per_step=2, group_size=size.group, num_iterations=1, loss_type="dapo", scale_advantages=True,

@@ -216,7 +216,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     low, high, delta, beta = 0.2, 0.25, 1.5, 0.3
     wake(world.composer)
     trainer = trainer_of(world, epsilon_high=high, delta=delta, beta=beta, micro_batch_positions=10**6)
-    kept, _ = trainer._rollouts(Progress())
+    kept, composed, _ = trainer._rollouts(Progress())
     assert len(kept) == 2
     wake(world.composer)  # so that the policy of the rollouts, which the KL term refers to, is not today's any more
     scored = []  # examples with their old log-probs, reference and advantage; composed anew for each message
@@ -271,7 +271,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     )
     for loss_type, total in totals.items():
         trainer.settings = replace(trainer.settings, loss_type=loss_type)
-        metrics = trainer._update(kept, 0)
+        metrics = trainer._update(kept, {}, 0)  # the composer was changed after the rollouts
         assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
         assert metrics["clip_fraction"] == pytest.approx((kinds["clipped"] + kinds["bounded"]) / num_tokens)
         assert_same_gradients(found.pop(), expected[loss_type], 1e-4)
@@ -297,9 +297,9 @@ def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest
     # AdamW's first step goes down each coordinate of the gradient alike; small enough, it must raise the objective.
     trainer = trainer_of(world, group_size=4, optimization=world.optimization(4, 2e-4, projection_rate=0.1))
     groups = recorded(trainer, monkeypatch)
-    kept, _ = trainer._rollouts(Progress())
+    kept, composed, _ = trainer._rollouts(Progress())
     before = objective(world, groups)
-    trainer._update(kept, 0)
+    trainer._update(kept, composed, 0)
     assert objective(world, groups) > before + 3e-4
 
 
@@ -385,7 +385,7 @@ def test_second_pass_has_other_ratios_against_the_log_probs_of_sampling(
 
 def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -> None:
     trainer = trainer_of(world, beta=0.5)
-    kept, _ = trainer._rollouts(Progress())
+    kept, composed, _ = trainer._rollouts(Progress())
     examples = [
         Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
         for group, _ in kept
@@ -395,7 +395,7 @@ def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -
     reference = trainer._reference_logps(examples)
     before = logps_now(world, [group for group, _ in kept])
     assert all(torch.allclose(torch.tensor(r), b, atol=1e-5) for r, b in zip(reference, before, strict=True))
-    assert trainer._update(kept, 0)["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer._update(kept, composed, 0)["kl"] == pytest.approx(0, abs=1e-6)
 
     with torch.no_grad():
         for parameter in world.composer.trainable().values():
@@ -405,7 +405,7 @@ def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -
         for a, b in zip(trainer._reference_logps(examples), reference, strict=True)
     )
     flat = [(group, [0.0] * len(advantages)) for group, advantages in kept]  # nothing but the KL term
-    found = [trainer._update(flat, 0)["kl"] for _ in range(6)]
+    found = [trainer._update(flat, {}, 0)["kl"] for _ in range(6)]
     assert found[0] > 1e-3
     assert found[-1] < found[0] * 0.9
 

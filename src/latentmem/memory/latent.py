@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
@@ -33,6 +34,8 @@ class LatentMemory:
         self.batch_size = batch_size
         self.rate = rate
         self.composing_seconds = 0.0
+        self.composed: dict[str, Tensor] = {}
+        """What was composed from which text, [K, d_agent] each, the last time `recall_many` was asked."""
 
     def recall(self, task: Task, role: Role) -> Recall:
         """Latents for one role at one task."""
@@ -56,17 +59,15 @@ class LatentMemory:
         """Searches once, and composes in batches, shortest texts together."""
         records = self.records(queries)
         began = time.perf_counter()
-        recalls: list[Recall | None] = [None] * len(records)
-        order = sorted(range(len(records)), key=lambda i: len(records[i].text))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            latents = self.composer.compose([records[i].text for i in rows])
-            for i, latent in zip(rows, latents, strict=True):
-                recalls[i] = Recall(records[i], latent)
+        texts = sorted(dict.fromkeys(record.text for record in records), key=len)
+        self.composed = {}
+        for start in range(0, len(texts), self.batch_size):
+            batch = texts[start : start + self.batch_size]
+            self.composed |= zip(batch, self.composer.compose(batch), strict=True)
         if self.composer.query_latents.is_cuda:
             torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
         self.composing_seconds += time.perf_counter() - began
-        return [recall for recall in recalls if recall is not None]
+        return [Recall(record, self.composed[record.text]) for record in records]
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

@@ -296,8 +296,49 @@ def common_length(prompts: Sequence[Sequence[int]]) -> int:
     return limit
 
 
+@dataclass(frozen=True)
+class Beginnings:
+    """What the prompts of each group begin with alike, read once for the group."""
+
+    prefix: Prefix | None
+    """One row a group; None where no group shares anything."""
+    rows: dict[str, int]
+    """Each group's row."""
+    lengths: dict[str, int]
+    """Tokens that the prompts of each group share."""
+
+
 @torch.no_grad()
-def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Sequence[str], room: int) -> Prefix:
+def read_beginnings(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Sequence[str]) -> Beginnings:
+    """Let the frozen model read what prompts of one group share; arguments as for `prefill`."""
+    members: dict[str, list[Sequence[int]]] = {}
+    for prompt, group in zip(prompts, groups, strict=True):
+        members.setdefault(group, []).append(prompt)
+    lengths = {group: common_length(rows) if len(rows) > 1 else 0 for group, rows in members.items()}
+    rows = {group: row for row, group in enumerate(members)}
+    longest = max(lengths.values())
+    if not longest:
+        return Beginnings(None, rows, lengths)
+    ids, real = pad([list(all_[0][: lengths[group]]) for group, all_ in members.items()], model.device)
+    prefix = _empty(model, len(ids), longest)
+    prefix.extend(model, model.get_input_embeddings()(ids), real)
+    return Beginnings(prefix, rows, lengths)
+
+
+def _empty(model: PreTrainedModel, rows: int, room: int) -> Prefix:
+    num_layers = model.config.get_text_config().num_hidden_layers
+    nothing = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
+    return Prefix(Cache(layers=[_Slots(room) for _ in range(num_layers)]), nothing, nothing)
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[str],
+    room: int,
+    begun: Beginnings | None = None,
+) -> Prefix:
     """Let the frozen model read prompts; what the prompts of a group begin with alike is read once for the group.
 
     Args:
@@ -305,31 +346,21 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
         prompts: token ids, B rows, none empty.
         groups: B names; rows of one name are expected to share a beginning (none is fine too).
         room: columns that will be read after the prompts, by `extend`.
+        begun: beginnings of these groups that were read already, of these prompts and perhaps more.
     """
     device = model.device
     embed = model.get_input_embeddings()
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    shared = {g: common_length([prompts[row] for row in rows]) if len(rows) > 1 else 0 for g, rows in members.items()}
-    beginnings = [list(prompts[rows[0]][: shared[group]]) for group, rows in members.items()]
-    ends = [list(prompt[shared[group] :]) for prompt, group in zip(prompts, groups, strict=True)]  # one token or more
-    lengths = [max(map(len, beginnings)), max(map(len, ends)), room]
-    num_layers = model.config.get_text_config().num_hidden_layers
-
-    cache = Cache(layers=[_Slots(sum(lengths)) for _ in range(num_layers)])
-    prefix = Prefix(cache, _no_columns(len(prompts), device), torch.empty(len(prompts), 0, device=device))
-    if lengths[0]:
-        ids, real = pad(beginnings, device)
-        once = Prefix(Cache(layers=[_Slots(lengths[0]) for _ in range(num_layers)]), _no_columns(len(ids), device), ids)
-        once.extend(model, embed(ids), real)
-        order = {group: i for i, group in enumerate(members)}
-        rows_of = torch.tensor([order[group] for group in groups], device=device)
-        for slots, layer in zip(prefix.cache.layers, once.cache.layers, strict=True):
+    begun = begun or read_beginnings(model, prompts, groups)
+    ends = [list(prompt[begun.lengths[group] :]) for prompt, group in zip(prompts, groups, strict=True)]  # never empty
+    shared = 0 if begun.prefix is None else begun.prefix.seen.shape[1]
+    prefix = _empty(model, len(prompts), shared + max(map(len, ends)) + room)
+    if begun.prefix is not None:
+        rows_of = torch.tensor([begun.rows[group] for group in groups], device=device)
+        for slots, layer in zip(prefix.cache.layers, begun.prefix.cache.layers, strict=True):
             slots.update(layer.keys[rows_of], layer.values[rows_of])
-        prefix.seen = real[rows_of]
+        prefix.seen = begun.prefix.seen[rows_of]
     own = [row for row, end in enumerate(ends) if len(end) > 1]
-    if lengths[0] and 0 < len(own) < len(prompts):
+    if shared and 0 < len(own) < len(prompts):
         # Prompts that are the same throughout their group end in one token, and need not pass the model for nothing.
         ids, real = pad([end[:-1] for end in ends], device)
         rows = torch.tensor(own, device=device)
@@ -342,10 +373,6 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Se
     ids, real = pad(ends, device, left=True)  # the last column holds each row's last token
     prefix.extend(model, embed(ids), real)
     return prefix
-
-
-def _no_columns(rows: int, device: torch.device) -> Tensor:
-    return torch.zeros(rows, 0, dtype=torch.bool, device=device)
 
 
 def response_logps(

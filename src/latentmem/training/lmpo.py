@@ -145,10 +145,10 @@ class LMPOTrainer:
     def step(self, progress: Progress) -> dict[str, float]:
         """Roll out, compare, update; the step's metrics."""
         began = time.perf_counter()
-        groups, metrics = self._rollouts(progress)
+        groups, composed, metrics = self._rollouts(progress)
         metrics["rollout_seconds"] = time.perf_counter() - began
         began = time.perf_counter()
-        metrics |= self._update(groups, progress.step)
+        metrics |= self._update(groups, composed, progress.step)
         metrics["update_seconds"] = time.perf_counter() - began
         return metrics
 
@@ -176,11 +176,14 @@ class LMPOTrainer:
             max_turns=self.max_turns,
         ).groups
 
-    def _rollouts(self, progress: Progress) -> tuple[list[tuple[list[Trajectory], list[float]]], dict[str, float]]:
-        """Groups of this process that carry signal, with their advantages; and metrics over all processes."""
+    def _rollouts(
+        self, progress: Progress
+    ) -> tuple[list[tuple[list[Trajectory], list[float]]], dict[str, Tensor], dict[str, float]]:
+        """Groups of this process that carry signal, with their advantages; what was composed; metrics over all."""
         settings = self.settings
         kept: list[tuple[list[Trajectory], list[float]]] = []
         played: list[list[Trajectory]] = []
+        composed: dict[str, Tensor] = {}
         num_kept = 0
         for draw in range(1 + settings.max_resamples):
             tasks, progress.position = self.stream.take(progress.position, settings.tasks_per_step)
@@ -188,6 +191,7 @@ class LMPOTrainer:
                 self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
             )
             played += groups
+            composed |= self.memory.composed
             for group in groups:
                 fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
                 if len({trajectory.reward for trajectory in fair}) > 1:
@@ -228,9 +232,11 @@ class LMPOTrainer:
             "truncated": sums["truncated"] / sums["messages"],
             "response_tokens": sums["response_tokens"] / sums["messages"],
         }
-        return kept, metrics
+        return kept, composed, metrics
 
-    def _update(self, groups: list[tuple[list[Trajectory], list[float]]], step: int) -> dict[str, float]:
+    def _update(
+        self, groups: list[tuple[list[Trajectory], list[float]]], composed: dict[str, Tensor], step: int
+    ) -> dict[str, float]:
         settings, composer = self.settings, self.memory.composer
         scored = [
             _Scored(
@@ -274,7 +280,8 @@ class LMPOTrainer:
             if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
                 mine = len(micro_batches_of(composer, examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
-            loss = accumulate(composer, self.model, examples, loss_of, settings.micro_batch_positions)
+            made = composed if iteration == 0 else None  # afterwards the composer is another
+            loss = accumulate(composer, self.model, examples, loss_of, settings.micro_batch_positions, made)
             loss = self.processes.sum({"loss": loss})["loss"]
             good, norm = self.optimization.step(step, loss)
             if iteration == 0:

@@ -26,7 +26,6 @@ from latentmem.memory.composer import Composer
 from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.runs import write_atomic
-from latentmem.training.scoring import return_memory_early
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -307,7 +306,6 @@ def train(
         CheckpointError: a checkpoint cannot be read or written; on a full disk the last one is kept.
         RunError: likewise.
     """
-    return_memory_early()
     found = _read_progress(folder)
     processes.wait()  # all have looked before the first one writes
     progress = found or Progress()

@@ -5,7 +5,6 @@ runs in micro-batches whose gradients meet there, and then the composer's own gr
 its micro-batch, and the result is that of one big backward pass.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window, pad, prefill, response_logps
+from latentmem.models.prefix import Beginnings, check_window, pad, prefill, read_beginnings, response_logps
 from latentmem.trajectory import Message
 
 
@@ -36,19 +35,6 @@ class Example:
         """
         prompt_ids = model.encode_prompt(message.system, message.user)
         return cls(composer_text, tuple(prompt_ids), message.token_ids, temperature)
-
-
-def return_memory_early() -> None:
-    """Let the process give the memory of large tensors back as soon as they are freed, where it runs on glibc.
-
-    glibc would keep it, in pieces that the tensors of the next micro-batch do not fit into: of a peak of 2.4 GB, 0.5 GB
-    were such pieces when measured. To map each tensor of 256 KiB or more anew costs some 7% of the processor's time.
-    """
-    mmap_threshold, smallest = -3, 1 << 18
-    try:
-        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, smallest)
-    except (OSError, AttributeError):
-        return  # another C library, which has its own ways
 
 
 def blocks(composer: Composer, examples: Sequence[Example], budget: int) -> Iterator[list[list[int]]]:
@@ -108,13 +94,22 @@ def micro_batches_of(composer: Composer, examples: Sequence[Example], budget: in
     return [batch for block in blocks(composer, examples, budget) for batch in block]
 
 
-def score(model: LanguageModel, examples: Sequence[Example], latents: Tensor) -> tuple[Tensor, Tensor]:
+def read_prompts(model: LanguageModel, examples: Sequence[Example]) -> Beginnings:
+    """What the examples' prompts begin with alike, text by text, for `score` of a part of them after the other."""
+    with model.as_agent() as agent:
+        return read_beginnings(agent, [e.prompt_ids for e in examples], [e.composer_text for e in examples])
+
+
+def score(
+    model: LanguageModel, examples: Sequence[Example], latents: Tensor, begun: Beginnings | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the examples' responses under the frozen agents.
 
     Args:
         model: the agents' LM; an adapter on it is off meanwhile.
         examples: B messages of one temperature.
         latents: [B, K, d_agent], one latent memory each.
+        begun: what `read_prompts` made of these examples, and perhaps more.
 
     Returns:
         logps [B, T] float32, differentiable in the latents, and the mask [B, T] bool of response tokens.
@@ -126,7 +121,7 @@ def score(model: LanguageModel, examples: Sequence[Example], latents: Tensor) ->
     with model.as_agent() as agent:
         groups = [example.composer_text for example in examples]
         room = latents.shape[1] + ids.shape[1] - 1
-        prefix = prefill(agent, [example.prompt_ids for example in examples], groups, room)
+        prefix = prefill(agent, [example.prompt_ids for example in examples], groups, room, begun)
         return response_logps(agent, prefix, latents, ids, mask, temperature), mask
 
 
@@ -136,6 +131,7 @@ def accumulate(
     examples: Sequence[Example],
     loss_of: Callable[[list[int], Tensor, Tensor], Tensor],
     budget: int,
+    composed: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Add the gradient of a sum of micro-batch losses to the composer's parameters.
 
@@ -146,6 +142,8 @@ def accumulate(
         loss_of: from the rows of a micro-batch (positions in `examples`), logps [B, T] and mask [B, T] to its loss,
             already divided by what the whole pass is to be divided by.
         budget: positions with gradients in one forward pass.
+        composed: latents [K, d_agent] of the examples' texts, where the composer as it is now has made them already, as
+            in a rollout. It is then run after the scoring, not before, and its graph is not held meanwhile.
 
     Returns:
         The summed loss.
@@ -154,16 +152,17 @@ def accumulate(
     for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
-        latents = composer.compose(texts)  # [U, K, d_agent]
-        leaf = latents.detach().requires_grad_()
+        begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
+        latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
+        leaf = latents.detach().requires_grad_()  # [U, K, d_agent]
         for rows in micro_batches:
             chosen = [examples[row] for row in rows]
             index = torch.tensor([place[example.composer_text] for example in chosen], device=leaf.device)
-            logps, mask = score(model, chosen, leaf[index].to(model.device))
+            logps, mask = score(model, chosen, leaf[index].to(model.device), begun)
             loss = loss_of(rows, logps, mask)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        latents.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        (composer.compose(texts) if composed else latents).backward(leaf.grad)  # type: ignore[no-untyped-call]
     return float(total)
 
 
@@ -176,8 +175,9 @@ def score_all(
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
         latents = composer.compose(texts)
+        begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
         for rows in micro_batches:
             chosen = [examples[row] for row in rows]
             index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
-            logps, mask = score(model, chosen, latents[index].to(model.device))
+            logps, mask = score(model, chosen, latents[index].to(model.device), begun)
             yield rows, logps, mask

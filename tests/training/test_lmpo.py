@@ -216,7 +216,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     low, high, delta, beta = 0.2, 0.25, 1.5, 0.3
     wake(world.composer)
     trainer = trainer_of(world, epsilon_high=high, delta=delta, beta=beta, micro_batch_positions=10**6)
-    kept, composed, _ = trainer._rollouts(Progress())
+    kept, *_ = trainer._rollouts(Progress())
     assert len(kept) == 2
     wake(world.composer)  # so that the policy of the rollouts, which the KL term refers to, is not today's any more
     scored = []  # examples with their old log-probs, reference and advantage; composed anew for each message

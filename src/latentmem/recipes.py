@@ -20,9 +20,10 @@ from typing import Any, TextIO, TypeVar, cast
 from tqdm import tqdm
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import CodeSection, Config, OptimizerFields, QASection, ReasoningSection, dump_config
+from latentmem.config import CodeSection, Config, OptimizerFields, PDDLSection, QASection, ReasoningSection, dump_config
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain
+from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -54,6 +55,9 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
     ),
     QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test),
     CodeSection: lambda s: CodeDomain(schema=s.schema_, train=s.train, test=s.test, sandbox=s.sandbox),
+    PDDLSection: lambda s: PDDLDomain(
+        worlds=s.worlds, size=s.size, train_size=s.train_size, test_size=s.test_size, seed=s.seed, path=s.path
+    ),
 }
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "sampling")
 """Sections that matter to every phase."""

@@ -197,7 +197,7 @@ def _candidates(response: str) -> list[str]:
             rest = line[mark.end() :]
             marked.append(_clause(rest if bare(rest) or i + 1 == len(lines) else lines[i + 1]))
         plain.append(_clause(line))
-    return [candidate for candidate in [*marked, *plain] if candidate]
+    return [candidate for candidate in [*marked, *plain] if _words(candidate)]
 
 
 def _clause(text: str) -> str:

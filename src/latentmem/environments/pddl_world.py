@@ -4,7 +4,7 @@ States are values, sets of facts, so that they can be compared and kept. Only pr
 with conjunctions of facts as goal and preconditions: progress is counted in facts, and reasons are told in them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -97,17 +97,32 @@ class World:
             raise DataError(f"{problem_file}: the goal is empty; expected at least one fact")
 
     def applicable(self, state: State) -> list[Action]:
-        """All actions that can be done now."""
+        """All actions that can be done now.
+
+        Only instances whose needs are all met are put to the library: its own search first grounds every action with
+        all objects, which takes seconds for a barman's six parameters.
+        """
+        facts: dict[str, list[Fact]] = {}
+        for fact in sorted(state.facts):
+            facts.setdefault(fact[0], []).append(fact)
+        found: list[Action] = []
+        for name, (parameters, needed) in self._needs.items():
+            bindings: list[dict[str, str]] = [{}]
+            for predicate, *terms in needed:
+                joined = (_bound(b, terms, fact[1:]) for b in bindings for fact in facts.get(predicate, []))
+                bindings = [binding for binding in joined if binding is not None]
+            for binding in bindings:
+                found += self.instances(name, [binding.get(f"?{parameter}") for parameter in parameters])
         with _LIBRARY:
-            found = self._simulator.get_applicable_actions(state.handle)
-            return [Action(a.name, tuple(p.object().name for p in parameters)) for a, parameters in found]
+            return [
+                action for action in dict.fromkeys(found) if self._simulator.is_applicable(*self._query(state, action))
+            ]
 
     def apply(self, state: State, action: Action) -> State | None:
         """The state that the action leads to; None if it cannot be done now."""
         with _LIBRARY:
-            parameters = [self._problem.object(name) for name in action.objects]
-            handle = self._simulator.apply(state.handle, self._problem.action(action.name), parameters)
-            return None if handle is None else self._state(handle)
+            query = self._query(state, action)
+            return self._state(self._simulator.apply(*query)) if self._simulator.is_applicable(*query) else None
 
     def unmet(self, state: State, action: Action) -> list[Fact]:
         """The facts that the action needs and that do not hold."""
@@ -123,6 +138,10 @@ class World:
             for fitting, wanted in zip(self.parameters[name], objects, strict=True)
         ]
         return [Action(name, chosen) for chosen in product(*choices)]
+
+    def _query(self, state: State, action: Action) -> tuple[Any, Any, list[Any]]:
+        """What the library calls state, action and parameters."""
+        return state.handle, self._problem.action(action.name), [self._problem.object(name) for name in action.objects]
 
     def _state(self, handle: Any) -> State:
         true = (atom for atom in self._problem.initial_values if handle.get_value(atom).is_true())
@@ -147,6 +166,15 @@ def _read(domain: str, problem: str, domain_file: str, problem_file: str) -> Any
     except Exception as error:
         raise _unreadable(domain_file, error) from None
     raise _unreadable(problem_file, failed)
+
+
+def _bound(binding: dict[str, str], terms: Sequence[str], objects: Sequence[str]) -> dict[str, str] | None:
+    """The binding with the parameters among the terms bound to the objects; None if it says otherwise."""
+    bound = dict(binding)
+    for term, name in zip(terms, objects, strict=True):
+        if (bound.setdefault(term, name) if term.startswith("?") else term) != name:
+            return None
+    return bound
 
 
 def _unreadable(where: str, error: Exception) -> DataError:

@@ -180,7 +180,7 @@ class PDDLSection(Section):
     ] = ("gripper", "blockworld", "barman", "tyreworld")
     """What is played, in AgentBoard's shares of 2 : 1 : 2 : 1."""
     size: Literal["small", "medium"] = "small"
-    """Of generated problems: some 3 to 18 actions, or 3 to 30."""
+    """Of generated problems: they take up to 19 actions, or up to 30."""
     train_size: PositiveInt = 120
     """Tasks to learn from, always generated; AgentBoard has none."""
     test_size: PositiveInt = 60

@@ -40,6 +40,11 @@ def test_one_action_is_taken_from_a_response(response, action):
     assert language("gripper").extract(response) == action
 
 
+def test_only_the_first_ten_thousand_characters_are_read():
+    assert language("gripper").extract("x " * 4000 + f"\n{PICK}") == PICK
+    assert language("gripper").extract("x " * 5000 + f"\n{PICK}") != PICK
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -40,7 +40,7 @@ def test_the_plan_reaches_the_goal_and_not_before_its_progress_says_so(world, si
 @pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_plans_of_many_problems_reach_their_goals(world, size):
-    for problem in problems(world, size, 60):
+    for problem in problems(world, size, 20):
         assert play(world, problem)[-1] == 1
 
 

@@ -1,8 +1,8 @@
 """Worlds to be acted in, turn by turn, as AgentBoard plays PDDL problems: the reward is its progress rate.
 
 Progress is the share of the goal's facts that hold; an episode earns the best it reached, so that what an action undoes
-again is not lost (Ma et al. 2024, arXiv 2401.13178, section 2.2, and the code of its PDDL task). Problems are drawn by
-our own generators, or read from a folder in AgentBoard's layout.
+again is not lost (Ma et al. 2024, arXiv 2401.13178, and the code of its PDDL task). Problems are drawn by our own
+generators, or read from a folder in AgentBoard's layout.
 """
 
 from collections.abc import Sequence

@@ -81,6 +81,8 @@ def test_every_command_is_in_the_instructions_and_is_read_back(world):
         fields = {name: f"{name}-1" for name in command.arguments if name}
         assert (command, fields) in words.read(command.say.format(**fields))
     assert f"- {CHECK}\n- {LOOK}\n" in words.instructions
+    assert words.instructions.endswith(f"\nAction: {words.example}")
+    assert words.read(words.example)
 
 
 @pytest.mark.parametrize("world", WORLDS)

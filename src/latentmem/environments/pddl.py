@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from latentmem.environments.environment import Outcome, Split
 from latentmem.environments.pddl_folder import read_folder
-from latentmem.environments.pddl_language import WORLDS, Command, Language, is_check, is_look, language
+from latentmem.environments.pddl_language import CHECK, WORLDS, Command, Language, is_check, is_look, language
 from latentmem.environments.pddl_problems import Size, generate
 from latentmem.environments.pddl_world import Action, World, check_library, open_world
 from latentmem.errors import DataError
@@ -25,6 +25,7 @@ DIFFICULTY = {"small": "easy", "medium": "hard"}
 MAX_REPEATS = 200
 """Draws in a row that bring nothing new before a world counts as exhausted."""
 _QUOTED = 60
+_HINT = f"Reply with one of them, such as\nAction: {CHECK}"
 
 
 class PDDLEnvironment:
@@ -54,14 +55,14 @@ class PDDLEnvironment:
         """Take the team's action."""
         text = self._words.extract(action)
         if text is None:
-            return self._answer(None, "Your reply names no action.", "no_action")
+            return self._answer(None, f"Your reply names no action. {_HINT}", "no_action")
         if is_check(text):
             return self._answer(text, f"You can: {'; '.join(self._words.valid(self._world, self._state))}.")
         if is_look(text):
             return self._answer(text, self._words.sentences(self._state.facts))
         readings = self._words.read(text)
         if not readings:
-            return self._answer(text, f"'{_quoted(text)}' is none of the actions.", "unknown_command")
+            return self._answer(text, f"'{_quoted(text)}' is none of the actions. {_HINT}", "unknown_command")
         instances = [action for reading in readings for action in self._instances(*reading)]
         if not instances:
             return self._answer(text, self._misfit(*readings[-1]), "unknown_object")

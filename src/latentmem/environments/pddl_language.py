@@ -78,6 +78,8 @@ class Language:
 
     name: str
     rules: str
+    example: str
+    """A command as it may be said; small models copy a form that is shown, and make up one that is described."""
     tells_all: bool
     """Whether each observation tells the whole changing state; else only what has come about."""
     commands: dict[str, Command]
@@ -96,7 +98,7 @@ class Language:
             f"{self.rules}\nOne action is done in each turn. The actions are:\n{forms}\n"
             f"'{CHECK}' lists what can be done now, '{LOOK}' tells the state; both cost a turn.\n"
             "Put the names of things in place of the words in capitals. "
-            "Reply with one line and nothing else: Action: followed by the action."
+            f"Reply with one line and nothing else, such as\nAction: {self.example}"
         )
 
     def sentences(self, facts: Iterable[Fact]) -> str:
@@ -171,6 +173,7 @@ def language(name: str) -> Language:
     return Language(
         name=name,
         rules=values["rules"],
+        example=values["example"],
         tells_all=values["observation"] == "state",
         commands=commands,
         facts=values["facts"] | values["unspoken"],

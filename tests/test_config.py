@@ -65,6 +65,9 @@ MISTAKES = [
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
     ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),
     ("", ["data.families=[]"], "data.families is [] (list); expected at least one entry"),
+    ("", ["data={kind: pddl, worlds: [hanoi]}"], "data.worlds.0 is 'hanoi'; expected 'gripper', 'blockworld', "
+     "'barman' or 'tyreworld'"),
+    ("", ["data={kind: pddl, sise: small}"], "unknown key 'data.sise'; did you mean 'size'?"),
     ("", ["data=3"], "data is 3 (int); expected a section of keys and values"),
     (DATA, [], "run: missing; it has no default"),
     ("", ["run="], "run is None (NoneType); input should be a valid string"),

@@ -186,7 +186,30 @@ class CodeSection(Section):
     """What contains the programs."""
 
 
-DataSection = Annotated[ReasoningSection | QASection | CodeSection, Field(discriminator="kind")]
+class PDDLSection(Section):
+    """Worlds described in PDDL, acted in turn by turn; set `max_turns` above, which AgentBoard has at 30."""
+
+    kind: Literal["pddl"]
+    """Chooses this kind of data."""
+    worlds: Annotated[
+        tuple[Literal["gripper", "blockworld", "barman", "tyreworld"], ...], AsTuple, Field(min_length=1)
+    ] = ("gripper", "blockworld", "barman", "tyreworld")
+    """What is played, in AgentBoard's shares of 2 : 1 : 2 : 1."""
+    size: Literal["small", "medium"] = "small"
+    """Of generated problems: they take up to 19 actions, or up to 30."""
+    train_size: PositiveInt = 120
+    """Tasks to learn from, always generated; AgentBoard has none."""
+    test_size: PositiveInt = 60
+    """Tasks to evaluate on, where they are generated; AgentBoard has 60."""
+    seed: int = 0
+    """Of the generated problems; `seed` above leaves them as they are."""
+    path: str | None = None
+    """A folder in AgentBoard's layout, whose problems are the test split; null generates them."""
+    instructions: str | None = None
+    """What the team is told in place of each world's rules and commands; null: those."""
+
+
+DataSection = Annotated[ReasoningSection | QASection | CodeSection | PDDLSection, Field(discriminator="kind")]
 
 
 class BankSection(Section):
@@ -525,7 +548,7 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     # A misspelt key that is required is both missing and unknown; the second tells what to do.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # The discriminator of a union stands in the location although no user wrote it.
-    location = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "qa", "code")]
+    location = [str(part) for part in first["loc"] if part not in _KINDS]
     key = ".".join(location)
     found = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -537,9 +560,8 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     if first["type"] == "value_error":
         return f"{key} {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kinds = ("reasoning_gym", "qa", "code")
         kind = found.get("kind") if isinstance(found, dict) else found
-        return f"{key}.kind is {kind!r}; {suggest(str(kind), kinds)}"
+        return f"{key}.kind is {kind!r}; {suggest(str(kind), _KINDS)}"
     if first["type"] == "literal_error":
         return f"{key} is {found!r}; expected {first['ctx']['expected']}"
     if first["type"] in ("model_type", "model_attributes_type") and found is None:
@@ -547,6 +569,14 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     expected = _EXPECTED.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
     return f"{key} is {found!r} ({type(found).__name__}); {expected}"
 
+
+_KINDS: dict[str, type[Section]] = {
+    "reasoning_gym": ReasoningSection,
+    "qa": QASection,
+    "code": CodeSection,
+    "pddl": PDDLSection,
+}
+"""The sections that `data` may be, by their kind."""
 
 _EXPECTED = {
     "model_type": "expected a section of keys and values",
@@ -566,8 +596,7 @@ def _known_keys(location: list[str], values: Any) -> list[str]:
         if part.isdigit():
             continue
         if part == "data":
-            kinds = {"reasoning_gym": ReasoningSection, "qa": QASection, "code": CodeSection}
-            section = kinds[values["kind"]]
+            section = _KINDS[values["kind"]]
             continue
         annotation = section.model_fields[part].annotation
         arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]

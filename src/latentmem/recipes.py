@@ -27,12 +27,14 @@ from latentmem.config import (
     Config,
     MemorySection,
     OptimizerFields,
+    PDDLSection,
     QASection,
     ReasoningSection,
     dump_config,
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
+from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
@@ -76,6 +78,15 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         test=s.test,
         sandbox=s.sandbox,
         prompt=s.prompt,
+        instructions=s.instructions,
+    ),
+    PDDLSection: lambda s: PDDLDomain(
+        worlds=s.worlds,
+        size=s.size,
+        train_size=s.train_size,
+        test_size=s.test_size,
+        seed=s.seed,
+        path=s.path,
         instructions=s.instructions,
     ),
 }

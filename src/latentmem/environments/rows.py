@@ -199,7 +199,7 @@ def _local(path: Path) -> Iterator[Row | BadRowError]:
             if line.strip():
                 where = f"{file}:{number}"
                 try:
-                    yield Row(_parse(line, where), where)
+                    yield Row(parse_object(line, where), where)
                 except BadRowError as error:
                     yield error
 
@@ -219,7 +219,13 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _parse(line: bytes, where: str) -> dict[str, JsonValue]:
+def parse_object(line: bytes, where: str) -> dict[str, JsonValue]:
+    """One line of JSON Lines.
+
+    Raises:
+        DataError: not JSON in UTF-8, or no object; the message begins with `where`.
+    """
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON number")
 

@@ -108,7 +108,8 @@ def serve_and_ask(corpus: Path, folder: Path, method: str, batches: list[list[st
                 seconds.append(time.perf_counter() - began)
                 assert [len(passages) for passages in found] == [TOPK] * len(queries)
             cpu = cpu_seconds(server.pid) - cpu
-            memory = next(line for line in Path(f"/proc/{server.pid}/status").open() if line.startswith("VmHWM"))
+            status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+            memory = next(line for line in status if line.startswith("VmHWM"))
         finally:
             server.terminate()
     assert server.returncode == 0

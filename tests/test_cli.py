@@ -390,7 +390,7 @@ def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_mod
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
     nested = {"train": ("sft", "lmpo"), "bank": ("info", "search", "export", "import", "verify", "delete"),
-              "checkpoint": ("info", "import")}  # fmt: skip
+              "checkpoint": ("info", "import"), "retriever": ("serve",)}  # fmt: skip
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))

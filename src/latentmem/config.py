@@ -144,7 +144,8 @@ class SearchSection(Section):
     timeout_seconds: PositiveFloat = 10.0
     """Wall clock of one attempt, in seconds."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """Attempts after the first, half a second later, then after twice as long each time; the episode fails with the last."""
+    """Attempts after the first: half a second later, then after twice as long each time. The episode fails with the
+    last of them."""
     instructions: Text | None = None
     """How to search and to answer, told to the team; null: the built-in text."""
 

@@ -123,8 +123,8 @@ def _cut(text: str, max_characters: int) -> str:
     text = text.strip()
     if len(text) <= max_characters:
         return text
-    kept = text[: max_characters + 1]
-    return f"{kept.rsplit(maxsplit=1)[0][:max_characters]} ..."
+    whole_words = text[: max_characters + 1].rpartition(" ")[0]
+    return f"{(whole_words or text[:max_characters]).strip()} ..."
 
 
 def _complaint(action: str) -> str:

@@ -46,20 +46,12 @@ class Corpus:
             raise DataError(f"{path}: no such file; {hint}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give a JSON Lines file") from None
-        self._seen_as = self._state()
-        self._starts, self._lengths = array("q"), array("q")
-        bad = self._scan()
-        self.num_bad = len(bad)
-        """Rows that are no passages and were left out."""
-        self.bad_rows = "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
-        """What is wrong with the first of them, by line."""
-        if bad and on_bad_row == "error":
-            raise DataError(
-                f"{path}: {len(bad)} of {len(bad) + len(self)} rows are no passages ({self.bad_rows}); mend them, "
-                "or leave them out with --on-bad-row skip"
-            )
-        if not len(self):
-            raise DataError(f"{path}: holds no passage; expected at least one row with id and contents")
+        try:
+            self._seen_as = self._state()
+            self._check(on_bad_row)
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -90,8 +82,23 @@ class Corpus:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
+    def _check(self, on_bad_row: Literal["error", "skip"]) -> None:
+        bad = self._scan()
+        self.num_bad = len(bad)
+        """Rows that are no passages and were left out."""
+        self.bad_rows = "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+        """What is wrong with the first of them, by line."""
+        if bad and on_bad_row == "error":
+            raise DataError(
+                f"{self.path}: {len(bad)} of {len(bad) + len(self)} rows are no passages ({self.bad_rows}); mend them, "
+                "or leave them out with --on-bad-row skip"
+            )
+        if not len(self):
+            raise DataError(f"{self.path}: holds no passage; expected at least one row with id and contents")
+
     def _scan(self) -> list[str]:
-        """Fill in where the passages are; what is wrong with the rows that are none."""
+        """Remember where the passages are; what is wrong with the rows that are none."""
+        self._starts, self._lengths = array("q"), array("q")
         content, bad, start = hashlib.sha256(), [], 0
         with progress(self._seen_as[0], "corpus", "B") as bar:
             for number, line in enumerate(self._file, start=1):  # in binary only a line feed ends a line

@@ -174,11 +174,14 @@ def fuse(rankings: Sequence[Hits]) -> Hits:
 def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder of a sealed index of exactly this; it is made by `make`, aside, where there is none."""
     about = {"format": _FORMAT, **about}
-    if _is_sealed(folder, about):
+    if _flaw(folder, about) is None:
         return folder
     with _sole_indexer(folder.parent):
-        if _is_sealed(folder, about):  # by the process that was waited for
+        flaw = _flaw(folder, about)  # another process may have mended it before we held the lock
+        if flaw is None:
             return folder
+        if folder.exists():
+            logger.warning("%s: %s; it is made anew", folder, flaw)
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(exist_ok=True)
         make(part)
@@ -188,21 +191,18 @@ def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None])
     return folder
 
 
-def _is_sealed(folder: Path, about: Mapping[str, Any]) -> bool:
+def _flaw(folder: Path, about: Mapping[str, Any]) -> str | None:
+    """Why an index cannot be used; None if it can."""
     try:
         seal = json.loads((folder / _SEAL).read_bytes())
-    except FileNotFoundError:
-        return False
-    except ValueError:
-        seal = {}
-    if seal.get("about") != about:
-        logger.warning("%s: made of another corpus or by other settings; it is made anew", folder)
-        return False
-    for name, expected in seal["files"].items():
-        if not (folder / name).exists() or _measure(folder / name) != expected:
-            logger.warning("%s: damaged; it is made anew", folder / name)
-            return False
-    return True
+    except (FileNotFoundError, ValueError):
+        return "has no seal"
+    if not isinstance(seal, dict) or seal.get("about") != about:
+        return "made of another corpus or by other settings"
+    for name, measured in seal["files"].items():
+        if not (folder / name).exists() or _measure(folder / name) != measured:
+            return f"{name} is damaged"
+    return None
 
 
 def _seal(part: Path, about: Mapping[str, Any]) -> None:

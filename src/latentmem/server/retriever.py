@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,8 +143,7 @@ def serve(
         RetrieverError: the port is taken, or the index cannot be written.
         ModelError: the embedder cannot be loaded.
     """
-    with _take_port(host, port) as listener:
-        corpus = Corpus(path, on_bad_row)
+    with _take_port(host, port) as listener, closing(Corpus(path, on_bad_row)) as corpus:
         if corpus.num_bad:
             logger.warning("%s: %d rows are left out (%s)", path, corpus.num_bad, corpus.bad_rows)
         embed = None if method == "bm25" else Embedder(embedder)

@@ -7,11 +7,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import pytest
 
 from latentmem.bank import ExperienceBank
+from latentmem.config import Rows
+from latentmem.environments.qa import QADomain, normalise
 from latentmem.environments.retriever_client import Passage, RetrieverClient
+from latentmem.environments.search import SearchEnvironment
 
 pytest.importorskip("bm25s")
 pytest.importorskip("starlette")
@@ -19,6 +23,7 @@ from starlette.testclient import TestClient
 
 from latentmem import cli
 from latentmem.server import retriever
+from latentmem.server.corpus import Corpus
 from latentmem.server.passage_index import open_search
 from latentmem.server.retriever import create_app, serve
 
@@ -283,8 +288,6 @@ def test_a_server_that_dies_meanwhile_is_counted_and_not_taken_for_nothing_found
     process, _, url = command(passages)
     config = configure(url)
 
-    from latentmem.environments.search import SearchEnvironment
-
     step = SearchEnvironment.step
 
     def searching(self, action):
@@ -307,3 +310,29 @@ def test_max_turns_has_to_allow_a_search_and_an_answer(configure, capsys):
     assert "max_turns is 1; data.search needs a turn to search and one to answer" in capsys.readouterr().err
     assert cli.main(["collect", configure("127.0.0.1:8000")]) == 2
     assert "data.search.url is '127.0.0.1:8000'; expected a web address" in capsys.readouterr().err
+
+
+def test_the_passages_at_hand_answer_most_of_popqa(shared_dir, tmp_path):
+    """A team that reads perfectly: it searches for the question and answers with what is accepted, if it was shown."""
+    data = shared_dir / "data"
+    questions = QADomain(
+        schema="popqa",
+        train=Rows(path=str(data / "popqa" / "train.jsonl")),
+        test=Rows(path=str(data / "popqa" / "test.jsonl")),
+    )
+    with closing(Corpus(data / "wiki-corpus" / "corpus.jsonl")) as corpus:
+        search = open_search(corpus, "bm25", tmp_path / "index", "", None)
+
+        class Shelf:
+            def retrieve(self, query):
+                passages = [corpus[position].contents.partition("\n") for position, _ in search([query], 3)[0]]
+                return tuple(Passage(title, text) for title, _, text in passages)
+
+        rewards = []
+        for task in questions.tasks("test"):
+            world = SearchEnvironment(questions.start(task), Shelf(), "", 2000)
+            shown = f" {normalise(world.step(f'<search>{task.text}</search>').observation)} "
+            answer = next((a for a in task.data["answers"] if f" {normalise(a)} " in shown), "unknown")
+            rewards.append(world.step(f"I read it. <answer>{answer}</answer>").reward)
+    assert len(rewards) == 100
+    assert 60 <= sum(rewards) <= 80

@@ -16,10 +16,10 @@ from latentmem.trajectory import Task
 
 INSTRUCTIONS = (
     "You can look things up before you answer. To search, write a few key words between <search> and </search>; the "
-    "passages that were found come back between <information> and </information>. Once you know the answer, write the "
-    "shortest one that is complete, a name, a number or a few words, between <answer> and </answer>. "
+    "passages that were found come back between <information> and </information>. "
     "Each reply holds one search or one answer."
 )
+"""Told before how an answer has to look."""
 MAX_QUERY_CHARACTERS = 1000
 """What is sent of a longer query."""
 MAX_TITLE_CHARACTERS = 200
@@ -147,7 +147,7 @@ class SearchDomain:
     def __init__(self, questions: QADomain, section: SearchSection) -> None:
         self.name: str = questions.name
         self._questions = questions
-        self._instructions = section.instructions or INSTRUCTIONS
+        self._instructions = section.instructions
         self._max_passage_characters = section.max_passage_characters
         self.client = RetrieverClient(
             section.url, topk=section.topk, timeout_seconds=section.timeout_seconds, retries=section.retries
@@ -158,8 +158,12 @@ class SearchDomain:
         """All questions of a split; see `QADomain.tasks`."""
         return self._questions.tasks(split)
 
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Rows of a split that were left out; see `QADomain.skipped`."""
+        return self._questions.skipped(split)
+
     def start(self, task: Task) -> SearchEnvironment:
         """A fresh environment for one episode; see `QADomain.start`."""
-        return SearchEnvironment(
-            self._questions.start(task), self.client, self._instructions, self._max_passage_characters
-        )
+        question = self._questions.start(task)
+        instructions = self._instructions or f"{INSTRUCTIONS} {question.instructions}"
+        return SearchEnvironment(question, self.client, instructions, self._max_passage_characters)

@@ -28,7 +28,7 @@ GOOD = {"id": "7", "contents": "Door\nRed."}
 
 
 def test_both_forms_of_rows_are_read(corpus):
-    found = corpus(GOOD, b"\n", {"id": 8, "title": "Roof", "text": "Blue.\u2028Flat."}, {**GOOD, "extra": [1]})
+    found = corpus(GOOD, b"   \n\n", {"id": 8, "title": "Roof", "text": "Blue.\u2028Flat."}, {**GOOD, "extra": [1]})
     assert len(found) == 3
     assert [found[i] for i in range(3)] == [
         Passage("7", "Door\nRed."),

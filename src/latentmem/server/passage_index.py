@@ -250,8 +250,6 @@ def _bm25s() -> Any:
 
 
 def _count_words(corpus: Corpus, part: Path) -> None:
-    shutil.rmtree(part)
-    part.mkdir()
     index = _bm25s().BM25(k1=K1, b=B, method="lucene")
     vocabulary: dict[str, int] = {}
     numbers = []

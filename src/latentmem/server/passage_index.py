@@ -132,8 +132,8 @@ class VectorSearch:
         self._lock = threading.Lock()  # an embedder serves one caller at a time
         vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="r").reshape(num_passages, -1)
         # The bank's search wants record numbers from 1; labels and exclusions are the bank's business.
-        stored = StoredMatrix("", np.arange(1, num_passages + 1), np.asarray(vectors))
-        self._index = BankIndex.from_stored(folder, "", stored, [()] * num_passages)
+        stored = StoredMatrix("", np.arange(1, num_passages + 1), vectors.view(np.ndarray), postings={})
+        self._index = BankIndex(folder, "", vectors.shape[1], stored)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
         """The k passages nearest to each query, equal ones by position."""

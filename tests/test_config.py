@@ -63,6 +63,11 @@ MISTAKES = [
     (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
     (ROWS, ["data.train.hub=x/y"], "data.train needs exactly one of path and hub; a section given whole replaces it"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set, which needs its split"),
+    (ROWS, ["data.search.topk=2"], "data.search.url: missing; it has no default"),
+    (ROWS, ["data.search={url: 'http://x', topkk: 2}"], "unknown key 'data.search.topkk'; did you mean 'topk'?"),
+    (ROWS, ["data.search.url=localhost"], "data.search.url is 'localhost'; expected a web address such as http://127"),
+    (ROWS, ["data.search.url=http://x"], "max_turns is 1; data.search needs a turn to search and one to answer, set it "
+     "to 2 or more"),
     ("", ["data.kind=resoning_gym"], "data.kind is 'resoning_gym'; did you mean 'reasoning_gym'?"),
     ("", ["data.families=[]"], "data.families is [] (list); expected at least one entry"),
     ("", ["data={kind: pddl, worlds: [hanoi]}"], "data.worlds.0 is 'hanoi'; expected 'gripper', 'blockworld', "
@@ -230,8 +235,10 @@ def reference():
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
-    (sandbox,) = {s for s in sections() if s.__name__ == "SandboxSection"}
-    return "\n".join([*parts, "", "## data.sandbox", "", *table(sandbox)]) + "\n"
+    for title, section in (("data.search", "SearchSection"), ("data.sandbox", "SandboxSection")):
+        (part,) = {s for s in sections() if s.__name__ == section}
+        parts += ["", f"## {title}", "", *table(part)]
+    return "\n".join(parts) + "\n"
 
 
 def nested(section, name):

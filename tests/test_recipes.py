@@ -638,7 +638,7 @@ def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, mo
 
 
 def test_progress_in_a_log_file_is_few_whole_lines(capfd):
-    with recipes._progress(1000, "collect", "task") as bar:
+    with recipes.progress(1000, "collect", "task") as bar:
         for i in range(1000):
             bar.set_postfix(reward=i, refresh=False)
             bar.update(1)

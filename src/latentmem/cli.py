@@ -111,12 +111,21 @@ def _parser() -> argparse.ArgumentParser:
 
     checkpoint = commands.add_parser("checkpoint", help="look into a composer's checkpoint, import released weights")
     _checkpoint_commands(checkpoint.add_subparsers(required=True, metavar="WHAT"))
+
+    retriever = commands.add_parser("retriever", help="serve a corpus of passages in the Search-R1 protocol")
+    _retriever_commands(retriever.add_subparsers(required=True, metavar="WHAT"))
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
     return int(text)
 
 
@@ -187,6 +196,22 @@ def _checkpoint_commands(commands: "argparse._SubParsersAction[argparse.Argument
     )
     importer.add_argument("--max-prompt-tokens", type=_count, metavar="N", help="longest such text (default 1024)")
     importer.set_defaults(run=_checkpoint_import)
+
+
+def _retriever_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="index a corpus, or find its index, and answer POST /retrieve")
+    serve.add_argument("corpus", type=Path, metavar="CORPUS", help="JSON Lines: id and contents, or id, title and text")
+    serve.add_argument(
+        "--method", choices=("bm25", "dense", "both"), default="bm25", help="by words, by meaning, or both (bm25)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default 8000)")
+    serve.add_argument("--index", type=Path, metavar="DIR", help="folder of the index (default CORPUS.index)")
+    serve.add_argument("--embedder", default="all-minilm-l6-v2", metavar="MODEL", help="of dense search: folder or id")
+    serve.add_argument(
+        "--on-bad-row", choices=("error", "skip"), default="error", help="rows that are no passages (default error)"
+    )
+    serve.set_defaults(run=_retriever_serve)
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -363,6 +388,21 @@ def _checkpoint_import(options: argparse.Namespace) -> None:
     )
     print(weights.base_check)
     print(f"to evaluate it as 'latent:{options.out}', the configuration says:\n\n{sections(settings)}", end="")
+
+
+def _retriever_serve(options: argparse.Namespace) -> None:
+    from latentmem.server.retriever import serve
+
+    serve(
+        options.corpus,
+        method=options.method,
+        host=options.host,
+        port=options.port,
+        index=options.index,
+        embedder=options.embedder,
+        on_bad_row=options.on_bad_row,
+        announce=lambda text: print(text, flush=True),
+    )
 
 
 def _read_template(path: Path) -> str:

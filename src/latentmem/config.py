@@ -8,6 +8,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -135,8 +136,38 @@ class Rows(Section):
         return self
 
 
+class SearchSection(Section):
+    """The search tool: a server of the Search-R1 protocol, such as `latentmem retriever serve`."""
+
+    url: Text
+    """Of the server, such as `http://127.0.0.1:8000`; without a path `/retrieve` is added."""
+    topk: PositiveInt = 3
+    """Passages asked for in one search."""
+    max_passage_characters: PositiveInt = 600
+    """Characters of each passage that the team is shown."""
+    timeout_seconds: PositiveFloat = 10.0
+    """Wall clock of one attempt, in seconds."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """Attempts after the first: half a second later, then after twice as long each time. The episode fails with the
+    last of them."""
+    instructions: Text | None = None
+    """How to search and to answer, told to the team; null: the built-in text."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or parts.query or parts.fragment or parts.username:
+            raise ValueError(f"is {value!r}; expected a web address such as http://127.0.0.1:8000")
+        return value
+
+
 class QASection(Section):
-    """Questions with short answers, closed book."""
+    """Questions with short answers: from what the model knows, or with a search tool."""
 
     kind: Literal["qa"]
     """Chooses this kind of data."""
@@ -148,6 +179,8 @@ class QASection(Section):
     """Rows to evaluate on; what also occurs here is left out of `train`."""
     instructions: str | None = None
     """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+    search: SearchSection | None = None
+    """A search tool, for which `max_turns` has to be 2 or more; null is closed book."""
 
 
 class SandboxSection(Section):
@@ -439,6 +472,14 @@ class Config(Section):
     sft: SFTSection = SFTSection()
     lmpo: LMPOSection = LMPOSection()
     evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="after")
+    def _turns_to_search_and_answer(self) -> Self:
+        if isinstance(self.data, QASection) and self.data.search is not None and self.max_turns < 2:
+            raise ValueError(
+                "max_turns is 1; data.search needs a turn to search and one to answer, set it to 2 or more"
+            )
+        return self
 
 
 def packaged_configs() -> dict[str, Path]:

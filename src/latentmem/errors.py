@@ -7,6 +7,7 @@
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
     |-- CheckpointError       saved weights that do not fit what they are loaded into
+    |-- RetrieverError        a search server that does not answer, or cannot be started
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
     `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
@@ -48,6 +49,10 @@ class ModelError(LatentMemError):
 
 class CheckpointError(LatentMemError):
     """Saved weights do not fit what they are loaded into."""
+
+
+class RetrieverError(LatentMemError):
+    """A search server does not answer as it should, or cannot be started."""
 
 
 class SandboxError(LatentMemError):

@@ -15,10 +15,9 @@ from dataclasses import fields
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
@@ -37,6 +36,7 @@ from latentmem.environments.environment import Domain, Split
 from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
+from latentmem.environments.search import SearchDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
@@ -49,6 +49,7 @@ from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
+from latentmem.progress import progress
 from latentmem.prompts import format_prompts
 from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
@@ -63,6 +64,14 @@ from latentmem.trajectory import Task, Trajectory
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+
+def _questions(section: QASection) -> Domain:
+    questions = QADomain(
+        schema=section.schema_, train=section.train, test=section.test, instructions=section.instructions
+    )
+    return questions if section.search is None else SearchDomain(questions, section.search)
+
+
 DOMAINS: dict[type, Callable[[Any], Domain]] = {
     ReasoningSection: lambda s: ReasoningDomain(
         families=s.families,
@@ -71,7 +80,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         seed=s.seed,
         instructions=s.instructions,
     ),
-    QASection: lambda s: QADomain(schema=s.schema_, train=s.train, test=s.test, instructions=s.instructions),
+    QASection: _questions,
     CodeSection: lambda s: CodeDomain(
         schema=s.schema_,
         train=s.train,
@@ -114,7 +123,7 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
         # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
         # plays it. With memory a batch recalls what the one before it stored, and the tasks of one are dealt out.
         per_round = per_batch if section.memory != "none" else per_batch * processes.size
-        with _progress(len(tasks), "collect", "task", done, shown=run is not None) as bar:
+        with progress(len(tasks), "collect", "task", done, shown=run is not None) as bar:
             for start in range(done, len(tasks), per_round):
                 batch = tasks[start : start + per_round]
                 per_share = per_batch if section.memory == "none" else ceil(len(batch) / processes.size)
@@ -129,8 +138,9 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                 processes.wait()  # until it is stored: the next batch may recall it
         if run is not None:
             state = run.state
+            failed = f", {state['errors']} ended in an error" if state["errors"] else ""
             _say(
-                f"collect: {state['successes']} of {state['episodes']} episodes succeeded; "
+                f"collect: {state['successes']} of {state['episodes']} episodes succeeded{failed}; "
                 f"{parts.bank.path} has {len(parts.bank)} trajectories"
             )
 
@@ -203,7 +213,7 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         sampling = Sampling(
             section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
         )
-        with _progress(len(tasks) * len(names), "evaluate", "task", shown=run is not None) as bar:
+        with progress(len(tasks) * len(names), "evaluate", "task", shown=run is not None) as bar:
 
             def show(name: str, num_tasks: int, reward: float) -> None:
                 bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
@@ -575,18 +585,20 @@ def _store_batch(run: Run, parts: _Parts) -> dict[str, Any]:
     rows = path.read_bytes().split(b"\n")[:-1]
     trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
     parts.bank.add(trajectories)
-    state = {"tasks": 0, "episodes": 0, "successes": 0} | run.state
+    state = {"tasks": 0, "episodes": 0, "successes": 0, "errors": 0} | run.state
     successes = sum(t.success for t in trajectories)
+    errors = sum(t.error is not None for t in trajectories)
     state["tasks"] += len(trajectories) // parts.config.collect.rollouts_per_task
     state["episodes"] += len(trajectories)
     state["successes"] += successes
+    state["errors"] += errors
     run.log(
         {
             "step": state["tasks"],
             "episodes": len(trajectories),
             "successes": successes,
             "reward": sum(t.reward for t in trajectories) / len(trajectories),
-            "errors": sum(t.error is not None for t in trajectories),
+            "errors": errors,
             "stored": len(parts.bank),
         }
     )
@@ -649,7 +661,7 @@ def _train(
     config: Config, phase: str, run: Run | None, trainer: SFTTrainer | LMPOTrainer, num_steps: int, shown: str
 ) -> None:
     folder = _checkpoints(config, phase)
-    with _progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
+    with progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
 
         def log(metrics: dict[str, Any]) -> None:
             if run is not None:
@@ -669,35 +681,6 @@ def _train(
 
 def _fields(settings: type[LMPOSettings] | type[SFTSettings], section: OptimizerFields) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(settings)}
-
-
-class _Lines:
-    """Standard error of a program without a terminal: each state of a progress bar is a line of its own."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            sys.stderr.write(f"{line}\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-@contextmanager
-def _progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
-    """A bar on standard error; in a log file a line every half minute."""
-    live = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        desc=name,
-        unit=unit,
-        initial=initial,
-        miniters=1,
-        mininterval=0.5 if live else 30.0,
-        file=sys.stderr if live else cast(TextIO, _Lines()),
-        dynamic_ncols=live,
-        disable=not shown,
-    ) as bar:
-        yield bar
 
 
 def _say(text: str) -> None:

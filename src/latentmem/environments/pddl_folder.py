@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from latentmem.config import Rows
 from latentmem.environments.pddl_language import WORLDS, language
 from latentmem.environments.pddl_world import World, open_world
 from latentmem.environments.rows import Row, read_rows
@@ -31,7 +30,7 @@ def read_folder(path: str, worlds: Collection[str]) -> list[Task]:
     seen: dict[object, str] = {}
     counts = dict.fromkeys(WORLDS, 0)
     tasks = []
-    for row in read_rows(Rows(path=str(folder / LABELS))):
+    for row in read_rows(folder / LABELS):
         name = Row(row.field("additional_info", dict), f"{row.where}: additional_info").text("subtask")
         if name not in WORLDS:
             raise DataError(f"{row.where}: subtask {name!r} is no world that has words here; {suggest(name, WORLDS)}")

@@ -171,6 +171,19 @@ def read_tasks(rows: Rows, make: Callable[[Row], Task]) -> tuple[list[Task], dic
     return tasks, dict(skipped)
 
 
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a local file or folder, every one of which has to be an object.
+
+    Raises:
+        BadRowError: a line that is none.
+        DataError: no such file.
+    """
+    for row in _local(path):
+        if isinstance(row, BadRowError):
+            raise row
+        yield row
+
+
 def _task(row: "Row | BadRowError", make: Callable[[Row], Task], places: dict[str | None, str]) -> Task:
     if isinstance(row, BadRowError):
         raise row
@@ -199,7 +212,7 @@ def _local(path: Path) -> Iterator[Row | BadRowError]:
             if line.strip():
                 where = f"{file}:{number}"
                 try:
-                    yield Row(_parse(line, where), where)
+                    yield Row(parse_object(line, where), where)
                 except BadRowError as error:
                     yield error
 
@@ -219,7 +232,13 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _parse(line: bytes, where: str) -> dict[str, JsonValue]:
+def parse_object(line: bytes, where: str) -> dict[str, JsonValue]:
+    """One line of JSON Lines.
+
+    Raises:
+        DataError: not JSON in UTF-8, or no object; the message begins with `where`.
+    """
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON number")
 

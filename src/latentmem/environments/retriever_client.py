@@ -1,0 +1,215 @@
+"""Asks a server of the Search-R1 protocol for passages; either there is an answer, or an error that says why not.
+
+"Nothing was found" is an answer of the server's and never stands for a server that is down, slow or talking nonsense:
+a team must not be taught that searching is useless because a port was closed. Only the standard library is used, with
+a fresh connection for each request; proxies of the environment are not asked, for the server is usually next door.
+"""
+
+import http.client
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from latentmem.errors import RetrieverError
+
+logger = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 16_384
+"""Answers kept, those asked for last."""
+MAX_ANSWER_BYTES = 16 << 20
+_BLOCK = 1 << 16
+_PATIENT_STATUSES = (408, 425, 429)
+"""Of the 4xx, those that may pass when asked again."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a server found; its words are whoever's, not ours."""
+
+    title: str
+    text: str
+
+
+class RetrievalFailed(Exception):  # noqa: N818 - it is what happened to a step, and its name is read there
+    """No usable answer, however often the server was asked; no mistake of the user's, so it ends one episode only."""
+
+
+class _BadAnswer(Exception):  # noqa: N818
+    """An attempt brought nothing; another may."""
+
+
+class _Refused(_BadAnswer):
+    """The server does not want this request, and will not the next time."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a client has done so far."""
+
+    requests: int = 0
+    """Sent, repetitions included."""
+    remembered: int = 0
+    """Answered from memory."""
+    retries: int = 0
+    failures: int = 0
+    """Queries given up."""
+
+
+class RetrieverClient:
+    """One server, asked with one `topk`; may be used from many threads."""
+
+    def __init__(
+        self, url: str, *, topk: int, timeout_seconds: float, retries: int, backoff_seconds: float = 0.5
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: of the server; without a path `/retrieve` is added.
+            topk: passages asked for.
+            timeout_seconds: wall clock of one attempt, from connecting to the last byte.
+            retries: attempts after the first.
+            backoff_seconds: pause before the first of them; each further one is twice as long.
+        """
+        parts = urlsplit(url)
+        self.url = url if parts.path.strip("/") else f"{url.rstrip('/')}/retrieve"
+        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._netloc = parts.netloc
+        self._path = urlsplit(self.url).path
+        self._topk = topk
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        self._backoff_seconds = backoff_seconds
+        self._remembered: OrderedDict[tuple[str, int], tuple[Passage, ...]] = OrderedDict()
+        self._counts = Counts()
+        self._lock = threading.Lock()
+
+    @property
+    def counts(self) -> Counts:
+        """As of now."""
+        return self._counts
+
+    def probe(self) -> None:
+        """Ask once, so that a server that is down is told of before work begins.
+
+        Raises:
+            RetrieverError: no usable answer.
+        """
+        try:
+            self._ask("probe")
+        except _BadAnswer as error:
+            raise RetrieverError(
+                f"{self.url}: the search server gives no passages ({error}); start one with "
+                "`latentmem retriever serve CORPUS`, or mend data.search"
+            ) from None
+
+    def retrieve(self, query: str) -> tuple[Passage, ...]:
+        """The passages found, best first; at most `topk`, none if the server found none.
+
+        Raises:
+            RetrievalFailed: no usable answer to any attempt.
+        """
+        key = (query, self._topk)
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                self._counts = replace(self._counts, remembered=self._counts.remembered + 1)
+                return self._remembered[key]
+        passages = self._insist(query)
+        with self._lock:
+            self._remembered[key] = passages
+            if len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return passages
+
+    def _insist(self, query: str) -> tuple[Passage, ...]:
+        for attempt in range(self._retries + 1):
+            if attempt:
+                self._count("retries")
+                time.sleep(self._backoff_seconds * 2 ** (attempt - 1))
+            try:
+                return self._ask(query)
+            except _BadAnswer as error:
+                cause = error
+                if isinstance(error, _Refused):
+                    break
+        failures = self._count("failures")
+        message = f"{self.url}: no passages after {attempt + 1} attempts: {cause}"
+        if failures in (1, 10, 100) or failures % 1000 == 0:  # each one is in its trajectory
+            logger.warning("search failed (%d times so far): %s", failures, message)
+        raise RetrievalFailed(message)
+
+    def _count(self, name: str) -> int:
+        with self._lock:
+            value: int = getattr(self._counts, name) + 1
+            self._counts = replace(self._counts, **{name: value})
+        return value
+
+    def _ask(self, query: str) -> tuple[Passage, ...]:
+        """One attempt."""
+        self._count("requests")
+        request = json.dumps({"queries": [query], "topk": self._topk, "return_scores": True}).encode()
+        try:
+            status, body = self._post(request)
+        except TimeoutError:
+            raise _BadAnswer(f"no whole answer within {self._timeout_seconds:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _BadAnswer(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+        if status != 200:
+            said = " ".join(body[:200].decode("utf-8", "replace").split())
+            refused = 400 <= status < 500 and status not in _PATIENT_STATUSES
+            raise (_Refused if refused else _BadAnswer)(f"status {status}: {said}")
+        return _passages(body)[: self._topk]
+
+    def _post(self, request: bytes) -> tuple[int, bytes]:
+        end = time.monotonic() + self._timeout_seconds
+        connection = self._connection(self._netloc, timeout=self._timeout_seconds)
+        try:
+            connection.connect()
+            wire = connection.sock
+            connection.request("POST", self._path, request, {"Content-Type": "application/json", "Connection": "close"})
+            wire.settimeout(_left(end))
+            body = b""
+            with connection.getresponse() as response:
+                while True:  # a socket's own timeout is for each read, and a server may drip
+                    wire.settimeout(_left(end))
+                    block = response.read1(_BLOCK)
+                    if not block:
+                        return response.status, body
+                    body += block
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise _BadAnswer(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        finally:
+            connection.close()
+
+
+def _left(end: float) -> float:
+    seconds = end - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def _passages(body: bytes) -> tuple[Passage, ...]:
+    """What stands in an answer to one query asked with scores."""
+    try:
+        answer: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _BadAnswer(f"the answer is no JSON: {body[:80]!r}") from None
+    try:
+        (found,) = answer["result"]
+        documents = [entry["document"] for entry in found]
+        return tuple(_passage(document) for document in documents)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _BadAnswer(f"the answer is not of the Search-R1 protocol: {body[:80]!r}") from None
+
+
+def _passage(document: dict[str, Any]) -> Passage:
+    if "contents" in document:
+        title, _, text = document["contents"].partition("\n")
+        return Passage(title.strip().strip('"'), text.strip())
+    return Passage(document["title"].strip(), document["text"].strip())

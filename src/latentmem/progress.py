@@ -1,0 +1,37 @@
+"""How long work shows where it is: a bar on a terminal, a line every half minute in a log file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+from tqdm import tqdm
+
+
+class _Lines:
+    """Standard error of a program without a terminal: each state of a progress bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+@contextmanager
+def progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
+    """A bar on standard error; in a log file a line every half minute. Yields tqdm's bar."""
+    live = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=name,
+        unit=unit,
+        initial=initial,
+        miniters=1,
+        mininterval=0.5 if live else 30.0,
+        file=sys.stderr if live else cast(TextIO, _Lines()),
+        dynamic_ncols=live,
+        disable=not shown,
+    ) as bar:
+        yield bar

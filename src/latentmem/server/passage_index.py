@@ -1,0 +1,284 @@
+"""Finding passages by words (BM25), by meaning (embeddings), or by both; an index on disk is whole or is not there.
+
+Each kind of index is a folder that is filled beside its place, sealed with the size and checksum of every file, and
+only then renamed into place; a reader takes what is sealed and belongs to the very corpus it was given. Embedding
+takes long, so a part that was left behind goes on at its last shard; counting words takes moments and begins again.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import unicodedata
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latentmem.bank_index import BankIndex, StoredMatrix
+from latentmem.errors import RetrieverError
+from latentmem.progress import progress
+from latentmem.runs import write_atomic
+from latentmem.server.corpus import Corpus
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["bm25", "dense", "both"]
+Hits = list[tuple[int, float]]
+"""Positions of passages and their scores, best first."""
+Embed = Callable[[list[str]], npt.NDArray[np.float32]]
+"""Texts [n] to vectors [n, e] of length 1."""
+
+K1, B = 0.9, 0.4
+"""Of BM25: how fast a word's repetitions saturate, and how much a long passage is marked down. Lucene's defaults for
+passages in Anserini (Yang et al. 2017), which Search-R1's own BM25 server uses too."""
+RANK_OFFSET = 60
+"""Of reciprocal rank fusion: Cormack et al. 2009."""
+FUSED_DEPTH = 100
+"""Hits of each method that are fused, at least."""
+SHARD = 256
+"""Passages embedded before they are written down; a kill loses no more."""
+_FORMAT = 1
+_SEAL = "sealed.json"
+_WORD = re.compile(r"\w+")
+
+
+class Search(Protocol):
+    """Finds passages; may be called from several threads."""
+
+    def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """At most k hits for each query; what a query finds does not depend on the others."""
+
+
+def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, embed: Embed | None) -> Search:
+    """What searches the corpus; indexes are made in `folder`, or found there.
+
+    Args:
+        corpus: the passages.
+        method: bm25, dense, or both, fused by rank.
+        folder: where the indexes lie; made where there is none.
+        embedder: name of what `embed` computes; vectors of another are made anew.
+        embed: makes vectors of passages and queries; None will do for bm25.
+
+    Raises:
+        RetrieverError: the folder cannot be written, or another process is indexing in it.
+        DataError: the corpus was changed meanwhile.
+    """
+    searches: list[Search] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if method in ("bm25", "both"):
+            about = {"kind": "bm25", "k1": K1, "b": B, **corpus.identity}
+            searches.append(WordSearch(_whole(folder / "bm25", about, lambda part: _count_words(corpus, part))))
+        if method in ("dense", "both"):
+            assert embed is not None
+            about = {"kind": "dense", "embedder": embedder, **corpus.identity}
+            found = _whole(folder / "dense", about, lambda part: _embed_passages(corpus, embed, part, about))
+            searches.append(VectorSearch(found, len(corpus), embed))
+    except OSError as error:
+        raise RetrieverError(
+            f"{folder}: the index cannot be kept there ({error.strerror}); name another folder with --index DIR"
+        ) from None
+    return searches[0] if len(searches) == 1 else FusedSearch(searches)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as BM25 counts them: lower case, without accents, no word left out.
+
+    >>> words("Émile Zola's 2nd")
+    ['emile', 'zola', 's', '2nd']
+    """
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    return _WORD.findall("".join(c for c in decomposed if not unicodedata.combining(c)))
+
+
+class WordSearch:
+    """BM25 in Lucene's form; a passage that shares no word with the query is no hit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._index = _bm25s().BM25.load(folder, mmap=True)
+
+    def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """At most k passages for each query, equal scores by position."""
+        return [self._search(query, k) for query in queries]
+
+    def _search(self, query: str, k: int) -> Hits:
+        known = self._index.get_tokens_ids(words(query))
+        if not known:
+            return []
+        scores = self._index.get_scores_from_ids(known)  # [N]
+        k = min(k, int(np.count_nonzero(scores)))
+        if k == 0:
+            return []
+        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= kth)
+        best = candidates[np.lexsort((candidates, -scores[candidates]))[:k]]
+        return [(int(position), float(scores[position])) for position in best]
+
+
+class VectorSearch:
+    """Cosine similarity to every passage, exactly."""
+
+    def __init__(self, folder: Path, num_passages: int, embed: Embed) -> None:
+        self._embed = embed
+        self._lock = threading.Lock()  # an embedder serves one caller at a time
+        vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="r").reshape(num_passages, -1)
+        # The bank's search wants record numbers from 1; labels and exclusions are the bank's business.
+        stored = StoredMatrix("", np.arange(1, num_passages + 1), vectors.view(np.ndarray), postings={})
+        self._index = BankIndex(folder, "", vectors.shape[1], stored)
+
+    def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """The k passages nearest to each query, equal ones by position."""
+        with self._lock:
+            vectors = self._embed(list(queries))
+        found = self._index.nearest(vectors, k, (), [()] * len(queries))
+        return [[(number - 1, similarity) for number, similarity in hits] for hits in found]
+
+
+class FusedSearch:
+    """Several searches as one: a passage scores the sum of 1 / (60 + its rank) over those that found it."""
+
+    def __init__(self, searches: Sequence[Search]) -> None:
+        self._searches = searches
+
+    def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
+        """At most k passages for each query, equal scores by position."""
+        found = [search(queries, max(k, FUSED_DEPTH)) for search in self._searches]
+        return [fuse([hits[i] for hits in found])[:k] for i in range(len(queries))]
+
+
+def fuse(rankings: Sequence[Hits]) -> Hits:
+    """Reciprocal rank fusion.
+
+    >>> [position for position, _ in fuse([[(7, 9.0), (3, 8.0)], [(3, 0.9)]])]
+    [3, 7]
+    """
+    scores: dict[int, float] = {}
+    for hits in rankings:
+        for rank, (position, _) in enumerate(hits, start=1):
+            scores[position] = scores.get(position, 0.0) + 1 / (RANK_OFFSET + rank)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+# Making and keeping
+
+
+def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder of a sealed index of exactly this; it is made by `make`, aside, where there is none."""
+    about = {"format": _FORMAT, **about}
+    if _flaw(folder, about) is None:
+        return folder
+    with _sole_indexer(folder.parent):
+        flaw = _flaw(folder, about)  # another process may have mended it before we held the lock
+        if flaw is None:
+            return folder
+        if folder.exists():
+            logger.warning("%s: %s; it is made anew", folder, flaw)
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(exist_ok=True)
+        make(part)
+        _seal(part, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    return folder
+
+
+def _flaw(folder: Path, about: Mapping[str, Any]) -> str | None:
+    """Why an index cannot be used; None if it can."""
+    try:
+        seal = json.loads((folder / _SEAL).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return "has no seal"
+    if not isinstance(seal, dict) or seal.get("about") != about:
+        return "made of another corpus or by other settings"
+    for name, measured in seal["files"].items():
+        if not (folder / name).exists() or _measure(folder / name) != measured:
+            return f"{name} is damaged"
+    return None
+
+
+def _seal(part: Path, about: Mapping[str, Any]) -> None:
+    """Everything onto the disk, then the seal, so that no seal stands over something that a power cut took."""
+    files = {}
+    for path in sorted(part.iterdir()):
+        if path.name != _SEAL:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.name] = _measure(path)
+    write_atomic(part / _SEAL, json.dumps({"about": about, "files": files}, indent=1) + "\n")
+
+
+def _measure(path: Path) -> list[int]:
+    """Size and CRC-32."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+@contextmanager
+def _sole_indexer(folder: Path) -> Iterator[None]:
+    """The kernel frees the lock, however the process ends."""
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RetrieverError(
+                f"{folder}: another process is indexing here; wait until it ends, or name another folder with --index"
+            ) from None
+        yield
+
+
+def _bm25s() -> Any:
+    try:
+        import bm25s
+    except ImportError:
+        raise RetrieverError(
+            "searching by BM25 needs the package bm25s; pip install 'latentmem[retriever]', or use --method dense"
+        ) from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing it turns on its debug messages
+    return bm25s
+
+
+def _count_words(corpus: Corpus, part: Path) -> None:
+    index = _bm25s().BM25(k1=K1, b=B, method="lucene")
+    vocabulary: dict[str, int] = {}
+    numbers = []
+    with progress(len(corpus), "bm25", "passage") as bar:
+        for position in range(len(corpus)):
+            found = words(corpus[position].contents)
+            numbers.append(array("i", [vocabulary.setdefault(word, len(vocabulary)) for word in found]))
+            bar.update()
+    index.index((numbers, vocabulary), show_progress=False)
+    index.save(part, show_progress=False)
+
+
+def _embed_passages(corpus: Corpus, embed: Embed, part: Path, about: Mapping[str, Any]) -> None:
+    """Append shard after shard. One counts once the record of it is on disk, and its vectors are there before that."""
+    record, vectors = part / "shards.json", part / "vectors.f32"
+    try:
+        done = json.loads(record.read_bytes())
+    except (FileNotFoundError, ValueError):
+        done = {}
+    if done.get("about") != about:
+        done = {"about": about, "passages": 0, "bytes": 0}
+    with progress(len(corpus), "dense", "passage", done["passages"]) as bar, vectors.open("ab") as file:
+        file.truncate(done["bytes"])
+        for start in range(done["passages"], len(corpus), SHARD):
+            end = min(start + SHARD, len(corpus))
+            rows = embed([corpus[position].contents for position in range(start, end)])
+            file.write(rows.astype("<f4", copy=False).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            done |= {"passages": end, "bytes": file.tell()}
+            write_atomic(record, json.dumps(done, indent=1) + "\n")
+            bar.update(end - start)

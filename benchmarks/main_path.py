@@ -1,6 +1,7 @@
 """Seconds of the whole main path on a workload of fixed lengths, beside those of the authors' implementation.
 
-The parts are those that the commands use: a team of two, SmolLM2-135M in float32, a bank to retrieve from, K = 8.
+The parts are those that the commands use: a team of two, SmolLM2-135M in float32, a bank to retrieve from, K = 8; to
+evaluate, two candidates a task are rated by the model and one is recalled.
 Prompts have 220 to 310 tokens, composer texts 300 to 600, every response 64 (nothing ends a response here, so the
 amount of work is fixed); rewards are a hash of what was said, so that every group carries signal. Each phase runs in a
 process of its own, whose highest resident memory is reported.
@@ -29,6 +30,7 @@ from latentmem.evaluation import evaluate
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
+from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling
 from latentmem.processes import Processes
@@ -84,7 +86,7 @@ class World:
         embedder = Embedder()
         self.bank = ExperienceBank(folder / "bank.sqlite", embedder, embedder=embedder.name)
 
-    def memory(self) -> LatentMemory:
+    def memory(self, rated: bool = False) -> LatentMemory:
         """Filled with what a team said to other tasks, and a composer on the shared backbone."""
         short = Sampling(temperature=0.7, max_response_tokens=24)
         played = rollout(
@@ -92,7 +94,8 @@ class World:
         )
         self.bank.add(played.trajectories)
         composer = Composer(self.model, num_latents=8, max_prompt_tokens=600)
-        return LatentMemory(self.bank, composer, num_retrieved=1, only_successes=False)
+        rate = Rater(self.model) if rated else None
+        return LatentMemory(self.bank, composer, num_retrieved=1, only_successes=False, rate=rate)
 
 
 def lengths(world: World, messages: list[Any]) -> dict[str, list[int]]:
@@ -114,7 +117,7 @@ def collect(world: World, size: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluation(world: World, size: argparse.Namespace) -> dict[str, Any]:
-    memory = world.memory()
+    memory = world.memory(rated=True)
     tasks = make_tasks("task", size.batch, world.words)
     with tempfile.TemporaryDirectory() as folder:
         greedy = Sampling(temperature=0.0, max_response_tokens=world.sampling.max_response_tokens)

@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from latentmem.config import ComposerSection
+from latentmem.config import ComposerSection, MemorySection
 from latentmem.errors import CheckpointError, DataError, ModelError
-from latentmem.memory.composer import TEMPLATE
+from latentmem.memory.composer import TEMPLATE, composer_words
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
@@ -131,6 +131,7 @@ def read_weights(
         "alpha": float(defaults.alpha if alpha is None else alpha),
         "target_modules": targets,
         "template": TEMPLATE if template is None else template,
+        "words": composer_words(MemorySection()),
         "max_prompt_tokens": max_prompt_tokens or defaults.max_prompt_tokens,
     }
     return ReleasedWeights(settings, tensors, base_check)

@@ -248,7 +248,7 @@ class Composer(nn.Module):
             "alpha": self.alpha,
             "target_modules": list(self.target_modules),
             "template": self.template,
-            "words": _composer_words(self.words),
+            "words": composer_words(self.words),
             "max_prompt_tokens": self.max_prompt_tokens,
         }
 
@@ -328,7 +328,7 @@ class Composer(nn.Module):
         return composer
 
 
-def _composer_words(words: MemorySection) -> dict[str, str]:
+def composer_words(words: MemorySection) -> dict[str, str]:
     """Those that the composer reads."""
     return words.model_dump(exclude={"text"})
 
@@ -336,7 +336,7 @@ def _composer_words(words: MemorySection) -> dict[str, str]:
 def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint; one that does not tell its words was made when they were always these."""
     settings, tensors = read_checkpoint(Path(folder))
-    return {"words": _composer_words(MemorySection()), **settings}, tensors
+    return {"words": composer_words(MemorySection()), **settings}, tensors
 
 
 def _check_targets(backbone: LanguageModel, target_modules: Sequence[str]) -> None:

@@ -301,10 +301,13 @@ def _origins(config: Config, memory: str) -> str:
     def origin(value: str | None) -> str:
         return "built in" if value is None else "set in the configuration"
 
+    search = config.data.search if isinstance(config.data, QASection) else None
+    how_to_search = [("and to search", "data.search.instructions", origin(search.instructions))] if search else []
     changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
     rows = [
         ("the team's prompts", "team", str(team_file(config.team))),
         ("how to answer", "data.instructions", origin(config.data.instructions)),
+        *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
     ]
     if memory != "none":

@@ -173,11 +173,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--positions", type=int, default=512, help="micro_batch_positions of the update")
+    parser.add_argument("--batch", type=int, default=8, help="tasks played side by side to collect and to evaluate")
     parser.add_argument("--only", choices=list(PHASES))
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: only to see that it works")
     parser.add_argument("--phase", choices=list(PHASES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.batch, options.group = (2, 2) if options.quick else (8, 8)
+    options.batch, options.group = (2, 2) if options.quick else (options.batch, 8)
     if options.phase:
         run_phase(options.phase, options)
         return

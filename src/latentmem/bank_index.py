@@ -15,7 +15,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ Label = tuple[str, str | int]
 """One fact that a search can filter on, such as ("domain", "qa"), ("role", "coder") or ("success", 1)."""
 Positions = npt.NDArray[np.int32]
 """Rows of the matrix, ascending; a record's number (`seq`) is found by its row."""
+Estimate = Callable[[Vectors, Vectors], Vectors]
+"""Queries [B, e] and rows [n, e] -> dot products [B, n], summed in float32 in any order."""
 
 # Magic, crc32 of the rest, generation, id of the last record, rows, width, bytes of the label table; then, so that rows
 # begin at a cache line, nothing up to _ROWS_BEGIN.
@@ -284,24 +286,35 @@ class BankIndex:
         return rows + np.int32(start)
 
     def nearest(
-        self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
+        self,
+        queries: Vectors,
+        k: int,
+        labels: Iterable[Label],
+        excluded: Sequence[Sequence[int]],
+        estimate: Estimate | None = None,
     ) -> list[list[tuple[int, float]]]:
         """For each query the record numbers and similarities of its k nearest rows that bear all the labels.
 
-        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned.
-        Most similar first, equal ones by record number.
+        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned;
+        estimate: the product that nominates, if not numpy's. Most similar first, equal ones by record number.
         """
         passing = self.passing(labels)
         left_out = [self.positions_of(seqs) for seqs in excluded]
         found = []
         for start in range(0, len(queries), _TASKS_PER_BLOCK):
             end = start + _TASKS_PER_BLOCK
-            nominated = self.nominate(queries[start:end], k, passing, left_out[start:end])
+            nominated = self.nominate(queries[start:end], k, passing, left_out[start:end], estimate=estimate)
             found += [self.rank(*pair, k) for pair in zip(queries[start:end], nominated, strict=True)]
         return found
 
     def nominate(
-        self, queries: Vectors, k: int, passing: Positions | None, left_out: Sequence[Positions], start: int = 0
+        self,
+        queries: Vectors,
+        k: int,
+        passing: Positions | None,
+        left_out: Sequence[Positions],
+        start: int = 0,
+        estimate: Estimate | None = None,
     ) -> list[Positions]:
         """For each query [e] rows, ascending, among which are its k nearest, of those passing from number `start` on.
 
@@ -313,7 +326,7 @@ class BankIndex:
         margin = (queries.shape[1] + 4) * 2.0**-23
         nominees = [_Nominees(k, margin, rows) for rows in left_out]
         for rows, vectors, within in self._blocks(passing, start):
-            estimates = _estimates(queries, vectors)
+            estimates = (estimate or _estimates)(queries, vectors)
             for each, row in zip(nominees, estimates if within is None else estimates[:, within], strict=True):
                 each.offer(rows, row)
         return [each.rows() for each in nominees]

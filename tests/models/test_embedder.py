@@ -63,6 +63,12 @@ def test_a_vector_does_not_depend_on_its_neighbours_to_the_last_bit(forgetful):
         np.testing.assert_array_equal(forgetful([text])[0], row)
 
 
+def test_several_texts_at_once_give_the_same_vectors_to_rounding(embedder):
+    texts = ["one", "a longer text about gears and their sizes", "two words"]
+    together = Embedder(batch_size=2)
+    np.testing.assert_allclose(together(texts), embedder(texts), atol=1e-6)
+
+
 def test_rows_come_in_the_order_of_the_texts_repeats_included(forgetful):
     first = forgetful(TEXTS)
     again = forgetful([TEXTS[3], TEXTS[0], TEXTS[3]])

@@ -160,7 +160,7 @@ def test_while_it_indexes_nobody_is_answered(passages, tmp_path, monkeypatch, fa
     refused = []
 
     class Embedding:
-        def __init__(self, name):
+        def __init__(self, name, batch_size):
             pass
 
         def __call__(self, texts):

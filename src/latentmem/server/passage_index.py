@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank_index import BankIndex, StoredMatrix
+from latentmem.bank_index import BankIndex, StoredMatrix, Vectors
 from latentmem.errors import RetrieverError
 from latentmem.progress import progress
 from latentmem.runs import write_atomic
@@ -55,7 +55,7 @@ class Search(Protocol):
     """Finds passages; may be called from several threads."""
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most k hits for each query; what a query finds does not depend on the others."""
+        """At most k hits for each query; what a query finds does not depend on the others, but for rounding."""
 
 
 def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, embed: Embed | None) -> Search:
@@ -130,7 +130,8 @@ class VectorSearch:
     def __init__(self, folder: Path, num_passages: int, embed: Embed) -> None:
         self._embed = embed
         self._lock = threading.Lock()  # an embedder serves one caller at a time
-        vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="r").reshape(num_passages, -1)
+        # Nobody writes to it; torch only takes what could be written to, here into a copy.
+        vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="c").reshape(num_passages, -1)
         # The bank's search wants record numbers from 1; labels and exclusions are the bank's business.
         stored = StoredMatrix("", np.arange(1, num_passages + 1), vectors.view(np.ndarray), postings={})
         self._index = BankIndex(folder, "", vectors.shape[1], stored)
@@ -139,8 +140,15 @@ class VectorSearch:
         """The k passages nearest to each query, equal ones by position."""
         with self._lock:
             vectors = self._embed(list(queries))
-        found = self._index.nearest(vectors, k, (), [()] * len(queries))
+            # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
+            found = self._index.nearest(vectors, k, (), [()] * len(queries), estimate=_products)
         return [[(number - 1, similarity) for number, similarity in hits] for hits in found]
+
+
+def _products(queries: Vectors, vectors: Vectors) -> Vectors:
+    import torch
+
+    return (torch.from_numpy(vectors) @ torch.from_numpy(queries).T).T.contiguous().numpy()
 
 
 class FusedSearch:

@@ -146,7 +146,7 @@ def serve(
     with _take_port(host, port) as listener, closing(Corpus(path, on_bad_row)) as corpus:
         if corpus.num_bad:
             logger.warning("%s: %d rows are left out (%s)", path, corpus.num_bad, corpus.bad_rows)
-        embed = None if method == "bm25" else Embedder(embedder)
+        embed = None if method == "bm25" else Embedder(embedder, batch_size=32)
         search = open_search(corpus, method, index or path.with_name(f"{path.name}.index"), embedder, embed)
         app = create_app(corpus, search, method)
         # Ended by a signal, uvicorn finishes what it is answering and raises the signal again for this handler.

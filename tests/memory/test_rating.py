@@ -17,7 +17,7 @@ from latentmem.config import MemorySection
 from latentmem.errors import ConfigError, ModelError
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import describe
-from latentmem.memory.rating import SYSTEM, TEMPLATE, Rater, check_rating_template
+from latentmem.memory.rating import SYSTEM, TEMPLATE, Rater, _batches, check_rating_template
 from latentmem.models.assets import quiet_loading
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import Prefix
@@ -190,6 +190,13 @@ def test_batches_hold_no_more_positions_than_allowed(load: Callable[..., Languag
     seen.clear()
     Rater(lm, batch_positions=700)([PAIRS[i] for i in (3, 0, 5, 2, 4, 1)])
     assert sorted(seen) == as_grouped
+
+
+def test_candidates_of_one_task_are_torn_apart_only_if_a_batch_cannot_hold_them() -> None:
+    lengths, tasks = [50, 40, 51, 41, 52, 42, 60, 60, 60], ["a", "a", "b", "b", "c", "c", "d", "d", "d"]
+    assert _batches(lengths, tasks, 160) == [[1, 0], [3, 2], [5, 4], [6, 7], [8]]
+    assert _batches(lengths, tasks, 204) == [[1, 0, 3, 2], [5, 4], [6, 7, 8]]
+    assert _batches(lengths, tasks, 30) == [[1], [0], [3], [2], [5], [4], [6], [7], [8]]
 
 
 def test_what_the_prompts_of_one_task_begin_with_is_read_once(load: Callable[..., LanguageModel]) -> None:

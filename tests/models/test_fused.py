@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latentmem.models import fused
 from latentmem.models.assets import quiet_loading
-from latentmem.models.fused import fuse, head_logits, token_logps
+from latentmem.models.fused import fuse, token_logps
 
 B, T, D, V = 2, 5, 8, 192
 
@@ -69,7 +69,8 @@ def test_a_fused_model_computes_what_it_did(folder: str, dtype: torch.dtype, req
     model, plain = load(path, dtype), load(path, dtype)
     layers = model.config.num_hidden_layers
     norms_in_attention = 2 if folder == "other_model_dir" else 0  # Qwen3 normalises queries and keys
-    assert fuse(model) == layers * (4 + norms_in_attention) + 1, "two norms, MLP and rotation a layer, and a last norm"
+    wanted = layers * (4 + 7 + norms_in_attention) + 2
+    assert fuse(model) == wanted, "two norms, MLP, rotation and seven products a layer, a last norm and a last product"
     embeddings = randn(B, T, model.config.hidden_size, dtype=dtype) * 0.2
     results = []
     for each in (model, plain):
@@ -110,10 +111,10 @@ def test_modules_that_compute_something_else_stay_as_they_are() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    model = nn.Sequential(PlusOne(), Gelu()).requires_grad_(False)
-    x = randn(3, 4, dtype=torch.float32)
+    model = nn.Sequential(PlusOne(), Gelu()).requires_grad_(False).double()
+    x = randn(3, 4)
     before = model(x)
-    assert fuse(model) == 0
+    assert fuse(model) == 3, "the three products, which in float64 are the same to the last bit"
     assert torch.equal(model(x), before)
 
 
@@ -126,14 +127,34 @@ def test_other_models_of_the_process_keep_their_own_functions(tiny_model_dir: Pa
     assert "forward" not in vars(load(tiny_model_dir).base_model.norm)
 
 
-@pytest.mark.parametrize("rows", [1, 7, fused._FEW_POSITIONS + 1])
-@pytest.mark.parametrize("vocabulary", [V, V + 1])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (3, 2, 7), (0, 7)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_logits_in_parts_equal_one_product(rows: int, vocabulary: int, with_bias: bool) -> None:
-    weight, hidden = randn(vocabulary, D), randn(rows, D, seed=1)
-    bias = randn(vocabulary, seed=2) if with_bias else None
-    wanted = torch.stack([weight @ row + (0 if bias is None else bias) for row in hidden])
-    assert_close(head_logits(weight, bias, hidden), wanted)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_and_their_gradients_by_loops(shape: tuple[int, ...], with_bias: bool, dtype: torch.dtype) -> None:
+    weight, bias = randn(5, 7, dtype=dtype), randn(5, seed=2, dtype=dtype) if with_bias else None
+    x = randn(*shape, seed=1, dtype=dtype).requires_grad_()
+    found = fused.product(x, weight, bias)
+    upstream = randn(*shape[:-1], 5, seed=3, dtype=dtype)
+    (gradient,) = torch.autograd.grad((found * upstream).sum(), x)
+    assert found.shape == upstream.shape
+    rows = zip(
+        x.detach().reshape(-1, 7), found.reshape(-1, 5), gradient.reshape(-1, 7), upstream.reshape(-1, 5), strict=True
+    )
+    for row, out, back, up in rows:
+        for i in range(5):
+            wanted = sum(float(row[j]) * float(weight[i, j]) for j in range(7)) + (float(bias[i]) if with_bias else 0)
+            assert out[i].item() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        for j in range(7):
+            wanted = sum(float(up[i]) * float(weight[i, j]) for i in range(5))
+            assert back[j].item() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    with torch.no_grad():
+        assert torch.equal(fused.product(x, weight, bias), found)
+
+
+def test_a_product_with_a_weight_that_is_trained_has_its_gradient_too() -> None:
+    weight, x = randn(5, 7, dtype=torch.float32).requires_grad_(), randn(3, 7, seed=1, dtype=torch.float32)
+    (gradient,) = torch.autograd.grad(fused.product(x, weight).sum(), weight)
+    assert_close(gradient, x.sum(0).expand(5, 7))
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * V, 2**22])

@@ -214,17 +214,18 @@ def _logps(logits: Tensor) -> Tensor:
 def _batches(lengths: Sequence[int], groups: Sequence[str], positions: int) -> list[list[int]]:
     """Rows in batches of at most `positions`, padding included; a group stays together, among others of its length.
 
-    A row longer than `positions` is a batch of its own.
+    For a group torn apart shares nothing, and its neighbours would be padded to the whole of its prompts. Only a group
+    longer than `positions` is torn, and a row longer than that is a batch of its own.
     """
-    longest: dict[str, int] = {}
-    for length, group in zip(lengths, groups, strict=True):
-        longest[group] = max(length, longest.get(group, 0))
+    members: dict[str, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        members.setdefault(groups[row], []).append(row)
     batches: list[list[int]] = []
-    widest = 0
-    for row in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i], lengths[i])):
-        if not batches or max(widest, lengths[row]) * (len(batches[-1]) + 1) > positions:
-            batches.append([])
-            widest = 0
-        batches[-1].append(row)
-        widest = max(widest, lengths[row])
+    for rows in sorted(members.values(), key=lambda rows: (lengths[rows[-1]], groups[rows[0]])):
+        longest = lengths[rows[-1]]  # of all rows so far
+        if batches and (len(batches[-1]) + len(rows)) * longest <= positions:
+            batches[-1] += rows
+            continue
+        size = max(1, positions // longest)
+        batches += [rows[i : i + size] for i in range(0, len(rows), size)]
     return batches

@@ -87,8 +87,8 @@ class LanguageModel:
     """A Hugging Face causal LM with its tokenizer, frozen."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_batch_size: int = 64):
-        prepare(model, name)
         self.model = model.eval().requires_grad_(False)
+        prepare(model, name)
         self.tokenizer = tokenizer
         self.name = name
         self.max_batch_size = max_batch_size

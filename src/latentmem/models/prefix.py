@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from latentmem.errors import ModelError
-from latentmem.models.fused import fuse, head_logits, token_logps
+from latentmem.models.fused import fuse, product, token_logps
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]
@@ -246,7 +246,7 @@ class Prefix:
     def logits(self, model: PreTrainedModel) -> Tensor:
         """[B, V], of the token that follows each row."""
         head = model.get_output_embeddings()
-        return head_logits(head.weight, head.bias, self.hidden)
+        return product(self.hidden, head.weight, head.bias)
 
     def select(self, rows: Tensor) -> "Prefix":
         """The given rows [R] long, as a prefix of their own with the same room."""

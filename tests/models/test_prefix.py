@@ -11,6 +11,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading
 from latentmem.models.prefix import (
+    Kept,
     Prefix,
     causal_mask,
     check_window,
@@ -20,6 +21,7 @@ from latentmem.models.prefix import (
     pad,
     prefill,
     prepare,
+    read_beginnings,
     response_logps,
 )
 
@@ -128,6 +130,34 @@ def test_reading_on_after_a_prefix_equals_reading_all_at_once(
         prefix.extend(model, embed(ids), torch.ones_like(ids, dtype=torch.bool))
         want = torch.stack([logits[columns.stop - 1] for logits in whole])
         assert_close(prefix.logits(model), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_beginnings_that_were_kept_are_not_read_again_and_are_the_same(
+    model: PreTrainedModel, plain: PreTrainedModel, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, groups = CASES[case]
+    kept = Kept()
+    read_beginnings(model, prompts, groups, kept)
+    order = [i for name in sorted(set(groups), reverse=True) for i, group in enumerate(groups) if group == name]
+    prompts, groups = [prompts[i] for i in order], [groups[i] for i in order]
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "get_input_embeddings", lambda: pytest.fail("the model reads"))
+        begun = read_beginnings(model, prompts, groups, kept)
+    prefix = prefill(model, prompts, groups, 0, begun)
+    alone = torch.stack([plain(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    assert_close(prefix.logits(model), alone, atol=1e-5, rtol=1e-5)
+    assert prefix.seen.sum(1).tolist() == [len(prompt) for prompt in prompts]
+
+
+def test_beginnings_read_longest_ago_are_forgotten_first(model: PreTrainedModel) -> None:
+    kept = Kept(positions=12)
+    first, second, third = ([BEGIN[i:] + tail for tail in ([1, 2], [3])] for i in (3, 4, 5))  # 6, 5 and 4 in common
+    for prompts in (first, second, first, third):
+        read_beginnings(model, prompts, ["a", "a"], kept)
+    assert [kept.find([tuple(BEGIN[i:])]) is not None for i in (3, 4, 5)] == [False, True, True]
+    assert kept.find([tuple(BEGIN[4:]), ()]) is not None
+    assert kept.find([tuple(BEGIN[4:]), (9,)]) is None
 
 
 def test_selected_rows_go_on_as_if_the_others_had_never_been(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,29 @@ def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     together = torch.cat(ratios)
     assert len(together) == sum(len(message.token_ids) for message in messages)
     assert torch.allclose(together, torch.ones_like(together), rtol=0, atol=1e-4)
+
+
+def test_what_the_rollout_read_is_not_read_again_and_moves_the_composer_alike(
+    make_world: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, after = [], []
+    for keeps in (True, False):
+        world = make_world("autogen")
+        wake(world.composer)
+        if not keeps:
+            monkeypatch.setattr(world.model, "keeping_beginnings", nullcontext)
+        seen: list[int] = []
+        first = world.model.model.base_model.layers[0]
+        first.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].shape[1] * len(inputs[0])))
+        trainer = trainer_of(world)
+        trainer.max_turns = 1  # over several turns the prompts of a role begin alike in less than each turn's
+        assert trainer.step(Progress())["updated"]
+        assert world.model.kept is None
+        counts.append(sum(seen))
+        after.append(weights(world))
+    assert counts[0] < counts[1] - 100
+    for name, value in after[0].items():
+        torch.testing.assert_close(value, after[1][name], atol=1e-6, rtol=1e-4)
 
 
 def test_messages_of_one_group_may_differ_in_number_and_each_has_the_advantage_of_its_episode(

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading, resolve_model
-from latentmem.models.prefix import Prefix, check_window, prefill, prepare
+from latentmem.models.prefix import Kept, Prefix, check_window, prefill, prepare, read_beginnings
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ class LanguageModel:
         control = "|".join(map(re.escape, _control_tokens(tokenizer))) or r"(?!)"
         self._control_starts = re.compile(f"(?=(?:{control}))(.)", re.DOTALL)
         self._render = _chat_renderer(tokenizer, name)
+        self.kept: Kept | None = None
+        """What prompts begin with, read while sampling, in `keeping_beginnings`."""
         # While the composer's adapter shares this backbone, it is off whenever the agents speak or are scored.
         self._without_adapter: Callable[[], Any] = nullcontext
 
@@ -201,6 +203,15 @@ class LanguageModel:
         """Called by a composer that put its adapter on this backbone, with a context that turns the adapter off."""
         self._without_adapter = without_adapter
 
+    @contextmanager
+    def keeping_beginnings(self) -> Any:
+        """Meanwhile what groups of prompts begin with is kept when it is read, for scoring the responses."""
+        self.kept = Kept()
+        try:
+            yield
+        finally:
+            self.kept = None
+
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Sample one response a prompt, in batches of at most `max_batch_size`.
 
@@ -222,7 +233,8 @@ class LanguageModel:
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
         check_window(self.model, len(ids[longest]) + room, what)
         with self.as_agent() as model:
-            prefix = prefill(model, ids, [prompt.group for prompt in prompts], room)
+            groups = [prompt.group for prompt in prompts]
+            prefix = prefill(model, ids, groups, room, read_beginnings(model, ids, groups, self.kept))
             if latents is not None:
                 latents = latents.to(self.device, model.dtype)
                 real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)

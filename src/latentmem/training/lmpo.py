@@ -144,12 +144,13 @@ class LMPOTrainer:
 
     def step(self, progress: Progress) -> dict[str, float]:
         """Roll out, compare, update; the step's metrics."""
-        began = time.perf_counter()
-        groups, composed, metrics = self._rollouts(progress)
-        metrics["rollout_seconds"] = time.perf_counter() - began
-        began = time.perf_counter()
-        metrics |= self._update(groups, composed, progress.step)
-        metrics["update_seconds"] = time.perf_counter() - began
+        with self.model.keeping_beginnings():
+            began = time.perf_counter()
+            groups, composed, metrics = self._rollouts(progress)
+            metrics["rollout_seconds"] = time.perf_counter() - began
+            began = time.perf_counter()
+            metrics |= self._update(groups, composed, progress.step)
+            metrics["update_seconds"] = time.perf_counter() - began
         return metrics
 
     def evaluate(self) -> float:

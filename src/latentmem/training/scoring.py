@@ -97,7 +97,8 @@ def micro_batches_of(composer: Composer, examples: Sequence[Example], budget: in
 def read_prompts(model: LanguageModel, examples: Sequence[Example]) -> Beginnings:
     """What the examples' prompts begin with alike, text by text, for `score` of a part of them after the other."""
     with model.as_agent() as agent:
-        return read_beginnings(agent, [e.prompt_ids for e in examples], [e.composer_text for e in examples])
+        groups = [example.composer_text for example in examples]
+        return read_beginnings(agent, [example.prompt_ids for example in examples], groups, model.kept)
 
 
 def score(

@@ -36,9 +36,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from latentmem.memory.composer import Composer
 from latentmem.models.assets import quiet_loading, resolve_model
+from latentmem.models.fused import product
 from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.prefix import Kept
 from latentmem.training.losses import lmpo_loss
-from latentmem.training.scoring import Example, accumulate
+from latentmem.training.scoring import Example, accumulate, read_prompts
 
 TEMPERATURE = 0.7
 AGREEMENT = 1e-10
@@ -189,7 +191,8 @@ def exact_norm(module: Any, x: Tensor) -> Tensor:
 class Ours:
     """The path that the trainers use: composed once, prompts read beforehand, one backbone.
 
-    As in a step of LMPO, the rollout has composed the latents already; `compose` is that part, and not timed.
+    As in a step of LMPO, the rollout has composed the latents already, and has read what the prompts of a group begin
+    with; `after_rollout` is that part, and not timed.
     """
 
     def __init__(self, name: str, dtype: str, num_latents: int, positions: int) -> None:
@@ -207,7 +210,9 @@ class Ours:
         return self.composer.trainable()
 
     @torch.no_grad()
-    def compose(self, examples: Sequence[Example]) -> None:
+    def after_rollout(self, examples: Sequence[Example]) -> None:
+        self.model.kept = Kept()
+        read_prompts(self.model, examples)
         texts = list(dict.fromkeys(example.composer_text for example in examples))
         self.composed = {text: self.composer.compose([text])[0] for text in texts}
 
@@ -224,7 +229,7 @@ class Ours:
 def gradients(way: Ours | Plain, examples: Sequence[Example], advantages: Tensor) -> dict[str, Tensor]:
     """What an update adds to each parameter's gradient, in float64."""
     if isinstance(way, Ours):
-        way.compose(examples)
+        way.after_rollout(examples)
     way.update(examples, advantages)
     found = {}
     for key, parameter in way.trainable().items():
@@ -264,7 +269,7 @@ def measure_update(name: str, size: Size, full: bool) -> dict[str, Any]:
     every = 1 if full else 4
     part = [i for i in range(len(examples)) if (i // size.num_agents) % every == 0]  # whole rollouts: all roles' share
     few, few_advantages = [examples[i] for i in part], advantages[part]
-    ours.compose(examples)
+    ours.after_rollout(examples)
     seconds = median_seconds(
         {
             "ours": lambda: ours.update(examples, advantages),
@@ -301,7 +306,7 @@ def square_product() -> None:
     """What this machine multiplies at best: twenty large products."""
     a = torch.ones(SQUARE, SQUARE)
     for _ in range(20):
-        a @ a
+        product(a, a)
 
 
 def update_flops(model: LanguageModel, size: Size) -> float:
@@ -311,8 +316,7 @@ def update_flops(model: LanguageModel, size: Size) -> float:
     texts = size.num_tasks * size.num_agents * (size.composer_tokens + size.num_latents)
     messages = size.num_tasks * size.group_size
     own = size.response_tokens + 6
-    once = size.num_tasks * (size.prompt_tokens + (size.num_agents - 1) * (size.prompt_tokens - own))
-    prompts = once + messages * (size.num_agents - 1) * own
+    prompts = messages * (size.num_agents - 1) * own  # what the rollout read before is not read again
     responses = messages * size.num_agents * (size.num_latents + size.response_tokens - 1)
     tokens = messages * size.num_agents * size.response_tokens
     return 2.0 * (layers * (2 * texts + prompts + 2 * responses) + head * 2 * tokens)
@@ -333,7 +337,7 @@ def measure_growth(name: str, size: Size) -> dict[str, Any]:
         for value, chosen in values.items():
             ours = Ours(name, "float32", chosen.num_latents, chosen.positions)
             examples = make_examples(ours.model, chosen)
-            ours.compose(examples)
+            ours.after_rollout(examples)
             ways[f"{value}"] = partial(ours.update, examples, torch.ones(len(examples)))
         for value, seconds in median_seconds(ways, size.rounds).items():
             result[f"{kind} {value}"] = seconds.cpu
@@ -351,7 +355,7 @@ def train_and_report(way: str, name: str, size: Size) -> None:
     """
     ours = Ours(name, "float32", size.num_latents, size.positions)
     examples = make_examples(ours.model, size)
-    ours.compose(examples)
+    ours.after_rollout(examples)
     chosen: Ours | Plain = ours
     if way == "plain":
         chosen, rating = Plain(name, "float32", ours.composer), load_plain(name, "float32")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-_LOGITS_AT_ONCE = 2**23
-"""Logits computed at a time when only log-probabilities are wanted: 32 MiB in float32."""
+_LOGITS_AT_ONCE = 2**22
+"""Logits computed at a time when only log-probabilities are wanted: 16 MiB in float32."""
 _HAS_ONE_DNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

@@ -92,6 +92,15 @@ MISTAKES = [
     ("", ["memory.step='{acton}'"], "memory.step is a template: unknown field {acton}; did you mean 'action'?"),
     ("", ["memory.solved='{task}'"], "memory.solved is a template: unknown field {task}; known: "),
     ("", ["memory.steps=x"], "unknown key 'memory.steps'; did you mean 'step'?"),
+    ("", ["rivals.gmemory.hop=2"], "unknown key 'rivals.gmemory.hop'; did you mean 'hops'?"),
+    ("", ["rivals.voyager.summary='{episod}'"], "rivals.voyager.summary is a template: unknown field {episod}; did you "
+     "mean 'episode'?"),
+    ("", ["rivals.gmemory.project='{task} {insights}'"], "rivals.gmemory.project is a template: the field {role} is "
+     "missing, and this prompt needs it; add it"),
+    ("", ["rivals.gmemory.threshold=2"], "rivals.gmemory.threshold is 2 (int); input should be less than or equal to"),
+    ("", ["evaluate.memories=[gmemry]"], "evaluate.memories names 'gmemry', which is no memory; did you mean 'gmem"),
+    ("", ["collect.memory=oagent"], "collect.memory is 'oagent'; expected 'none', 'text', 'latent', 'metagpt', "
+     "'voyager', 'generative', 'oagents' or 'gmemory'"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
@@ -235,7 +244,14 @@ def reference():
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
-    for title, section in (("data.search", "SearchSection"), ("data.sandbox", "SandboxSection")):
+    for title, section in (
+        ("data.search", "SearchSection"),
+        ("data.sandbox", "SandboxSection"),
+        ("rivals.voyager", "VoyagerSection"),
+        ("rivals.generative", "GenerativeSection"),
+        ("rivals.insights", "InsightsSection"),
+        ("rivals.gmemory", "GMemorySection"),
+    ):
         (part,) = {s for s in sections() if s.__name__ == section}
         parts += ["", f"## {title}", "", *table(part)]
     return "\n".join(parts) + "\n"

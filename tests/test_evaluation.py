@@ -12,7 +12,7 @@ import pytest
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError, RunError
 from latentmem.evaluation import evaluate, file_stem, forget
-from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.memory import NoMemory, Recall, Spent
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.teams.team import Agent, FixedTeam
 from latentmem.teams.turn import Action, Call
@@ -44,7 +44,8 @@ class Kind(NoMemory):
         self.kind, self.learned, self.latents = kind, learned, latents
 
     def recall(self, task, role):
-        return Recall(Recalled(kind=self.kind, text=f"[{self.kind}]", num_latents=self.latents))
+        record = Recalled(kind=self.kind, text=f"[{self.kind}]", num_latents=self.latents)
+        return Recall(record, spent=Spent(10 * int(task.id), int(task.id), int(task.id) % 2))
 
     def add(self, trajectory):
         self.learned.append(trajectory.task.id)
@@ -128,6 +129,9 @@ def test_the_table_is_what_one_counts_by_hand(tmp_path):
     assert none["prompt_tokens"] == len("sys" + "t0")
     assert text["prompt_tokens"] == len("sys" + "[text]\n\nt0")
     assert none["latent_tokens"] == 0
+    # Tasks 0 to 3: 10, 1 and one odd number each.
+    names = ("memory_prompt_tokens", "memory_generated_tokens", "memory_malformed")
+    assert [[row[name] for name in names] for row in (none, mine)] == [[0, 0, 0], [15.0, 1.5, 2]]
     assert (results["num_tasks"], results["domain"], results["team"]) == (4, "toy", "solo")
     assert results["task_ids"] == ["toy:0", "toy:1", "toy:2", "toy:3"]
     json.dumps(results, allow_nan=False)

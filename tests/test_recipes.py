@@ -119,6 +119,14 @@ def results(config):
     del found["run"]
     for row in found["memories"]:
         del row["seconds"], row["peak_memory_mb"]
+        if row["learning"] is not None:
+            del row["learning"]["seconds"]
+    return found
+
+
+def notes(config, name, folder="memories"):
+    found = json.loads((Path(config.run) / folder / f"{name}.json").read_text())
+    del found["costs"]["seconds"]
     return found
 
 
@@ -610,6 +618,118 @@ def test_nothing_is_rated_by_default(configure):
     config = configure("run")
     do(config, "collect")
     assert {recipes._Parts(config).memory(name).rate for name in ("text", "latent:untrained")} == {None}
+
+
+# Memories that learn
+
+LEARN = ("rivals={batch_size: 6, max_response_tokens: 8, max_episode_characters: 80}", "bank.rating_max_tokens=700")
+LEARNERS = ["voyager", "generative", "oagents", "gmemory"]
+
+
+def test_memories_that_learn_do_so_before_they_are_compared_and_say_what_it_cost(configure, capsys):
+    config = configure("run", *LEARN, f"evaluate.memories={json.dumps(['none', 'text', 'metagpt', *LEARNERS])}")
+    do(config, "collect", "evaluate")
+    rows = {row["name"]: row for row in results(config)["memories"]}
+    ids = [json.loads(line) for line in exported(config).splitlines()]
+    for name in LEARNERS:
+        kept = notes(config, name)
+        assert len(kept["learned"]) == len(ids) == 16
+        assert rows[name]["learning"] == {"num_trajectories": 16, **kept["costs"]}
+        assert rows[name]["learning"]["prompt_tokens"] > 1000
+        (first, *_) = (Path(config.run) / "evaluate" / f"{name}.jsonl").read_text().splitlines()
+        recalled = json.loads(first)["steps"][0]["messages"][0]["recalled"]
+        assert (recalled["kind"], recalled["num_latents"]) == (name, 0)
+        assert recalled["text"]
+    assert rows["generative"]["learning"]["generated_tokens"] == 0
+    assert rows["none"]["learning"] is rows["text"]["learning"] is None
+    spent = {name: (row["memory_prompt_tokens"] > 0, row["memory_generated_tokens"] > 0) for name, row in rows.items()}
+    assert spent == {
+        **dict.fromkeys(["none", "text", "metagpt", "voyager", "oagents"], (False, False)),
+        "generative": (True, False),
+        "gmemory": (True, bool(notes(config, "gmemory")["notes"]["insights"])),
+    }
+    out = capsys.readouterr().out
+    assert "voyager: learned from 16 trajectories before; a language model read" in out
+    # The same bank is not learned from, and no memory evaluated, a second time.
+    files = [*Path(config.run, "memories").iterdir(), *Path(config.run, "evaluate").glob("*.jsonl")]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    do(config, "evaluate")
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+
+
+def test_metagpt_is_text_memory_of_unrated_successes_whatever_text_is_set_to(configure):
+    config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700")
+    do(config, "collect")
+    parts = recipes._Parts(config)
+    memory = parts.memory("metagpt")
+    asked = parts.test_tasks[0]
+    nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True)]
+    assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
+    assert parts.memory("text").success is None
+    assert memory.rate is None
+
+
+def test_learning_and_comparing_killed_at_some_writes_go_on_to_the_same_notes_and_results(configure, monkeypatch):
+    options = (*LEARN, "evaluate.memories=[voyager, gmemory]")
+    whole = configure("whole", *options)
+    do(whole, "collect", "evaluate")
+    half_learned = 0
+    for number in (6, 8, 11, 15):
+        cut = configure(f"cut-{number}", *options)
+        do(cut, "collect")
+        assert killed_at_sync(number, monkeypatch, lambda config=cut: do(config, "evaluate"))
+        path = Path(cut.run) / "memories" / "voyager.json"
+        half_learned += path.exists() and len(notes(cut, "voyager")["learned"]) < 16
+        do(cut, "evaluate")
+        assert_same(cut, whole, "evaluate")
+        assert [notes(cut, name) for name in ("voyager", "gmemory")] == [
+            notes(whole, name) for name in ("voyager", "gmemory")
+        ]
+    assert half_learned
+
+
+def test_collecting_with_a_memory_that_learns_is_the_same_in_pieces_and_shared(configure, monkeypatch, peers):
+    options = (*LEARN, "collect.memory=voyager", "collect.num_tasks=4")
+    whole = configure("whole", *options)
+    do(whole, "collect")
+    told = [json.loads(line)["steps"][0]["messages"][0]["recalled"]["text"] for line in exported(whole).splitlines()]
+    assert any(told)
+    for number in (9, 11, 12):
+        cut = configure(f"cut-{number}", *options)
+        assert killed_at_sync(number, monkeypatch, lambda config=cut: do(config, "collect"))
+        do(cut, "collect")
+        assert_same(cut, whole)
+        assert notes(cut, "voyager") == notes(whole, "voyager")
+    shared = configure("shared", *options)
+    assert peers(2, lambda: do(shared, "collect")) == [None, None]
+    assert metrics(shared) == metrics(whole)
+    assert notes(shared, "voyager") == notes(whole, "voyager")
+
+
+def test_several_processes_compare_a_memory_that_only_the_first_lets_learn(configure, peers):
+    options = (*LEARN, "evaluate.memories=[gmemory, oagents]")
+    alone, shared = configure("alone", *options), configure("shared", *options)
+    do(alone, "collect", "evaluate")
+    do(shared, "collect")
+    assert peers(2, lambda: do(shared, "evaluate")) == [None, None]
+    assert_same(shared, alone, "evaluate")
+    for name in ("gmemory", "oagents"):
+        assert notes(shared, name) == notes(alone, name)
+
+
+def test_while_it_is_compared_online_a_memory_learns_into_a_copy_of_its_notes(configure):
+    options = (*LEARN, "evaluate.memories=[oagents, gmemory]", "evaluate.online=true")
+    config = configure("run", *options)
+    do(config, "collect", "evaluate")
+    played = set(results(config)["task_ids"])
+    for name in ("oagents", "gmemory"):
+        kept, copy = notes(config, name), notes(config, name, "evaluate")
+        assert len(kept["learned"]) == 16
+        assert copy["learned"][:16] == kept["learned"]
+        bank = ExperienceBank(Path(config.run) / "evaluate" / f"{name}.sqlite")
+        assert {t.task.key for t in bank.get(copy["learned"][16:])} == played
+    row = results(config)["memories"][0]
+    assert row["learning"]["num_trajectories"] == 20
 
 
 # Mistakes that only a recipe can see

@@ -306,6 +306,16 @@ class ExperienceBank:
                 stored_forms.append((seq, transaction.compressed(seq)))
         return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
 
+    def ids(self) -> list[str]:
+        """The ids of all trajectories in the order they were stored."""
+        with self._records.read() as transaction:
+            return [id_ for _, _, id_ in transaction.texts(after=0)]
+
+    def ids_of(self, task: Task) -> list[str]:
+        """The ids of the trajectories on this very task (`Task.same_as`): those that no search for it returns."""
+        with self._records.read() as transaction:
+            return [transaction.id_of(seq) for seq in transaction.same_task(task)]
+
     def __contains__(self, id_: str) -> bool:
         with self._records.read() as transaction:
             return transaction.seq_of(id_) is not None

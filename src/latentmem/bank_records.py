@@ -292,6 +292,10 @@ class Transaction:
         row = self._db.execute("SELECT seq FROM trajectories WHERE id = ?", (id_,)).fetchone()
         return row[0] if row else None
 
+    def id_of(self, seq: int) -> str:
+        """The id of an existing record."""
+        return str(self._db.execute("SELECT id FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
+
     def compressed(self, seq: int) -> bytes:
         """The stored form of an existing record."""
         return bytes(self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])

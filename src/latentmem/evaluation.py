@@ -47,6 +47,10 @@ class Cost:
     environment: float
     peak_memory_mb: float
     """Highest memory while it was played: of the GPU where there is one, else of this process."""
+    memory_prompt_tokens: int = 0
+    memory_generated_tokens: int = 0
+    memory_malformed: int = 0
+    """As in `memory.Spent`; 0 in what was written before it was counted."""
 
 
 def evaluate(
@@ -188,7 +192,15 @@ def _play(
 ) -> tuple[list[Trajectory], Cost]:
     _reset_peak_memory()
     rollouts = rollout(team, memory, model, batch, start, sampling=sampling, seed=seed, max_turns=max_turns)
-    return rollouts.trajectories, Cost(len(batch), **asdict(rollouts.seconds), peak_memory_mb=_peak_memory_mb())
+    cost = Cost(
+        len(batch),
+        **asdict(rollouts.seconds),
+        peak_memory_mb=_peak_memory_mb(),
+        memory_prompt_tokens=rollouts.spent.prompt_tokens,
+        memory_generated_tokens=rollouts.spent.generated_tokens,
+        memory_malformed=rollouts.spent.num_malformed,
+    )
+    return rollouts.trajectories, cost
 
 
 def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost) -> None:
@@ -269,6 +281,9 @@ def _row(
         "prompt_tokens": sum(m.num_prompt_tokens for m in messages) / num,
         "latent_tokens": sum(m.recalled.num_latents for m in messages) / num,
         "generated_tokens": sum(len(m.token_ids) for m in messages) / num,
+        "memory_prompt_tokens": sum(cost.memory_prompt_tokens for cost in costs) / num,
+        "memory_generated_tokens": sum(cost.memory_generated_tokens for cost in costs) / num,
+        "memory_malformed": sum(cost.memory_malformed for cost in costs),
         "seconds": seconds | {"total": sum(seconds.values())},
         "peak_memory_mb": max(cost.peak_memory_mb for cost in costs),
         "successes": successes,

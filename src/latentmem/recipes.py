@@ -15,6 +15,7 @@ from dataclasses import fields
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import (
+    RIVALS,
     CodeSection,
     Config,
     MemorySection,
@@ -29,6 +31,7 @@ from latentmem.config import (
     PDDLSection,
     QASection,
     ReasoningSection,
+    RivalsSection,
     dump_config,
 )
 from latentmem.environments.code import CodeDomain
@@ -41,9 +44,14 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
+from latentmem.memory.graph import Graph
+from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Memory, NoMemory
+from latentmem.memory.learned import LearnedMemory, Method, Scribe, Similarity
+from latentmem.memory.memory import Ledger, Memory, NoMemory
 from latentmem.memory.rating import Rater, check_rating_template
+from latentmem.memory.stream import Stream
+from latentmem.memory.summaries import Summaries
 from latentmem.memory.text import TextMemory
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
@@ -99,7 +107,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         instructions=s.instructions,
     ),
 }
-_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "sampling")
+_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase."""
 
 
@@ -118,6 +126,7 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                 _say(f"collect: finished already, {done} tasks; the bank has {len(parts.bank)} trajectories")
             return
         memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
+        _learn(parts, memory, processes)
         play = partial(_play, config, parts, memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)
         # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
@@ -135,7 +144,7 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                         state = _store_batch(run, parts)
                         bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
                         bar.update(state["tasks"] - bar.n)
-                processes.wait()  # until it is stored: the next batch may recall it
+                _learn(parts, memory, processes)  # all wait until it is stored: the next batch may recall it
         if run is not None:
             state = run.state
             failed = f", {state['errors']} ended in an error" if state["errors"] else ""
@@ -204,8 +213,9 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         section = config.evaluate
         tasks = parts.test_tasks[: section.num_tasks]
         names = section.memories
-        for name in names:
-            parts.memory(name)  # a missing checkpoint, or one that does not fit, is said before hours of work
+        made = [parts.memory(name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
+        for memory in made:
+            _learn(parts, memory, processes, shown=True)
         if run is not None:
             _forget_outdated(run, {name: parts.inputs(name) for name in names})
         folder = Path(config.run) / "evaluate"
@@ -235,6 +245,8 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 on_progress=show,
                 processes=processes,
             )
+        for row in results["memories"]:
+            row["learning"] = parts.learning(row["name"], copies)
         results = {"run": config.run, **results, "seed": config.seed}
         if run is not None:
             write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -271,28 +283,49 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first, or show memory none"
         )
-    chosen = parts.memory(name)
     task = tasks[number - 1]
     num_turns = min(config.max_turns, 2)
     limit = parts.sampling.max_response_tokens
-    (trajectory,) = rollout(
-        parts.team,
-        chosen,
-        parts.model,
-        [task],
-        parts.domain.start,
-        sampling=Sampling(temperature=0, max_response_tokens=limit),
-        max_turns=num_turns,
-    ).trajectories
-    bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}"
+    with TemporaryDirectory() as scratch:
+        chosen, learned = _shown_memory(parts, name, Path(scratch))
+        rollouts = rollout(
+            parts.team,
+            chosen,
+            parts.model,
+            [task],
+            parts.domain.start,
+            sampling=Sampling(temperature=0, max_response_tokens=limit),
+            max_turns=num_turns,
+        )
+    bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}{learned}"
     composer = chosen.composer if isinstance(chosen, LatentMemory) else None
+    spent = rollouts.spent
+    asked = (
+        f"To recall it, language models read {spent.prompt_tokens} tokens and wrote {spent.generated_tokens}.\n"
+        if spent.prompt_tokens
+        else ""
+    )
     _say(
         f"task {number} of {len(tasks)} in the {split} split: {task.key}\n"
-        f"memory {name}{bank}\n"
+        f"memory {name}{bank}\n{asked}"
         f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
         f"{num_turns} of at most {config.max_turns} turns.\n\n"
-        f"{format_prompts(parts.model, trajectory, composer)}\n\n{_origins(config, name)}{_templates(config, composer)}"
+        f"{format_prompts(parts.model, rollouts.trajectories[0], composer)}\n\n"
+        f"{_origins(config, name)}{_templates(config, composer)}{_rivals_words(config, name)}"
     )
+
+
+def _shown_memory(parts: "_Parts", name: str, scratch: Path) -> tuple[Memory, str]:
+    """A memory to show, and where its notes are from; what it has not learned yet it learns for this page alone."""
+    if name not in parts.methods:
+        return parts.memory(name), ""
+    memory = parts.learned(name, parts.bank, scratch)
+    path, known, num_all = parts.notes_path(name), len(memory.learned), len(parts.bank)
+    if known == num_all:
+        return memory, f", as learned in {path}"
+    with progress(num_all, f"{name} learns", "episode", known) as bar:
+        memory.learn(lambda num: bar.update(num - bar.n))
+    return memory, f"; {num_all - known} of them, which {path} lacks, were learned for this page and not kept"
 
 
 def _origins(config: Config, memory: str) -> str:
@@ -313,9 +346,13 @@ def _origins(config: Config, memory: str) -> str:
     if memory != "none":
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
-    if memory != "none" and config.bank.rating != "none":
+    rated = memory in ("generative", "gmemory") or (memory not in ("none", *RIVALS) and config.bank.rating != "none")
+    if rated:
         rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
         rows.append(("and its system prompt", "bank.rating_system", origin(config.bank.rating_system)))
+    for section in _RIVALS_SECTIONS.get(memory, ()):
+        same = getattr(config.rivals, section) == getattr(RivalsSection(), section)
+        rows.append((f"what {memory} asks and tells", f"rivals.{section}", origin(None if same else "")))
     if memory.startswith("latent"):
         rows.append(("the composer's text", "composer.template", origin(config.composer.template)))
     table = [("what", "key that replaces it", "where it comes from now"), *rows]
@@ -330,6 +367,27 @@ def _templates(config: Config, composer: Composer | None) -> str:
         return ""
     words = "\n".join(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in config.memory)
     return f"\n\n==== the keys of memory\nmemory:\n{words}\n==== composer.template\n{composer.template}"
+
+
+_RIVALS_SECTIONS = {
+    "voyager": ["voyager"],
+    "generative": ["generative"],
+    "oagents": ["insights"],
+    "gmemory": ["gmemory", "insights"],
+}
+"""The sections of `rivals` that each memory reads."""
+
+
+def _rivals_words(config: Config, memory: str) -> str:
+    """What a memory that learns asks and tells, ready to be copied into a configuration."""
+    sections = {name: getattr(config.rivals, name).model_dump() for name in _RIVALS_SECTIONS.get(memory, ())}
+    if not sections:
+        return ""
+    lines = [
+        f"  {name}:\n" + "\n".join(f"    {key}: {json.dumps(v, ensure_ascii=False)}" for key, v in values.items())
+        for name, values in sections.items()
+    ]
+    return "\n\n==== the keys of rivals\nrivals:\n" + "\n".join(lines)
 
 
 def quickstart(config: Config) -> None:
@@ -422,11 +480,14 @@ class _Parts:
         if name == "none":
             return NoMemory()
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
-        section = self.config.bank
+        if name in self.methods:
+            return self.learned(name, bank, copies)
+        section, ledger = self.config.bank, Ledger()
         memories: Mapping[str, Callable[[], Memory]] = {
             "text": lambda: TextMemory(
-                bank, section.num_retrieved, section.only_successes, self._rater(), self.config.memory
+                bank, section.num_retrieved, section.only_successes, self._rater(ledger), self.config.memory, ledger
             ),
+            "metagpt": lambda: TextMemory(bank, section.num_retrieved, words=self.config.memory),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
         if name in memories:
@@ -441,22 +502,82 @@ class _Parts:
         composer, untrained = self._composer
         for name, parameter in composer.trainable().items():
             parameter.data.copy_(untrained[name])
-        section = self.config.bank
+        section, ledger = self.config.bank, Ledger()
         return LatentMemory(
-            bank or self.bank, composer, section.num_retrieved, section.only_successes, rate=self._rater()
+            bank or self.bank,
+            composer,
+            section.num_retrieved,
+            section.only_successes,
+            rate=self._rater(ledger),
+            ledger=ledger,
         )
 
-    def _rater(self) -> Rater | None:
+    @property
+    def methods(self) -> Mapping[str, Callable[[Ledger], Method]]:
+        """The memories that learn with a language model's help, by name; each is given where to write its expenses."""
+        section, words, k = self.config.rivals, self.config.memory, self.config.bank.num_retrieved
+
+        def scribe(ledger: Ledger) -> Scribe:
+            return Scribe(self.model, ledger, section.max_response_tokens, section.max_episode_characters)
+
+        def stream(ledger: Ledger) -> Method:
+            prompt, system = section.generative.importance, section.generative.importance_system
+            limit = self.config.bank.rating_max_tokens
+            importance = Rater(self.model, prompt, limit, system=system, words=words, ledger=ledger, needed=["episode"])
+            raters = {"model": self.model.name, "rating_max_tokens": limit}
+            return Stream(self._relevance(ledger), importance, k, section.generative, words, raters)
+
+        return {
+            "voyager": lambda ledger: Summaries(scribe(ledger), Similarity(self.embedder), k, section.voyager, words),
+            "generative": stream,
+            "oagents": lambda ledger: Insights(scribe(ledger), k, section.insights, words),
+            "gmemory": lambda ledger: Graph(
+                scribe(ledger),
+                Similarity(self.embedder),
+                self._relevance(ledger),
+                k,
+                section.gmemory,
+                section.insights,
+                words,
+            ),
+        }
+
+    def notes_path(self, name: str) -> Path:
+        """Where a memory that learns keeps what it has learned from the bank."""
+        return Path(self.config.run) / "memories" / f"{name}.json"
+
+    def learning(self, name: str, copies: Path | None = None) -> dict[str, Any] | None:
+        """What a memory that learns has spent on it, and from how many trajectories; None for the others."""
+        if name not in self.methods:
+            return None
+        memory = self.learned(name, self.bank, copies)
+        return {"num_trajectories": len(memory.learned), **memory.costs}
+
+    def learned(self, name: str, bank: ExperienceBank, copies: Path | None = None) -> LearnedMemory:
+        """A memory that learns, with its notes; with a copy of them, kept in the folder `copies`, if given."""
+        path = self.notes_path(name)
+        if copies is not None:
+            copy = copies / path.name
+            if path.exists() and not copy.exists():
+                write_atomic(copy, path.read_bytes())
+            path = copy
+        ledger = Ledger()
+        return LearnedMemory(bank, self.methods[name](ledger), path, ledger, self.config.rivals.batch_size)
+
+    def _rater(self, ledger: Ledger) -> Rater | None:
+        """How candidates are rated before they are recalled, if they are."""
+        return None if self.config.bank.rating == "none" else self._relevance(ledger)
+
+    def _relevance(self, ledger: Ledger) -> Rater:
         """A new one for each memory: it keeps its ratings, and of memories that are compared each pays for its own."""
         section = self.config.bank
-        if section.rating == "none":
-            return None
         return Rater(
             self.model,
             section.rating_template,
             section.rating_max_tokens,
             system=section.rating_system,
             words=self.config.memory,
+            ledger=ledger,
         )
 
     def checkpoint(self, which: str) -> Path:
@@ -476,12 +597,14 @@ class _Parts:
         return found
 
     def inputs(self, name: str) -> str:
-        """What a memory is made of: its composer's weights, and how much the bank holds."""
+        """What a memory is made of: how much the bank holds, and what was learned from it or its composer's weights."""
         if name == "none":
             return ""
         which = name.removeprefix("latent:")
         bank = f"bank of {len(self.bank)}"
-        if name == "text" or which == "untrained":
+        if name in self.methods:
+            return f"{bank}, notes {self.learned(name, self.bank).digest}"
+        if name in ("text", "metagpt") or which == "untrained":
             return bank
         return f"{bank}, weights {hashlib.sha256((self.checkpoint(which) / WEIGHTS).read_bytes()).hexdigest()}"
 
@@ -608,6 +731,17 @@ def _store_batch(run: Run, parts: _Parts) -> dict[str, Any]:
     run.state = state
     path.unlink()
     return state
+
+
+def _learn(parts: _Parts, memory: Memory, processes: Processes, shown: bool = False) -> None:
+    """Let a memory that learns catch up with the bank: the first process does, the others then read what it wrote."""
+    if processes.is_first and isinstance(memory, LearnedMemory):
+        num_all, num_learned = len(parts.bank), len(memory.learned)
+        with progress(num_all, f"{memory.kind} learns", "episode", num_learned, shown and num_learned < num_all) as bar:
+            memory.learn(lambda num: bar.update(num - bar.n))
+    processes.wait()
+    if isinstance(memory, LearnedMemory):
+        memory.learn()
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:

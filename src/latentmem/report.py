@@ -163,9 +163,26 @@ def verdict(results: Row) -> list[str]:
             )
         if (memory.get("no_answer") or 0) >= 0.1:
             sentences.append(f"{memory['name']}: no answer could be read in {memory['no_answer']:.0%} of the episodes.")
+        sentences += _expenses(memory)
     if memories:
         seed = f" ({results['seed']})" if "seed" in results else ""
         sentences.append(f"The intervals cover the choice of tasks, not the luck of training: this is one seed{seed}.")
+    return sentences
+
+
+def _expenses(memory: Row) -> list[str]:
+    """What a memory that learns took before it was asked, and how much of what it was told could not be used."""
+    sentences = []
+    learning = _dict(memory.get("learning"))
+    if _has(learning, "num_trajectories", "prompt_tokens", "generated_tokens", "seconds"):
+        unused = sum(_number(count) or 0 for count in _dict(learning.get("malformed")).values())
+        sentences.append(
+            f"{memory['name']}: learned from {learning['num_trajectories']} trajectories before; a language model read "
+            f"{learning['prompt_tokens']} tokens for it and wrote {learning['generated_tokens']}, in "
+            f"{learning['seconds']:.0f} s; {unused} of its replies, or lines of them, could not be used."
+        )
+    if memory.get("memory_malformed"):
+        sentences.append(f"{memory['name']}: {memory['memory_malformed']} replies could not be used while recalling.")
     return sentences
 
 
@@ -369,6 +386,13 @@ def _per_task(key: str, digits: int, memory: Row) -> str:
     return f"{memory[key]:.{digits}f}" if _has(memory, key) else MISSING
 
 
+def _memory_tokens(memory: Row) -> str:
+    """Read and written by language models to recall, the composer among them."""
+    if not memory.get("memory_prompt_tokens"):
+        return MISSING
+    return "+".join(_per_task(f"memory_{kind}_tokens", 0, memory) for kind in ("prompt", "generated"))
+
+
 def _seconds(memory: Row) -> str:
     return _per_task("total", 2, _dict(memory.get("seconds")))
 
@@ -386,6 +410,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "prompt tok": partial(_per_task, "prompt_tokens", 0),
     "latent tok": partial(_per_task, "latent_tokens", 0),
     "new tok": partial(_per_task, "generated_tokens", 0),
+    "memory tok": _memory_tokens,
     "s/task": _seconds,
     "peak MB": partial(_per_task, "peak_memory_mb", 0),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from latentmem.environments.environment import Environment, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
-from latentmem.memory.memory import Memory, Recall
+from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
 from latentmem.teams.turn import Action, Call, Team, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
@@ -24,7 +24,7 @@ class Seconds:
     """Where the time of a rollout went, in seconds of wall clock."""
 
     recall: float
-    """Searching the bank, rating what was found where that is asked for, and writing it out."""
+    """Searching the bank, what a memory asks a language model then, and writing it out."""
     composing: float
     """The memory's own networks."""
     generation: float
@@ -39,6 +39,8 @@ class Rollouts:
 
     groups: list[list[Trajectory]]
     seconds: Seconds
+    spent: Spent
+    """What the memory had language models read and write to recall."""
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -185,7 +187,8 @@ def rollout(
         for episode in episodes
     ]
     groups = [finished[i : i + group_size] for i in range(0, len(finished), group_size)]
-    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment))
+    spent = sum((recall.spent for recall in recalls.values()), Spent())
+    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment), spent)
 
 
 def _speak(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
-from latentmem.memory.memory import Recall
+from latentmem.memory.memory import Ledger, Recall, charge
 from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -26,6 +26,7 @@ class LatentMemory:
         only_successes: bool = True,
         batch_size: int = 8,
         rate: Rate | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.bank = bank
         self.composer = composer
@@ -33,6 +34,8 @@ class LatentMemory:
         self.success = True if only_successes else None
         self.batch_size = batch_size
         self.rate = rate
+        self.ledger = ledger or Ledger()
+        """What `rate` and the composer spend."""
         self.composing_seconds = 0.0
         self.composed: dict[str, Tensor] = {}
         """What was composed from which text, [K, d_agent] each, the last time `recall_many` was asked."""
@@ -57,17 +60,20 @@ class LatentMemory:
     @torch.no_grad()
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, and composes in batches, shortest texts together."""
+        before = self.ledger.spent()
         records = self.records(queries)
         began = time.perf_counter()
         texts = sorted(dict.fromkeys(record.text for record in records), key=len)
         self.composed = {}
         for start in range(0, len(texts), self.batch_size):
             batch = texts[start : start + self.batch_size]
+            self.ledger.prompt_tokens += sum(len(self.composer.backbone.encode(text)) for text in batch)
             self.composed |= zip(batch, self.composer.compose(batch), strict=True)
         if self.composer.query_latents.is_cuda:
             torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
         self.composing_seconds += time.perf_counter() - began
-        return [Recall(record, self.composed[record.text]) for record in records]
+        recalls = [Recall(record, self.composed[record.text]) for record in records]
+        return charge(recalls, self.ledger.spent(since=before))
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

@@ -4,15 +4,57 @@ Whatever is recalled is kept as text too (`Recall.record`), and that text is wri
 for the composer alike: what rollouts were given and what training composes again cannot drift apart.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 from torch import Tensor
 
 from latentmem.config import MemorySection
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a memory has had language models read and write, the composer among them."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    """Latents are none."""
+    num_malformed: int = 0
+    """Replies, or lines of them, that could not be used."""
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            generated_tokens=self.generated_tokens + other.generated_tokens,
+            num_malformed=self.num_malformed + other.num_malformed,
+        )
+
+
+@dataclass
+class Ledger:
+    """Where all that serve one memory write down what they spend."""
+
+    num_asked: int = 0
+    """Prompts that were answered or rated."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    num_shortened: int = 0
+    """Episodes that did not fit a prompt whole."""
+    malformed: Counter[str] = field(default_factory=Counter)
+    """Replies, or lines of them, that could not be used, by what was wrong with them."""
+
+    def spent(self, since: Spent = Spent()) -> Spent:
+        """Everything so far, or what came since then."""
+        return Spent(
+            self.prompt_tokens - since.prompt_tokens,
+            self.generated_tokens - since.generated_tokens,
+            self.malformed.total() - since.num_malformed,
+        )
 
 
 @dataclass(frozen=True)
@@ -23,6 +65,8 @@ class Recall:
     """As it is stored with each message that was given it."""
     latents: Tensor | None = None
     """[K, d_agent] float32, placed after the agent's prompt; None for memories made of text."""
+    spent: Spent = Spent()
+    """On making it. What recalls were made for together stands with the first of them."""
 
 
 class Memory(Protocol):
@@ -73,6 +117,16 @@ def describe(trajectory: Trajectory, words: MemorySection = MemorySection()) -> 
             lines.append(fill(words.reply, observation=step.observation.strip()))
     lines.append(words.solved if trajectory.success else words.unsolved)
     return "\n".join(line for line in lines if line)
+
+
+def tell(found: Sequence[Trajectory], words: MemorySection) -> str:
+    """Past episodes as what stands before the user's text; empty where there are none."""
+    return fill(words.text, memory="\n\n".join(describe(trajectory, words) for trajectory in found)) if found else ""
+
+
+def charge(recalls: Sequence[Recall], spent: Spent) -> list[Recall]:
+    """The recalls, what was spent on them together written down with the first."""
+    return [replace(recall, spent=spent) if i == 0 else recall for i, recall in enumerate(recalls)]
 
 
 def said_by(trajectory: Trajectory, role: Role) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentmem.config import MemorySection
 from latentmem.errors import ConfigError, ModelError
-from latentmem.memory.memory import describe
+from latentmem.memory.memory import Ledger, describe
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import check_window, prefill
 from latentmem.templates import check_template, fill
@@ -41,14 +41,14 @@ _DECIMALS = 3
 """Of a rating. Arithmetic in batches is off in the sixth; rounded so, episodes that read the same tie in any batch."""
 
 
-def check_rating_template(template: str) -> None:
-    """Refuse a template without the task or the episode, or with a field that does not exist.
+def check_rating_template(template: str, needed: Collection[str] = FIELDS) -> None:
+    """Refuse a template without one of the needed fields, or with a field that does not exist.
 
     Raises:
         ConfigError: naming the field.
     """
     check_template(template, FIELDS, "bank.rating_template")
-    for field in FIELDS:
+    for field in needed:
         if f"{{{field}}}" not in template:
             raise ConfigError(f"bank.rating_template: the field {{{field}}} is missing, and ratings need it; add it")
 
@@ -64,6 +64,8 @@ class Rater:
         batch_positions: int = 4096,
         system: str | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
+        ledger: Ledger | None = None,
+        needed: Collection[str] = FIELDS,
     ) -> None:
         """Take the model that rates. It does so as an agent: no adapter of a composer on it has a say.
 
@@ -74,6 +76,8 @@ class Rater:
             batch_positions: positions read at once; a matter of memory, not of the result.
             system: the system prompt; None is `SYSTEM`.
             words: how an episode is told.
+            ledger: where it writes down what it reads; None is one of its own.
+            needed: fields that the template may not lack; a rating of an episode by itself needs no task.
 
         Raises:
             ConfigError: an unknown or a missing template field.
@@ -83,7 +87,8 @@ class Rater:
         self.template = TEMPLATE if template is None else template
         self.system = SYSTEM if system is None else system
         self.words = words
-        check_rating_template(self.template)
+        self.ledger = ledger or Ledger()
+        check_rating_template(self.template, needed)
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_positions = batch_positions
         self.num_shortened = 0
@@ -115,6 +120,8 @@ class Rater:
             As a call.
         """
         prompts = [self._prompt(task, trajectory) for task, trajectory in pairs]
+        self.ledger.num_asked += len(prompts)
+        self.ledger.prompt_tokens += sum(map(len, prompts))
         tasks = [task.text for task, _ in pairs]
         found = torch.zeros(len(pairs), len(ANSWERS), dtype=torch.float64)
         for rows in _batches([len(prompt) for prompt in prompts], tasks, self.batch_positions):
@@ -122,7 +129,7 @@ class Rater:
         if not bool((found.sum(1) > 0).all()):  # nan is not above 0 either
             raise ModelError(
                 f"model {self.model.name!r} gave values that are not finite for a rating; set model.dtype to float32, "
-                "or bank.rating to none"
+                "or choose no memory that rates"
             )
         return found
 
@@ -132,6 +139,7 @@ class Rater:
         if len(ids) <= self.max_prompt_tokens:
             return ids
         self.num_shortened += 1
+        self.ledger.num_shortened += 1
         if self.num_shortened == 1:
             logger.warning(
                 "episodes are shortened for rating, to prompts of %d tokens (bank.rating_max_tokens); the first had %d",
@@ -202,7 +210,7 @@ def _spellings(model: LanguageModel) -> dict[tuple[int, ...], int]:
     if not found:
         raise ModelError(
             f"model {model.name!r}: its tokenizer does not tell the numbers from 1 to 10 apart, and cannot rate; "
-            "set bank.rating to none"
+            "set bank.rating to none, and leave out the memories generative and gmemory"
         )
     return found
 

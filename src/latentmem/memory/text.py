@@ -1,15 +1,17 @@
 """Memory as text in the prompt: the nearest trajectories, the same for every role.
 
-This is the plain rival that latent memory is compared with.
+This is the plain rival that latent memory is compared with. With successes only and no rating it is also what MetaGPT
+(arXiv 2308.00352) stands for where memories of teams are compared (G-Memory, arXiv 2506.07398; LatentMem): its pool of
+shared messages made to last beyond one task, by giving the next team the nearest successful trajectories as examples.
+The memory called `metagpt` is therefore this class, held to those settings.
 """
 
 from collections.abc import Sequence
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection
-from latentmem.memory.memory import Recall, describe
+from latentmem.memory.memory import Ledger, Recall, charge, tell
 from latentmem.memory.retrieval import Rate, retrieve
-from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
@@ -26,12 +28,24 @@ class TextMemory:
         only_successes: bool = True,
         rate: Rate | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
+        ledger: Ledger | None = None,
     ) -> None:
+        """Take a bank and say what of it is told.
+
+        Args:
+            bank: searched.
+            num_retrieved: trajectories told.
+            only_successes: whether failures are left out.
+            rate: chooses among twice as many.
+            words: how episodes are told.
+            ledger: where `rate` writes down what it spends; None if nothing does.
+        """
         self.bank = bank
         self.words = words
         self.num_retrieved = num_retrieved
         self.success = True if only_successes else None
         self.rate = rate
+        self.ledger = ledger or Ledger()
 
     def recall(self, task: Task, role: Role) -> Recall:
         """The nearest trajectories as text; no text where there is none."""
@@ -39,14 +53,13 @@ class TextMemory:
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, for each task; all roles are told the same."""
+        before = self.ledger.spent()
         tasks = [task for task, _ in queries]
         recalls = {}
         for key, found in retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate).items():
-            episodes = "\n\n".join(describe(trajectory, self.words) for trajectory in found)
-            text = fill(self.words.text, memory=episodes) if found else ""
             sources = tuple(trajectory.id for trajectory in found)
-            recalls[key] = Recall(Recalled(kind=self.kind, text=text, sources=sources))
-        return [recalls[task.key] for task, _ in queries]
+            recalls[key] = Recall(Recalled(kind=self.kind, text=tell(found, self.words), sources=sources))
+        return charge([recalls[task.key] for task, _ in queries], self.ledger.spent(since=before))
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

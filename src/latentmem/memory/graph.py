@@ -1,0 +1,226 @@
+"""G-Memory: a graph of tasks, insights that its nodes support, condensed interactions, and a brief for each role.
+
+After Zhang et al. 2025, "G-Memory" (arXiv 2506.07398), sections 3 and 4. Its three tiers:
+- *Query graph.* A node is one episode: its task, whether it was solved, its interactions. A new node is joined to the
+  most similar older ones. A recall starts at the nearest nodes and follows edges for some hops.
+- *Insight graph.* Insights, each with the nodes that support it. A recall takes those that a reached node supports.
+- *Interaction graph.* Who said what, having read whom. A language model condenses it to what mattered; among the
+  reached successes, those rated as most helpful for the task are told so condensed.
+For each role a language model then picks what of the insights concerns that role (the paper's projection).
+
+What differs:
+- Insights are kept as in `insights`: supported by the episodes of the rounds that shaped them, not by later queries
+  that they were told for. Edges between them are not stored, since no retrieval walks them.
+- An interaction is condensed once, when it is stored, not for each task anew.
+- Candidates are rated through logits (see `rating`), and their number is limited.
+
+The nodes of the very task asked about are taken out of the graph before the search, with the insights they support.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import GMemorySection, InsightsSection, MemorySection
+from latentmem.memory.insights import Insight, mend, numbered, ranked
+from latentmem.memory.learned import Notes, Scribe, Similarity
+from latentmem.memory.retrieval import Rate
+from latentmem.templates import fill
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+
+class Graph:
+    """Notes: {"nodes": [{"id", "task", "solved", "links", "condensed"}], "insights": a list of `Insight`}.
+
+    A node's place in the list is its number; its links are the numbers of older nodes. `task` is the task's text.
+    """
+
+    kind = "gmemory"
+
+    def __init__(
+        self,
+        scribe: Scribe,
+        similarity: Similarity,
+        rate: Rate,
+        num_retrieved: int = 3,
+        section: GMemorySection = GMemorySection(),  # noqa: B008 - it is frozen
+        insights: InsightsSection = InsightsSection(),  # noqa: B008
+        words: MemorySection = MemorySection(),  # noqa: B008
+    ) -> None:
+        """Take what the method asks with.
+
+        Args:
+            scribe: condenses, writes insights and briefs.
+            similarity: of task texts.
+            rate: how helpful a success is for a task.
+            num_retrieved: condensed episodes told.
+            section: shape of the graph, and prompts.
+            insights: how insights are learned and told.
+            words: how tasks and outcomes are told.
+        """
+        self.scribe = scribe
+        self.similarity = similarity
+        self.rate = rate
+        self.num_retrieved = num_retrieved
+        self.section = section
+        self.insights = insights
+        self.words = words
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Model, prompts, shape and limits, and how episodes are told."""
+        sections = {"gmemory": self.section, "insights": self.insights, "words": self.words}
+        return self.scribe.settings | {name: section.model_dump() for name, section in sections.items()}
+
+    def begin(self) -> Notes:
+        """An empty graph."""
+        return {"nodes": [], "insights": []}
+
+    def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
+        """Condense all at once, join each to older nodes, then mend the insights round by round.
+
+        An empty reply is counted, and the interaction stays as it is.
+        """
+        texts = [self.scribe.shorten(self._interaction(episode)) for episode in episodes]
+        prompts = [fill(self.section.condense, episode=text) for text in texts]
+        replies = self.scribe.ask("condense", self.section.condense_system, prompts)
+        nodes = notes["nodes"]
+        for episode, text, reply in zip(episodes, texts, replies, strict=True):
+            if not reply:
+                self.scribe.ledger.malformed["empty condensation"] += 1
+            nodes.append(
+                {
+                    "id": episode.id,
+                    "task": episode.task.text,
+                    "solved": episode.success,
+                    "links": self._links(episode.task.text, nodes),
+                    "condensed": self.scribe.shorten(reply or text),
+                }
+            )
+        told = [(node["id"], self._tell(node)) for node in nodes[len(nodes) - len(episodes) :]]
+        mend(notes["insights"], told, self.scribe, self.insights, self.words.nothing)
+
+    def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
+        """Condensed successes, the same for all roles, and a brief for each."""
+        tasks = {task.key: task for task, _ in queries}
+        nodes = notes["nodes"]
+        own = {key: set(bank.ids_of(task)) for key, task in tasks.items()}
+        reached = self._reached(nodes, list(tasks.values()), own)
+        candidates = {
+            key: [i for i in found if nodes[i]["solved"]][: self.section.max_candidates]
+            for key, found in reached.items()
+        }
+        episodes = {key: bank.get(nodes[i]["id"] for i in found) for key, found in candidates.items()}
+        ratings = iter(self.rate([(tasks[key], episode) for key, found in episodes.items() for episode in found]))
+        best: dict[str, list[int]] = {}
+        for key, found in candidates.items():
+            rated = [(next(ratings), i) for i in found]
+            best[key] = [i for _, i in sorted(rated, key=lambda pair: -pair[0])[: self.num_retrieved]]
+        insights = {
+            key: self._supported(notes["insights"], {nodes[i]["id"] for i in found}, own[key])
+            for key, found in reached.items()
+        }
+        briefs = self._briefs(insights, queries)
+        records = []
+        for (task, _), brief in zip(queries, briefs, strict=True):
+            found = best[task.key]
+            told = "\n\n".join(self._tell(nodes[i]) for i in found)
+            parts = [
+                fill(self.insights.told, insights=brief) if brief else "",
+                fill(self.words.text, memory=told) if found else "",
+            ]
+            sources = tuple(nodes[i]["id"] for i in found)
+            records.append(Recalled(kind=self.kind, text="\n\n".join(filter(None, parts)), sources=sources))
+        return records
+
+    def _links(self, text: str, nodes: Sequence[Mapping[str, Any]]) -> list[int]:
+        (row,) = self.similarity([text], [node["task"] for node in nodes])
+        nearest = np.argsort(-row, kind="stable")[: self.section.max_links]
+        return sorted(int(i) for i in nearest if row[i] >= self.section.threshold)
+
+    def _reached(
+        self, nodes: Sequence[Mapping[str, Any]], tasks: Sequence[Task], own: Mapping[str, Collection[str]]
+    ) -> dict[str, list[int]]:
+        """Nodes for each task, by its key: fewest hops first, then the more similar, then the older."""
+        cosines = self.similarity([task.text for task in tasks], [node["task"] for node in nodes])
+        reached = {}
+        for task, row in zip(tasks, cosines, strict=True):
+            banned = {i for i, node in enumerate(nodes) if node["id"] in own[task.key]}
+            seeds = [int(i) for i in np.argsort(-row, kind="stable") if i not in banned][: self.section.nearest]
+            hops = expand([node["links"] for node in nodes], seeds, self.section.hops, banned)
+            reached[task.key] = sorted(hops, key=lambda i, row=row, hops=hops: (hops[i], -row[i], i))  # type: ignore[misc]
+        return reached
+
+    def _supported(self, insights: Sequence[Insight], by: Collection[str], own: Collection[str]) -> list[Insight]:
+        found = [insight for insight in ranked(insights, without=own) if not set(by).isdisjoint(insight["sources"])]
+        return found[: self.section.num_insights]
+
+    def _briefs(self, insights: Mapping[str, Sequence[Insight]], queries: Sequence[tuple[Task, Role]]) -> list[str]:
+        """What of the insights is told to each role; all of them where the reply is empty, which is counted."""
+        lists = [numbered(insights[task.key]) for task, _ in queries]
+        prompts = {
+            i: fill(
+                self.section.project,
+                task=task.text.strip(),
+                role=fill(self.words.member, role=role.name, profile=role.profile.strip()),
+                insights=lists[i],
+            )
+            for i, (task, role) in enumerate(queries)
+            if lists[i]
+        }
+        replies = dict(
+            zip(prompts, self.scribe.ask("brief", self.section.project_system, list(prompts.values())), strict=True)
+        )
+        self.scribe.ledger.malformed["empty brief"] += sum(not reply for reply in replies.values())
+        return [replies.get(i) or told for i, told in enumerate(lists)]
+
+    def _interaction(self, trajectory: Trajectory) -> str:
+        """Who said what, having read whom, turn by turn; messages are numbered within a turn."""
+        lines = [fill(self.words.task, task=trajectory.task.text.strip())]
+        for step in trajectory.steps:
+            for number, message in enumerate(step.messages, 1):
+                lines.append(
+                    fill(
+                        self.section.reading if message.reads else self.section.opening,
+                        number=str(number),
+                        role=message.role,
+                        reads=", ".join(str(i + 1) for i in message.reads),
+                        response=message.response.strip(),
+                    )
+                )
+            if step.observation.strip():
+                lines.append(fill(self.words.reply, observation=step.observation.strip()))
+        lines.append(self.words.solved if trajectory.success else self.words.unsolved)
+        return "\n".join(line for line in lines if line)
+
+    def _tell(self, node: Mapping[str, Any]) -> str:
+        outcome = self.words.solved if node["solved"] else self.words.unsolved
+        lines = [fill(self.words.task, task=node["task"].strip()), node["condensed"], outcome]
+        return "\n".join(line for line in lines if line)
+
+
+def expand(
+    links: Sequence[Sequence[int]], seeds: Sequence[int], hops: int, banned: Collection[int] = ()
+) -> dict[int, int]:
+    """The nodes within some hops of the seeds, each with the fewest hops to it; edges go both ways.
+
+    Args:
+        links: for each node the older ones that it is joined to.
+        seeds: nodes at 0 hops.
+        hops: how far to go.
+        banned: nodes that are not there.
+    """
+    neighbours: list[list[int]] = [[] for _ in links]
+    for i, older in enumerate(links):
+        for j in older:
+            if i not in banned and j not in banned:
+                neighbours[i].append(j)
+                neighbours[j].append(i)
+    found = dict.fromkeys(seeds, 0)
+    edge = list(seeds)
+    for hop in range(1, hops + 1):
+        edge = [j for j in dict.fromkeys(j for i in edge for j in neighbours[i]) if j not in found]
+        found |= dict.fromkeys(edge, hop)
+    return found

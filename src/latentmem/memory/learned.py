@@ -1,0 +1,277 @@
+"""Memories that learn: what a language model makes of a bank is kept as one JSON file, which can always be made again.
+
+The bank stays the truth. A method says what is learned from a batch of trajectories and what is told of it; this file
+says when and in what order, for all methods alike: trajectories in the order they were stored, each once, the notes
+replaced as a whole after each batch. Whoever is killed goes on with the batch that is missing and ends with the same
+notes. What a language model replies is hostile text: it is parsed leniently, never raises, and what cannot be used is
+counted in the file.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latentmem.bank import Embed, ExperienceBank
+from latentmem.errors import RunError
+from latentmem.memory.memory import Ledger, Recall, charge
+from latentmem.models.language_model import AgentModel, Prompt, Sampling
+from latentmem.runs import read_json, write_atomic
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+NOTES_VERSION = 1
+"""Version of the file; another one is refused."""
+
+Notes = dict[str, Any]
+"""What a method has learned, as plain JSON values."""
+
+_DECIMALS = 6
+"""Of a similarity: arithmetic in batches is off in the seventh, and equal texts shall be equally near."""
+
+
+class Method(Protocol):
+    """One way of learning from episodes and of telling what was learned."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in stored messages."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that its notes depend on but the bank, as plain JSON values."""
+
+    def begin(self) -> Notes:
+        """Notes of nothing."""
+
+    def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
+        """Extend the notes by the episodes that were stored next."""
+
+    def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
+        """What each role should remember for its task; nothing that comes from a trajectory of the very task."""
+
+
+class LearnedMemory:
+    """A bank, a method, and the file of what the method has learned from the bank."""
+
+    composing_seconds = 0.0
+
+    def __init__(
+        self, bank: ExperienceBank, method: Method, path: Path, ledger: Ledger | None = None, batch_size: int = 16
+    ) -> None:
+        """Read the notes, if there are any.
+
+        Args:
+            bank: learned from, and searched.
+            method: learns and tells.
+            path: of the notes; only one process may let its memory `learn` into it.
+            ledger: where all that the method asks write down what they spend.
+            batch_size: trajectories learned from between two saves.
+
+        Raises:
+            RunError: the file is damaged, of another version, or of another memory.
+        """
+        self.bank = bank
+        self.method = method
+        self.path = path
+        self.ledger = ledger or Ledger()
+        self.batch_size = batch_size
+        self._read()
+
+    @property
+    def kind(self) -> str:
+        """The method's."""
+        return self.method.kind
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that is told from: equal for equal notes."""
+        content = [_plain(self.method.settings), self.learned, self.notes]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def learn(self, on_progress: Callable[[int], object] = lambda num_learned: None) -> None:
+        """Learn what the bank holds and the notes do not yet, batch by batch; each is saved before the next.
+
+        Notes that another process has brought up to the bank are read, and nothing is left to do. Notes of other
+        settings, or of trajectories that are no longer there, are made again from the start, with a warning.
+
+        Args:
+            on_progress: told how many trajectories are learned from, after each batch.
+
+        Raises:
+            RunError: the notes cannot be read, or not be written; those that were there are kept.
+        """
+        outdated = self._read()
+        ids = self.bank.ids()
+        if not outdated and self.learned != ids[: len(self.learned)]:
+            outdated = "trajectories that are not, or not so, in the bank"
+        if outdated:
+            logger.warning("%s: made with %s; it is made again", self.path, outdated)
+            self._begin()
+        for start in range(len(self.learned), len(ids), self.batch_size):
+            batch = ids[start : start + self.batch_size]
+            began, before = time.perf_counter(), _counts(self.ledger)
+            self.method.learn(self.notes, self.bank.get(batch))
+            self.learned += batch
+            self._add_costs(before, _counts(self.ledger), time.perf_counter() - began)
+            self._save()
+            on_progress(len(self.learned))
+
+    def recall(self, task: Task, role: Role) -> Recall:
+        """What one role should remember for one task."""
+        return self.recall_many([(task, role)])[0]
+
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        """Asks the method, once for all; the notes stay as they are."""
+        before = self.ledger.spent()
+        records = self.method.recall(self.notes, self.bank, queries)
+        return charge([Recall(record) for record in records], self.ledger.spent(since=before))
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Store the trajectory in the bank and learn from it."""
+        self.bank.add(trajectory)
+        self.learn()
+
+    def _begin(self) -> None:
+        self.learned: list[str] = []
+        """Ids of the trajectories learned from, in that order, which is the bank's."""
+        self.notes = self.method.begin()
+        self.costs: dict[str, Any] = {
+            "num_asked": 0, "prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "num_shortened": 0,
+            "malformed": {},
+        }  # fmt: skip
+        """What learning took; what recalling takes stands with the recalls."""
+
+    def _read(self) -> str:
+        """Take over what the file holds; why that could not be used, or nothing."""
+        self._begin()
+        if not self.path.exists():
+            return ""
+        found = read_json(self.path)
+        remedy = "remove the file, and it is made again from the bank"
+        if found.get("version") != NOTES_VERSION:
+            raise RunError(
+                f"{self.path}: version {found.get('version')!r} of a memory's notes; this version of latentmem reads "
+                f"{NOTES_VERSION}; {remedy}"
+            )
+        if found.get("memory") != self.kind:
+            raise RunError(f"{self.path}: notes of memory {found.get('memory')!r}, expected {self.kind!r}; {remedy}")
+        if found.get("settings") != _plain(self.method.settings):
+            return "other settings"
+        try:
+            self.learned, self.notes, self.costs = found["learned"], found["notes"], found["costs"]
+        except KeyError as error:
+            raise RunError(f"{self.path}: {error} is missing; {remedy}") from None
+        return ""
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "version": NOTES_VERSION,
+            "memory": self.kind,
+            "settings": _plain(self.method.settings),
+            "costs": self.costs,
+            "learned": self.learned,
+            "notes": self.notes,
+        }
+        write_atomic(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def _add_costs(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> None:
+        for key in ("num_asked", "prompt_tokens", "generated_tokens", "num_shortened"):
+            self.costs[key] += after[key] - before[key]
+        self.costs["seconds"] += seconds
+        for reason, count in after["malformed"].items():
+            if new := count - before["malformed"].get(reason, 0):
+                self.costs["malformed"][reason] = self.costs["malformed"].get(reason, 0) + new
+
+
+class Scribe:
+    """Asks a language model for text on a memory's behalf: greedily, all prompts of one kind at once."""
+
+    def __init__(
+        self,
+        model: AgentModel,
+        ledger: Ledger | None = None,
+        max_response_tokens: int = 256,
+        max_episode_characters: int = 4000,
+    ) -> None:
+        self.model = model
+        self.ledger = ledger or Ledger()
+        self.sampling = Sampling(temperature=0, max_response_tokens=max_response_tokens)
+        self.max_episode_characters = max_episode_characters
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its replies depend on but the prompts."""
+        return {
+            "model": self.model.name,
+            "temperature": self.sampling.temperature,
+            "max_response_tokens": self.sampling.max_response_tokens,
+            "max_episode_characters": self.max_episode_characters,
+        }
+
+    def ask(self, what: str, system: str, texts: Sequence[str]) -> list[str]:
+        """The reply to each text, in their order, without blanks around it; it may be empty.
+
+        Args:
+            what: names the kind of prompt; a `ScriptedModel` finds its responses by it.
+            system: system prompt of all of them.
+            texts: what the user says.
+
+        Raises:
+            ModelError: a prompt does not fit the context window.
+        """
+        prompts = [
+            Prompt(role=what, system=system, user=text, group=f"asked by a memory, {what}", seed=0) for text in texts
+        ]
+        sampled = self.model.respond(prompts, self.sampling) if prompts else []
+        self.ledger.num_asked += len(prompts)
+        self.ledger.prompt_tokens += sum(reply.num_prompt_tokens for reply in sampled)
+        self.ledger.generated_tokens += sum(len(reply.token_ids) for reply in sampled)
+        return [reply.text.strip() for reply in sampled]
+
+    def shorten(self, episode: str) -> str:
+        """The text of an episode as it may stand in a prompt: of a long one the beginning and the end."""
+        half = self.max_episode_characters // 2
+        if len(episode) <= self.max_episode_characters:
+            return episode
+        self.ledger.num_shortened += 1
+        return f"{episode[:half]}\n[...]\n{episode[len(episode) - half :]}"
+
+
+class Similarity:
+    """Cosines between the embeddings of texts; each text is embedded once."""
+
+    def __init__(self, embed: Embed) -> None:
+        self.embed = embed
+        self._known: dict[str, npt.NDArray[np.float64]] = {}
+
+    def __call__(self, texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.float64]:
+        """[n, N] for n texts and N others, in millionths; equal texts are equally near to anything."""
+        if not texts or not others:
+            return np.empty((len(texts), len(others)))
+        cosines: npt.NDArray[np.float64] = np.round(self._vectors(texts) @ self._vectors(others).T, _DECIMALS)
+        return cosines
+
+    def _vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            rows = np.asarray(self.embed(new), dtype=np.float64)
+            self._known |= zip(new, rows / np.linalg.norm(rows, axis=1, keepdims=True), strict=True)
+        return np.stack([self._known[text] for text in texts])
+
+
+def _counts(ledger: Ledger) -> dict[str, Any]:
+    return {**vars(ledger), "malformed": dict(ledger.malformed)}
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """As JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(settings))

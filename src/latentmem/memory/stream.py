@@ -1,0 +1,100 @@
+"""The memory stream of generative agents: the past scored by recency, importance and relevance together.
+
+After Park et al. 2023, "Generative Agents" (arXiv 2304.03442), section 4.1: each of the three is scaled to [0, 1] over
+the candidates and they are added up, all weights 1. What differs here:
+- Relevance is a language model's rating for the task at hand, as where memories of teams are compared, not a cosine;
+  the cosine chooses the candidates, twice as many as are told.
+- A rating is the expected value of an answer from 1 to 10 (see `rating`), not a number parsed from a reply.
+- Recency decays by 0.995 with each success stored later. A bank has no hours; and to count from the last recall, as
+  the paper does, would let what one batch is told depend on which batches were played before it, and by whom.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import GenerativeSection, MemorySection
+from latentmem.memory.learned import Notes
+from latentmem.memory.memory import tell
+from latentmem.memory.retrieval import Rate
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+
+class Stream:
+    """Successes with their importance; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
+
+    kind = "generative"
+
+    def __init__(
+        self,
+        relevance: Rate,
+        importance: Rate,
+        num_retrieved: int = 3,
+        section: GenerativeSection = GenerativeSection(),  # noqa: B008 - it is frozen
+        words: MemorySection = MemorySection(),  # noqa: B008
+        raters: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take what rates.
+
+        Args:
+            relevance: rates candidates for a task.
+            importance: rates episodes by themselves; it is given each with its own task.
+            num_retrieved: episodes told.
+            section: weights, decay and prompt.
+            words: how episodes are told.
+            raters: what the ratings of importance depend on besides.
+        """
+        self.relevance = relevance
+        self.importance = importance
+        self.num_retrieved = num_retrieved
+        self.section = section
+        self.words = words
+        self.raters = dict(raters or {})
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The prompt, and how episodes are told; no weights, for importance is the same under any."""
+        prompts = {"importance": self.section.importance, "importance_system": self.section.importance_system}
+        return self.raters | prompts | {"words": self.words.model_dump()}
+
+    def begin(self) -> Notes:
+        """Nothing is rated."""
+        return {"importance": {}}
+
+    def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
+        """Rate the successes, all at once."""
+        solved = [episode for episode in episodes if episode.success]
+        ratings = self.importance([(episode.task, episode) for episode in solved])
+        notes["importance"] |= {episode.id: rating for episode, rating in zip(solved, ratings, strict=True)}
+
+    def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
+        """The candidates of the highest scores, the nearer where equal; all roles are told the same."""
+        tasks = list({task.key: task for task, _ in queries}.values())
+        hits = bank.search_many(tasks, k=2 * self.num_retrieved, success=True)
+        importance: dict[str, float] = notes["importance"]
+        ages = {id_: age for age, id_ in enumerate(reversed(importance))}
+        candidates = [[hit.trajectory for hit in found if hit.trajectory.id in ages] for found in hits]
+        pairs = [(task, trajectory) for task, found in zip(tasks, candidates, strict=True) for trajectory in found]
+        ratings = iter(self.relevance(pairs))
+        told = {}
+        for task, found in zip(tasks, candidates, strict=True):
+            parts = (
+                (self.section.recency_weight, [self.section.recency_decay ** ages[t.id] for t in found]),
+                (self.section.importance_weight, [importance[t.id] for t in found]),
+                (self.section.relevance_weight, [next(ratings) for _ in found]),
+            )
+            scores = [sum(values) for values in zip(*([w * x for x in scaled(xs)] for w, xs in parts), strict=True)]
+            best = [found[i] for i in sorted(range(len(found)), key=lambda i: -scores[i])[: self.num_retrieved]]
+            sources = tuple(trajectory.id for trajectory in best)
+            told[task.key] = Recalled(kind=self.kind, text=tell(best, self.words), sources=sources)
+        return [told[task.key] for task, _ in queries]
+
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """The values moved and stretched to reach from 0 to 1; where all are equal they say nothing, and are 0.
+
+    >>> scaled([2.0, 4.0, 3.0]), scaled([5.0, 5.0])
+    ([0.0, 1.0, 0.5], [0.0, 0.0])
+    """
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]

@@ -1,0 +1,72 @@
+"""Voyager's memory: each success is kept under what a language model says it is good for, and found by that.
+
+After Wang et al. 2023, "Voyager" (arXiv 2305.16291), section 2.2, the skill library: a verified program is the value,
+the embedding of a generated description its key. Here a successful episode takes the program's place. Voyager has its
+model write a plan and asks with that; the task's own text is asked with here, as in the comparisons of G-Memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import MemorySection, VoyagerSection
+from latentmem.memory.learned import Notes, Scribe, Similarity
+from latentmem.memory.memory import describe, tell
+from latentmem.templates import fill
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+
+class Summaries:
+    """Keys written by a language model, one for each success; notes: {"summaries": {trajectory id: text}}."""
+
+    kind = "voyager"
+
+    def __init__(
+        self,
+        scribe: Scribe,
+        similarity: Similarity,
+        num_retrieved: int = 3,
+        section: VoyagerSection = VoyagerSection(),  # noqa: B008 - it is frozen
+        words: MemorySection = MemorySection(),  # noqa: B008
+    ) -> None:
+        self.scribe = scribe
+        self.similarity = similarity
+        self.num_retrieved = num_retrieved
+        self.section = section
+        self.words = words
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Model, prompt, and how episodes are told."""
+        return self.scribe.settings | {"voyager": self.section.model_dump(), "words": self.words.model_dump()}
+
+    def begin(self) -> Notes:
+        """No key."""
+        return {"summaries": {}}
+
+    def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
+        """Have all successes summarised at once. An empty reply is counted, and the task's text is the key."""
+        solved = [episode for episode in episodes if episode.success]
+        texts = [self.scribe.shorten(describe(episode, self.words)) for episode in solved]
+        prompts = [fill(self.section.summary, episode=text) for text in texts]
+        replies = self.scribe.ask("summary", self.section.system, prompts)
+        for episode, reply in zip(solved, replies, strict=True):
+            if not reply:
+                self.scribe.ledger.malformed["empty summary"] += 1
+            notes["summaries"][episode.id] = reply or episode.task.text
+
+    def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
+        """The episodes whose keys are nearest to the task, the older where equal; all roles are told the same."""
+        tasks = list({task.key: task for task, _ in queries}.values())
+        ids = list(notes["summaries"])
+        cosines = self.similarity([task.text for task in tasks], list(notes["summaries"].values()))
+        told = {}
+        for task, row in zip(tasks, cosines, strict=True):
+            own = set(bank.ids_of(task))
+            ranked = [ids[i] for i in np.argsort(-row, kind="stable") if ids[i] not in own]
+            found = bank.get(ranked[: self.num_retrieved])
+            sources = tuple(trajectory.id for trajectory in found)
+            told[task.key] = Recalled(kind=self.kind, text=tell(found, self.words), sources=sources)
+        return [told[task.key] for task, _ in queries]

@@ -25,10 +25,13 @@ import numpy as np
 from latentmem.bank import ExperienceBank
 from latentmem.config import GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.insights import Insight, mend, numbered, ranked
-from latentmem.memory.learned import Notes, Scribe, Similarity
+from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
 from latentmem.memory.retrieval import Rate
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+_LEARNED = {"threshold", "max_links", "opening", "reading", "condense", "condense_system"}
+"""Keys of the section that learning depends on."""
 
 
 class Graph:
@@ -70,9 +73,12 @@ class Graph:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Model, prompts, shape and limits, and how episodes are told."""
-        sections = {"gmemory": self.section, "insights": self.insights, "words": self.words}
-        return self.scribe.settings | {name: section.model_dump() for name, section in sections.items()}
+        """Model, prompts, shape and limits, and how episodes are told; nothing that only a recall looks at."""
+        return self.scribe.settings | {
+            "gmemory": self.section.model_dump(include=_LEARNED),
+            "insights": self.insights.model_dump(exclude={"told"}),
+            "words": self.words.model_dump(include={*EPISODE_WORDS, "nothing"}),
+        }
 
     def begin(self) -> Notes:
         """An empty graph."""

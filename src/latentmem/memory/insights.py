@@ -21,7 +21,7 @@ from typing import Any
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import InsightsSection, MemorySection
-from latentmem.memory.learned import Notes, Scribe
+from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe
 from latentmem.memory.memory import describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -60,7 +60,8 @@ class Insights:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Model, prompts, limits, and how episodes are told."""
-        return self.scribe.settings | {"insights": self.section.model_dump(), "words": self.words.model_dump()}
+        words = self.words.model_dump(include={*EPISODE_WORDS, "nothing"})
+        return self.scribe.settings | {"insights": self.section.model_dump(exclude={"told"}), "words": words}
 
     def begin(self) -> Notes:
         """An empty list."""

@@ -33,6 +33,9 @@ NOTES_VERSION = 1
 Notes = dict[str, Any]
 """What a method has learned, as plain JSON values."""
 
+EPISODE_WORDS = {"task", "step", "reply", "solved", "unsolved"}
+"""Of the configuration's words about the past, those that what is learned depends on."""
+
 _DECIMALS = 6
 """Of a similarity: arithmetic in batches is off in the seventh, and equal texts shall be equally near."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import GenerativeSection, MemorySection
-from latentmem.memory.learned import Notes
+from latentmem.memory.learned import EPISODE_WORDS, Notes
 from latentmem.memory.memory import tell
 from latentmem.memory.retrieval import Rate
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -55,7 +55,7 @@ class Stream:
     def settings(self) -> Mapping[str, Any]:
         """The prompt, and how episodes are told; no weights, for importance is the same under any."""
         prompts = {"importance": self.section.importance, "importance_system": self.section.importance_system}
-        return self.raters | prompts | {"words": self.words.model_dump()}
+        return self.raters | prompts | {"words": self.words.model_dump(include=EPISODE_WORDS)}
 
     def begin(self) -> Notes:
         """Nothing is rated."""

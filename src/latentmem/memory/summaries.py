@@ -12,7 +12,7 @@ import numpy as np
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection, VoyagerSection
-from latentmem.memory.learned import Notes, Scribe, Similarity
+from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
 from latentmem.memory.memory import describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -40,7 +40,10 @@ class Summaries:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Model, prompt, and how episodes are told."""
-        return self.scribe.settings | {"voyager": self.section.model_dump(), "words": self.words.model_dump()}
+        return self.scribe.settings | {
+            "voyager": self.section.model_dump(),
+            "words": self.words.model_dump(include=EPISODE_WORDS),
+        }
 
     def begin(self) -> Notes:
         """No key."""

@@ -150,6 +150,7 @@ def world(tmp_path: Path, make: Callable) -> Any:
         notes["insights"] = [
             {"text": f"of {name}", "score": score, "sources": [ids[name]]}
             for name, score in zip("abcde", (1, 5, 2, 9, 1), strict=True)
+            if name in ids
         ]
         model.prompts.clear()
         return method, model, bank, notes

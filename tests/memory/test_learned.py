@@ -11,7 +11,7 @@ import pytest
 from test_composer import trajectory
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import GMemorySection, VoyagerSection
+from latentmem.config import GenerativeSection, GMemorySection, VoyagerSection
 from latentmem.errors import RunError
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
@@ -115,7 +115,7 @@ def test_a_kill_between_two_batches_leads_to_the_notes_of_an_undisturbed_run(
         assert len(done) % 3 == 0
         make(name, bank, cut, Answering()).learn()
         assert content(cut) == expected
-    # and one by one, as while an evaluation learns, the raw episodes are the same even if rounds differ
+    # What is read back is what was learned, and tells the same.
     again = make(name, bank, whole, Answering())
     assert (again.notes, again.learned, again.digest) == (undisturbed.notes, undisturbed.learned, undisturbed.digest)
     queries = [(ASKED, role) for role in ROLES]
@@ -292,8 +292,6 @@ def test_successes_are_found_by_their_summaries_all_asked_for_at_once(
 def test_recency_importance_and_relevance_are_scaled_over_the_candidates_and_weighed(
     bank: ExperienceBank, tmp_path: Path
 ) -> None:
-    from latentmem.config import GenerativeSection
-
     assert scaled([]) == []
     stored = [trajectory(f"the sum of {i}", {"assistant": "x"}) for i in range(4)]
     importance = dict(zip((t.id for t in stored), (9.0, 1.0, 5.0, 5.0), strict=True))

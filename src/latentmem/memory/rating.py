@@ -129,7 +129,7 @@ class Rater:
         if not bool((found.sum(1) > 0).all()):  # nan is not above 0 either
             raise ModelError(
                 f"model {self.model.name!r} gave values that are not finite for a rating; set model.dtype to float32, "
-                "or choose no memory that rates"
+                "or bank.rating to none"
             )
         return found
 

@@ -14,7 +14,7 @@ import yaml
 
 from latentmem import cli
 from latentmem.bank import ExperienceBank
-from latentmem.config import MemorySection, load_config
+from latentmem.config import InsightsSection, MemorySection, load_config
 from latentmem.memory.composer import Composer
 from latentmem.models import language_model
 from latentmem.models.language_model import LanguageModel
@@ -455,6 +455,26 @@ def test_show_prompts_shows_the_composers_text_and_in_it_never_the_task_itself(p
     assert out.endswith("==== composer.template\n{task} {memory} {role_messages}\n")
     keys = out.partition("==== the keys of memory\n")[2].partition("====")[0]
     assert yaml.safe_load(keys) == {"memory": MemorySection().model_dump()}
+
+
+def test_show_prompts_shows_a_memory_that_learns_with_its_notes_and_keeps_no_new_ones(prints, folder):
+    c, small = folder / "c.yaml", ("rivals.max_response_tokens=8", "rivals.max_episode_characters=80")
+    prints("collect", c)
+    notes = folder / "run" / "memories" / "oagents.json"
+    out = prints("show", "prompts", c, *small, "rivals.insights.told='Know: {insights}'", "--memory", "oagents")
+    assert f"; 6 of them, which {notes} lacks, were learned for this page and not kept\n" in out
+    assert "user\nHere is how the team handled similar tasks before:" in out
+    assert not notes.exists()
+    origins = [re.split("  +", line) for line in out.partition("==== where these words come from\n")[2].splitlines()]
+    assert ["what oagents asks and tells", "rivals.insights", "set in the configuration"] in origins
+    keys = yaml.safe_load(out.partition("==== the keys of rivals\n")[2])
+    assert keys == {"rivals": {"insights": InsightsSection(told="Know: {insights}").model_dump()}}
+
+    prints("evaluate", c, *small, "evaluate.memories=[gmemory]", "evaluate.num_bootstraps=10")
+    out = prints("show", "prompts", c, *small, "--memory", "gmemory")
+    assert f" trajectories in {folder}/run/bank.sqlite, as learned in {folder}/run/memories/gmemory.json\n" in out
+    assert re.search(r"\nTo recall it, language models read \d+ tokens and wrote \d+\.\n", out)
+    assert list(yaml.safe_load(out.partition("==== the keys of rivals\n")[2])["rivals"]) == ["gmemory", "insights"]
 
 
 def test_show_prompts_shows_what_was_replaced_and_where(prints, folder, tmp_path):

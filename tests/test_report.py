@@ -399,6 +399,24 @@ def test_table_is_aligned_and_leaves_out_columns_that_nobody_has() -> None:
     assert table[5].startswith("With 40 tasks")
 
 
+def test_what_memories_spend_is_a_column_and_what_they_learned_before_a_sentence() -> None:
+    learning = {"num_trajectories": 16, "prompt_tokens": 3991, "generated_tokens": 1103, "seconds": 100.3,
+                "malformed": {"empty brief": 1, "reply without an operation": 4}}  # fmt: skip
+    memories = [
+        memory("none", memory_prompt_tokens=0.0, memory_generated_tokens=0.0, learning=None),
+        memory(
+            "gmemory", memory_prompt_tokens=331.2, memory_generated_tokens=20.0, memory_malformed=2, learning=learning
+        ),
+    ]
+    table = format_table({"num_tasks": 40, "memories": memories}).splitlines()
+    assert [line.split("  ")[-1].strip() for line in table[:4]] == ["memory tok", "----------", "-", "331+20"]
+    assert table[-3:-1] == [
+        "gmemory: learned from 16 trajectories before; a language model read 3991 tokens for it and wrote 1103, in 100 s; "
+        "5 of its replies, or lines of them, could not be used.",
+        "gmemory: 2 replies could not be used while recalling.",
+    ]
+
+
 def test_markdown_escapes_what_would_break_the_table() -> None:
     lines = format_markdown({"num_tasks": 40, "memories": [memory("latent:a|b<i>_x_")]}).splitlines()
     assert lines[:3] == [

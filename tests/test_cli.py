@@ -463,7 +463,6 @@ def test_show_prompts_shows_a_memory_that_learns_with_its_notes_and_keeps_no_new
     notes = folder / "run" / "memories" / "oagents.json"
     out = prints("show", "prompts", c, *small, "rivals.insights.told='Know: {insights}'", "--memory", "oagents")
     assert f"; 6 of them, which {notes} lacks, were learned for this page and not kept\n" in out
-    assert "user\nHere is how the team handled similar tasks before:" in out
     assert not notes.exists()
     origins = [re.split("  +", line) for line in out.partition("==== where these words come from\n")[2].splitlines()]
     assert ["what oagents asks and tells", "rivals.insights", "set in the configuration"] in origins
@@ -473,7 +472,6 @@ def test_show_prompts_shows_a_memory_that_learns_with_its_notes_and_keeps_no_new
     prints("evaluate", c, *small, "evaluate.memories=[gmemory]", "evaluate.num_bootstraps=10")
     out = prints("show", "prompts", c, *small, "--memory", "gmemory")
     assert f" trajectories in {folder}/run/bank.sqlite, as learned in {folder}/run/memories/gmemory.json\n" in out
-    assert re.search(r"\nTo recall it, language models read \d+ tokens and wrote \d+\.\n", out)
     assert list(yaml.safe_load(out.partition("==== the keys of rivals\n")[2])["rivals"]) == ["gmemory", "insights"]
 
 

@@ -655,6 +655,11 @@ def test_memories_that_learn_do_so_before_they_are_compared_and_say_what_it_cost
     before = {file: file.stat().st_mtime_ns for file in files}
     do(config, "evaluate")
     assert {file: file.stat().st_mtime_ns for file in files} == before
+    capsys.readouterr()
+    recipes.show_prompts(config, memory="generative")
+    out = capsys.readouterr().out
+    assert f"as learned in {config.run}/memories/generative.json\nTo recall it, language models read" in out
+    assert "user\nHere is how the team handled similar tasks before:" in out
 
 
 def test_metagpt_is_text_memory_of_unrated_successes_whatever_text_is_set_to(configure):

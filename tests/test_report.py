@@ -411,8 +411,8 @@ def test_what_memories_spend_is_a_column_and_what_they_learned_before_a_sentence
     table = format_table({"num_tasks": 40, "memories": memories}).splitlines()
     assert [line.split("  ")[-1].strip() for line in table[:4]] == ["memory tok", "----------", "-", "331+20"]
     assert table[-3:-1] == [
-        "gmemory: learned from 16 trajectories before; a language model read 3991 tokens for it and wrote 1103, in 100 s; "
-        "5 of its replies, or lines of them, could not be used.",
+        "gmemory: learned from 16 trajectories before; a language model read 3991 tokens for it and wrote 1103, in "
+        "100 s; 5 of its replies, or lines of them, could not be used.",
         "gmemory: 2 replies could not be used while recalling.",
     ]
 

@@ -1,15 +1,16 @@
 """A grid in one file becomes ordinary configurations, one for each run; all of them are checked before any is started.
 
 A grid's file is a configuration with a section `grid` beside the others and without `data`. What varies is laid over
-it key by key: the benchmark, the team, the seed, the variant. Two runs that would fill their banks alike share one:
-the first fills it and the others name it as `bank.path`. Loads no torch.
+it key by key: the benchmark, the team, the seed, the variant. Runs that would fill their banks alike read one, which is
+collected in a folder of its own and which they name as `bank.path`. Loads no torch.
 """
 
 import copy
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -110,18 +111,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class GridBank:
+    """A bank that runs share, and the run that collects it."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
 class GridRun:
     """One run of a grid."""
 
     place: Place
     config: Config
-    bank_of: str | None = None
-    """Name of the run that fills this one's bank; None: it fills its own, if any."""
-
-    @property
-    def collects(self) -> bool:
-        """Whether it fills a bank of its own."""
-        return self.config.bank.path is None and any(name != "none" for name in self.config.evaluate.memories)
+    bank: GridBank | None = None
+    """Where it reads what was collected; None: it needs none, has one of its own, or was given one in `bank.path`."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
     twice = [name for name, count in Counter(run.place.name for run in runs).items() if count > 1]
     if twice:
         raise ConfigError(f"{source}: two runs would be called {twice[0]}; rename a benchmark or a variant")
-    return Grid(folder, section, tuple(_share_banks(runs)))
+    return Grid(folder, section, tuple(_with_bank(run, folder) for run in runs))
 
 
 def overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,24 +244,25 @@ def _others_mixed(benchmarks: Mapping[str, Mapping[str, Any]], left_out: str) ->
     return changes
 
 
-def _share_banks(runs: Sequence[GridRun]) -> list[GridRun]:
-    owners: dict[str, GridRun] = {}
-    shared = []
-    for run in runs:
-        owner = owners.setdefault(_collected(run.config), run) if run.collects else run
-        if owner is run or run.config.collect.memory != "none":
-            shared.append(run)
-        else:
-            bank = run.config.bank.model_copy(update={"path": str(Path(owner.config.run) / "bank.sqlite")})
-            shared.append(replace(run, config=run.config.model_copy(update={"bank": bank}), bank_of=owner.place.name))
-    return shared
+def _with_bank(run: GridRun, folder: Path) -> GridRun:
+    bank = _bank_for(run, folder)
+    if bank is None:
+        return run
+    section = run.config.bank.model_copy(update={"path": str(Path(bank.config.run) / "bank.sqlite")})
+    return replace(run, config=run.config.model_copy(update={"bank": section}), bank=bank)
 
 
-def _collected(config: Config) -> str:
-    """All that decides what a team without memory leaves in its bank."""
-    values = config.model_dump(mode="json")
-    sections = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
-    return json.dumps([*(values[key] for key in sections), values["bank"]["embedder"]])
+def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
+    """The bank that a run reads: that of all runs whose teams without memory would leave the very same in theirs."""
+    config = run.config
+    if config.bank.path is not None or config.collect.memory != "none" or set(config.evaluate.memories) <= {"none"}:
+        return None
+    values = config.model_dump(mode="json", by_alias=True)
+    decides = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
+    kept = {key: values[key] for key in decides} | {"bank": {"embedder": config.bank.embedder}}
+    digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    name = f"{replace(run.place, variant='').name}-{digest}"
+    return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))
 
 
 def _stem(team: str) -> str:

@@ -1,8 +1,8 @@
 """A grid played: run after run by the ordinary recipes, each continued where it was left; then the table.
 
 A cell is one memory of one run. One that cannot be played is recorded with its line and the rest go on. What another
-run has computed already is not computed again: equal models are loaded once, equal banks are shared, and episodes
-without memory or with text memory are copied from a run that played the very same.
+run has computed already is not computed again: equal models are loaded once, a bank that several read is collected
+once, and episodes without memory or with text memory are copied from a run that played the very same.
 """
 
 import json
@@ -45,11 +45,12 @@ def play_grid(grid: Grid) -> Row:
     for run in grid.runs:
         shared.parts(run.config)
         path = run.config.bank.path
-        if path is not None and run.bank_of is None and not Path(path).exists():
+        if path is not None and run.bank is None and not Path(path).exists():
             raise BankError(f"{path}: bank.path names no bank, and a grid does not fill the bank of others; collect it")
     teller = _Teller(sum(len(run.config.evaluate.memories) for run in grid.runs))
     played: list[Played] = []
     failures: list[Failure] = []
+    banks: dict[str, str | None] = {}
     episodes: dict[str, Path] = {}
     table: Row = {}
     for i, run in enumerate(grid.runs):
@@ -58,7 +59,10 @@ def play_grid(grid: Grid) -> Row:
         lines: dict[str, str] = {}
         is_new = results is None
         if is_new:
-            results, lines = _play(run, shared, episodes, [f for f in failures if f.place.name == run.bank_of])
+            if run.bank is not None and run.bank.name not in banks:
+                banks[run.bank.name] = _collect(run.bank.config, shared)
+            missing = banks[run.bank.name] if run.bank is not None else None
+            results, lines = _play(run, shared, episodes, missing)
         teller.tell(run, results, lines, time.perf_counter() - began if is_new else None)
         failures += [Failure(run.place, memory, line) for memory, line in lines.items()]
         if results is not None:
@@ -89,15 +93,27 @@ def _finished(run: GridRun) -> Row | None:
     return read_json(folder / "results.json")
 
 
+def _collect(config: Config, shared: recipes.Shared) -> str | None:
+    """Fill a bank that runs share; why it could not be filled, if so."""
+    parts = shared.parts(config)
+    try:
+        recipes.collect(config, parts)
+    except LatentMemError as error:
+        return _line(error)
+    finally:
+        parts.close()
+    return None
+
+
 def _play(
-    run: GridRun, shared: recipes.Shared, episodes: dict[str, Path], bank_failures: list[Failure]
+    run: GridRun, shared: recipes.Shared, episodes: dict[str, Path], missing: str | None
 ) -> tuple[Row | None, dict[str, str]]:
-    """The results of a run, of those memories that could be played; for each of the others why it could not."""
-    lines: dict[str, str] = {}
+    """The results of a run, of those memories that could be played; for each of the others why it could not.
+
+    `missing` says why its bank could not be filled.
+    """
     names = run.config.evaluate.memories
-    if run.bank_of is not None and not Path(str(run.config.bank.path)).exists():
-        why = bank_failures[0].line if bank_failures else "it is not there"
-        lines = dict.fromkeys([name for name in names if name != "none"], f"its bank is that of {run.bank_of}: {why}")
+    lines = {} if missing is None else dict.fromkeys([name for name in names if name != "none"], missing)
     parts = shared.parts(run.config)
     try:
         for recipe, users in _phases(run):
@@ -121,7 +137,7 @@ def _phases(run: GridRun) -> list[tuple[Callable[[Config, Any], None], tuple[str
     remembering = tuple(name for name in run.config.evaluate.memories if name != "none")
     warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
     return [
-        *([(recipes.collect, remembering)] if run.collects else []),
+        *([(recipes.collect, remembering)] if run.config.bank.path is None else []),
         (recipes.train_sft, warmed_up),
         (recipes.train_lmpo, ("latent:lmpo",)),
     ]

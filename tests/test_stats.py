@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from latentmem import stats
-from latentmem.stats import PairedResult, holm, mcnemar, mean_interval, paired_bootstrap, wilson_interval
+from latentmem.stats import (
+    PairedResult,
+    crossed_comparison,
+    crossed_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_solves_its_defining_equation() -> None:
@@ -146,6 +155,76 @@ def test_paired_interval_covers_and_p_value_holds_its_level(wins: float, losses:
         assert rejected < 0.08 * 300
 
 
+def test_crossed_interval_is_that_of_all_resamples_of_seeds_and_tasks() -> None:
+    table = np.array([[0.0, 1.0, 0.25], [1.0, 1.0, 0.5]])
+    padded = np.hstack([table, [[0.0, 1.0], [0.0, 1.0]]])
+    means = [
+        padded[np.ix_(seeds, tasks)].mean()
+        for seeds in product(range(2), repeat=2)
+        for tasks in product(range(5), repeat=5)
+    ]
+    low, high = crossed_interval([table], ["abc"], (0.0, 1.0), 0, 100_000)
+    assert low == pytest.approx(np.quantile(means, 0.025), abs=0.01)
+    assert high == pytest.approx(np.quantile(means, 0.975), abs=0.01)
+
+
+def test_crossed_interval_of_one_seed_is_that_of_the_mean() -> None:
+    values = [0.0, 0.5, 0.25, 1.0, 1.0, 0.0]
+    found = crossed_interval([[values]], ["abcdef"], (0.0, 1.0), 0, 100_000)
+    assert found == pytest.approx(mean_interval(values, 1, 100_000), abs=0.01)
+
+
+def test_tables_of_the_same_tasks_are_resampled_together_and_others_apart() -> None:
+    table = np.array([[1.0, 0.0, 1.0, 0.0, 1.0, 0.0]])
+    together = crossed_interval([table, 1 - table], ["abcdef"] * 2, (0.5, 0.5), 0, 2000)
+    assert together == pytest.approx((0.5, 0.5))
+    low, high = crossed_interval([table, 1 - table], ["abcdef", "ghijkl"], (0.5, 0.5), 0, 2000)
+    assert low < 0.4 < 0.6 < high
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_crossed_interval_covers_the_true_mean_where_seeds_differ(spread: float) -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for seed in range(200):
+        hardness, luck = rng.random(40), rng.normal(0, spread, (4, 1))
+        table = rng.random((4, 40)) < np.clip(0.2 + 0.6 * hardness + luck, 0, 1)
+        low, high = crossed_interval([table], [[str(i) for i in range(40)]], (0.0, 1.0), seed, 400)
+        covered += low <= 0.5 <= high
+    assert covered >= 0.91 * 200
+
+
+def test_crossed_comparison_of_one_table_and_seed_is_the_paired_one() -> None:
+    a, b = [1, 1, 0, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 0, 0, 1]
+    plain, crossed = paired_bootstrap(a, b, 20_000, 0), crossed_comparison([[a]], [[b]], ["abcdefgh"], 20_000, 0)
+    assert crossed.difference == pytest.approx(plain.difference)
+    assert crossed.p_value == plain.p_value
+    assert (crossed.low, crossed.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+
+
+def test_the_same_answers_of_many_seeds_or_teams_are_no_more_evidence_than_once() -> None:
+    a, b = [1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 1, 0]
+    once = crossed_comparison([[a]], [[b]], ["abcdefgh"], 20_000, 0)
+    seeds = crossed_comparison([[a] * 5], [[b] * 5], ["abcdefgh"], 20_000, 0)
+    teams = crossed_comparison([[a]] * 5, [[b]] * 5, ["abcdefgh"] * 5, 20_000, 0)
+    assert once.p_value == seeds.p_value == teams.p_value > 0.05
+    others = crossed_comparison([[a]] * 2, [[b]] * 2, ["abcdefgh", "ijklmnop"], 20_000, 0)
+    assert others.p_value < 0.01
+
+
+def test_crossed_p_value_is_the_share_of_sign_patterns_over_tasks() -> None:
+    # Tables of other sizes and seeds, with task d in both and x without a difference; the mean over tables of each one's mean counts.
+    a = [np.array([[1, 1, 1, 0], [1, 0, 1, 1.0]]), np.array([[0, 1, 1.0]])]
+    b = [np.array([[0, 1, 0, 0], [0, 1, 0, 0.0]]), np.array([[0, 0, 0.5]])]
+    by_task = {"a": 2 / 2 / 4 / 2, "b": -1 / 2 / 4 / 2, "c": 2 / 2 / 4 / 2, "d": 1 / 2 / 4 / 2 + 1 / 3 / 2, "e": 0.5 / 6}
+    shares = np.array(list(by_task.values()))
+    sums = [abs(np.dot(signs, shares)) for signs in product([-1, 1], repeat=5)]
+    exact = np.mean([total >= shares.sum() - 1e-9 for total in sums])
+    found = crossed_comparison(a, b, ["abcd", "xde"], 40_000, 0)
+    assert found.difference == pytest.approx(shares.sum())
+    assert found.p_value == pytest.approx(exact, abs=0.01)
+
+
 def test_mcnemar_counts_discordant_tasks_only() -> None:
     # Five wins and one loss: twice the chance of at least five heads in six throws, 2 * 7 / 64.
     a, b = [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]
@@ -179,3 +258,7 @@ def test_unusable_values_are_refused() -> None:
         mean_interval([float("nan")], 0, 10)
     with pytest.raises(ValueError, match=r"shape \[n\], found \[1, 1\]"):
         mean_interval([[0.5]], 0, 10)
+    with pytest.raises(ValueError, match=r"shape \[seeds, 3\], found \[1, 2\]"):
+        crossed_interval([[[0.5, 1.0]]], ["abc"], (0, 1), 0, 10)
+    with pytest.raises(ValueError, match="values from 0 to 1"):
+        crossed_comparison([[[0.5]]], [[[-0.5]]], ["a"], 10, 0)

@@ -84,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         _takes_config(trainer)
         trainer.set_defaults(run=_run_recipe, recipe=name)
 
-    evaluate = commands.add_parser("evaluate", help="compare memories on the test split")
+    evaluate = commands.add_parser("evaluate", help="compare memories on the test split, or in a whole grid of runs")
     _takes_config(evaluate)
-    evaluate.set_defaults(run=_run_recipe, recipe="evaluate")
+    evaluate.set_defaults(run=_evaluate)
 
     show = commands.add_parser("show", help="show exactly what the agents read")
     shown = show.add_subparsers(required=True, metavar="WHAT")
@@ -230,9 +230,26 @@ def _run_recipe(options: argparse.Namespace) -> None:
         "collect": recipes.collect,
         "sft": recipes.train_sft,
         "lmpo": recipes.train_lmpo,
-        "evaluate": recipes.compare,
     }
     chosen[options.recipe](config)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from latentmem.config import parse_config, read_values
+
+    values = read_values(options.config, options.overrides)
+    if "grid" in values:
+        from latentmem.grid.file import load_grid
+
+        grid = load_grid(values, options.config)  # before torch, as below
+        from latentmem.grid.play import play_grid
+
+        play_grid(grid)
+        return
+    config = parse_config(values, options.config)
+    from latentmem.recipes import compare
+
+    compare(config)
 
 
 def _show_prompts(options: argparse.Namespace) -> None:
@@ -246,9 +263,19 @@ def _show_prompts(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from latentmem.report import write_report
+    grids = [folder for folder in options.runs if (folder / "grid.json").exists()]
+    if not grids:
+        from latentmem.report import write_report
 
-    print(write_report(options.runs, options.out))
+        print(write_report(options.runs, options.out))
+        return
+    from latentmem.errors import RunError
+
+    if len(options.runs) > 1:
+        raise RunError(f"{grids[0]}: is a grid, which has a page of its own; name it alone, or the runs in its cells/")
+    from latentmem.grid.report import write_page
+
+    print(write_page(grids[0], options.out))
 
 
 def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":

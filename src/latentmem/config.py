@@ -7,7 +7,7 @@ command is started in, not to the file, so that the overrides and the file mean 
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -38,6 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+AnySection = TypeVar("AnySection", bound=Section)
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """YAML has lists; a frozen section holds tuples."""
 
@@ -242,7 +243,29 @@ class PDDLSection(Section):
     """What the team is told in place of each world's rules and commands; null: those."""
 
 
-DataSection = Annotated[ReasoningSection | QASection | CodeSection | PDDLSection, Field(discriminator="kind")]
+class MixPart(Section):
+    """One benchmark of a mix."""
+
+    data: Annotated[ReasoningSection | QASection | CodeSection | PDDLSection, Field(discriminator="kind")]
+    """Its tasks."""
+    max_turns: PositiveInt = 1
+    """Turns with the environment before an episode of this part ends."""
+
+
+class MixSection(Section):
+    """Several benchmarks in one: their train splits shuffled together, and the test splits of the same or of others."""
+
+    kind: Literal["mix"]
+    """Chooses this kind of data."""
+    train: Annotated[tuple[MixPart, ...], AsTuple, Field(min_length=1)]
+    """Benchmarks whose train splits are learned from; what also occurs in a test split here is left out."""
+    test: Annotated[tuple[MixPart, ...], AsTuple, Field(min_length=1)]
+    """Benchmarks whose test splits are evaluated on, one after the other. `max_turns` above is the largest of all."""
+
+
+DataSection = Annotated[
+    ReasoningSection | QASection | CodeSection | PDDLSection | MixSection, Field(discriminator="kind")
+]
 
 
 class BankSection(Section):
@@ -619,6 +642,9 @@ class Config(Section):
     """Of all randomness but that of the tasks."""
     team: str = "autogen"
     """autogen, camel, macnet, dylan, or the path of a team's YAML file."""
+    train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
+    """Teams that collect and train in place of `team`, which then is evaluated only; each task is dealt to one of them.
+    Empty: `team` does it all."""
     max_turns: PositiveInt = 1
     """Turns with the environment before an episode ends."""
     data: DataSection
@@ -648,13 +674,31 @@ def packaged_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def packaged_grids() -> dict[str, Path]:
+    """Names and files of the grids of runs that ship with the package."""
+    folder = Path(str(files("latentmem"))) / "configs" / "grids"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(source: str, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, or the packaged configuration of that name, and apply `key=value` overrides.
 
     Raises:
-        ConfigError: no such file or name, not YAML, an unknown key, a wrong type or value.
+        ConfigError: no such file or name, not YAML, a grid of many runs, an unknown key, a wrong type or value.
     """
-    packaged = packaged_configs()
+    values = read_values(source, overrides)
+    if "grid" in values:
+        raise ConfigError(f"{source}: is a grid of many runs; start it with `latentmem evaluate`")
+    return parse_config(values, source)
+
+
+def read_values(source: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What stands in a YAML file, or under a packaged name, with the overrides applied; not checked any further.
+
+    Raises:
+        ConfigError: no such file or name, or not a mapping in YAML.
+    """
+    packaged = packaged_configs() | packaged_grids()
     path = packaged.get(source) or Path(source)
     try:
         text = path.read_text(encoding="utf-8")
@@ -672,7 +716,7 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
     for override in overrides or []:
         _override(values, override)
-    return parse_config(values, source)
+    return values
 
 
 def parse_config(values: dict[str, Any], source: str = "configuration") -> Config:
@@ -681,10 +725,19 @@ def parse_config(values: dict[str, Any], source: str = "configuration") -> Confi
     Raises:
         ConfigError: one line naming the first wrong key, what was found and what was expected.
     """
+    return parse_section(Config, values, source)
+
+
+def parse_section(schema: type[AnySection], values: dict[str, Any], source: str) -> AnySection:
+    """`parse_config` for another schema.
+
+    Raises:
+        ConfigError: as there.
+    """
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error, values)}") from None
+        raise ConfigError(f"{source}: {_explain(error, values, schema)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -745,7 +798,7 @@ def _position(part: str, entries: list[Any], override: str) -> int:
     return int(part)
 
 
-def _explain(error: ValidationError, values: dict[str, Any]) -> str:
+def _explain(error: ValidationError, values: dict[str, Any], schema: type[Section]) -> str:
     # A misspelt key that is required is both missing and unknown; the second tells what to do.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # The discriminator of a union stands in the location although no user wrote it.
@@ -753,7 +806,7 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     key = ".".join(location)
     found = first.get("input")
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {suggest(location[-1], _known_keys(location[:-1], values))}"
+        return f"unknown key {key!r}; {suggest(location[-1], _known_keys(location[:-1], values, schema))}"
     if first["type"] == "invalid_key":
         return f"key {key!r} is no text; quote it, or remove it"
     if first["type"] == "missing":
@@ -776,6 +829,7 @@ _KINDS: dict[str, type[Section]] = {
     "qa": QASection,
     "code": CodeSection,
     "pddl": PDDLSection,
+    "mix": MixSection,
 }
 """The sections that `data` may be, by their kind."""
 
@@ -789,9 +843,9 @@ _EXPECTED = {
 """Our words where pydantic speaks of Python's types."""
 
 
-def _known_keys(location: list[str], values: Any) -> list[str]:
+def _known_keys(location: list[str], values: Any, schema: type[Section]) -> list[str]:
     """Keys of the section that a location names, found by walking the schema along with the values."""
-    section: Any = Config
+    section: Any = schema
     for part in location:
         values = values[int(part)] if part.isdigit() else values.get(part, {})
         if part.isdigit():

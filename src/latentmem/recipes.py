@@ -9,7 +9,7 @@ import json
 import logging
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields
 from functools import cached_property, partial
@@ -27,6 +27,8 @@ from latentmem.config import (
     CodeSection,
     Config,
     MemorySection,
+    MixPart,
+    MixSection,
     OptimizerFields,
     PDDLSection,
     QASection,
@@ -36,6 +38,7 @@ from latentmem.config import (
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
+from latentmem.environments.mix import MixDomain, Part
 from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
@@ -63,6 +66,7 @@ from latentmem.report import format_table, write_report
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
 from latentmem.teams.team import load_team, team_file
+from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, newest_checkpoint, remove_others, selected_checkpoint
@@ -78,6 +82,10 @@ def _questions(section: QASection) -> Domain:
         schema=section.schema_, train=section.train, test=section.test, instructions=section.instructions
     )
     return questions if section.search is None else SearchDomain(questions, section.search)
+
+
+def _parts_of_mix(parts: Sequence[MixPart]) -> list[Part]:
+    return [Part(DOMAINS[type(part.data)](part.data), part.max_turns) for part in parts]
 
 
 DOMAINS: dict[type, Callable[[Any], Domain]] = {
@@ -106,6 +114,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         path=s.path,
         instructions=s.instructions,
     ),
+    MixSection: lambda s: MixDomain(_parts_of_mix(s.train), _parts_of_mix(s.test)),
 }
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase."""
@@ -170,7 +179,7 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
             parts.model,
             [t for t in stored if t.task.key not in aside],
             [t for t in stored if t.task.key in aside],
-            parts.team.roles,
+            parts.train_teams,
             _optimization(parts, memory.composer, config.sft, config.sft.num_steps, processes),
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
@@ -193,7 +202,7 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
         trainer = LMPOTrainer(
             memory,
             parts.model,
-            parts.team,
+            parts.players,
             parts.domain.start,
             [task for task in parts.train_tasks if task.key not in keys],
             aside,
@@ -209,6 +218,16 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     """Evaluate each memory on the test split; write results.json and the report; return the results."""
+    results = play_test(config, parts)
+    if Processes().is_first:
+        page = write_report([Path(config.run)])
+        _say(format_table(results))
+        _say(f"report: {page}")
+    return results
+
+
+def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
+    """Evaluate each memory on the test split; write results.json; return the results."""
     with _phase(config, "evaluate", parts) as (processes, parts, run):
         section = config.evaluate
         tasks = parts.test_tasks[: section.num_tasks]
@@ -250,9 +269,6 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         results = {"run": config.run, **results, "seed": config.seed}
         if run is not None:
             write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-            page = write_report([run.folder])
-            _say(format_table(results))
-            _say(f"report: {page}")
     return results
 
 
@@ -334,12 +350,14 @@ def _origins(config: Config, memory: str) -> str:
     def origin(value: str | None) -> str:
         return "built in" if value is None else "set in the configuration"
 
+    own = "each part's own"
+    how_to_answer = own if isinstance(config.data, MixSection) else origin(config.data.instructions)
     search = config.data.search if isinstance(config.data, QASection) else None
     how_to_search = [("and to search", "data.search.instructions", origin(search.instructions))] if search else []
     changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
     rows = [
         ("the team's prompts", "team", str(team_file(config.team))),
-        ("how to answer", "data.instructions", origin(config.data.instructions)),
+        ("how to answer", "data.instructions", how_to_answer),
         *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
     ]
@@ -407,6 +425,29 @@ def quickstart(config: Config) -> None:
         recipe(config, parts)
 
 
+class Shared:
+    """What the runs of one process have in common: of equal settings each model, embedder and domain is made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def parts(self, config: Config) -> "_Parts":
+        """What the phases of a run are made of; to be closed before another's, for one backbone carries one composer.
+
+        Raises:
+            LatentMemError: a mistake in what is cheap to make: the team, the templates, the data.
+        """
+        return _Parts(config, self)
+
+    def get(self, make: Callable[[], T], *settings: Any) -> T:
+        """What was made of equal settings before, or now."""
+        key = repr(settings)
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
 class _Parts:
     """What the phases are made of.
 
@@ -414,15 +455,18 @@ class _Parts:
     first asked for, once.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shared: Shared | None = None) -> None:
         self.config = config
+        self.shared = shared or Shared()
         self.sharding = sharding_asked()
         self.team = load_team(config.team)
+        self.train_teams: tuple[Team, ...] = tuple(map(load_team, config.train_teams)) or (self.team,)
+        self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
         if config.composer.template is not None:
             check_template(config.composer.template, FIELDS, "composer.template")
         if config.bank.rating_template is not None:
             check_rating_template(config.bank.rating_template)
-        self.domain: Domain = DOMAINS[type(config.data)](config.data)
+        self.domain: Domain = self.shared.get(lambda: DOMAINS[type(config.data)](config.data), config.data)
         self.train_tasks, self.test_tasks = self.domain.tasks("train"), self.domain.tasks("test")
         for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
             if not tasks:
@@ -433,17 +477,23 @@ class _Parts:
     @cached_property
     def model(self) -> LanguageModel:
         """The agents."""
-        return self._load(self.config.model.name)
+        return self._load("agents", self.config.model.name)
 
-    def _load(self, name: str) -> LanguageModel:
+    def _load(self, use: str, name: str) -> LanguageModel:
         section = self.config.model
         place = _spread if self.sharding == "fsdp" else None
-        return LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place)
+        return self.shared.get(
+            lambda: LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place),
+            use,
+            name,
+            section,
+        )
 
     @cached_property
     def embedder(self) -> Embedder:
         """What the bank searches with."""
-        return Embedder(self.config.bank.embedder)
+        name = self.config.bank.embedder
+        return self.shared.get(lambda: Embedder(name), "embedder", name)
 
     @property
     def bank_path(self) -> Path:
@@ -459,7 +509,7 @@ class _Parts:
     def _composer(self) -> tuple[Composer, dict[str, Any]]:
         """The one composer, and its weights as they were untrained."""
         section = self.config.composer
-        base = self.model if section.model is None else self._load(section.model)
+        base = self.model if section.model is None else self._load("composer", section.model)
         composer = Composer(
             base,
             self.model,
@@ -474,6 +524,14 @@ class _Parts:
             words=self.config.memory,
         )
         return composer, {name: p.detach().clone() for name, p in composer.trainable().items()}
+
+    def close(self) -> None:
+        """Let go of the bank and of the backbone; these parts are of no use afterwards."""
+        made = vars(self)
+        if "bank" in made:
+            self.bank.close()
+        if "_composer" in made:
+            self._composer[0].detach()
 
     def memory(self, name: str, copies: Path | None = None) -> Memory:
         """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
@@ -663,13 +721,17 @@ def _spread(model: PreTrainedModel, device: torch.device) -> None:
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     values = config.model_dump(mode="json", by_alias=True)
     sections = {key: values[key] for key in (*_SETUP, phase)}
+    if config.train_teams:
+        sections["train_teams"] = values["train_teams"]
+    # Each memory is played on its own and keeps files of its own: others may join them.
+    free = ("evaluate.memories",)
     skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
-    return Run.open(Path(config.run), dump_config(config), phase, sections, skipped)
+    return Run.open(Path(config.run), dump_config(config), phase, sections, skipped, free)
 
 
 def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:
     return rollout(
-        parts.team,
+        parts.players,
         memory,
         parts.model,
         tasks,

@@ -20,7 +20,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -123,10 +123,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     for picture in [*curves, *(bar for bar in bars.values() if bar)]:
         write_atomic(out / f"{picture.name}.png", picture.png["light"])
     write_atomic(out / "report.json", json.dumps(_as_json(records), indent=1, allow_nan=False) + "\n")
-    tables = [f"## {_md(r.name)}\n\n{format_markdown(r.results)}" for r in records if r.results]
-    write_atomic(out / "comparison.md", _bytes("\n".join(tables) or "No run has been evaluated yet.\n"))
+    tables = [f"## {escape_markdown(r.name)}\n\n{format_markdown(r.results)}" for r in records if r.results]
+    write_atomic(out / "comparison.md", to_bytes("\n".join(tables) or "No run has been evaluated yet.\n"))
 
-    page = _template().render(
+    page = template("report.html").render(
         records=records,
         curves=curves,
         unrecorded=unrecorded,
@@ -135,7 +135,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo")},
         nonce=secrets.token_urlsafe(16),
     )
-    write_atomic(out / "report.html", _bytes(page))
+    write_atomic(out / "report.html", to_bytes(page))
     return out / "report.html"
 
 
@@ -155,7 +155,7 @@ def verdict(results: Row) -> list[str]:
     if not comparisons:
         sentences.append("No memory was compared with none or text, so nothing is said about which is better.")
     else:
-        sentences += _differences(comparisons)
+        sentences += findings(comparisons)
     for memory in memories:
         if memory.get("num_errors"):
             sentences.append(
@@ -202,10 +202,26 @@ def format_table(results: Row) -> str:
 
 def format_markdown(results: Row) -> str:
     """The comparison of memories as a Markdown table, followed by the verdict in words."""
-    header, *rows = _cells(results)
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    table = ["| " + " | ".join(row) + " |" for row in [[*map(_md, header)], marks, *([*map(_md, row)] for row in rows)]]
-    return "\n".join([*table, "", *(f"- {_md(sentence)}" for sentence in verdict(results))]) + "\n"
+    return (
+        "\n".join(
+            [markdown_table(_cells(results)), "", *(f"- {escape_markdown(sentence)}" for sentence in verdict(results))]
+        )
+        + "\n"
+    )
+
+
+def markdown_table(cells: Sequence[Sequence[str]], num_names: int = 1) -> str:
+    """A table in Markdown: a header and rows, the first `num_names` columns to the left and the others to the right."""
+    header, *rows = [[*map(escape_markdown, row)] for row in cells]
+    marks = ["---" if i < num_names else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows])
+
+
+def table_cells(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]]) -> list[list[str]]:
+    """Header and rows of a table; of the columns, those where some row has a value."""
+    filled = {title: [cell(row) for row in rows] for title, cell in columns.items()}
+    shown = {title: cells for title, cells in filled.items() if any(cell != MISSING for cell in cells)}
+    return [list(shown), *map(list, zip(*shown.values(), strict=True))]
 
 
 # Reading
@@ -298,7 +314,12 @@ def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
                 yield memory["name"], baseline, found
 
 
-def _differences(comparisons: list[tuple[str, str, Row]]) -> list[str]:
+def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:
+    """What may be said of comparisons, in sentences; their p-values are corrected for their number (Holm).
+
+    Args:
+        comparisons: what is compared, with which baseline, and `difference`, `low`, `high` and `p_value`.
+    """
     p_values = [found["p_value"] for _, _, found in comparisons]
     adjusted = holm(p_values)
     count = len(comparisons)
@@ -308,7 +329,7 @@ def _differences(comparisons: list[tuple[str, str, Row]]) -> list[str]:
         if p < 0.05:
             word = "better" if found["difference"] > 0 else "worse"
             sentences.append(
-                f"{name} against {baseline}: {_points(found)} points, {word}, significant at 5% "
+                f"{name} against {baseline}: {points_cell(found)} points, {word}, significant at 5% "
                 f"(p {_equals(p)}{corrected})."
             )
     if not sentences:
@@ -329,17 +350,11 @@ def _differences(comparisons: list[tuple[str, str, Row]]) -> list[str]:
 
 def _cells(results: Row) -> list[list[str]]:
     """Header and rows of the comparison table; a column stands only where some memory has a value for it."""
-    memories = _memories(results)
-    if not memories:
-        return [["memory"]]
-    columns = {title: [cell(memory) for memory in memories] for title, cell in COLUMNS.items()}
-    shown = {
-        title: cells for title, cells in columns.items() if title == "memory" or any(cell != MISSING for cell in cells)
-    }
-    return [list(shown), *map(list, zip(*shown.values(), strict=True))]
+    return table_cells(_memories(results), COLUMNS) if _memories(results) else [["memory"]]
 
 
-def _accuracy(memory: Row) -> str:
+def accuracy_cell(memory: Row) -> str:
+    """A share of tasks solved with its interval, in percent."""
     if not _has(memory, "accuracy"):
         return MISSING
     if not _has(memory, "accuracy_low", "accuracy_high"):
@@ -349,7 +364,7 @@ def _accuracy(memory: Row) -> str:
     )
 
 
-def _points(difference: Row) -> str:
+def points_cell(difference: Row) -> str:
     """A difference of two accuracies with its interval."""
     if not _has(difference, "difference"):
         return MISSING
@@ -358,14 +373,15 @@ def _points(difference: Row) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference[key] for key in ("difference", "low", "high")))
 
 
-def _p(p: float | None) -> str:
+def p_cell(p: float | None) -> str:
+    """A p-value."""
     if p is None:
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _equals(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {_p(p)}"
+    return "< 0.001" if p < 0.001 else f"= {p_cell(p)}"
 
 
 def _share(key: str, memory: Row) -> str:
@@ -378,46 +394,49 @@ def _partial_reward(memory: Row) -> str:
     return f"{memory['reward']:.3f}" if differs else MISSING
 
 
-def _errors(memory: Row) -> str:
+def errors_cell(memory: Row) -> str:
+    """Episodes that ended in an error, if any did."""
     return str(memory["num_errors"]) if memory.get("num_errors") else MISSING
 
 
-def _per_task(key: str, digits: int, memory: Row) -> str:
+def per_task_cell(key: str, digits: int, memory: Row) -> str:
+    """A number a task."""
     return f"{memory[key]:.{digits}f}" if _has(memory, key) else MISSING
 
 
-def _memory_tokens(memory: Row) -> str:
+def memory_tokens_cell(memory: Row) -> str:
     """Read and written by language models to recall, the composer among them."""
     if not memory.get("memory_prompt_tokens"):
         return MISSING
-    return "+".join(_per_task(f"memory_{kind}_tokens", 0, memory) for kind in ("prompt", "generated"))
+    return "+".join(per_task_cell(f"memory_{kind}_tokens", 0, memory) for kind in ("prompt", "generated"))
 
 
-def _seconds(memory: Row) -> str:
-    return _per_task("total", 2, _dict(memory.get("seconds")))
+def seconds_cell(memory: Row) -> str:
+    """Seconds a task, all parts together."""
+    return per_task_cell("total", 2, _dict(memory.get("seconds")))
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "memory": lambda memory: str(memory["name"]),
-    "accuracy [95%]": _accuracy,
+    "accuracy [95%]": accuracy_cell,
     "reward": _partial_reward,
-    "vs none, points": lambda memory: _points(_dict(memory.get("vs_none"))),
-    "p vs none": lambda memory: _p(_number(_dict(memory.get("vs_none")).get("p_value"))),
-    "vs text, points": lambda memory: _points(_dict(memory.get("vs_text"))),
-    "p vs text": lambda memory: _p(_number(_dict(memory.get("vs_text")).get("p_value"))),
+    "vs none, points": lambda memory: points_cell(_dict(memory.get("vs_none"))),
+    "p vs none": lambda memory: p_cell(_number(_dict(memory.get("vs_none")).get("p_value"))),
+    "vs text, points": lambda memory: points_cell(_dict(memory.get("vs_text"))),
+    "p vs text": lambda memory: p_cell(_number(_dict(memory.get("vs_text")).get("p_value"))),
     "no answer": partial(_share, "no_answer"),
-    "errors": _errors,
-    "prompt tok": partial(_per_task, "prompt_tokens", 0),
-    "latent tok": partial(_per_task, "latent_tokens", 0),
-    "new tok": partial(_per_task, "generated_tokens", 0),
-    "memory tok": _memory_tokens,
-    "s/task": _seconds,
-    "peak MB": partial(_per_task, "peak_memory_mb", 0),
+    "errors": errors_cell,
+    "prompt tok": partial(per_task_cell, "prompt_tokens", 0),
+    "latent tok": partial(per_task_cell, "latent_tokens", 0),
+    "new tok": partial(per_task_cell, "generated_tokens", 0),
+    "memory tok": memory_tokens_cell,
+    "s/task": seconds_cell,
+    "peak MB": partial(per_task_cell, "peak_memory_mb", 0),
 }
 """Title and cell of each column; tokens and seconds are per task."""
 
 
-def _md(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown and the HTML in it leave alone."""
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", flat)
@@ -499,23 +518,32 @@ def _draw_curve(series: dict[str, list[tuple[int, float]]], order: dict[str, int
             around = [values[max(0, j - reach) : j + reach + 1] for j in range(len(values))]
             values = [sum(near) / len(near) for near in around]
         axes.plot(
-            steps, values, style, color=colour, linewidth=1.8, label=_label(name), marker="o" if few else None, ms=4
+            steps,
+            values,
+            style,
+            color=colour,
+            linewidth=1.8,
+            label=figure_label(name),
+            marker="o" if few else None,
+            ms=4,
         )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _dress(axes, theme)
+    dress_axes(axes, theme)
     if len(order) > 1:
         legend = axes.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme][0])
         for text in legend.get_texts():
             text.set_parse_math(False)
-    return _png(figure)
+    return draw_png(figure)
 
 
 def _bars(record: RunRecord, number: int) -> Picture | None:
     memories = [m for m in _memories(record.results or {}) if _has(m, "accuracy")]
     if not memories:
         return None
-    alt = "Accuracy of each memory with its 95% interval. " + "; ".join(f"{m['name']} {_accuracy(m)}" for m in memories)
+    alt = "Accuracy of each memory with its 95% interval. " + "; ".join(
+        f"{m['name']} {accuracy_cell(m)}" for m in memories
+    )
     png = {theme: _draw_bars(memories, theme) for theme in THEMES}
     return Picture(f"accuracy_{number}", "Accuracy with 95% intervals", alt, png)
 
@@ -535,19 +563,20 @@ def _draw_bars(memories: list[Row], theme: str) -> bytes:
         axes.annotate(
             f"{accuracy:.1f}", (end, i), (5, 0), textcoords="offset points", va="center", color=text, fontsize=8
         )
-    axes.set_yticks(range(len(memories)), [_label(m["name"]) for m in memories])
+    axes.set_yticks(range(len(memories)), [figure_label(m["name"]) for m in memories])
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlim(left=0)
     axes.set_xlabel("accuracy, %")
-    _dress(axes, theme)
+    dress_axes(axes, theme)
     axes.grid(visible=False, axis="y")
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    return _png(figure)
+    return draw_png(figure)
 
 
-def _dress(axes: Any, theme: str) -> None:
+def dress_axes(axes: Any, theme: str) -> None:
+    """Colours of the theme, a grid, no frame."""
     text, grid = THEMES[theme]
     axes.set_facecolor("none")
     axes.grid(color=grid, linewidth=0.6)
@@ -558,14 +587,15 @@ def _dress(axes: Any, theme: str) -> None:
         spine.set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def draw_png(figure: Figure) -> bytes:
+    """The figure as a transparent PNG."""
     FigureCanvasAgg(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=160, transparent=True)
     return buffer.getvalue()
 
 
-def _label(name: Any) -> str:
+def figure_label(name: Any) -> str:
     """A name as a figure can show it: glyphs its font lacks as escapes, no leading underscore (which hides it)."""
     text = ascii(str(name))[1:-1].lstrip("_")
     return text if len(text) <= 28 else f"{text[:13]}..{text[-13:]}"
@@ -662,11 +692,15 @@ def _list(value: Any) -> list[Any]:
 # Output
 
 
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def template(name: str) -> Any:
+    """One of the package's pages, for jinja's `render`; all that is filled in is escaped."""
+    loader = FunctionLoader(lambda name: files("latentmem").joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals |= {"cells": _cells, "verdict": verdict}
     environment.filters["short"] = _short
-    return environment.from_string(files("latentmem").joinpath("report.html").read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def _as_json(records: list[RunRecord]) -> Row:
@@ -687,6 +721,6 @@ def _as_json(records: list[RunRecord]) -> Row:
     }
 
 
-def _bytes(text: str) -> bytes:
+def to_bytes(text: str) -> bytes:
     """Model text may hold half a surrogate pair, which UTF-8 cannot say."""
     return text.encode("utf-8", "backslashreplace")

@@ -15,7 +15,7 @@ from latentmem.environments.environment import Environment, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
-from latentmem.teams.turn import Action, Call, Team, Turn
+from latentmem.teams.turn import Action, Call, Team, Teams, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
 
 
@@ -51,6 +51,7 @@ class Rollouts:
 @dataclass
 class _Episode:
     task: Task
+    team: Team
     seed: int
     environment: Environment | None = None
     instructions: str = ""
@@ -69,10 +70,10 @@ class _Episode:
             self.environment = start(self.task)
             self.instructions = self.environment.instructions
 
-    def advance(self, team: Team, responses: list[str] | None) -> None:
+    def advance(self, responses: list[str] | None) -> None:
         """Let the team name its next calls, or its action."""
         if self.turn is None:
-            self.turn = team.turn(self.task.text, self.instructions, self.steps)
+            self.turn = self.team.turn(self.task.text, self.instructions, self.steps)
         try:
             self.calls = next(self.turn) if responses is None else self.turn.send(responses)
             while not self.calls:  # a team that decides as it goes may find that nobody is to speak
@@ -105,7 +106,7 @@ class _Episode:
 
 
 def rollout(
-    team: Team,
+    team: Team | Teams,
     memory: Memory,
     model: AgentModel,
     tasks: Sequence[Task],
@@ -124,7 +125,7 @@ def rollout(
     An environment that raises ends its own episode, with reward 0 and the cause in `Trajectory.error`.
 
     Args:
-        team: who plays.
+        team: who plays; several teams share the tasks.
         memory: asked before the first turn; it is not added to.
         model: speaks for all agents.
         tasks: what is played; no task twice.
@@ -136,18 +137,20 @@ def rollout(
         workers: environments stepped at once, each in a thread; None is one for each CPU.
 
     Raises:
-        ConfigError: the team lets a role speak that is not among its `roles`.
+        ConfigError: a team lets a role speak that is not among its `roles`.
         LatentMemError: whatever a part raises of these, as the model does of a prompt that exceeds its window.
     """
     began, composed = time.perf_counter(), memory.composing_seconds
-    roles = {role.name: role for role in team.roles}
-    queries = [(task, role) for task in tasks for role in roles.values()]
+    played_by = {task.key: team.of(task) if isinstance(team, Teams) else team for task in tasks}
+    queries = [(task, role) for task in tasks for role in played_by[task.key].roles]
     recalls = {(task.key, role.name): r for (task, role), r in zip(queries, memory.recall_many(queries), strict=True)}
     recalled = time.perf_counter() - began
     composing = memory.composing_seconds - composed
     generation = environment = 0.0
 
-    episodes = [_Episode(task, stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)]
+    episodes = [
+        _Episode(task, played_by[task.key], stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)
+    ]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         began = time.perf_counter()
         for episode in episodes:
@@ -155,7 +158,7 @@ def rollout(
         environment += time.perf_counter() - began
         while playing := [episode for episode in episodes if not episode.done]:
             began = time.perf_counter()
-            _speak(playing, team, model, recalls, sampling)
+            _speak(playing, model, recalls, sampling)
             generation += time.perf_counter() - began
             began = time.perf_counter()
             for episode, outcome in zip(playing, pool.map(_Episode.act, playing), strict=True):
@@ -176,7 +179,7 @@ def rollout(
     finished = [
         Trajectory(
             task=episode.task,
-            team=team.name,
+            team=episode.team.name,
             model=model.name,
             steps=tuple(episode.steps),
             reward=episode.reward,
@@ -193,22 +196,21 @@ def rollout(
 
 def _speak(
     episodes: Sequence[_Episode],
-    team: Team,
     model: AgentModel,
     recalls: dict[tuple[str, str], Recall],
     sampling: Sampling,
 ) -> None:
     """Play one turn of each episode up to its action."""
     for episode in episodes:
-        episode.advance(team, None)
+        episode.advance(None)
     while speaking := [episode for episode in episodes if episode.calls]:
         pending: list[tuple[_Episode, Call, Recall, Prompt]] = []
         for episode in speaking:
             for number, call in enumerate(episode.calls, len(episode.messages)):
                 if (episode.task.key, call.role.name) not in recalls:
-                    known = [role.name for role in team.roles]
+                    known = [role.name for role in episode.team.roles]
                     raise ConfigError(
-                        f"team {team.name}: {call.role.name!r} speaks but is not among its roles; "
+                        f"team {episode.team.name}: {call.role.name!r} speaks but is not among its roles; "
                         f"{suggest(call.role.name, known)}"
                     )
                 recall = recalls[episode.task.key, call.role.name]
@@ -235,7 +237,7 @@ def _speak(
                 )
             )
         for episode in speaking:
-            episode.advance(team, [m.response for m in episode.messages[-len(episode.calls) :]])
+            episode.advance([m.response for m in episode.messages[-len(episode.calls) :]])
 
 
 def _prompt(episode: _Episode, call: Call, recall: Recall, number: int) -> Prompt:

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -71,6 +71,7 @@ class Run:
         phase: str,
         phase_config: Mapping[str, Any],
         skipped_rows: Mapping[str, Mapping[str, int]] | None = None,
+        free: Collection[str] = (),
     ) -> Self:
         """Create the run, or go on with it.
 
@@ -81,6 +82,7 @@ class Run:
             phase_config: the sections that matter to this phase, as plain JSON values. A phase goes on only with the
                 sections it was started with.
             skipped_rows: for each split with rows that could not be used, how many for which reason.
+            free: dotted keys of `phase_config` that may be others when the phase goes on.
 
         Raises:
             RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
@@ -96,7 +98,7 @@ class Run:
             ) from None
         lock = _lock(folder)
         try:
-            _hold_to_start(folder / phase / "config.yaml", phase_config)
+            _hold_to_start(folder / phase / "config.yaml", phase_config, free)
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
@@ -318,7 +320,7 @@ def _lock(folder: Path) -> IO[bytes]:
     return lock
 
 
-def _hold_to_start(path: Path, phase_config: Mapping[str, Any]) -> None:
+def _hold_to_start(path: Path, phase_config: Mapping[str, Any], free: Collection[str]) -> None:
     """Write down what a phase is started with; when it goes on, refuse anything else."""
     new = json.loads(json.dumps(phase_config))
     if not path.exists():
@@ -329,7 +331,7 @@ def _hold_to_start(path: Path, phase_config: Mapping[str, Any]) -> None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path}: cannot be read ({' '.join(str(error).split())}); use a new run folder") from None
     before, now = _flat(old), _flat(new)
-    for key in [*now, *before]:
+    for key in [key for key in [*now, *before] if key not in free]:
         if key not in before or key not in now or before[key] != now[key]:
             was, wants = (repr(flat[key]) if key in flat else "absent" for flat in (before, now))
             raise RunError(

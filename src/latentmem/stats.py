@@ -78,6 +78,76 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, num_bootstraps: int, seed: int)
     return PairedResult(difference, low, high, _sign_flip_p_value(differences, seed, num_bootstraps))
 
 
+def crossed_interval(
+    tables: Sequence[ArrayLike],
+    tasks: Sequence[Sequence[str]],
+    bounds: tuple[float, float],
+    seed: int,
+    num_bootstraps: int,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of the mean over tables of the mean of each, where several seeds met the same tasks.
+
+    Tasks and seeds are resampled independently (the pigeonhole bootstrap; Owen 2007, "The pigeonhole bootstrap", Annals
+    of Applied Statistics 1), with one made-up task at either bound as in `mean_interval`. Tables of equal tasks, as of
+    two teams on one benchmark, are given the same draw of tasks; the seeds of each table are drawn for it alone. Of two
+    or three seeds the resamples tell little of how much seeds differ, so there the interval is too short where they
+    differ a lot.
+
+    Args:
+        tables: [S, n] each, values within `bounds`; row s holds one seed's values. S and n may differ between them.
+        tasks: for each table the n keys of its tasks, in the order of its columns.
+        bounds: least and largest possible value.
+        seed: of the resampling.
+        num_bootstraps: resamples.
+        confidence: of the interval.
+    """
+    arrays = [_table(table, keys) for table, keys in zip(tables, tasks, strict=True)]
+    padded = [np.hstack([array, np.tile(bounds, (len(array), 1))]) for array in arrays]  # [S, n + 2]
+    rng = np.random.default_rng(seed)
+    means = []
+    for rows in _chunks(sum(array.size for array in padded), num_bootstraps):
+        drawn: dict[tuple[str, ...], Array] = {}
+        total = np.zeros(rows)
+        for array, keys in zip(padded, tasks, strict=True):
+            num_seeds, num_tasks = array.shape
+            if tuple(keys) not in drawn:
+                drawn[tuple(keys)] = rng.multinomial(num_tasks, [1 / num_tasks] * num_tasks, rows) / num_tasks
+            seeds = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, rows) / num_seeds  # [rows, S]
+            total += (seeds @ array * drawn[tuple(keys)]).sum(axis=1)
+        means.append(total / len(padded))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def crossed_comparison(
+    a: Sequence[ArrayLike], b: Sequence[ArrayLike], tasks: Sequence[Sequence[str]], num_bootstraps: int, seed: int
+) -> PairedResult:
+    """Compare a and b over several tables, each of the same seeds and tasks under both; the mean over tables counts.
+
+    The interval is that of `crossed_interval`. For the p-value the sign of each task's difference is flipped at random,
+    one sign for all seeds and all tables that have this task: what was learned with one seed and played by one team is
+    not independent of the others' outcome on the same task. With one table of one seed this is `paired_bootstrap`. It
+    covers the choice of tasks; the composers that were trained are taken as given.
+
+    Args:
+        a: [S, n] each, values in [0, 1].
+        b: the same shapes.
+        tasks: for each table the n keys of its tasks; a key that occurs in several tables is the same task there.
+        num_bootstraps: resamples, and random patterns of signs.
+        seed: of both.
+    """
+    differences = [_table(x, keys, (0, 1)) - _table(y, keys, (0, 1)) for x, y, keys in zip(a, b, tasks, strict=True)]
+    low, high = crossed_interval(differences, tasks, (-1.0, 1.0), seed, num_bootstraps)
+    shares: dict[str, float] = {}
+    for difference, keys in zip(differences, tasks, strict=True):
+        for key, value in zip(keys, difference.mean(axis=0) / (len(keys) * len(differences)), strict=True):
+            shares[key] = shares.get(key, 0.0) + float(value)
+    by_task = np.array(list(shares.values()))
+    by_task[np.abs(by_task) < 1e-12] = 0.0  # what cancels out over seeds and tables, but for rounding
+    return PairedResult(float(by_task.sum()), low, high, _sign_flip_p_value(by_task, seed, num_bootstraps))
+
+
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Exact two-sided p-value that successes a and b of the same tasks have equal rates; a, b: [n] of 0 and 1.
 
@@ -114,6 +184,15 @@ def _checked(values: ArrayLike) -> Array:
         raise ValueError(f"expected values of shape [n], found {list(array.shape)}")
     if not ((array >= 0) & (array <= 1)).all():
         raise ValueError("expected rewards in [0, 1], found others (or nan)")
+    return array
+
+
+def _table(values: ArrayLike, keys: Sequence[str], bounds: tuple[float, float] = (-1, 1)) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size or array.shape[1] != len(keys):
+        raise ValueError(f"expected values of shape [seeds, {len(keys)}], found {list(array.shape)}")
+    if not ((array >= bounds[0]) & (array <= bounds[1])).all():
+        raise ValueError(f"expected values from {bounds[0]} to {bounds[1]}, found others (or nan)")
     return array
 
 

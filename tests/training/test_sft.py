@@ -32,7 +32,7 @@ def trainer_of(
         world.model,
         world.trajectories[:6] if trajectories is None else trajectories,
         world.trajectories[6:] if held_out is None else held_out,
-        world.team.roles,
+        [world.team],
         world.optimization(settings["num_steps"]),
         Processes(),
         SFTSettings(**settings),
@@ -69,7 +69,7 @@ def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other
     total = tokens = 0
     for trajectory in trainer.trajectories:
         for message in trajectory.messages:
-            recall = world.memory.recall(trajectory.task, trainer.roles[message.role])
+            recall = world.memory.recall(trajectory.task, trainer.roles[trajectory.team][message.role])
             assert recall.record.sources
             assert trajectory.id not in recall.record.sources
             prompt = world.model.encode_prompt(message.system, message.user)
@@ -157,6 +157,6 @@ def test_process_without_an_example_takes_part(world: World) -> None:
 
 
 def test_roles_are_those_of_the_team(world: World) -> None:
-    assert {role.name for role in world.team.roles} == set(trainer_of(world).roles)
-    assert all(isinstance(role, Role) for role in trainer_of(world).roles.values())
+    assert {role.name for role in world.team.roles} == set(trainer_of(world).roles[world.team.name])
+    assert all(isinstance(role, Role) for role in trainer_of(world).roles[world.team.name].values())
     assert len(TASKS) == len(world.trajectories)

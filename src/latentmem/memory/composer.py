@@ -7,7 +7,7 @@ own backbone: its adapter rests switched on, and is off while the agents speak o
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,6 +165,16 @@ class Composer(nn.Module):
         finally:
             for layer, was_off in zip(self._layers, were_off, strict=True):
                 layer.enable_adapters(not was_off)
+
+    def detach(self) -> None:
+        """Take the adapter off the backbone, which can carry another composer then; this one is of no use any more."""
+        model = self.backbone.model
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module.get_base_layer())
+        del model.peft_config
+        self.backbone.share_with(nullcontext)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
         """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.

@@ -5,6 +5,7 @@ until it returns its action. The rollout advances many such turns in step, so th
 episodes, are one batch of the model. What the team wants remembered of a turn goes with its action, into the step.
 """
 
+import hashlib
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from latentmem.templates import fill
-from latentmem.trajectory import Role, Step
+from latentmem.trajectory import Role, Step, Task
 
 PAST = "Turn {number}\nWe answered: {action}\nReply: {observation}"
 """How an earlier turn of the episode is told, unless the team's file says otherwise."""
@@ -63,6 +64,19 @@ class Team(Protocol):
             instructions: how an answer has to look, from the environment.
             history: the steps of this episode so far.
         """
+
+
+@dataclass(frozen=True)
+class Teams:
+    """Several teams that share the work: each task is dealt to one of them, always to the same."""
+
+    teams: tuple[Team, ...]
+    seed: int
+
+    def of(self, task: Task) -> Team:
+        """Who plays this task, in all its rollouts: they are compared with each other."""
+        digest = hashlib.sha256(f"{self.seed} {task.key}".encode("utf-8", "surrogatepass")).digest()
+        return self.teams[int.from_bytes(digest[:8]) % len(self.teams)]
 
 
 def render(template: str, fields: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Team, Teams
 from latentmem.training.losses import LossType, group_advantages, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
 from latentmem.training.scoring import Example, accumulate, micro_batches_of, score_all
@@ -66,7 +66,7 @@ class LMPOTrainer:
         self,
         memory: LatentMemory,
         model: LanguageModel,
-        team: Team,
+        team: Team | Teams,
         start: Callable[[Task], Environment],
         tasks: Sequence[Task],
         eval_tasks: Sequence[Task],
@@ -82,7 +82,7 @@ class LMPOTrainer:
         Args:
             memory: its composer is trained; its bank stays as it is.
             model: the frozen agents.
-            team: who plays.
+            team: who plays; of several teams the one that a task is dealt to.
             start: makes an environment for a task.
             tasks: played for training.
             eval_tasks: played greedily every `eval_every` steps; none of `tasks`.

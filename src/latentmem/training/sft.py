@@ -16,6 +16,7 @@ from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
+from latentmem.teams.turn import Team
 from latentmem.training.optimization import Optimization, Progress, Stream, train
 from latentmem.training.scoring import Example, accumulate, score_all
 from latentmem.trajectory import Role, Trajectory
@@ -43,7 +44,7 @@ class SFTTrainer:
         model: LanguageModel,
         trajectories: Sequence[Trajectory],
         held_out: Sequence[Trajectory],
-        roles: Sequence[Role],
+        teams: Sequence[Team],
         optimization: Optimization,
         processes: Processes,
         settings: SFTSettings,
@@ -57,7 +58,7 @@ class SFTTrainer:
             trajectories: episodes to learn from; the failed ones, and those of another model, are left out and counted.
             held_out: episodes of other tasks for `eval_every`, so that no episode is on both sides. If none of them is
                 a success, nothing is evaluated and the last checkpoint is the one selected; that is told.
-            roles: the team's, for their profiles.
+            teams: those that played, for their roles' profiles. With one, all trajectories are taken for its own.
             optimization: of the composer.
             processes: those that train together.
             settings: sizes.
@@ -68,7 +69,7 @@ class SFTTrainer:
         """
         self.memory = memory
         self.model = model
-        self.roles = {role.name: role for role in roles}
+        self.roles = {team.name: {role.name: role for role in team.roles} for team in teams}
         self.trajectories = self._usable(trajectories)
         self.held_out = self._usable(held_out)
         self.optimization = optimization
@@ -93,10 +94,15 @@ class SFTTrainer:
             for t in trajectories
             if t.success
             and t.model == self.model.name
-            and all(m.role in self.roles and m.token_ids for m in t.messages)
+            and all(m.role in self._roles_of(t) and m.token_ids for m in t.messages)
         ]
         logger.info("sft uses %d of %d trajectories: successes of this model and team", len(usable), len(trajectories))
         return usable
+
+    def _roles_of(self, trajectory: Trajectory) -> dict[str, Role]:
+        if len(self.roles) == 1:
+            return next(iter(self.roles.values()))
+        return self.roles.get(trajectory.team, {})
 
     def train(self, folder: Path, log: Callable[[dict[str, Any]], None], rewind: Callable[[int], None]) -> Progress:
         """Train to the end, resuming from `folder`; see `optimization.train`."""
@@ -157,7 +163,7 @@ class SFTTrainer:
         return -loss, {"eval_loss": loss}
 
     def _examples(self, trajectories: Sequence[Trajectory]) -> list[Example]:
-        said = [(t.task, self.roles[m.role], m) for t in trajectories for m in t.messages]
+        said = [(t.task, self._roles_of(t)[m.role], m) for t in trajectories for m in t.messages]
         records = self.memory.records([(task, role) for task, role, _ in said])
         # Likelihoods are those at temperature 1, whatever the responses were sampled at.
         return [Example.of(m, self.model, r.text, 1.0) for (_, _, m), r in zip(said, records, strict=True)]

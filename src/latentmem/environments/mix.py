@@ -1,0 +1,95 @@
+"""Several domains as one: a team learns from a mix of benchmarks, and may be evaluated on one that is not among them.
+
+A task is played in the domain it came from, by that domain's rules and within its number of turns. What is evaluated on
+is never learned from: a train task that is also a test task, by its key or by its very text, is left out.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from random import Random
+
+from latentmem.environments.environment import Domain, Environment, Outcome, Split
+from latentmem.errors import DataError
+from latentmem.trajectory import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A domain in a mix."""
+
+    domain: Domain
+    max_turns: int
+    """Of an episode on one of its tasks."""
+
+
+class MixDomain:
+    """The train splits of some domains, and the test splits of the same or of others."""
+
+    name = "mix"
+
+    def __init__(self, train: Sequence[Part], test: Sequence[Part]) -> None:
+        self._parts: dict[Split, tuple[Part, ...]] = {"train": tuple(train), "test": tuple(test)}
+
+    def tasks(self, split: Split) -> list[Task]:
+        """Train: the tasks of its parts, shuffled always alike. Test: those of its parts, one part after the other.
+
+        Raises:
+            DataError: a part's row cannot be used.
+        """
+        return [task for task, _ in self._tasks[split]]
+
+    def skipped(self, split: Split) -> dict[str, int]:
+        """Rows that the parts left out, counted by reason."""
+        counts: Counter[str] = Counter()
+        for part in self._parts[split]:
+            counts.update(part.domain.skipped(split))
+        return dict(counts)
+
+    def start(self, task: Task) -> Environment:
+        """A fresh environment of the domain that the task came from.
+
+        Raises:
+            DataError: none of them has this task.
+        """
+        if task.key not in self._origins:
+            raise DataError(f"task {task.key}: none of the benchmarks that are mixed here has it")
+        part = self._origins[task.key]
+        return _Bounded(part.domain.start(task), part.max_turns)
+
+    @cached_property
+    def _origins(self) -> dict[str, Part]:
+        return {task.key: part for pairs in self._tasks.values() for task, part in pairs}
+
+    @cached_property
+    def _tasks(self) -> dict[Split, list[tuple[Task, Part]]]:
+        test = [(task, part) for part in self._parts["test"] for task in part.domain.tasks("test")]
+        train = [(task, part) for part in self._parts["train"] for task in part.domain.tasks("train")]
+        keys, texts = {task.key for task, _ in test}, {task.text for task, _ in test}
+        kept = [(task, part) for task, part in train if task.key not in keys and task.text not in texts]
+        if len(kept) < len(train):
+            logger.warning("%d train tasks of the mix are test tasks too and were left out", len(train) - len(kept))
+        once = list({task.key: (task, part) for task, part in kept}.values())
+        Random("mix").shuffle(once)  # noqa: S311  # an order, not a secret
+        return {"train": once, "test": test}
+
+
+class _Bounded:
+    """An environment whose episode ends after its own number of turns, however many others of the mix may take."""
+
+    def __init__(self, environment: Environment, max_turns: int) -> None:
+        self._environment = environment
+        self._turns_left = max_turns
+
+    @property
+    def instructions(self) -> str:
+        return self._environment.instructions
+
+    def step(self, action: str) -> Outcome:
+        outcome = self._environment.step(action)
+        self._turns_left -= 1
+        return replace(outcome, done=outcome.done or self._turns_left == 0)

@@ -1,0 +1,269 @@
+"""A grid in one file becomes ordinary configurations, one for each run; all of them are checked before any is started.
+
+A grid's file is a configuration with a section `grid` beside the others and without `data`. What varies is laid over
+it key by key: the benchmark, the team, the seed, the variant. Runs that would fill their banks alike read one, which is
+collected in a folder of its own and which they name as `bank.path`. Loads no torch.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from latentmem.config import (
+    MEMORIES,
+    AsTuple,
+    Config,
+    EvaluateSection,
+    Section,
+    Text,
+    load_config,
+    parse_config,
+    parse_section,
+    read_values,
+)
+from latentmem.errors import ConfigError
+
+Changes = dict[str, JsonValue]
+"""Dotted keys and values, to be laid over a configuration."""
+
+_WHOLE = ("data", "data.train", "data.test")
+"""Given as a mapping, these replace what is there: tasks come from one source, not from half of each of two."""
+
+
+def _named(value: Any) -> Any:
+    """A list of benchmarks is short for a mapping of each name to itself."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        if len(set(value)) < len(value):
+            raise ValueError("names one benchmark twice")
+        return {Path(name).stem: name for name in value}
+    return value
+
+
+class GridSection(Section):
+    """What is varied; every combination is a run, and each of its memories a cell."""
+
+    base: Text | None = None
+    """A packaged configuration or a file, over which the sections beside `grid` are laid; null: those alone."""
+    benchmarks: Annotated[dict[str, str | Changes], BeforeValidator(_named), Field(min_length=1)]
+    """By name: a packaged configuration or a file, of which `data`, `max_turns` and `sampling.max_response_tokens` are
+    taken; or keys and values, `base` among them for such a configuration to begin with."""
+    teams: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = ("autogen",)
+    """Packaged teams or files of teams."""
+    memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
+    """As `evaluate.memories`; what they need is collected and trained first."""
+    seeds: Annotated[tuple[int, ...], AsTuple, Field(min_length=1)] = (0,)
+    """Of all randomness but that of the tasks, which are the same for all."""
+    variants: dict[str, Changes] = Field(default={})
+    """By name: keys and values that differ, such as `composer.num_latents: 4`."""
+    leave_out: Literal["none", "benchmark", "team"] = "none"
+    """`benchmark`: a run learns from all other benchmarks and is evaluated on this one; `team`: likewise, all other
+    teams collect and train."""
+
+    @field_validator("memories")
+    @classmethod
+    def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return EvaluateSection(memories=value).memories
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+
+    @model_validator(mode="after")
+    def _no_two_alike(self) -> Self:
+        for key, names in (("teams", [*map(_stem, self.teams)]), ("seeds", [*self.seeds])):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"has {twice[0]!r} twice among its {key}; leave one out, or rename its file")
+        if self.leave_out == "benchmark" and len(self.benchmarks) < 2:
+            raise ValueError("has one benchmark; leave_out: benchmark needs another to learn from")
+        if self.leave_out == "team" and len(self.teams) < 2:
+            raise ValueError("has one team; leave_out: team needs another to learn with")
+        return self
+
+
+class _File(Section):
+    grid: GridSection
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the grid a run stands."""
+
+    benchmark: str
+    team: str
+    variant: str
+    """Empty where nothing is varied."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        parts = [self.benchmark, self.team, *([self.variant] if self.variant else []), f"seed{self.seed}"]
+        return "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
+
+
+@dataclass(frozen=True)
+class GridBank:
+    """A bank that runs share, and the run that collects it."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid."""
+
+    place: Place
+    config: Config
+    bank: GridBank | None = None
+    """Where it reads what was collected; None: it needs none, has one of its own, or was given one in `bank.path`."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs of a file, in the order in which they are played."""
+
+    folder: Path
+    section: GridSection
+    runs: tuple[GridRun, ...]
+
+
+def load_grid(values: Mapping[str, Any], source: str) -> Grid:
+    """All runs of a grid, their configurations checked.
+
+    Args:
+        values: what `read_values` read; it has a key `grid`.
+        source: the file, for errors.
+
+    Raises:
+        ConfigError: a mistake in the grid or in the configuration of one of its runs; it names the run.
+    """
+    section = parse_section(_File, {"grid": values["grid"]}, source).grid
+    beside = {key: value for key, value in values.items() if key != "grid"}
+    if not isinstance(beside.get("run"), str) or not beside["run"]:
+        raise ConfigError(f"{source}: run is missing; it names the grid's folder")
+    common = overlay(read_values(section.base), beside) if section.base is not None else beside
+    if "grid" in common:
+        raise ConfigError(f"{source}: grid.base is {section.base!r}, which is a grid itself; name a configuration")
+    folder = Path(beside["run"])
+    benchmarks = {
+        name: _benchmark(common, given, f"{source}: benchmark {name}") for name, given in section.benchmarks.items()
+    }
+    runs: list[GridRun] = []
+    for name, team, (variant, changes), seed in product(
+        section.benchmarks, section.teams, (section.variants or {"": {}}).items(), section.seeds
+    ):
+        place = Place(name, _stem(team), variant, seed)
+        run = {
+            "run": str(folder / "cells" / place.name),
+            "team": team,
+            "seed": seed,
+            "evaluate.memories": list(section.memories),
+        }
+        run_values = overlay(overlay(benchmarks[name], run), changes)
+        if section.leave_out == "benchmark":
+            run_values = overlay(run_values, _others_mixed(benchmarks, name))
+        elif section.leave_out == "team":
+            run_values["train_teams"] = [other for other in section.teams if other != team]
+        runs.append(GridRun(place, parse_config(run_values, f"{source}: run {place.name}")))
+    twice = [name for name, count in Counter(run.place.name for run in runs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{source}: two runs would be called {twice[0]}; rename a benchmark or a variant")
+    return Grid(folder, section, tuple(_with_bank(run, folder) for run in runs))
+
+
+def overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the changes laid over them: keys may be dotted, mappings are merged, all else is replaced.
+
+    Of `data`, `data.train` and `data.test` a mapping replaces what is there.
+
+    >>> overlay({"lmpo": {"group_size": 8, "beta": 0.0}}, {"lmpo.group_size": 4})
+    {'lmpo': {'group_size': 4, 'beta': 0.0}}
+    """
+    result = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        _lay(result, key, value, "")
+    return result
+
+
+def _lay(values: dict[str, Any], key: str, value: Any, parents: str) -> None:
+    first, dot, rest = key.partition(".")
+    path = f"{parents}{first}"
+    if dot or (isinstance(value, dict) and path not in _WHOLE):
+        if not isinstance(values.get(first), dict):
+            values[first] = {}
+        for name, part in {rest: value}.items() if dot else value.items():
+            _lay(values[first], name, part, f"{path}.")
+    else:
+        values[first] = copy.deepcopy(value)
+
+
+def _benchmark(common: Mapping[str, Any], given: str | Changes, where: str) -> dict[str, Any]:
+    """The values that all runs on a benchmark have."""
+    changes = {"base": given} if isinstance(given, str) else dict(given)
+    base = changes.pop("base", None)
+    values = dict(common)
+    if base is not None:
+        try:
+            config = load_config(str(base))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        tasks = config.model_dump(mode="json", by_alias=True, include={"data": True, "max_turns": True})
+        values = overlay(values, tasks | {"sampling.max_response_tokens": config.sampling.max_response_tokens})
+    values = overlay(values, changes)
+    parse_config(values, where)
+    return values
+
+
+def _others_mixed(benchmarks: Mapping[str, Mapping[str, Any]], left_out: str) -> Changes:
+    """Learn from all benchmarks but one, and be evaluated on that one."""
+
+    def part(name: str) -> dict[str, JsonValue]:
+        return {"data": benchmarks[name].get("data"), "max_turns": benchmarks[name].get("max_turns", 1)}
+
+    lengths = [values.get("sampling", {}).get("max_response_tokens") for values in benchmarks.values()]
+    changes: Changes = {
+        "data": {
+            "kind": "mix",
+            "train": [part(name) for name in benchmarks if name != left_out],
+            "test": [part(left_out)],
+        },
+        "max_turns": max(values.get("max_turns", 1) for values in benchmarks.values()),
+    }
+    if any(lengths):
+        changes["sampling.max_response_tokens"] = max(length for length in lengths if length)
+    return changes
+
+
+def _with_bank(run: GridRun, folder: Path) -> GridRun:
+    bank = _bank_for(run, folder)
+    if bank is None:
+        return run
+    section = run.config.bank.model_copy(update={"path": str(Path(bank.config.run) / "bank.sqlite")})
+    return replace(run, config=run.config.model_copy(update={"bank": section}), bank=bank)
+
+
+def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
+    """The bank that a run reads: that of all runs whose teams without memory would leave the very same in theirs."""
+    config = run.config
+    if config.bank.path is not None or config.collect.memory != "none" or set(config.evaluate.memories) <= {"none"}:
+        return None
+    values = config.model_dump(mode="json", by_alias=True)
+    decides = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
+    kept = {key: values[key] for key in decides} | {"bank": {"embedder": config.bank.embedder}}
+    digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    name = f"{replace(run.place, variant='').name}-{digest}"
+    return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))
+
+
+def _stem(team: str) -> str:
+    return Path(team).stem

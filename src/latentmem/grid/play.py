@@ -1,0 +1,238 @@
+"""A grid played: run after run by the ordinary recipes, each continued where it was left; then the table.
+
+A cell is one memory of one run. One that cannot be played is recorded with its line and the rest go on. What another
+run has computed already is not computed again: equal models are loaded once, a bank that several read is collected
+once, and episodes without memory or with text memory are copied from a run that played the very same.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latentmem import recipes
+from latentmem.config import Config, dump_config
+from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
+from latentmem.evaluation import file_stem
+from latentmem.grid.file import Grid, GridRun
+from latentmem.grid.report import write_tables
+from latentmem.grid.results import Failure, Played, summarise
+from latentmem.processes import Processes
+from latentmem.runs import read_json, write_atomic
+
+Row = dict[str, Any]
+
+PLAYED = "played.yaml"
+"""Written into a run's folder when all its cells are done: the configuration that they were done with."""
+
+
+def play_grid(grid: Grid) -> Row:
+    """Play what is left to play, and write grid.json and the tables into the grid's folder.
+
+    Returns:
+        What stands in grid.json.
+
+    Raises:
+        LatentMemError: a mistake in the data, teams or templates of any run, told before any is played; several
+            processes.
+        RunError: at the end, if cells failed; the table has the others.
+    """
+    if Processes().size > 1:
+        raise ConfigError("a grid is played by one process; start it without torchrun")
+    shared = recipes.Shared()
+    for run in grid.runs:
+        shared.parts(run.config)
+        path = run.config.bank.path
+        if path is not None and run.bank is None and not Path(path).exists():
+            raise BankError(f"{path}: bank.path names no bank, and a grid does not fill the bank of others; collect it")
+    teller = _Teller(sum(len(run.config.evaluate.memories) for run in grid.runs))
+    played: list[Played] = []
+    failures: list[Failure] = []
+    banks: dict[str, str | None] = {}
+    episodes: dict[str, Path] = {}
+    table: Row = {}
+    for i, run in enumerate(grid.runs):
+        began = time.perf_counter()
+        results = _finished(run)
+        lines: dict[str, str] = {}
+        is_new = results is None
+        if is_new:
+            if run.bank is not None and run.bank.name not in banks:
+                banks[run.bank.name] = _collect(run.bank.config, shared)
+            missing = banks[run.bank.name] if run.bank is not None else None
+            results, lines = _play(run, shared, episodes, missing)
+        teller.tell(run, results, lines, time.perf_counter() - began if is_new else None)
+        failures += [Failure(run.place, memory, line) for memory, line in lines.items()]
+        if results is not None:
+            played.append(Played(run.place, results))
+            for row in results["memories"]:
+                if key := _same_episodes(run.config, row["name"]):
+                    episodes.setdefault(key, Path(run.config.run) / "evaluate")
+        if is_new or i == len(grid.runs) - 1:
+            most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
+            table = summarise(str(grid.folder), grid.section, played, failures, teller.num_cells, most)
+            write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
+    _say(write_tables(grid.folder, table))
+    if failures:
+        raise RunError(
+            f"{grid.folder}: {len(failures)} of {teller.num_cells} cells failed, the first, "
+            f"{failures[0].place.name} {failures[0].memory}, with: {failures[0].line}; "
+            "mend that and run the same command again, the others are kept"
+        )
+    return table
+
+
+def _finished(run: GridRun) -> Row | None:
+    """The results of a run all of whose cells were done with this very configuration."""
+    folder = Path(run.config.run)
+    mark = folder / PLAYED
+    if not mark.exists() or mark.read_text(encoding="utf-8") != dump_config(run.config):
+        return None
+    return read_json(folder / "results.json")
+
+
+def _collect(config: Config, shared: recipes.Shared) -> str | None:
+    """Fill a bank that runs share; why it could not be filled, if so."""
+    parts = shared.parts(config)
+    try:
+        recipes.collect(config, parts)
+    except LatentMemError as error:
+        return _line(error)
+    finally:
+        parts.close()
+    return None
+
+
+def _play(
+    run: GridRun, shared: recipes.Shared, episodes: dict[str, Path], missing: str | None
+) -> tuple[Row | None, dict[str, str]]:
+    """The results of a run, of those memories that could be played; for each of the others why it could not.
+
+    `missing` says why its bank could not be filled.
+    """
+    names = run.config.evaluate.memories
+    lines = {} if missing is None else dict.fromkeys([name for name in names if name != "none"], missing)
+    parts = shared.parts(run.config)
+    try:
+        for recipe, users in _phases(run):
+            waiting = [name for name in users if name in names and name not in lines]
+            if waiting:
+                try:
+                    recipe(run.config, parts)
+                except LatentMemError as error:
+                    lines |= dict.fromkeys(waiting, _line(error))
+        _copy_episodes(run.config, episodes)
+        results = _evaluate(run.config, parts, lines)
+    finally:
+        parts.close()
+    if results is not None and not lines:
+        write_atomic(Path(run.config.run) / PLAYED, dump_config(run.config))
+    return results, lines
+
+
+def _phases(run: GridRun) -> list[tuple[Callable[[Config, Any], None], tuple[str, ...]]]:
+    """What comes before the evaluation, and the memories that need it."""
+    remembering = tuple(name for name in run.config.evaluate.memories if name != "none")
+    warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
+    return [
+        *([(recipes.collect, remembering)] if run.config.bank.path is None else []),
+        (recipes.train_sft, warmed_up),
+        (recipes.train_lmpo, ("latent:lmpo",)),
+    ]
+
+
+def _evaluate(config: Config, parts: Any, lines: dict[str, str]) -> Row | None:
+    """Play the memories that nothing is told of in `lines` yet; if they fail, find out by trying each alone."""
+
+    def play(names: list[str]) -> Row:
+        section = config.evaluate.model_copy(update={"memories": tuple(names)})
+        return recipes.play_test(config.model_copy(update={"evaluate": section}), parts)
+
+    names = [name for name in config.evaluate.memories if name not in lines]
+    for attempt in (names, None):
+        left = [name for name in names if name not in lines]
+        if not left:
+            return None
+        try:
+            return play(left)
+        except LatentMemError as error:
+            if attempt is None or len(left) == 1:
+                lines |= dict.fromkeys(left, _line(error))
+                return None
+        for name in left:
+            try:
+                play([name])
+            except LatentMemError as error:
+                lines[name] = _line(error)
+    raise AssertionError("unreachable")
+
+
+def _same_episodes(config: Config, memory: str) -> str | None:
+    """Equal for runs whose test episodes under this memory are one computation; None where that is not looked into."""
+    if memory not in ("none", "text") or config.evaluate.online:
+        return None
+    values = config.model_dump(mode="json")
+    parts = [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]
+    parts.append({key: values["evaluate"][key] for key in ("num_tasks", "batch_size", "temperature")})
+    if config.evaluate.temperature:
+        parts.append(config.seed)
+    if memory == "text":
+        parts += [values["bank"], values["memory"], config.bank.path or config.run]
+    return json.dumps([memory, *parts])
+
+
+def _copy_episodes(config: Config, episodes: dict[str, Path]) -> None:
+    folder = Path(config.run) / "evaluate"
+    for memory in config.evaluate.memories:
+        source, stem = episodes.get(_same_episodes(config, memory) or ""), file_stem(memory)
+        if source is not None and not (folder / f"{stem}.costs").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
+                write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
+
+
+class _Teller:
+    """One line for each cell, and how long the rest may take."""
+
+    def __init__(self, num_cells: int) -> None:
+        self.num_cells = num_cells
+        self._num_done = 0
+        self._num_played = 0
+        self._seconds = 0.0
+
+    def tell(self, run: GridRun, results: Row | None, lines: dict[str, str], seconds: float | None) -> None:
+        """Tell of a run's cells; `seconds` is what they took, None if they were done before."""
+        rows = {row["name"]: row for row in (results or {"memories": []})["memories"]}
+        names = run.config.evaluate.memories
+        if seconds is not None:
+            self._num_played += len(names)
+            self._seconds += seconds
+        for name in names:
+            self._num_done += 1
+            if name in lines:
+                said = f"failed: {lines[name]}"
+            else:
+                row = rows[name]
+                said = f"{100 * row['accuracy']:.1f}% ({sum(row['successes'])} of {len(row['successes'])})"
+            if seconds is None:
+                said += ", done before"
+            elif name == names[-1] and self._num_done < self.num_cells:
+                left = self._seconds / self._num_played * (self.num_cells - self._num_done)
+                said += f"; about {_duration(left)} left"
+            width = len(str(self.num_cells))
+            _say(f"[{self._num_done:{width}}/{self.num_cells}] {run.place.name} {name}: {said}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
+
+
+def _line(error: LatentMemError) -> str:
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

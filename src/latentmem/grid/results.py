@@ -1,0 +1,219 @@
+"""The numbers of a grid, from the results of its runs: seeds pooled, memories compared, p-values corrected over all.
+
+Everything is plain JSON in and out. Within a benchmark the tasks are the same for all teams, seeds and memories, and
+every interval and test keeps them paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from latentmem.errors import RunError
+from latentmem.grid.file import GridSection, Place
+from latentmem.stats import crossed_comparison, crossed_interval, holm
+
+SCHEMA_VERSION = 1
+"""Of grid.json; a reader refuses a newer one."""
+
+BASELINES = ("none", "text")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run that was evaluated."""
+
+    place: Place
+    results: Row
+    """As in its results.json."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that could not be played."""
+
+    place: Place
+    memory: str
+    line: str
+    """What is wrong, and what to do."""
+
+
+def summarise(
+    folder: str,
+    section: GridSection,
+    played: Sequence[Played],
+    failures: Sequence[Failure],
+    num_cells: int,
+    num_bootstraps: int,
+    seed: int = 0,
+) -> Row:
+    """grid.json: every cell, one row for each memory of a benchmark, team and variant, and one over all of those.
+
+    Args:
+        folder: the grid's.
+        section: what was varied.
+        played: runs with results, in the grid's order.
+        failures: cells without.
+        num_cells: of the whole grid.
+        num_bootstraps: for intervals and p-values that are not in the runs' results already.
+        seed: of these.
+
+    Returns:
+        The table as plain JSON values; see docs/grid.md.
+
+    Raises:
+        RunError: runs of one benchmark, team and variant were played on different tasks.
+    """
+    cells = [_cell(run, memory) for run in played for memory in run.results["memories"]]
+    groups: dict[tuple[str, str, str], list[Played]] = {}
+    for run in played:
+        groups.setdefault((run.place.variant, run.place.benchmark, run.place.team), []).append(run)
+    tables = {group: _tables(runs) for group, runs in groups.items()}
+    rows = [
+        row
+        for (variant, benchmark, team), runs in groups.items()
+        for row in _rows(
+            {"variant": variant, "benchmark": benchmark, "team": team},
+            runs,
+            tables[variant, benchmark, team],
+            num_bootstraps,
+            seed,
+        )
+    ]
+    overall = []
+    for variant in dict.fromkeys(variant for variant, _, _ in groups):
+        of_variant = {group: table for group, table in tables.items() if group[0] == variant}
+        if len(of_variant) > 1:
+            overall += _overall(variant, of_variant, rows, num_bootstraps, seed)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": folder,
+        "grid": section.model_dump(mode="json"),
+        "models": sorted({run.results["model"] for run in played}),
+        "temperatures": sorted({run.results["temperature"] for run in played}),
+        "num_cells": num_cells,
+        "num_done": len(cells),
+        "num_comparisons": _correct([*rows, *overall]),
+        "rows": rows,
+        "overall": overall,
+        "cells": cells,
+        "failures": [asdict(failure.place) | {"memory": failure.memory, "line": failure.line} for failure in failures],
+    }
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What one benchmark, team and variant brought."""
+
+    tasks: tuple[str, ...]
+    successes: Mapping[str, np.ndarray]
+    """By memory, [S, n]; those memories that all seeds have."""
+
+
+def _cell(run: Played, memory: Row) -> Row:
+    kept = ("accuracy", "accuracy_low", "accuracy_high", "reward", "no_answer", "num_errors", "prompt_tokens")
+    more = ("latent_tokens", "generated_tokens", "seconds", "peak_memory_mb", "successes", "rewards")
+    return asdict(run.place) | {"memory": memory["name"], "run": run.place.name} | {k: memory[k] for k in kept + more}
+
+
+def _tables(runs: Sequence[Played]) -> _Tables:
+    first = runs[0]
+    for run in runs:
+        if run.results["task_ids"] != first.results["task_ids"]:
+            raise RunError(
+                f"runs {first.place.name} and {run.place.name} were played on different tasks and cannot be pooled; "
+                "give the grid a new folder with run=FOLDER"
+            )
+    by_run = [{memory["name"]: memory["successes"] for memory in run.results["memories"]} for run in runs]
+    everywhere = [name for name in by_run[0] if all(name in found for found in by_run)]
+    return _Tables(
+        tuple(first.results["task_ids"]),
+        {name: np.array([found[name] for found in by_run], dtype=float) for name in everywhere},
+    )
+
+
+def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: int, seed: int) -> list[Row]:
+    rows = []
+    for name, successes in tables.successes.items():
+        of_seeds = [next(m for m in run.results["memories"] if m["name"] == name) for run in runs]
+        row = place | {
+            "memory": name,
+            "num_tasks": len(tables.tasks),
+            "seeds": [run.place.seed for run in runs],
+            "accuracy": float(successes.mean()),
+            "by_seed": successes.mean(axis=1).tolist(),
+        }
+        if len(runs) == 1:  # then the run has told it all
+            row |= {key: of_seeds[0][key] for key in ("accuracy_low", "accuracy_high")}
+        else:
+            ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
+            row |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
+        for key in ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens"):
+            row[key] = float(np.mean([memory[key] for memory in of_seeds]))
+        row["num_errors"] = sum(memory["num_errors"] for memory in of_seeds)
+        row["seconds"] = {
+            part: float(np.mean([memory["seconds"][part] for memory in of_seeds])) for part in of_seeds[0]["seconds"]
+        }
+        for baseline in BASELINES:
+            row[f"vs_{baseline}"] = None
+            if not _compared(name, baseline) or baseline not in tables.successes:
+                continue
+            if len(runs) == 1:
+                row[f"vs_{baseline}"] = dict(of_seeds[0][f"vs_{baseline}"])
+            else:
+                found = crossed_comparison(
+                    [successes], [tables.successes[baseline]], [tables.tasks], num_bootstraps, seed
+                )
+                row[f"vs_{baseline}"] = asdict(found)
+        rows.append(row)
+    return rows
+
+
+def _overall(
+    variant: str, groups: Mapping[tuple[str, str, str], _Tables], rows: Sequence[Row], num_bootstraps: int, seed: int
+) -> list[Row]:
+    """Means over benchmarks and teams, each counting alike, of the memories that all of them have."""
+    tables = list(groups.values())
+    tasks = [table.tasks for table in tables]
+    overall = []
+    for name in tables[0].successes:
+        if not all(name in table.successes for table in tables):
+            continue
+        successes = [table.successes[name] for table in tables]
+        low, high = crossed_interval(successes, tasks, (0.0, 1.0), seed, num_bootstraps)
+        parts = [row for row in rows if row["variant"] == variant and row["memory"] == name]
+        row: Row = {
+            "variant": variant,
+            "memory": name,
+            "num_tasks": len({key for keys in tasks for key in keys}),
+            "accuracy": float(np.mean([values.mean() for values in successes])),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "num_errors": sum(part["num_errors"] for part in parts),
+            "seconds": {"total": float(np.mean([part["seconds"]["total"] for part in parts]))},
+        }
+        for key in ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens"):
+            row[key] = float(np.mean([part[key] for part in parts]))
+        for baseline in BASELINES:
+            row[f"vs_{baseline}"] = None
+            if _compared(name, baseline) and all(baseline in table.successes for table in tables):
+                theirs = [table.successes[baseline] for table in tables]
+                row[f"vs_{baseline}"] = asdict(crossed_comparison(successes, theirs, tasks, num_bootstraps, seed))
+        overall.append(row)
+    return overall
+
+
+def _compared(memory: str, baseline: str) -> bool:
+    """Each pair once: none against text is text against none."""
+    return memory != baseline and (memory, baseline) != ("none", "text")
+
+
+def _correct(rows: Sequence[Row]) -> int:
+    """Add to each comparison its p-value after correction for all of them; how many there are."""
+    found = [row[f"vs_{baseline}"] for row in rows for baseline in BASELINES if row[f"vs_{baseline}"]]
+    for comparison, p in zip(found, holm([comparison["p_value"] for comparison in found]), strict=True):
+        comparison["p_holm"] = p
+    return len(found)

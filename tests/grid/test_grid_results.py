@@ -1,0 +1,148 @@
+"""The table's numbers, worked out by hand from a few tasks."""
+
+import json
+
+import pytest
+
+from latentmem.errors import RunError
+from latentmem.grid.file import GridSection, Place
+from latentmem.grid.results import Failure, Played, summarise
+
+SECTION = GridSection(benchmarks={"sums": "quickstart"}, memories=("none", "text", "latent:lmpo"))
+
+
+def memory(name, successes, seconds=1.0, **versus):
+    share = sum(successes) / len(successes)
+    return {
+        "name": name,
+        "accuracy": share,
+        "accuracy_low": 0.125,
+        "accuracy_high": 0.875,
+        "reward": share,
+        "no_answer": 0.0,
+        "num_errors": 1,
+        "prompt_tokens": 100.0 * seconds,
+        "latent_tokens": 8.0,
+        "generated_tokens": 20.0,
+        "seconds": {"generation": seconds, "total": seconds},
+        "peak_memory_mb": 1.0,
+        "successes": successes,
+        "rewards": [float(s) for s in successes],
+        "vs_none": None,
+        "vs_text": None,
+        **versus,
+    }
+
+
+def against(difference, p):
+    return {"difference": difference, "low": difference - 0.1, "high": difference + 0.1, "p_value": p}
+
+
+def played(*memories, benchmark="sums", team="autogen", variant="", seed=0, tasks=None):
+    tasks = tasks or [f"{benchmark}:{i}" for i in range(len(memories[0]["successes"]))]
+    results = {"model": "tiny", "temperature": 0.0, "task_ids": tasks, "memories": list(memories)}
+    return Played(Place(benchmark, team, variant, seed), results)
+
+
+def table_of(*runs, failures=()):
+    return summarise("runs/g", SECTION, runs, failures, 99, num_bootstraps=2000)
+
+
+def rows(table):
+    return {(row["variant"], row["benchmark"], row["team"], row["memory"]): row for row in table["rows"]}
+
+
+def test_one_seed_is_told_as_its_run_told_it_and_p_values_are_corrected_over_the_whole_table():
+    runs = [
+        played(
+            memory("none", [0, 1], vs_text=against(0.5, 0.9)),
+            memory("text", [0, 0], vs_none=against(-0.5, 0.9)),
+            memory("latent:lmpo", [1, 1], vs_none=against(0.5, p_none), vs_text=against(1.0, p_text)),
+            variant=variant,
+        )
+        for variant, p_none, p_text in (("a", 0.004, 0.03), ("b", 0.009, 0.8))
+    ]
+    table = table_of(*runs)
+    assert table["num_comparisons"] == 6  # none against text is text against none told twice
+    found = rows(table)
+    first = found["a", "sums", "autogen", "latent:lmpo"]
+    assert (first["accuracy"], first["accuracy_low"], first["accuracy_high"]) == (1.0, 0.125, 0.875)
+    assert first["vs_none"] == {**against(0.5, 0.004), "p_holm": pytest.approx(0.024)}  # 6 x 0.004
+    second = found["b", "sums", "autogen", "latent:lmpo"]
+    assert second["vs_none"]["p_holm"] == pytest.approx(0.045)  # 5 x 0.009
+    assert first["vs_text"]["p_holm"] == pytest.approx(0.12)  # 4 x 0.03
+    assert second["vs_text"]["p_holm"] == 1.0
+    assert found["a", "sums", "autogen", "none"]["vs_text"] is None
+    assert table["overall"] == []
+
+
+def test_seeds_are_pooled_by_task_and_their_costs_averaged():
+    runs = [
+        played(memory("none", [0, 0, 1, 0]), memory("text", [1, 0, 1, 1], seconds), seed=seed)
+        for seed, seconds in ((0, 1.0), (5, 3.0))
+    ]
+    runs[1].results["memories"][1]["successes"] = [1, 0, 0, 0]
+    found = rows(table_of(*runs))["", "sums", "autogen", "text"]
+    assert found["accuracy"] == 4 / 8
+    assert found["by_seed"] == [0.75, 0.25]
+    assert found["seeds"] == [0, 5]
+    assert found["vs_none"]["difference"] == pytest.approx(2 / 8)
+    # By task and summed over the seeds: +2, 0, -1, +1. Of the 8 patterns of signs of the three that differ, |sum| is
+    # 2, 2, 4, 4 and 0 (+2 -1 -1), 0, 2, 2: 6 of 8 are as far from zero as 2.
+    assert found["vs_none"]["p_value"] == pytest.approx(6 / 8, abs=0.03)
+    assert found["accuracy_low"] < 0.5 < found["accuracy_high"]
+    assert (found["seconds"]["total"], found["prompt_tokens"], found["num_errors"]) == (2.0, 200.0, 2)
+
+
+def test_the_rows_over_all_count_each_benchmark_and_team_alike_and_ties_tasks_of_teams_together():
+    wins, none = [1] * 6, [0] * 6
+    runs = [
+        played(memory("none", none), memory("text", wins), team="autogen"),
+        played(memory("none", none), memory("text", wins, 3.0), team="macnet"),
+        played(memory("none", [0, 1]), memory("text", [0, 1]), benchmark="gcds"),
+    ]
+    for run in runs:
+        run.results["memories"][1]["vs_none"] = against(0.0, 0.5)
+    none_row, text = table_of(*runs)["overall"]
+    assert (none_row["memory"], none_row["accuracy"]) == ("none", pytest.approx((0 + 0 + 0.5) / 3))
+    assert text["accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert text["num_tasks"] == 8
+    assert text["seconds"]["total"] == pytest.approx(5 / 3)
+    assert text["vs_none"]["difference"] == pytest.approx(2 / 3)
+    # Two teams on the same six tasks: six coins, not twelve; all alike has a chance of 2 in 64.
+    assert text["vs_none"]["p_value"] == pytest.approx(2 / 64, abs=0.01)
+    assert text["vs_none"]["p_holm"] == pytest.approx(4 * text["vs_none"]["p_value"])
+    assert text["vs_text"] is None
+
+
+def test_a_memory_that_one_run_lacks_is_left_out_where_it_cannot_be_averaged():
+    runs = [
+        played(memory("none", [0, 1]), memory("text", [1, 1], vs_none=against(0.5, 1.0))),
+        played(memory("none", [0, 1]), team="macnet"),
+    ]
+    table = table_of(*runs, failures=[Failure(Place("sums", "macnet", "", 0), "text", "no bank")])
+    assert [row["memory"] for row in table["overall"]] == ["none"]
+    assert ("", "sums", "macnet", "text") not in rows(table)
+    assert table["failures"] == [
+        {"benchmark": "sums", "team": "macnet", "variant": "", "seed": 0, "memory": "text", "line": "no bank"}
+    ]
+    assert (table["num_done"], table["num_cells"]) == (3, 99)
+
+
+def test_every_cell_is_kept_and_all_of_it_is_json():
+    table = table_of(played(memory("none", [0, 1]), seed=3))
+    assert json.loads(json.dumps(table, allow_nan=False)) == table
+    (cell,) = table["cells"]
+    assert (cell["run"], cell["seed"], cell["memory"], cell["successes"]) == ("sums-autogen-seed3", 3, "none", [0, 1])
+    assert table["schema_version"] == 1
+
+
+def test_nothing_played_is_an_empty_table():
+    table = table_of()
+    assert (table["rows"], table["overall"], table["num_comparisons"]) == ([], [], 0)
+
+
+def test_runs_on_different_tasks_are_not_pooled():
+    runs = [played(memory("none", [0, 1]), seed=seed, tasks=["a", f"b{seed}"]) for seed in (0, 1)]
+    with pytest.raises(RunError, match="sums-autogen-seed0 and sums-autogen-seed1 were played on different tasks"):
+        table_of(*runs)

@@ -14,7 +14,7 @@ from latentmem.memory.memory import NoMemory, Recall
 from latentmem.models.language_model import LanguageModel, Sampling, ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import Agent, FixedTeam, load_team
-from latentmem.teams.turn import Action, Call
+from latentmem.teams.turn import Action, Call, Teams
 from latentmem.trajectory import Recalled, Role, Task
 
 SAMPLING = Sampling(temperature=0.5, max_response_tokens=50)
@@ -388,3 +388,30 @@ def test_rollouts_of_a_real_model_do_not_depend_on_the_company(tiny):
     everything, alone = said(tasks(3), 3), said(tasks(3)[2:], 1)
     assert len({str(ids) for ids in everything.values()}) == 9
     assert alone.items() <= everything.items()
+
+
+# Several teams
+
+
+def test_of_several_teams_each_task_is_played_by_one_and_only_its_roles_are_asked_to_remember():
+    solo = FixedTeam("solo", [Agent(C, "Alone.", "{task}", ())], "c")
+    teams, memory = Teams((PAIR, solo), seed=3), Remembering()
+    played = rollout(
+        teams, memory, scripted(), tasks(12), lambda task: Toy(), sampling=SAMPLING, group_size=2
+    ).groups
+    by_team = {group[0].task.key: {trajectory.team for trajectory in group} for group in played}
+    assert set(map(len, by_team.values())) == {1}
+    assert set.union(*by_team.values()) == {"pair", "solo"}
+    assert {key: {teams.of(task).name} for key, task in ((task.key, task) for task in tasks(12))} == by_team
+    roles = {"pair": ["a", "b", "c"], "solo": ["c"]}
+    assert memory.asked == [(key, role) for key, names in by_team.items() for role in roles[next(iter(names))]]
+    said = {trajectory.team: [m.system for m in trajectory.messages] for group in played for trajectory in group}
+    assert said == {"pair": ["First.", "Also first.", "Last. Say yes."], "solo": ["Alone."]}
+
+
+def test_which_team_plays_a_task_depends_on_the_seed_and_the_task_alone():
+    teams = [PAIR, FixedTeam("solo", [Agent(C, "Alone.", "{task}", ())], "c")]
+    dealt = [[Teams(tuple(teams), seed).of(task).name for task in tasks(200)] for seed in (0, 1)]
+    assert dealt[0] != dealt[1]
+    assert all(70 < names.count("solo") < 130 for names in dealt)
+    assert dealt[0][5:9] == [Teams(tuple(teams), 0).of(task).name for task in tasks(200)[5:9]]

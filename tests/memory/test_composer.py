@@ -376,3 +376,21 @@ def test_checkpoint_that_does_not_name_its_settings_is_refused(make: Callable, t
     with pytest.raises(CheckpointError) as error:
         Composer.from_pretrained(tmp_path)
     assert str(error.value) == f"{tmp_path}: the checkpoint does not say its agents, rank; save it again"
+
+
+def test_a_backbone_from_which_a_composer_was_detached_is_as_before_and_carries_another(make) -> None:
+    composer = make()
+    backbone = composer.backbone
+    change(composer)
+    composer.detach()
+    fresh = LanguageModel.from_pretrained(backbone.name, "cpu")
+    ours, theirs = (dict(model.model.named_parameters()) for model in (backbone, fresh))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    settings = {"num_latents": K + 1, "rank": 3, "seed": 5}
+    again, first = Composer(backbone, **settings), Composer(fresh, **settings)
+    assert_close(again.compose(["one text"]), first.compose(["one text"]), rtol=0, atol=0)
+    assert parameters(again).keys() == parameters(first).keys()
+    with torch.no_grad(), backbone.as_agent() as agent, fresh.as_agent() as other:
+        ids = torch.tensor([[5, 6, 7]])
+        assert torch.equal(agent(ids).logits, other(ids).logits)

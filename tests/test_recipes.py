@@ -270,7 +270,7 @@ def test_collect_killed_at_any_write_goes_on_to_the_same_bank_and_metrics(config
     assert stored_but_not_counted
 
 
-@pytest.mark.parametrize("phase", ["sft", "lmpo", "grpo"])
+@pytest.mark.parametrize("phase", ["sft", "lmpo"])
 def test_training_interrupted_at_some_writes_goes_on_to_the_same_weights(configure, monkeypatch, phase):
     whole = configure("whole")
     do(whole, "collect", phase)
@@ -457,24 +457,33 @@ def test_agents_that_were_trained_on_are_evaluated_again(configure, caplog):
     assert "none has changed" not in caplog.text
 
 
-def test_agents_that_are_not_there_or_are_a_composer_are_told(configure, tmp_path):
+def test_agents_that_are_not_there_or_are_a_composer_are_told(configure):
     config = configure("run", "evaluate.memories=[grpo]")
     with pytest.raises(CheckpointError, match=r"run: no checkpoint of grpo here; run `latentmem train grpo` with this"):
         do(config, "evaluate")
-    do(config, "collect", "lmpo")
-    composer = recipes.selected_checkpoint(Path(config.run) / "lmpo" / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"no LoRA of agents here but a composer; it is named latent:FOLDER$"):
-        do(configure("run", f"evaluate.memories=['grpo:{composer}']"), "evaluate")
-    do(config, "grpo")
-    agents = recipes.selected_checkpoint(Path(config.run) / "grpo" / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"no composer here but a LoRA of agents; it is named grpo:FOLDER$"):
-        do(configure("run", f"evaluate.memories=['latent:{agents}']"), "evaluate")
-    with pytest.raises(CheckpointError, match="checkpoint has rank 2, this adapter 4; use the configuration"):
-        do(configure("run", "grpo.rank=4", "evaluate.memories=[grpo]"), "evaluate")
+    do(config, "collect", "lmpo", "grpo")
+    composer, agents = (
+        recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("lmpo", "grpo")
+    )
+
+    def refused(run, *options):
+        with pytest.raises(CheckpointError) as error:
+            do(configure(run, *options), "evaluate")
+        return str(error.value)
+
+    assert refused("second", f"evaluate.memories=['grpo:{composer}']") == (
+        f"{composer}: no LoRA of agents here but a composer; it is named latent:FOLDER"
+    )
+    assert refused("third", f"evaluate.memories=['latent:{agents}']") == (
+        f"{agents}: no composer here but a LoRA of agents; it is named grpo:FOLDER"
+    )
+    assert refused("fourth", "grpo.rank=4", f"evaluate.memories=['grpo:{agents}']") == (
+        f"{agents}: checkpoint has rank 2, this adapter 4; use the configuration it was trained with"
+    )
     with pytest.raises(ConfigError, match=r"^grpo.target_modules: 'lm_head' is the embedding or the output layer of"):
-        do(configure("other", "grpo.target_modules=[lm_head]"), "grpo")
+        do(configure("fifth", "grpo.target_modules=[lm_head]"), "grpo")
     with pytest.raises(ConfigError, match=r"^grpo.eval_tasks is 32, but the train split has 12 tasks; set it lower"):
-        do(configure("third", "grpo.eval_every=1"), "grpo")
+        do(configure("sixth", "grpo.eval_every=1"), "grpo")
 
 
 def test_prompts_of_trained_agents_are_shown_without_a_bank(configure, capsys):

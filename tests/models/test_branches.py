@@ -94,7 +94,7 @@ def plain(
 ) -> tuple[PreTrainedModel, dict[str, torch.nn.Parameter]]:
     """The same by transformers and peft alone: their attention, their norms and gates."""
     with quiet_loading():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4.0, target_modules=TARGETS), model, adapter_name="agents")
     found = {p.replace(".agents.", "."): matrix for p, matrix in model.named_parameters() if ".agents." in p}
     assert found.keys() == matrices.keys()

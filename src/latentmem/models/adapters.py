@@ -91,10 +91,8 @@ class Adapters:
 
     def _switch(self, name: str | None) -> None:
         for layer in self._layers:
-            if name is not None:
-                layer.set_adapter(name)
-            layer.enable_adapters(name is not None)
-        # peft's switches also clear requires_grad; but a backward pass may come when its adapter is off again.
+            layer.set_adapter([] if name is None else [name])
+        # peft's switch also clears requires_grad; but a backward pass may come when its adapter is off again.
         for matrices in self._parameters.values():
             for matrix in matrices.values():
                 matrix.requires_grad_(True)

@@ -142,7 +142,7 @@ class LMPOTrainer:
 
     def step(self, progress: Progress) -> dict[str, float]:
         """Roll out, compare, update; the step's metrics."""
-        with self.model.keeping_beginnings():
+        with self.policy.model.keeping_beginnings():
             began = time.perf_counter()
             groups, composed, metrics = self._rollouts(progress)
             metrics["rollout_seconds"] = time.perf_counter() - began

@@ -38,6 +38,7 @@ from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import Optimization, Progress
+from latentmem.training.policies import LatentPolicy
 from latentmem.trajectory import Task
 
 ORIGINAL = {
@@ -142,8 +143,8 @@ def lmpo(world: World, size: argparse.Namespace) -> dict[str, Any]:
         warmup_steps=0, max_grad_norm=1.0, weight_decay=0.0,
     )  # fmt: skip
     trainer = LMPOTrainer(
-        memory, world.model, world.team, Judge, make_tasks("task", 2, world.words), [], optimization, Processes(),
-        settings, world.sampling,
+        LatentPolicy(memory, world.model), world.team, Judge, make_tasks("task", 2, world.words), [], optimization,
+        Processes(), settings, world.sampling,
     )  # fmt: skip
     metrics = trainer.step(Progress())
     assert metrics["updated"], "no group carried signal"

@@ -16,6 +16,7 @@ from latentmem import cli
 from latentmem.bank import ExperienceBank
 from latentmem.config import InsightsSection, MemorySection, load_config
 from latentmem.memory.composer import Composer
+from latentmem.memory.parametric import ParametricMemory
 from latentmem.models import language_model
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
@@ -394,10 +395,15 @@ def test_checkpoint_info_shows_settings_and_size(prints, fails, folder, tiny_mod
     model = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu", "float32")
     Composer(model, num_latents=3, rank=2).save_pretrained(folder / "composer")
     out = prints("checkpoint", "info", folder / "composer")
+    assert "kind               'composer'" in out
     assert "num_latents        3" in out
     # Queries 3 x 32, projection 32 x 32 + 32, LoRA on q (32 -> 32) and v (32 -> 16) of 2 layers at rank 2.
     assert f"{96 + 1056 + 2 * (2 * 64 + 2 * 48):,} parameters" in out
     assert "no composer here" in fails("checkpoint", "info", folder / "nowhere")
+    ParametricMemory(model, rank=2).save_pretrained(folder / "agents")
+    out = prints("checkpoint", "info", folder / "agents")
+    assert "kind               'LoRA of agents'" in out
+    assert f"8 tensors, {2 * (2 * 64 + 2 * 48):,} parameters" in out
 
 
 PROMPT = re.compile(r"^==== turn 1, message \d+, [\w ]+: the prompt, (\d+) tokens.*?\n(.*?)\n(?=====)", re.M | re.S)
@@ -522,7 +528,7 @@ def test_mistakes_when_prompts_are_to_be_shown(prints, fails, folder):
 
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
-    nested = {"train": ("sft", "lmpo"), "bank": ("info", "search", "export", "import", "verify", "delete"),
+    nested = {"train": ("grpo", "lmpo", "sft"), "bank": ("info", "search", "export", "import", "verify", "delete"),
               "checkpoint": ("info", "import"), "retriever": ("serve",), "show": ("prompts",)}  # fmt: skip
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text

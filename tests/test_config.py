@@ -102,6 +102,13 @@ MISTAKES = [
     ("", ["collect.memory=oagent"], "collect.memory is 'oagent'; expected 'none', 'text', 'latent', 'metagpt', "
      "'voyager', 'generative', 'oagents' or 'gmemory'"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
+    ("", ["evaluate.memories=[grop]"], "evaluate.memories names 'grop', which is no memory; did you mean 'grpo'?"),
+    ("", ["evaluate.memories=['grpo:']"], "evaluate.memories names 'grpo:', which is no memory; did you mean 'grpo'?"),
+    ("", ["grpo.group_size=1"], "grpo.group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or "
+     "more"),
+    ("", ["grpo.delta=1.1"], "grpo has delta 1.1; it must be above 1 + epsilon_high = 1.2"),
+    ("", ["grpo.projection_rate=1"], "unknown key 'grpo.projection_rate'; "),
+    ("", ["grpo.target_modules=[]"], "grpo.target_modules is [] (list); expected at least one entry"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
     ("", ["evaluate.memories=[]"], "evaluate.memories is [] (list); expected at least one entry"),

@@ -13,8 +13,8 @@ from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.environments.environment import Outcome
-from latentmem.errors import BankError, ConfigError, DataError, RunError
-from latentmem.memory.checkpoints import read_checkpoint
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError
+from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
 from peers import together
 
@@ -32,6 +32,7 @@ sampling: {{temperature: 1.0, max_response_tokens: 4}}
 collect: {{num_tasks: 8, batch_size: 4, rollouts_per_task: 2}}
 sft: {{num_steps: 3, trajectories_per_step: 2, save_every: 2}}
 lmpo: {{num_steps: 3, tasks_per_step: 2, group_size: 3, save_every: 2, initial: untrained}}
+grpo: {{num_steps: 3, tasks_per_step: 2, group_size: 3, save_every: 2, rank: 2, learning_rate: 1e-2}}
 evaluate: {{batch_size: 2, num_bootstraps: 50}}
 """
 
@@ -90,7 +91,13 @@ def configure(tmp_path, tiny_model_dir):
     return configure
 
 
-PHASES = {"collect": recipes.collect, "sft": recipes.train_sft, "lmpo": recipes.train_lmpo, "evaluate": recipes.compare}
+QUICKSTART = {
+    "collect": recipes.collect,
+    "sft": recipes.train_sft,
+    "lmpo": recipes.train_lmpo,
+    "evaluate": recipes.compare,
+}
+PHASES = {**QUICKSTART, "grpo": recipes.train_grpo}
 
 
 def do(config, *phases):
@@ -111,7 +118,7 @@ def exported(config):
 
 def weights(config, phase):
     folder = recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints")
-    return read_checkpoint(folder)[1]
+    return read_checkpoint(folder, kind_of(folder))[1]
 
 
 def results(config):
@@ -133,7 +140,7 @@ def notes(config, name, folder="memories"):
 def assert_same(ours, theirs, *phases):
     assert metrics(ours) == metrics(theirs)
     assert exported(ours) == exported(theirs)
-    for phase in set(phases) & {"sft", "lmpo"}:
+    for phase in set(phases) & {"sft", "lmpo", "grpo"}:
         left, right = weights(ours, phase), weights(theirs, phase)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -191,8 +198,8 @@ def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, e
         "== evaluate: memories compared on held-out tasks",
     ]
     monkeypatch.setattr(recipes, "write_report", lambda runs: None)
-    do(parts, *PHASES)
-    assert_same(whole, parts, *PHASES)
+    do(parts, *QUICKSTART)
+    assert_same(whole, parts, *QUICKSTART)
     run = Path(whole.run)
     assert (run / "report" / "report.html").exists()
     assert [row["name"] for row in results(whole)["memories"]] == list(whole.evaluate.memories)
@@ -390,6 +397,105 @@ def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them
     assert all(len(rows) == 4 for rows in record.trajectories.values())
 
 
+# Agents that are trained themselves
+
+
+def test_agents_are_trained_and_evaluated_without_a_bank(configure, capsys):
+    config = configure("run", "evaluate.memories=[none, grpo]")
+    do(config, "grpo", "evaluate")
+    assert "grpo: 3 steps done; " in capsys.readouterr().out
+    assert not (Path(config.run) / "bank.sqlite").exists()
+    rows = metrics(config)
+    assert [row["step"] for row in rows if row["phase"] == "grpo"] == [1, 2, 3]
+    assert all(row["first_ratio_max"] == pytest.approx(1, abs=1e-4) for row in rows if row["updated"])
+    none, grpo = results(config)["memories"]
+    assert (none["name"], grpo["name"]) == ("none", "grpo")
+    assert none["prompt_tokens"] == pytest.approx(grpo["prompt_tokens"], rel=0.2)
+    assert grpo["latent_tokens"] == 0
+    assert grpo["vs_none"] is not None
+    said = [(Path(config.run) / "evaluate" / f"{name}.jsonl").read_text() for name in ("none", "grpo")]
+    assert said[0].replace('"none"', '"parametric"') != said[1]
+    do(config, "grpo")
+    assert "grpo: finished already, 3 steps; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["[grpo, none, latent:untrained, grpo:FOLDER]", "[latent:untrained, none, grpo]"])
+def test_each_memory_plays_bit_for_bit_as_if_it_were_alone(configure, order):
+    def played(config, name):
+        text = (Path(config.run) / "evaluate" / f"{name}.jsonl").read_text()
+        return [{k: v for k, v in json.loads(line).items() if k != "id"} for line in text.splitlines()]
+
+    alone = configure("alone", "evaluate.memories=[none, latent:untrained]")
+    do(alone, "collect", "evaluate")
+    config = configure("run")
+    do(config, "collect", "grpo")
+    trained = recipes.selected_checkpoint(Path(config.run) / "grpo" / "checkpoints")
+    first = Path(config.run) / "first"
+    recipes._Parts(config).parametric_memory().save_pretrained(first)  # untrained
+    do(configure("run", f"evaluate.memories={order.replace('FOLDER', str(first))}"), "evaluate")
+    for name in ("none", "latent-untrained"):
+        assert played(config, name) == played(alone, name)
+    only = configure("only", f"evaluate.memories=['grpo:{trained}']")
+    do(only, "evaluate")
+    (file,) = (Path(only.run) / "evaluate").glob("grpo-*.jsonl")
+    assert played(config, "grpo") == played(only, file.stem)
+    assert played(config, "grpo") != played(alone, "none")
+    if "FOLDER" in order:
+        (file,) = (Path(config.run) / "evaluate").glob("grpo-*.jsonl")
+        assert [t["steps"][0]["action"] for t in played(config, file.stem)] == [
+            t["steps"][0]["action"] for t in played(alone, "none")
+        ]
+
+
+def test_agents_that_were_trained_on_are_evaluated_again(configure, caplog):
+    options = ("evaluate.memories=[none, grpo]",)
+    do(configure("run", "grpo.num_steps=1", *options), "grpo", "evaluate")
+    longer = configure("run", *options)
+    (Path(longer.run) / "grpo" / "config.yaml").unlink()
+    do(longer, "grpo", "evaluate")
+    assert "grpo has changed since it was evaluated; it is evaluated again" in caplog.text
+    assert "none has changed" not in caplog.text
+
+
+def test_agents_that_are_not_there_or_are_a_composer_are_told(configure):
+    config = configure("run", "evaluate.memories=[grpo]")
+    with pytest.raises(CheckpointError, match=r"run: no checkpoint of grpo here; run `latentmem train grpo` with this"):
+        do(config, "evaluate")
+    do(config, "collect", "lmpo", "grpo")
+    composer, agents = (
+        recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("lmpo", "grpo")
+    )
+
+    def refused(run, *options):
+        with pytest.raises(CheckpointError) as error:
+            do(configure(run, *options), "evaluate")
+        return str(error.value)
+
+    assert refused("second", f"evaluate.memories=['grpo:{composer}']") == (
+        f"{composer}: no LoRA of agents here but a composer; it is named latent:FOLDER"
+    )
+    assert refused("third", f"evaluate.memories=['latent:{agents}']") == (
+        f"{agents}: no composer here but a LoRA of agents; it is named grpo:FOLDER"
+    )
+    assert refused("fourth", "grpo.rank=4", f"evaluate.memories=['grpo:{agents}']") == (
+        f"{agents}: checkpoint has rank 2, this adapter 4; use the configuration it was trained with"
+    )
+    with pytest.raises(ConfigError, match=r"^grpo.target_modules: 'lm_head' is the embedding or the output layer of"):
+        do(configure("fifth", "grpo.target_modules=[lm_head]"), "grpo")
+    with pytest.raises(ConfigError, match=r"^grpo.eval_tasks is 32, but the train split has 12 tasks; set it lower"):
+        do(configure("sixth", "grpo.eval_every=1"), "grpo")
+
+
+def test_prompts_of_trained_agents_are_shown_without_a_bank(configure, capsys):
+    config = configure("run")
+    do(config, "grpo")
+    capsys.readouterr()
+    recipes.show_prompts(config, memory="grpo")
+    out = capsys.readouterr().out
+    assert "memory grpo\n" in out
+    assert "words of the memory" not in out
+
+
 # Several processes
 
 
@@ -543,7 +649,7 @@ def test_a_mistake_that_only_one_process_meets_ends_all_and_is_told_there(config
     assert isinstance(second, DataError)
 
 
-@pytest.mark.parametrize("phase", ["sft", "lmpo"])
+@pytest.mark.parametrize("phase", ["sft", "lmpo", "grpo"])
 def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     configure, peers, monkeypatch, capfd, phase
 ):

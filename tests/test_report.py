@@ -284,6 +284,23 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert str(twins[1]) in text
 
 
+def test_training_of_the_agents_is_shown_where_there_was_any(tmp_path: Path) -> None:
+    rows = [{"phase": "grpo", "step": step, "reward": 0.1 * step} for step in (1, 2)]
+    pages = []
+    for name, lines in (("rival", rows), ("plain", [])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+        pages.append(Page(write_report([folder])))
+    assert "GRPO of the agents" in pages[0].text
+    assert "rival: no LMPO steps recorded." in pages[0].text
+    assert [img["alt"].partition(".")[0] for img in pages[0].all("img")] == [
+        "Mean reward of the rollouts over the steps of GRPO"
+    ]
+    assert re.search(r"Not recorded: .*KL to the untrained agents\.", pages[0].text)
+    assert "GRPO" not in pages[1].text
+
+
 def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     folder = tmp_path / "young"
     folder.mkdir()

@@ -35,6 +35,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 SETTINGS = (
     "data.test_size=5", "collect.num_tasks=5", "collect.batch_size=4", "sampling.max_response_tokens=5",
     "sft.num_steps=2", "sft.trajectories_per_step=3", "lmpo.num_steps=1", "lmpo.tasks_per_step=3",
+    "grpo.num_steps=1", "grpo.tasks_per_step=3",
     "evaluate.memories=[none, text, latent:sft]",
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ class Launcher:
         return config
 
     def __call__(self, starter, config, *phases, deeds=()):
-        words = {"sft": ["train", "sft"], "lmpo": ["train", "lmpo"]}
+        words = {phase: ["train", phase] for phase in ("sft", "lmpo", "grpo")}
         path = str(self.folder / f"{Path(config.run).name}.yaml")
         commands = [json.dumps([*words.get(phase, [phase]), path]) for phase in phases]
         return subprocess.run(
@@ -75,7 +76,7 @@ def launch(tmp_path_factory, tiny_model_dir):
 def alone(launch):
     """A whole run by one process."""
     config = launch.config("alone")
-    done = launch((), config, "collect", "sft", "lmpo", "evaluate")
+    done = launch((), config, "collect", "sft", "lmpo", "grpo", "evaluate")
     assert done.returncode == 0, done.stderr
     return config, done.stdout
 
@@ -112,11 +113,11 @@ def assert_same_lines(ours, theirs, exact):
 def test_two_processes_make_the_run_of_one(launch, alone, name, starter):
     config, said = alone
     both = launch.config(name)
-    done = launch(starter, both, "collect", "sft", "lmpo", "evaluate")
+    done = launch(starter, both, "collect", "sft", "lmpo", "grpo", "evaluate")
     assert done.returncode == 0, done.stderr
     exact = name != "fsdp"
     assert_same_trajectories(both, config, exact)
-    for phase in ("sft", "lmpo"):
+    for phase in ("sft", "lmpo", "grpo"):
         assert len(phase_metrics(both, phase)) == len(phase_metrics(config, phase))
         for ours, theirs in zip(phase_metrics(both, phase), phase_metrics(config, phase), strict=True):
             assert ours.pop("phase") == theirs.pop("phase")

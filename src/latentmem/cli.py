@@ -77,10 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(collect)
     collect.set_defaults(run=_run_recipe, recipe="collect")
 
-    train = commands.add_parser("train", help="train the composer")
+    train = commands.add_parser("train", help="train the composer, or its rival, the agents themselves")
     trainers = train.add_subparsers(required=True, metavar="TRAINER")
-    for name, text in (("sft", "warm start on the bank's successes"), ("lmpo", "learn from the team's reward")):
-        trainer = trainers.add_parser(name, help=text)
+    for name, text in (
+        ("sft", "the composer: warm start on the bank's successes"),
+        ("lmpo", "the composer: learn from the team's reward"),
+        ("grpo", "the agents: learn from the team's reward in a LoRA of their own, without memory"),
+    ):
+        trainer = trainers.add_parser(name, help=text, description=text)
         _takes_config(trainer)
         trainer.set_defaults(run=_run_recipe, recipe=name)
 
@@ -109,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     bank = commands.add_parser("bank", help="look into an experience bank, search, export, import, verify, delete")
     _bank_commands(bank.add_subparsers(required=True, metavar="WHAT"))
 
-    checkpoint = commands.add_parser("checkpoint", help="look into a composer's checkpoint, import released weights")
+    checkpoint = commands.add_parser("checkpoint", help="look into a checkpoint, import released weights")
     _checkpoint_commands(checkpoint.add_subparsers(required=True, metavar="WHAT"))
 
     retriever = commands.add_parser("retriever", help="serve a corpus of passages in the Search-R1 protocol")
@@ -230,6 +234,7 @@ def _run_recipe(options: argparse.Namespace) -> None:
         "collect": recipes.collect,
         "sft": recipes.train_sft,
         "lmpo": recipes.train_lmpo,
+        "grpo": recipes.train_grpo,
     }
     chosen[options.recipe](config)
 
@@ -379,16 +384,18 @@ def _bank_delete(options: argparse.Namespace) -> None:
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:
-    from latentmem.memory.checkpoints import WEIGHTS, read_checkpoint
+    from latentmem.memory.checkpoints import NAMES, kind_of, read_checkpoint, weights_file
 
-    settings, tensors = read_checkpoint(options.folder)
+    kind = kind_of(options.folder)
+    settings, tensors = read_checkpoint(options.folder, kind)
+    print(f"{'kind':18} {NAMES[kind]!r}")
     for key, value in settings.items():
         print(f"{key:18} {value!r}")
     # Layers that differ by their number only are one line.
     kinds = Counter((re.sub(r"\.\d+\.", ".*.", name), str(list(tensor.shape))) for name, tensor in tensors.items())
     for (name, shape), count in sorted(kinds.items()):
         print(f"{count:4} x {shape:14} {name}")
-    num_bytes = (options.folder / WEIGHTS).stat().st_size
+    num_bytes = weights_file(options.folder, kind).stat().st_size
     parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"{len(tensors)} tensors, {parameters:,} parameters, {num_bytes / 2**20:.1f} MB")
 

@@ -522,14 +522,10 @@ class CollectSection(Section):
 
 
 class OptimizerFields(Section):
-    """What both trainers share."""
+    """What all trainers share."""
 
     learning_rate: PositiveFloat = 2e-4
-    """Of the LoRA matrices and `query_latents`."""
-    projection_rate: PositiveFloat = 0.2
-    """Learning rate of the projection, as a multiple of `learning_rate`; its weights are small, and each latent number
-    sums over all of d_composer, so at the full rate one step may move the latents by several times their size. What
-    was tried: docs/results/tried.md."""
+    """Of the LoRA matrices and, in a composer, `query_latents`."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 2
@@ -549,20 +545,18 @@ class OptimizerFields(Section):
     """Steps between checkpoints."""
 
 
-class SFTSection(OptimizerFields):
-    """Supervised warm start on successful trajectories."""
+class ComposerOptimizerFields(OptimizerFields):
+    """What the trainers of a composer share."""
 
-    num_steps: PositiveInt = 50
-    """Optimizer steps."""
-    trajectories_per_step: PositiveInt = 8
-    """Episodes learned from in one step, over all processes."""
+    projection_rate: PositiveFloat = 0.2
+    """Learning rate of the projection, as a multiple of `learning_rate`; its weights are small, and each latent number
+    sums over all of d_composer, so at the full rate one step may move the latents by several times their size. What
+    was tried: docs/results/tried.md."""
 
 
-class LMPOSection(OptimizerFields):
-    """Reinforcement learning through the latents (arXiv 2602.03036, section 4)."""
+class GroupFields(Section):
+    """Reinforcement learning on groups of rollouts that are compared with each other."""
 
-    initial: str = "sft"
-    """Where training starts: `sft` (this run's), `untrained`, or a composer's folder."""
     num_steps: PositiveInt = 100
     """Optimizer steps."""
     tasks_per_step: PositiveInt = 8
@@ -582,7 +576,7 @@ class LMPOSection(OptimizerFields):
     delta: PositiveFloat | None = None
     """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
     beta: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the composer as it was before LMPO."""
+    """Weight of the KL divergence to what is trained as it was before."""
     max_resamples: Annotated[int, Field(ge=0)] = 0
     """Extra draws of `tasks_per_step` tasks while fewer than that many groups carry signal (dynamic sampling)."""
 
@@ -600,8 +594,50 @@ class LMPOSection(OptimizerFields):
         return self
 
 
+class SFTSection(ComposerOptimizerFields):
+    """Supervised warm start on successful trajectories."""
+
+    num_steps: PositiveInt = 50
+    """Optimizer steps."""
+    trajectories_per_step: PositiveInt = 8
+    """Episodes learned from in one step, over all processes."""
+
+
+class LMPOSection(GroupFields, ComposerOptimizerFields):
+    """Reinforcement learning through the latents (arXiv 2602.03036, section 4)."""
+
+    initial: str = "sft"
+    """Where training starts: `sft` (this run's), `untrained`, or a composer's folder."""
+
+
+class GRPOSection(GroupFields, OptimizerFields):
+    """The parametric rival: the same reinforcement learning on one LoRA of the agents themselves, without any memory
+    (arXiv 2402.03300).
+    """
+
+    rank: PositiveInt = 16
+    """r of LoRA."""
+    alpha: PositiveFloat = 32.0
+    """Scale of LoRA, applied as alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = ("q_proj", "v_proj")
+    """Linear layers that get an adapter."""
+    micro_batch_positions: PositiveInt = 1024
+    """Positions with gradients in one forward pass, those of prompts included, shared beginnings counted once; a matter
+    of memory, not of the result (but for `bnpo`)."""
+
+
 MEMORIES = ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")
 RIVALS = ("metagpt", "voyager", "generative", "oagents", "gmemory")
+
+
+def is_parametric(memory: str) -> bool:
+    """Whether a memory, by its name in `evaluate.memories`, is agents that were trained themselves."""
+    return memory.partition(":")[0] == "grpo"
+
+
+def needs_bank(memory: str) -> bool:
+    """Whether a memory recalls from a bank."""
+    return memory != "none" and not is_parametric(memory)
 
 
 class EvaluateSection(Section):
@@ -609,7 +645,8 @@ class EvaluateSection(Section):
 
     memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
     """none, text, latent:untrained, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or one of the
-    rivals metagpt, voyager, generative, oagents, gmemory."""
+    rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without memory) or
+    grpo:FOLDER."""
     num_tasks: PositiveInt | None = None
     """Tasks of the test split, from its start; null is all."""
     batch_size: PositiveInt = 32
@@ -625,8 +662,8 @@ class EvaluateSection(Section):
     @classmethod
     def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in ("none", "text", *RIVALS) and not re.fullmatch(r"latent:.+", name):
-                known = [*MEMORIES, "latent:FOLDER", *RIVALS]
+            if name not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
+                known = [*MEMORIES, "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
         if len(set(value)) != len(value):
             raise ValueError("names one memory twice")
@@ -657,6 +694,7 @@ class Config(Section):
     collect: CollectSection = CollectSection()
     sft: SFTSection = SFTSection()
     lmpo: LMPOSection = LMPOSection()
+    grpo: GRPOSection = GRPOSection()
     evaluate: EvaluateSection = EvaluateSection()
 
     @model_validator(mode="after")

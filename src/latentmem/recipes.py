@@ -1,4 +1,4 @@
-"""The main path, read from top to bottom: collect -> sft -> lmpo -> evaluate -> report.
+"""The main path, read from top to bottom: collect -> sft -> lmpo -> evaluate -> report; grpo is its rival.
 
 This is the only place that sees a whole configuration and the only one that chooses by name; it builds the parts from
 their sections and lets them run.
@@ -26,6 +26,8 @@ from latentmem.config import (
     RIVALS,
     CodeSection,
     Config,
+    GRPOSection,
+    LMPOSection,
     MemorySection,
     MixPart,
     MixSection,
@@ -34,7 +36,10 @@ from latentmem.config import (
     QASection,
     ReasoningSection,
     RivalsSection,
+    SFTSection,
     dump_config,
+    is_parametric,
+    needs_bank,
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
@@ -45,13 +50,14 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
-from latentmem.memory.checkpoints import WEIGHTS
+from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.learned import LearnedMemory, Method, Scribe, Similarity
 from latentmem.memory.memory import Ledger, Memory, NoMemory
+from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import Rater, check_rating_template
 from latentmem.memory.stream import Stream
 from latentmem.memory.summaries import Summaries
@@ -69,7 +75,14 @@ from latentmem.teams.team import load_team, team_file
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
-from latentmem.training.optimization import Optimization, newest_checkpoint, remove_others, selected_checkpoint
+from latentmem.training.optimization import (
+    Optimization,
+    Trained,
+    newest_checkpoint,
+    remove_others,
+    selected_checkpoint,
+)
+from latentmem.training.policies import AgentsPolicy, LatentPolicy, Policy
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.trajectory import Task, Trajectory
 
@@ -180,7 +193,7 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
             [t for t in stored if t.task.key not in aside],
             [t for t in stored if t.task.key in aside],
             parts.train_teams,
-            _optimization(parts, memory.composer, config.sft, config.sft.num_steps, processes),
+            _optimization(parts, memory.composer, config.sft, processes, config.sft.projection_rate),
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
@@ -195,25 +208,52 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
             return
         initial = None if config.lmpo.initial == "untrained" else parts.checkpoint(config.lmpo.initial)
         aside = parts.eval_tasks("lmpo", config.lmpo)
-        keys = {task.key for task in aside}
         memory = parts.latent_memory()
         if initial is not None:
             memory.composer.load_weights(initial)
-        trainer = LMPOTrainer(
-            memory,
-            parts.model,
-            parts.players,
-            parts.domain.start,
-            [task for task in parts.train_tasks if task.key not in keys],
-            aside,
-            _optimization(parts, memory.composer, config.lmpo, config.lmpo.num_steps, processes),
-            processes,
-            LMPOSettings(**_fields(LMPOSettings, config.lmpo)),
-            parts.sampling,
-            max_turns=config.max_turns,
-            seed=stream_seed(config.seed, "lmpo"),
-        )
-        _train(config, "lmpo", run, trainer, config.lmpo.num_steps, "reward")
+        optimization = _optimization(parts, memory.composer, config.lmpo, processes, config.lmpo.projection_rate)
+        policy = LatentPolicy(memory, parts.model)
+        _reinforce(parts, "lmpo", config.lmpo, policy, aside, optimization, processes, run)
+
+
+def train_grpo(config: Config, parts: "_Parts | None" = None) -> None:
+    """Train a LoRA of the agents themselves on the team's reward, without memory."""
+    with _phase(config, "grpo", parts) as (processes, parts, run):
+        if _is_finished(config, "grpo", config.grpo.num_steps, run):
+            return
+        aside = parts.eval_tasks("grpo", config.grpo)
+        memory = parts.parametric_memory()
+        optimization = _optimization(parts, memory, config.grpo, processes)
+        _reinforce(parts, "grpo", config.grpo, AgentsPolicy(memory), aside, optimization, processes, run)
+
+
+def _reinforce(
+    parts: "_Parts",
+    phase: str,
+    section: LMPOSection | GRPOSection,
+    policy: Policy,
+    aside: list[Task],
+    optimization: Optimization,
+    processes: Processes,
+    run: Run | None,
+) -> None:
+    """Train a policy on all train tasks but those set aside."""
+    config = parts.config
+    keys = {task.key for task in aside}
+    trainer = LMPOTrainer(
+        policy,
+        parts.players,
+        parts.domain.start,
+        [task for task in parts.train_tasks if task.key not in keys],
+        aside,
+        optimization,
+        processes,
+        LMPOSettings(**_fields(LMPOSettings, section)),
+        parts.sampling,
+        max_turns=config.max_turns,
+        seed=stream_seed(config.seed, phase),
+    )
+    _train(config, phase, run, trainer, section.num_steps, "reward")
 
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
@@ -294,7 +334,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         )
     has_bank = parts.bank_path.exists()
     name = memory or ("latent:untrained" if has_bank else "none")
-    if name != "none" and not has_bank:
+    if needs_bank(name) and not has_bank:
         raise BankError(
             f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first, or show memory none"
@@ -313,7 +353,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             sampling=Sampling(temperature=0, max_response_tokens=limit),
             max_turns=num_turns,
         )
-    bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}{learned}"
+    bank = f", of {len(parts.bank)} trajectories in {parts.bank_path}{learned}" if needs_bank(name) else ""
     composer = chosen.composer if isinstance(chosen, LatentMemory) else None
     spent = rollouts.spent
     asked = (
@@ -361,10 +401,12 @@ def _origins(config: Config, memory: str) -> str:
         *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
     ]
-    if memory != "none":
+    if needs_bank(memory):
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
-    rated = memory in ("generative", "gmemory") or (memory not in ("none", *RIVALS) and config.bank.rating != "none")
+    rated = memory in ("generative", "gmemory") or (
+        needs_bank(memory) and memory not in RIVALS and config.bank.rating != "none"
+    )
     if rated:
         rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
         rows.append(("and its system prompt", "bank.rating_system", origin(config.bank.rating_system)))
@@ -506,7 +548,7 @@ class _Parts:
         return self._open_bank(self.bank_path)
 
     @cached_property
-    def _composer(self) -> tuple[Composer, dict[str, Any]]:
+    def _composer(self) -> tuple[Composer, dict[str, torch.Tensor]]:
         """The one composer, and its weights as they were untrained."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
@@ -523,7 +565,7 @@ class _Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        return composer, {name: p.detach().clone() for name, p in composer.trainable().items()}
+        return composer, _copied(composer)
 
     def close(self) -> None:
         """Let go of the bank and of the backbone; these parts are of no use afterwards."""
@@ -532,11 +574,17 @@ class _Parts:
             self.bank.close()
         if "_composer" in made:
             self._composer[0].detach()
+        if "_parametric" in made:
+            self._parametric[0].detach()
 
     def memory(self, name: str, copies: Path | None = None) -> Memory:
         """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
         if name == "none":
             return NoMemory()
+        if is_parametric(name):
+            parametric = self.parametric_memory()
+            parametric.load_weights(self.checkpoint(name))
+            return parametric
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         if name in self.methods:
             return self.learned(name, bank, copies)
@@ -555,11 +603,29 @@ class _Parts:
         memory.composer.load_weights(checkpoint)
         return memory
 
+    @cached_property
+    def _parametric(self) -> tuple[ParametricMemory, dict[str, torch.Tensor]]:
+        """The one adapter of the agents, and its weights as they were untrained."""
+        section = self.config.grpo
+        memory = ParametricMemory(
+            self.model,
+            rank=section.rank,
+            alpha=section.alpha,
+            target_modules=section.target_modules,
+            seed=stream_seed(self.config.seed, "grpo"),
+        )
+        return memory, _copied(memory)
+
+    def parametric_memory(self) -> ParametricMemory:
+        """Agents with an untrained adapter. There is one: the memory made last is the one to use."""
+        memory, untrained = self._parametric
+        _restore(memory, untrained)
+        return memory
+
     def latent_memory(self, bank: ExperienceBank | None = None) -> LatentMemory:
         """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
         composer, untrained = self._composer
-        for name, parameter in composer.trainable().items():
-            parameter.data.copy_(untrained[name])
+        _restore(composer, untrained)
         section, ledger = self.config.bank, Ledger()
         return LatentMemory(
             bank or self.bank,
@@ -639,9 +705,9 @@ class _Parts:
         )
 
     def checkpoint(self, which: str) -> Path:
-        """The composer that a phase of this run selected, or the folder itself."""
-        if which not in ("sft", "lmpo"):
-            return Path(which)
+        """What a phase of this run selected, or the folder itself."""
+        if which not in ("sft", "lmpo", "grpo"):
+            return Path(which.removeprefix("grpo:"))
         folder = _checkpoints(self.config, which)
         found = selected_checkpoint(folder)
         if found is None:
@@ -655,16 +721,18 @@ class _Parts:
         return found
 
     def inputs(self, name: str) -> str:
-        """What a memory is made of: how much the bank holds, and what was learned from it or its composer's weights."""
+        """What a memory is made of: how much the bank holds, what was learned from it, weights that were trained."""
         if name == "none":
             return ""
+        if is_parametric(name):
+            return f"weights {_digest(self.checkpoint(name))}"
         which = name.removeprefix("latent:")
         bank = f"bank of {len(self.bank)}"
         if name in self.methods:
             return f"{bank}, notes {self.learned(name, self.bank).digest}"
         if name in ("text", "metagpt") or which == "untrained":
             return bank
-        return f"{bank}, weights {hashlib.sha256((self.checkpoint(which) / WEIGHTS).read_bytes()).hexdigest()}"
+        return f"{bank}, weights {_digest(self.checkpoint(which))}"
 
     def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
         """The last train tasks, set aside for choosing checkpoints."""
@@ -820,15 +888,32 @@ def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:
     run.state = {"inputs": before | inputs}
 
 
+def _digest(checkpoint: Path) -> str:
+    return hashlib.sha256(weights_file(checkpoint, kind_of(checkpoint)).read_bytes()).hexdigest()
+
+
+def _copied(trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trained.trainable().items()}
+
+
+def _restore(trained: Trained, weights: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in trained.trainable().items():
+        parameter.data.copy_(weights[name])
+
+
 def _optimization(
-    parts: _Parts, composer: Composer, section: OptimizerFields, num_steps: int, processes: Processes
+    parts: _Parts,
+    trained: Trained,
+    section: SFTSection | LMPOSection | GRPOSection,
+    processes: Processes,
+    projection_rate: float = 1.0,
 ) -> Optimization:
     return Optimization(
-        composer,
+        trained,
         processes,
-        num_steps=num_steps,
+        num_steps=section.num_steps,
         learning_rate=section.learning_rate,
-        projection_rate=section.projection_rate,
+        projection_rate=projection_rate,
         schedule=section.schedule,
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm,

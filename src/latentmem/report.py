@@ -132,7 +132,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         unrecorded=unrecorded,
         bars=bars,
         samples={record.name: _sample(record) for record in records},
-        phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo")},
+        phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo", "grpo")},
         nonce=secrets.token_urlsafe(16),
     )
     write_atomic(out / "report.html", to_bytes(page))
@@ -456,14 +456,20 @@ def _field(key: str) -> Callable[[Row], float | None]:
 
 
 CURVES = (
-    Curve("lmpo", "reward", "Mean reward of the rollouts", _field("reward")),
-    Curve("lmpo", "eval_reward", "Mean reward on held-out tasks", _field("eval_reward")),
-    Curve("lmpo", "advantage_std", "Spread of the advantages", _field("advantage_std")),
-    Curve("lmpo", "signal", "Share of groups with signal", _signal),
-    Curve("lmpo", "clip_fraction", "Clip fraction", _field("clip_fraction")),
-    Curve("lmpo", "grad_norm", "Gradient norm", _field("grad_norm")),
-    Curve("lmpo", "loss", "Loss", _field("loss")),
-    Curve("lmpo", "kl", "KL to the initial composer", _field("kl")),
+    *(
+        Curve(phase, key, title, value)
+        for phase in ("lmpo", "grpo")
+        for key, title, value in (
+            ("reward", "Mean reward of the rollouts", _field("reward")),
+            ("eval_reward", "Mean reward on held-out tasks", _field("eval_reward")),
+            ("advantage_std", "Spread of the advantages", _field("advantage_std")),
+            ("signal", "Share of groups with signal", _signal),
+            ("clip_fraction", "Clip fraction", _field("clip_fraction")),
+            ("grad_norm", "Gradient norm", _field("grad_norm")),
+            ("loss", "Loss", _field("loss")),
+            ("kl", f"KL to the {'initial composer' if phase == 'lmpo' else 'untrained agents'}", _field("kl")),
+        )
+    ),
     Curve("sft", "loss", "Loss", _field("loss")),
     Curve("sft", "eval_loss", "Loss on held-out trajectories", _field("eval_loss")),
 )

@@ -248,6 +248,7 @@ def _prompt(episode: _Episode, call: Call, recall: Recall, number: int) -> Promp
         group=f"task {_label(episode.task)}, {call.role.name}",
         seed=stream_seed(episode.seed, len(episode.steps), number),
         latents=recall.latents,
+        adapter=recall.adapter,
     )
 
 

@@ -58,7 +58,7 @@ class Recalled(Record):
     """What memory a message was given, kept as text so that it can be composed again exactly."""
 
     kind: str
-    """Name of the memory: none, text, latent."""
+    """Name of the memory: none, text, latent, parametric."""
     text: str = ""
     """For latent memory the text the composer read; for text memory what stands before the user's text."""
     sources: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentmem.errors import CheckpointError
-from latentmem.memory.checkpoints import FORMAT_VERSION, WEIGHTS, read_checkpoint, write_checkpoint
+from latentmem.memory.checkpoints import FORMAT_VERSION, read_checkpoint, weights_file, write_checkpoint
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}
 SETTINGS = {"num_latents": 3, "template": "{task} ¿ü?\n", "target_modules": ["q_proj"]}
@@ -30,21 +30,21 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_equal_composers_give_equal_bytes_whatever_the_order_of_names(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", SETTINGS, TENSORS)
     write_checkpoint(tmp_path / "b", dict(reversed(SETTINGS.items())), dict(reversed(TENSORS.items())))
-    assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+    assert weights_file(tmp_path / "a").read_bytes() == weights_file(tmp_path / "b").read_bytes()
 
 
 def test_folder_without_a_composer_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}: no composer here (composer.safetensors is missing); name a composer's folder"
+        f"{tmp_path}: no composer here (composer.safetensors is missing); name a folder that holds one"
     )
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
 def test_truncated_file_is_told(tmp_path: Path, length: int) -> None:
     write_checkpoint(tmp_path, SETTINGS, TENSORS)
-    path = tmp_path / WEIGHTS
+    path = weights_file(tmp_path)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(tmp_path)
@@ -54,7 +54,7 @@ def test_truncated_file_is_told(tmp_path: Path, length: int) -> None:
 
 
 def test_newer_format_and_other_peoples_weights_are_told(tmp_path: Path) -> None:
-    path = tmp_path / WEIGHTS
+    path = weights_file(tmp_path)
     save_file(TENSORS, path, {"latentmem": json.dumps({"format_version": FORMAT_VERSION + 1})})
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(tmp_path)
@@ -97,10 +97,10 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CHILD, "full", tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout.startswith(
-        f"{tmp_path / WEIGHTS}: cannot be written (File too large); the file that was there is kept"
+        f"{weights_file(tmp_path)}: cannot be written (File too large); the file that was there is kept"
     )
     assert read_checkpoint(tmp_path)[0]["num_latents"] == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["composer.json", WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["composer.json", "composer.safetensors"]
 
 
 def test_kill_at_any_moment_leaves_a_whole_checkpoint_of_one_save(tmp_path: Path) -> None:

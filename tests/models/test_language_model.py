@@ -3,7 +3,8 @@ import logging
 import math
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -475,29 +476,29 @@ def test_a_batch_with_and_without_latents_is_our_bug() -> None:
 # the adapter, the stand-in, seeds
 
 
-def test_agents_speak_within_the_context_that_turns_the_adapter_off(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("adapter", [None, "agents"])
+def test_agents_speak_with_the_adapter_that_their_prompts_name_and_no_other(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, adapter: str | None
 ) -> None:
-    from contextlib import contextmanager
-
-    events: list[str] = []
+    events: list[str | None] = []
 
     @contextmanager
-    def off():  # type: ignore[no-untyped-def]
-        events.append("off")
+    def only(name: str | None) -> Iterator[None]:
+        events.append(name)
         yield
-        events.append("on")
+        events.append("over")
 
     forward = lm.model.forward
 
     def watched(*args: object, **kwargs: object) -> object:
-        assert events == ["off"]
+        assert events == [adapter]
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(lm, "_without_adapter", off)
+    monkeypatch.setattr(lm.adapters, "only", only)
     monkeypatch.setattr(lm.model, "forward", watched)
-    lm.respond(make_prompts(lm)[:1], Sampling(max_response_tokens=2))
-    assert events == ["off", "on"]
+    (prompt,) = make_prompts(lm)[:1]
+    lm.respond([replace(prompt, adapter=adapter)], Sampling(max_response_tokens=2))
+    assert events == [adapter, "over"]
 
 
 def test_the_scripted_model_says_its_lines_in_turn_and_starts_again() -> None:

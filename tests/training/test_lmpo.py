@@ -20,6 +20,7 @@ from latentmem.training import lmpo as module
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.losses import group_advantages
 from latentmem.training.optimization import Optimization, Progress
+from latentmem.training.policies import LatentPolicy
 from latentmem.training.scoring import Example, score_all
 from latentmem.trajectory import Task, Trajectory
 
@@ -53,8 +54,7 @@ def trainer_of(
 ) -> LMPOTrainer:
     settings = replace(SETTINGS, **changed)
     return LMPOTrainer(
-        world.memory,
-        world.model,
+        LatentPolicy(world.memory, world.model),
         world.team,
         start,
         TASKS[:6] if tasks is None else tasks,
@@ -495,9 +495,7 @@ def test_evaluation_is_greedy_on_the_tasks_set_aside(world: World, monkeypatch: 
 def test_settings_that_leave_nothing_to_compare_are_refused(world: World) -> None:
     with pytest.raises(ConfigError) as error:
         trainer_of(world, group_size=1)
-    assert str(error.value) == (
-        "lmpo.group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more"
-    )
+    assert str(error.value) == ("group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more")
     with pytest.raises(ConfigError) as error:
         trainer_of(world, sampling=Sampling(temperature=0))
     assert str(error.value) == (

@@ -26,6 +26,7 @@ from latentmem.config import (
     Section,
     Text,
     load_config,
+    needs_bank,
     parse_config,
     parse_section,
     read_values,
@@ -255,7 +256,11 @@ def _with_bank(run: GridRun, folder: Path) -> GridRun:
 def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     """The bank that a run reads: that of all runs whose teams without memory would leave the very same in theirs."""
     config = run.config
-    if config.bank.path is not None or config.collect.memory != "none" or set(config.evaluate.memories) <= {"none"}:
+    if (
+        config.bank.path is not None
+        or config.collect.memory != "none"
+        or not any(map(needs_bank, config.evaluate.memories))
+    ):
         return None
     values = config.model_dump(mode="json", by_alias=True)
     decides = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmem import recipes
-from latentmem.config import Config, dump_config
+from latentmem.config import Config, dump_config, needs_bank
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
 from latentmem.evaluation import file_stem
 from latentmem.grid.file import Grid, GridRun
@@ -113,7 +113,7 @@ def _play(
     `missing` says why its bank could not be filled.
     """
     names = run.config.evaluate.memories
-    lines = {} if missing is None else dict.fromkeys([name for name in names if name != "none"], missing)
+    lines = {} if missing is None else dict.fromkeys(filter(needs_bank, names), missing)
     parts = shared.parts(run.config)
     try:
         for recipe, users in _phases(run):
@@ -134,12 +134,13 @@ def _play(
 
 def _phases(run: GridRun) -> list[tuple[Callable[[Config, Any], None], tuple[str, ...]]]:
     """What comes before the evaluation, and the memories that need it."""
-    remembering = tuple(name for name in run.config.evaluate.memories if name != "none")
+    remembering = tuple(filter(needs_bank, run.config.evaluate.memories))
     warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
     return [
         *([(recipes.collect, remembering)] if run.config.bank.path is None else []),
         (recipes.train_sft, warmed_up),
         (recipes.train_lmpo, ("latent:lmpo",)),
+        (recipes.train_grpo, ("grpo",)),
     ]
 
 

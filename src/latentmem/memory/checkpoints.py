@@ -2,14 +2,17 @@
 
 One file can be replaced in one move, so weights and settings always belong together and there is no moment without a
 checkpoint, whatever is killed and whatever disk is full. composer.json beside it says the same for people and scripts;
-it is written after the weights and never read.
+it is written after the weights and never read. What `train grpo` made of the agents is a file agents.safetensors of the
+same form: the name tells the two kinds apart, and neither is taken for the other.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -17,21 +20,37 @@ from torch import Tensor
 from latentmem.errors import CheckpointError, RunError
 from latentmem.runs import write_atomic
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 """Version of the header; a reader refuses a newer one."""
-WEIGHTS = "composer.safetensors"
-SETTINGS = "composer.json"
+Kind = Literal["composer", "agents"]
 _HEADER = "latentmem"
 """A single entry: several would be written in no fixed order, and equal composers would not give equal bytes."""
+NAMES: dict[Kind, str] = {"composer": "composer", "agents": "LoRA of agents"}
+"""What each kind is called."""
 
 
-def write_checkpoint(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a composer; when this returns it is on stable storage. An older one in `folder` is replaced as a whole.
+def weights_file(folder: Path, kind: Kind = "composer") -> Path:
+    """The file that holds the tensors."""
+    return folder / f"{kind}.safetensors"
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds; a composer, where it holds neither kind."""
+    return "agents" if weights_file(folder, "agents").exists() else "composer"
+
+
+def write_checkpoint(
+    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: Kind = "composer"
+) -> None:
+    """Write a checkpoint; when this returns it is on stable storage. An older one in `folder` is replaced as a whole.
 
     Args:
         folder: made where there is none.
         settings: JSON values.
         tensors: by name, of any shape and on any device.
+        kind: what they are.
 
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint in `folder` is untouched.
@@ -39,23 +58,24 @@ def write_checkpoint(folder: Path, settings: Mapping[str, Any], tensors: Mapping
     described = {"format_version": FORMAT_VERSION, **settings}
     header = json.dumps(described, sort_keys=True)
     content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_HEADER: header})
+    path = weights_file(folder, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS, content)
-        write_atomic(folder / SETTINGS, json.dumps(described, indent=1, sort_keys=True) + "\n")
+        write_atomic(path, content)
+        write_atomic(path.with_suffix(".json"), json.dumps(described, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the folder cannot be made ({error.strerror}); name another") from None
     except RunError as error:
         raise CheckpointError(str(error)) from None
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors (on the CPU) of a composer.
+def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors (on the CPU) of a checkpoint.
 
     Raises:
-        CheckpointError: no such file, a damaged one, not a composer's, or a newer format.
+        CheckpointError: no such file, a damaged one, one of the other kind, of something else, or of a newer format.
     """
-    path = folder / WEIGHTS
+    path = weights_file(folder, kind)
     try:
         # Read once: safetensors' own reader opens the path twice, and a save in between would give it half of each.
         content = path.read_bytes()
@@ -64,13 +84,72 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         settings: dict[str, Any] = json.loads(header.get(_HEADER, "{}"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no composer here ({WEIGHTS} is missing); name a composer's folder") from None
+        wanted, other = NAMES[kind], kind_of(folder)
+        if other != kind and weights_file(folder, other).exists():
+            name = "latent:FOLDER" if other == "composer" else "grpo:FOLDER"
+            raise CheckpointError(f"{folder}: no {wanted} here but a {NAMES[other]}; it is named {name}") from None
+        raise CheckpointError(
+            f"{folder}: no {wanted} here ({path.name} is missing); name a folder that holds one"
+        ) from None
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged ({reason}); restore it or take another checkpoint") from None
     version = settings.get("format_version")
     if version is None:
-        raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} composer")
+        raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} {NAMES[kind]}")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {version} is newer than {FORMAT_VERSION}; upgrade latentmem")
     return settings, tensors
+
+
+def fill_parameters(
+    folder: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    ours: Mapping[str, Any],
+    *,
+    must_agree: Sequence[str],
+    told: Sequence[str],
+    owner: str,
+) -> None:
+    """Put the tensors of a checkpoint into parameters, strictly; on an error nothing has changed.
+
+    Args:
+        folder: the checkpoint's, for errors.
+        settings: of the checkpoint.
+        tensors: of the checkpoint.
+        parameters: by the names that the tensors must have.
+        ours: the settings that the parameters were made with.
+        must_agree: settings that have to be equal.
+        told: settings whose difference is a warning: one model may go by several names.
+        owner: whose parameters they are, for errors.
+
+    Raises:
+        CheckpointError: a setting that must agree and does not; a tensor that is missing, unexpected or of another
+            shape.
+    """
+    for key in must_agree:
+        if settings.get(key) != ours[key]:
+            raise CheckpointError(
+                f"{folder}: checkpoint has {key} {settings.get(key)!r}, {owner} {ours[key]!r}; "
+                "use the configuration it was trained with"
+            )
+    for key in told:
+        if settings.get(key) != ours[key]:
+            logger.warning("%s was trained with %s %r, now it is %r", folder, key, settings.get(key), ours[key])
+    missing, unexpected = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} unexpected "
+            f"{unexpected[:3]}; use the model it was trained on"
+        )
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}; "
+                "use the model it was trained on"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

@@ -6,19 +6,16 @@ own backbone: its adapter rests switched on, and is off while the agents speak o
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from latentmem.config import MemorySection
-from latentmem.errors import CheckpointError, ConfigError, suggest
-from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
+from latentmem.errors import CheckpointError, ConfigError
+from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import check_window, hidden_states, pad
@@ -44,6 +41,7 @@ What this member said in them:
 In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
 
+_ADAPTER = "composer"
 _MUST_AGREE = ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template", "words")
 """Settings without which the tensors of a checkpoint mean something else."""
 
@@ -102,29 +100,25 @@ class Composer(nn.Module):
         self.num_shortened = 0
         """Texts whose trajectories had to be shortened so far."""
         check_template(self.template, FIELDS, "composer.template")
-        if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
+        if _ADAPTER in backbone.adapters:
             raise CheckpointError(f"model {backbone.name!r} carries a composer already; load weights into that one")
-        _check_targets(backbone, self.target_modules)
         # Trained in float32, or better where the backbone is better, whatever its dtype.
         self.dtype = torch.promote_types(backbone.model.dtype, torch.float32)
         with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            config = LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
+            self._adapter = backbone.adapters.add(
+                _ADAPTER,
+                rank=rank,
+                alpha=alpha,
+                target_modules=target_modules,
+                key="composer.target_modules",
+                rests_on=True,
             )
-            inject_adapter_in_model(config, backbone.model, adapter_name="composer")
             queries = torch.randn(num_latents, self.d_composer)
             self.projection = nn.Linear(self.d_composer, self.d_agent, device=backbone.device, dtype=self.dtype)
-        self._layers = [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
         scale = backbone.model.get_input_embeddings().weight.to(self.dtype).std()
         self.query_latents = nn.Parameter(queries.to(scale) * scale)
-        self._adapter = {
-            name: parameter for name, parameter in backbone.model.named_parameters() if ".composer." in name
-        }
-        for parameter in self._adapter.values():
-            parameter.data = parameter.data.to(self.dtype)
         self.eval()
-        backbone.share_with(self._adapter_off)
         self._initialise_projection(agents, initial_scale)
 
     @property
@@ -152,29 +146,11 @@ class Composer(nn.Module):
         """What training changes, by name: query_latents, the projection and the LoRA matrices."""
         own = {"query_latents": self.query_latents}
         own |= {f"projection.{name}": parameter for name, parameter in self.projection.named_parameters()}
-        return own | {f"lora.{name.replace('.composer.', '.')}": value for name, value in self._adapter.items()}
-
-    @contextmanager
-    def _adapter_off(self) -> Iterator[None]:
-        # peft's switch also clears requires_grad, so the adapter rests on: a backward pass always finds it so.
-        were_off = [layer.disable_adapters for layer in self._layers]  # inside another such context they stay off
-        for layer in self._layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer, was_off in zip(self._layers, were_off, strict=True):
-                layer.enable_adapters(not was_off)
+        return own | {f"lora.{name}": matrix for name, matrix in self._adapter.items()}
 
     def detach(self) -> None:
         """Take the adapter off the backbone, which can carry another composer then; this one is of no use any more."""
-        model = self.backbone.model
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
-        del model.peft_config
-        self.backbone.share_with(nullcontext)
+        self.backbone.adapters.remove(_ADAPTER)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
         """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
@@ -281,32 +257,16 @@ class Composer(nn.Module):
         self._load(Path(folder), *_read(folder))
 
     def _load(self, folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        ours = self.settings()
-        for key in _MUST_AGREE:
-            if settings.get(key) != ours[key]:
-                raise CheckpointError(
-                    f"{folder}: checkpoint has {key} {settings.get(key)!r}, this composer {ours[key]!r}; "
-                    "use the configuration it was trained with"
-                )
-        for key in ("base_model", "agents"):  # only told: one model may go by several names
-            if settings.get(key) != ours[key]:
-                logger.warning("%s was trained with %s %r, now it is %r", folder, key, settings.get(key), ours[key])
-        parameters = self.trainable()
-        missing, unexpected = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
-        if missing or unexpected:
-            raise CheckpointError(
-                f"{folder}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} unexpected "
-                f"{unexpected[:3]}; use the model it was trained on"
-            )
-        for name, parameter in parameters.items():
-            if tensors[name].shape != parameter.shape:
-                raise CheckpointError(
-                    f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}; "
-                    "use the model it was trained on"
-                )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
+        fill_parameters(
+            folder,
+            settings,
+            tensors,
+            self.trainable(),
+            self.settings(),
+            must_agree=_MUST_AGREE,
+            told=("base_model", "agents"),
+            owner="this composer",
+        )
 
     @classmethod
     def from_pretrained(
@@ -347,14 +307,3 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint; one that does not tell its words was made when they were always these."""
     settings, tensors = read_checkpoint(Path(folder))
     return {"words": composer_words(MemorySection()), **settings}, tensors
-
-
-def _check_targets(backbone: LanguageModel, target_modules: Sequence[str]) -> None:
-    """Each target names a layer: peft is content when one of them does, and would leave the others out silently."""
-    weights = [name.removesuffix(".weight") for name, tensor in backbone.model.named_parameters() if tensor.ndim == 2]
-    layers = {name.rpartition(".")[2] for name in weights}
-    for target in target_modules:
-        if target.rpartition(".")[2] not in layers:
-            raise ConfigError(
-                f"composer.target_modules: model {backbone.name!r} has no layer {target!r}; {suggest(target, layers)}"
-            )

@@ -65,6 +65,8 @@ class Recall:
     """As it is stored with each message that was given it."""
     latents: Tensor | None = None
     """[K, d_agent] float32, placed after the agent's prompt; None for memories made of text."""
+    adapter: str | None = None
+    """The adapter that the agents speak with, where what is remembered lies in their weights."""
     spent: Spent = Spent()
     """On making it. What recalls were made for together stands with the first of them."""
 

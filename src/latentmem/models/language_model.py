@@ -9,10 +9,10 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
+from latentmem.models.adapters import Adapters
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.prefix import Kept, Prefix, check_window, prefill, prepare, read_beginnings
 
@@ -59,6 +60,8 @@ class Prompt:
     seed: int
     latents: Tensor | None = None
     """[K, d_agent], placed after the prompt."""
+    adapter: str | None = None
+    """The adapter of the model to respond with; None for the frozen model."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ class LanguageModel:
         self._render = _chat_renderer(tokenizer, name)
         self.kept: Kept | None = None
         """What prompts begin with, read while sampling, in `keeping_beginnings`."""
-        # While the composer's adapter shares this backbone, it is off whenever the agents speak or are scored.
-        self._without_adapter: Callable[[], Any] = nullcontext
+        self.adapters = Adapters(self.model, name)
 
     @classmethod
     def from_pretrained(
@@ -194,18 +196,14 @@ class LanguageModel:
         return self._encode_pieces(self._render(self._guard(system), self._guard(user)))
 
     @contextmanager
-    def as_agent(self) -> Any:
-        """The backbone without any adapter of a composer that shares it."""
-        with self._without_adapter():
+    def as_agent(self, adapter: str | None = None) -> Iterator[PreTrainedModel]:
+        """The backbone as agents speak with it: without any adapter, or with the one that they were trained by."""
+        with self.adapters.only(adapter):
             yield self.model
 
-    def share_with(self, without_adapter: Callable[[], Any]) -> None:
-        """Called by a composer that put its adapter on this backbone, with a context that turns the adapter off."""
-        self._without_adapter = without_adapter
-
     @contextmanager
-    def keeping_beginnings(self) -> Any:
-        """Meanwhile what groups of prompts begin with is kept when it is read, for scoring the responses."""
+    def keeping_beginnings(self) -> Iterator[None]:
+        """Meanwhile what groups of prompts begin with is kept when the frozen model reads it, for scoring responses."""
         self.kept = Kept()
         try:
             yield
@@ -226,15 +224,17 @@ class LanguageModel:
     @torch.no_grad()
     def _respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         latents = stack_latents([prompt.latents for prompt in prompts])
+        (adapter,) = {prompt.adapter for prompt in prompts}
         num_latents = 0 if latents is None else latents.shape[1]
         ids = [self.encode_prompt(prompt.system, prompt.user) for prompt in prompts]
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
         room = num_latents + sampling.max_response_tokens
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
         check_window(self.model, len(ids[longest]) + room, what)
-        with self.as_agent() as model:
+        with self.as_agent(adapter) as model:
             groups = [prompt.group for prompt in prompts]
-            prefix = prefill(model, ids, groups, room, read_beginnings(model, ids, groups, self.kept))
+            kept = self.kept if adapter is None else None  # trained agents read their prompts again, with gradients
+            prefix = prefill(model, ids, groups, room, read_beginnings(model, ids, groups, kept))
             if latents is not None:
                 latents = latents.to(self.device, model.dtype)
                 real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)

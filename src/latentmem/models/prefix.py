@@ -267,15 +267,25 @@ def hidden_states(
     embeddings: [B, T, d]; seen: [B, S] bool, the columns in the cache (S = 0 without one); new: [B, T] bool, True on
     real columns -> [B, T, d].
     """
+    return attend(model, embeddings, causal_mask(seen, new), next_positions(seen, new), cache)
+
+
+def attend(
+    model: PreTrainedModel, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
+) -> Tensor:
+    """Hidden states after the final norm, of new columns that see what a mask says.
+
+    embeddings: [B, T, d]; mask: [B, 1, T, S + T] bool over the S columns in the cache and the new ones, none of its
+    rows all False; positions: [B, T] long -> [B, T, d].
+    """
     config = model.config.get_text_config()
     groups = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    mask = causal_mask(seen, new)
     # Made and stacked once: given a bool one, torch's attention would make and keep such a mask in every layer.
     added = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill_(~mask, -torch.inf)
     output = model.base_model(
         inputs_embeds=embeddings,
-        attention_mask=added if new.shape[1] == 1 else added.repeat(1, 1, groups, 1),
-        position_ids=next_positions(seen, new),
+        attention_mask=added if mask.shape[2] == 1 else added.repeat(1, 1, groups, 1),
+        position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
     )

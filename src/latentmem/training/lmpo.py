@@ -2,7 +2,8 @@
 
 A step rolls a few tasks out G times each under today's latents, compares the rewards inside each group, and moves the
 composer towards latents under which the better rollouts' tokens are likelier. It trains on the sampled token ids, all
-messages of all turns, and composes from the very text the rollout composed from.
+messages of all turns, and composes from the very text the rollout composed from. With a LoRA of the agents in place of
+the composer the same steps are GRPO (arXiv 2402.03300), the parametric rival: what is trained is a `policies.Policy`.
 """
 
 import logging
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, TrainingError
-from latentmem.memory.latent import LatentMemory
-from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.models.language_model import Sampling, stream_seed
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.turn import Team, Teams
 from latentmem.training.losses import LossType, group_advantages, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
-from latentmem.training.scoring import Example, accumulate, micro_batches_of, score_all
+from latentmem.training.policies import Policy
+from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LMPOSettings:
-    """How to train; the fields are those of `lmpo` in the configuration."""
+    """How to train; the fields are those of `lmpo` and `grpo` in the configuration."""
 
     num_steps: int
     tasks_per_step: int
@@ -60,12 +61,11 @@ class _Scored:
 
 
 class LMPOTrainer:
-    """Trains a composer on rollouts of a team."""
+    """Trains a composer, or the agents themselves, on rollouts of a team."""
 
     def __init__(
         self,
-        memory: LatentMemory,
-        model: LanguageModel,
+        policy: Policy,
         team: Team | Teams,
         start: Callable[[Task], Environment],
         tasks: Sequence[Task],
@@ -80,13 +80,12 @@ class LMPOTrainer:
         """Take what is needed for training.
 
         Args:
-            memory: its composer is trained; its bank stays as it is.
-            model: the frozen agents.
+            policy: what is trained, and plays; the bank of a latent memory stays as it is.
             team: who plays; of several teams the one that a task is dealt to.
             start: makes an environment for a task.
             tasks: played for training.
             eval_tasks: played greedily every `eval_every` steps; none of `tasks`.
-            optimization: of the composer.
+            optimization: of what is trained.
             processes: those that train together, each on its share of the tasks.
             settings: sizes and the loss.
             sampling: of the rollouts; its temperature is part of the log-probabilities.
@@ -99,7 +98,7 @@ class LMPOTrainer:
         """
         if settings.group_size < 2:
             raise ConfigError(
-                f"lmpo.group_size is {settings.group_size}; advantages need at least 2 rollouts per task, "
+                f"group_size is {settings.group_size}; advantages need at least 2 rollouts per task, "
                 "set it to 4 or more"
             )
         if not tasks or (settings.eval_every and not eval_tasks):
@@ -111,8 +110,7 @@ class LMPOTrainer:
             raise ConfigError(
                 "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
             )
-        self.memory = memory
-        self.model = model
+        self.policy = policy
         self.team = team
         self.start = start
         self.eval_tasks = list(eval_tasks)
@@ -123,13 +121,13 @@ class LMPOTrainer:
         self.max_turns = max_turns
         self.seed = seed
         self.stream = Stream(tasks, seed)
-        self.initial = {name: p.detach().clone() for name, p in memory.composer.trainable().items()}
-        """The composer as it was before LMPO, for the KL term."""
+        self.initial = {name: p.detach().clone() for name, p in policy.trained.trainable().items()}
+        """What is trained as it was before, for the KL term."""
 
     def train(self, folder: Path, log: Callable[[dict[str, Any]], None], rewind: Callable[[int], None]) -> Progress:
         """Train to the end, resuming from `folder`; see `optimization.train`."""
         return train(
-            self.memory.composer,
+            self.policy.trained,
             self.optimization,
             folder,
             self.processes,
@@ -144,7 +142,7 @@ class LMPOTrainer:
 
     def step(self, progress: Progress) -> dict[str, float]:
         """Roll out, compare, update; the step's metrics."""
-        with self.model.keeping_beginnings():
+        with self.policy.model.keeping_beginnings():
             began = time.perf_counter()
             groups, composed, metrics = self._rollouts(progress)
             metrics["rollout_seconds"] = time.perf_counter() - began
@@ -167,8 +165,8 @@ class LMPOTrainer:
     def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> list[list[Trajectory]]:
         return rollout(
             self.team,
-            self.memory,
-            self.model,
+            self.policy.memory,
+            self.policy.model,
             tasks,
             self.start,
             sampling=sampling,
@@ -192,7 +190,7 @@ class LMPOTrainer:
                 self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
             )
             played += groups
-            composed |= self.memory.composed
+            composed |= self.policy.composed()
             for group in groups:
                 fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
                 if len({trajectory.reward for trajectory in fair}) > 1:
@@ -238,13 +236,9 @@ class LMPOTrainer:
     def _update(
         self, groups: list[tuple[list[Trajectory], list[float]]], composed: dict[str, Tensor], step: int
     ) -> dict[str, float]:
-        settings, composer = self.settings, self.memory.composer
+        settings, policy = self.settings, self.policy
         scored = [
-            _Scored(
-                Example.of(message, self.model, message.recalled.text, self.sampling.temperature),
-                message.logps,
-                advantage,
-            )
+            _Scored(policy.example(message, self.sampling.temperature), message.logps, advantage)
             for group, advantages in groups
             for trajectory, advantage in zip(group, advantages, strict=True)
             for message in trajectory.messages
@@ -279,10 +273,10 @@ class LMPOTrainer:
         metrics: dict[str, float] = {}
         for iteration in range(settings.num_iterations):
             if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
-                mine = len(micro_batches_of(composer, examples, settings.micro_batch_positions))
+                mine = len(policy.micro_batches(examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
             made = composed if iteration == 0 else None  # afterwards the composer is another
-            loss = accumulate(composer, self.model, examples, loss_of, settings.micro_batch_positions, made)
+            loss = policy.accumulate(examples, loss_of, settings.micro_batch_positions, made)
             loss = self.processes.sum({"loss": loss})["loss"]
             good, norm = self.optimization.step(step, loss)
             if iteration == 0:
@@ -302,15 +296,14 @@ class LMPOTrainer:
 
     @torch.no_grad()
     def _reference_logps(self, examples: Sequence[Example]) -> list[list[float]]:
-        """Log-probabilities under the composer as it was before LMPO, by example."""
-        composer = self.memory.composer
-        parameters = composer.trainable()
+        """Log-probabilities under what is trained as it was before, by example."""
+        parameters = self.policy.trained.trainable()
         now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         result: list[list[float]] = [[] for _ in examples]
         try:
             for name, parameter in parameters.items():
                 parameter.copy_(self.initial[name])
-            for rows, logps, _ in score_all(composer, self.model, examples, self.settings.micro_batch_positions):
+            for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions):
                 for row, values in zip(rows, logps.tolist(), strict=True):
                     result[row] = values[: len(examples[row].token_ids)]
         finally:

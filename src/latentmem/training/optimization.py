@@ -1,9 +1,9 @@
-"""One optimizer for both trainers, and the loop around it: log, evaluate, save, resume.
+"""One optimizer for all trainers, and the loop around it: log, evaluate, save, resume.
 
 All randomness of training is made from (seed, step, task), so a checkpoint needs no generator's state: weights, AdamW's
 moments, the step and the position in the task stream are all there is to restore.
 
-    FOLDER/  step-000005/     composer.safetensors and optimizer.safetensors after five steps; the newest and the best
+    FOLDER/  step-000005/     what is trained, and optimizer.safetensors, after five steps; the newest and the best
              progress.json    replaced last, in one move: a step folder that it does not name never happened
 """
 
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentmem.errors import CheckpointError, TrainingError
-from latentmem.memory.composer import Composer
 from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.runs import write_atomic
@@ -35,6 +34,19 @@ MAX_BAD_STEPS = 3
 """Steps in a row with a non-finite loss or gradient before training ends."""
 _OPTIMIZER = "optimizer.safetensors"
 _PROGRESS = "progress.json"
+
+
+class Trained(Protocol):
+    """What is trained: a composer, or the adapter of agents."""
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What training changes, by name."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write it to a folder, as a whole."""
+
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_pretrained` wrote."""
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int, schedule: Schedule) -> float:
@@ -130,34 +142,34 @@ class _ZeRO2:
 
 
 class Optimization:
-    """AdamW on what a composer trains, guarded against non-finite gradients."""
+    """AdamW on what is trained, guarded against non-finite gradients."""
 
     def __init__(
         self,
-        composer: Composer,
+        trained: Trained,
         processes: Processes,
         *,
         num_steps: int,
         learning_rate: float,
-        projection_rate: float,
         schedule: Schedule,
         warmup_steps: int,
         max_grad_norm: float,
         weight_decay: float,
+        projection_rate: float = 1.0,
         zero2: bool = False,
     ) -> None:
         """Take what is to be optimised.
 
         Args:
-            composer: whose `trainable` parameters move.
+            trained: whose `trainable` parameters move.
             processes: those that train together.
             num_steps: length of the schedule.
             learning_rate: at its peak.
-            projection_rate: the projection's learning rate, as a multiple of the others'.
             schedule: of the rate after the warm-up.
             warmup_steps: over which it rises.
             max_grad_norm: gradients are scaled down to this L2 norm.
             weight_decay: of AdamW.
+            projection_rate: learning rate of a composer's projection, as a multiple of the others'.
             zero2: let DeepSpeed share out moments and gradients over the processes; needs the package deepspeed.
         """
         self.processes = processes
@@ -165,14 +177,15 @@ class Optimization:
             step, num_steps, learning_rate, warmup_steps, schedule
         )
         self.max_grad_norm = max_grad_norm
-        self.relative_rates = (1.0, projection_rate)
         groups: tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]] = ({}, {})
-        for name, parameter in composer.trainable().items():
+        for name, parameter in trained.trainable().items():
             groups[name.startswith("projection.")][name] = parameter
+        used = [(group, rate) for group, rate in zip(groups, (1.0, projection_rate), strict=True) if group]
+        self.relative_rates = tuple(rate for _, rate in used)
         self.parameters = groups[0] | groups[1]
         """By name, in AdamW's order."""
         self.adamw = torch.optim.AdamW(
-            [{"params": list(group.values())} for group in groups], lr=learning_rate, weight_decay=weight_decay
+            [{"params": list(group.values())} for group, _ in used], lr=learning_rate, weight_decay=weight_decay
         )
         self.zero2 = _ZeRO2(self.adamw, max_grad_norm, processes) if zero2 and processes.size > 1 else None
 
@@ -215,7 +228,7 @@ class Optimization:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or of another composer.
+            CheckpointError: the file is missing, damaged, or of something else.
         """
         names = {name: i for i, name in enumerate(self.parameters)}
         state: dict[int, dict[str, Tensor]] = {}
@@ -273,7 +286,7 @@ class Progress:
 
 
 def train(
-    composer: Composer,
+    trained: Trained,
     optimization: Optimization,
     folder: Path,
     processes: Processes,
@@ -289,7 +302,7 @@ def train(
     """Train to the end, from the newest checkpoint in `folder` if there is one.
 
     Args:
-        composer: what is trained.
+        trained: what is trained.
         optimization: its optimizer.
         folder: of the checkpoints; the newest and the best are kept.
         processes: all take part; the first writes.
@@ -311,7 +324,7 @@ def train(
     progress = found or Progress()
     if found is not None:
         checkpoint = _step_folder(folder, progress.step)
-        composer.load_weights(checkpoint)
+        trained.load_weights(checkpoint)
         optimization.load(checkpoint / _OPTIMIZER)
         logger.info("going on from %s", checkpoint)
     if processes.is_first:
@@ -320,7 +333,7 @@ def train(
     if found is None:
         if eval_every:
             _evaluate(progress, evaluate, log)
-        _save(composer, optimization, folder, progress, processes)
+        _save(trained, optimization, folder, progress, processes)
     while progress.step < num_steps:
         metrics = take_step(progress)
         progress.step += 1
@@ -337,7 +350,7 @@ def train(
             _evaluate(progress, evaluate, log)
         # A stopped step left the weights as they were, so it may be saved, its count with it.
         if progress.step % save_every == 0 or last or progress.best_step == progress.step:
-            _save(composer, optimization, folder, progress, processes)
+            _save(trained, optimization, folder, progress, processes)
     processes.wait()
     return progress
 
@@ -356,12 +369,10 @@ def _evaluate(
         progress.best_step, progress.best_score = progress.step, score
 
 
-def _save(
-    composer: Composer, optimization: Optimization, folder: Path, progress: Progress, processes: Processes
-) -> None:
+def _save(trained: Trained, optimization: Optimization, folder: Path, progress: Progress, processes: Processes) -> None:
     target = _step_folder(folder, progress.step)
     if processes.is_first:
-        composer.save_pretrained(target)
+        trained.save_pretrained(target)
     optimization.save(target / _OPTIMIZER)
     if not processes.is_first:
         return
@@ -378,13 +389,13 @@ def remove_others(folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The composer of the latest saved step, or None where nothing was saved yet."""
+    """That of the latest saved step, or None where nothing was saved yet."""
     progress = _read_progress(folder)
     return None if progress is None else _step_folder(folder, progress.step)
 
 
 def selected_checkpoint(folder: Path) -> Path | None:
-    """The composer to use of a training: of the best evaluated step, else of the last; None if there is none."""
+    """The one to use of a training: of the best evaluated step, else of the last; None if there is none."""
     progress = _read_progress(folder)
     if progress is None:
         return None

@@ -61,16 +61,20 @@ def blocks(composer: Composer, examples: Sequence[Example], budget: int) -> Iter
 
 
 def _micro_batches(examples: Sequence[Example], rows: Sequence[int], num_latents: int, budget: int) -> list[list[int]]:
+    return even_batches(rows, {row: num_latents + len(examples[row].token_ids) for row in rows}, budget)
+
+
+def even_batches(items: Sequence[int], lengths: Mapping[int, int], budget: int) -> list[list[int]]:
     """As few micro-batches as `budget` allows, and of these the most even: by the smallest budget that gives no more.
 
-    Eight messages where seven fit become four and four; a pass with one message would cost nearly as much as with four.
+    Each item is padded to the longest of its micro-batch; items stay in their order. Eight where seven fit become four
+    and four; a pass with one would cost nearly as much as with four.
     """
-    lengths = {row: num_latents + len(examples[row].token_ids) for row in rows}
-    fewest = _fill_up(rows, lengths, budget)
+    fewest = _fill_up(items, lengths, budget)
     low, high = 0, budget
     while high - low > 1:
         middle = (low + high) // 2
-        if len(tried := _fill_up(rows, lengths, middle)) == len(fewest):
+        if len(tried := _fill_up(items, lengths, middle)) == len(fewest):
             high, fewest = middle, tried
         else:
             low = middle

@@ -1,0 +1,121 @@
+"""Parametric memory, the rival: what was learned lies in the agents' own weights, in one LoRA that all roles share.
+
+To a rollout it is a memory like the others. It recalls neither text nor latents but the adapter that the agents are to
+speak with, so agents with and without it live on one backbone, and which of them speaks is said with each prompt.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentmem.errors import CheckpointError
+from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
+from latentmem.memory.memory import Recall
+from latentmem.models.language_model import LanguageModel
+from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+_MUST_AGREE = ("d_agent", "rank", "alpha", "target_modules")
+
+
+class ParametricMemory:
+    """LoRA on the agents' language model; untrained it changes nothing."""
+
+    kind = "parametric"
+    composing_seconds = 0.0
+    adapter = "agents"
+    """Its name on the model."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        target_modules: Sequence[str] = ("q_proj", "v_proj"),
+        seed: int = 0,
+    ) -> None:
+        """Put a fresh adapter on the agents' model.
+
+        Args:
+            model: the agents; a composer may share it.
+            rank: r of LoRA.
+            alpha: LoRA's scale is alpha / rank.
+            target_modules: names of the linear layers that get an adapter.
+            seed: of the initial weights.
+
+        Raises:
+            ConfigError: a target module that the model has not, or its embedding or output layer.
+            CheckpointError: the agents carry such an adapter already.
+        """
+        if self.adapter in model.adapters:
+            raise CheckpointError(f"agents {model.name!r} carry an adapter already; load weights into that one")
+        self.model = model
+        self.rank = rank
+        self.alpha = alpha
+        self.target_modules = tuple(target_modules)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self._matrices = model.adapters.add(
+                self.adapter, rank=rank, alpha=alpha, target_modules=target_modules, key="grpo.target_modules"
+            )
+
+    def detach(self) -> None:
+        """Take the adapter off the agents, who can carry another then; this memory is of no use any more."""
+        self.model.adapters.remove(self.adapter)
+
+    def recall(self, task: Task, role: Role) -> Recall:
+        """The adapter, whatever the task and the role."""
+        return Recall(Recalled(kind=self.kind), adapter=self.adapter)
+
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        """`recall` for each query."""
+        return [self.recall(task, role) for task, role in queries]
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Nothing is kept: weights learn by training alone."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: the LoRA matrices."""
+        return {f"lora.{name}": matrix for name, matrix in self._matrices.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as JSON values."""
+        return {
+            "agents": self.model.name,
+            "d_agent": self.model.width,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "target_modules": list(self.target_modules),
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter to a folder, as one file; an older one there is replaced as a whole.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; an older checkpoint is untouched.
+        """
+        tensors = {name: matrix.detach() for name, matrix in self.trainable().items()}
+        write_checkpoint(Path(folder), self.settings(), tensors, "agents")
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read a checkpoint into this adapter, strictly; on an error nothing has changed.
+
+        Raises:
+            CheckpointError: a composer's checkpoint or none; other width, rank, alpha or target modules; a tensor that
+                is missing, unexpected or of another shape.
+        """
+        folder = Path(folder)
+        settings, tensors = read_checkpoint(folder, "agents")
+        fill_parameters(
+            folder,
+            settings,
+            tensors,
+            self.trainable(),
+            self.settings(),
+            must_agree=_MUST_AGREE,
+            told=("agents",),
+            owner="this adapter",
+        )

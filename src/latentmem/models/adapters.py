@@ -1,0 +1,117 @@
+"""LoRA adapters on one frozen backbone: each has a name, and never more than one is on.
+
+The composer reads with an adapter, agents that were trained themselves speak with another, and all others speak with
+none; yet there is one copy of the backbone. Which adapter is on is said where the model is used, for as long as it is
+used, so none can be left on by mistake.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from latentmem.errors import ConfigError, suggest
+
+
+class Adapters:
+    """Those of one backbone; at first there are none."""
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self._model = model
+        self._model_name = name
+        self._layers: list[BaseTunerLayer] = []
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self._on: str | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
+
+    def add(
+        self, name: str, *, rank: int, alpha: float, target_modules: Sequence[str], key: str, rests_on: bool = False
+    ) -> dict[str, nn.Parameter]:
+        """Put a fresh adapter on the backbone, drawn from torch's random numbers as they stand; it changes nothing yet.
+
+        Args:
+            name: of the adapter.
+            rank: r of LoRA.
+            alpha: LoRA's scale is alpha / rank.
+            target_modules: names of the linear layers that get it.
+            key: the configuration's key of those, for the error.
+            rests_on: it is on wherever nothing else is said.
+
+        Returns:
+            Its matrices by name, float32 or better, whatever the backbone's dtype.
+
+        Raises:
+            ConfigError: a target module that the backbone has not.
+        """
+        assert name not in self
+        self._check_targets(target_modules, key)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
+        )
+        inject_adapter_in_model(config, self._model, adapter_name=name)
+        del self._model.peft_config  # a note of peft's, which would make it warn of the next adapter
+        dtype = torch.promote_types(self._model.dtype, torch.float32)
+        found = {path: matrix for path, matrix in self._model.named_parameters() if f".{name}." in path}
+        for matrix in found.values():
+            matrix.data = matrix.data.to(dtype)
+        self._parameters[name] = {path.replace(f".{name}.", "."): matrix for path, matrix in found.items()}
+        self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+        self._switch(name if rests_on else self._on)
+        return self._parameters[name]
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off; a layer that carries no other is the backbone's own again."""
+        self._switch(None if self._on == name else self._on)
+        del self._parameters[name]
+        carried = {path.rpartition(".lora_")[0] for matrices in self._parameters.values() for path in matrices}
+        for path, module in list(self._model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.delete_adapter(name)
+                if path not in carried:
+                    parent, _, child = path.rpartition(".")
+                    setattr(self._model.get_submodule(parent), child, module.get_base_layer())
+        self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+
+    @contextmanager
+    def only(self, name: str | None) -> Iterator[None]:
+        """In here the named adapter is on and no other; None: none is. Afterwards it is as before."""
+        assert name is None or name in self, f"the backbone has no adapter {name!r}"
+        before = self._on
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, name: str | None) -> None:
+        for layer in self._layers:
+            layer.set_adapter([] if name is None else [name])
+        # peft's switch also clears requires_grad; but a backward pass may come when its adapter is off again.
+        for matrices in self._parameters.values():
+            for matrix in matrices.values():
+                matrix.requires_grad_(True)
+        self._on = name
+
+    def _check_targets(self, target_modules: Sequence[str], key: str) -> None:
+        """Each names a layer: peft is content when one of them does, and would leave the others out silently."""
+        paths = [path for path, tensor in self._model.named_parameters() if tensor.ndim == 2 and ".lora_" not in path]
+        layers = {path.removesuffix(".weight").removesuffix(".base_layer").rpartition(".")[2] for path in paths}
+        ends = (self._model.get_input_embeddings(), self._model.get_output_embeddings())
+        outside = {path.rpartition(".")[2] for path, module in self._model.named_modules() if module in ends}
+        for target in target_modules:
+            name = target.rpartition(".")[2]
+            if name in outside:  # log-probabilities are computed from its weight alone
+                raise ConfigError(
+                    f"{key}: {target!r} is the embedding or the output layer of model {self._model_name!r}; name "
+                    "layers between them, such as q_proj"
+                )
+            if name not in layers:
+                raise ConfigError(
+                    f"{key}: model {self._model_name!r} has no layer {target!r}; {suggest(target, layers - outside)}"
+                )

@@ -1,0 +1,148 @@
+"""What LMPO and GRPO differ in: which numbers are trained, and how the likelihood of a message follows from them.
+
+The composer is trained through the latents that it gives to frozen agents; the rival is a LoRA on the agents, who get
+no memory. Groups, advantages, loss and update are one trainer's, `lmpo.py`, which sees only this seam.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latentmem.memory.latent import LatentMemory
+from latentmem.memory.memory import Memory
+from latentmem.memory.parametric import ParametricMemory
+from latentmem.models.branches import Row, branch_logps, grow_rows
+from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefix import check_window
+from latentmem.training.optimization import Trained
+from latentmem.training.scoring import Example, accumulate, even_batches, micro_batches_of, score_all
+from latentmem.trajectory import Message
+
+LossOf = Callable[[list[int], Tensor, Tensor], Tensor]
+"""From the positions of some examples, their logps [B, T] and mask [B, T] to their share of the loss."""
+
+
+class Policy(Protocol):
+    """What a trainer plays with and trains."""
+
+    @property
+    def memory(self) -> Memory:
+        """What the team plays with."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """The agents."""
+
+    @property
+    def trained(self) -> Trained:
+        """What moves."""
+
+    def example(self, message: Message, temperature: float) -> Example:
+        """What is needed to score a message."""
+
+    def composed(self) -> Mapping[str, Tensor]:
+        """What the last rollout was given, by the text that it was composed from; nothing without latents."""
+
+    def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
+        """Positions of the examples in each forward pass, with at most `budget` positions that carry gradients."""
+
+    def accumulate(
+        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+    ) -> float:
+        """Add the gradient of the summed loss to what moves, and return that loss; see `scoring.accumulate`."""
+
+    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Positions, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
+
+
+class LatentPolicy:
+    """A composer, through the latents that it gives to frozen agents."""
+
+    def __init__(self, memory: LatentMemory, model: LanguageModel) -> None:
+        self.memory = memory
+        self.model = model
+        self.trained = memory.composer
+
+    def example(self, message: Message, temperature: float) -> Example:
+        """The message with the very text that its memory was composed from."""
+        return Example.of(message, self.model, message.recalled.text, temperature)
+
+    def composed(self) -> Mapping[str, Tensor]:
+        """Latents [K, d_agent] of the last rollout."""
+        return self.memory.composed
+
+    def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
+        """Those of `scoring.accumulate`."""
+        return micro_batches_of(self.trained, examples, budget)
+
+    def accumulate(
+        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+    ) -> float:
+        """`scoring.accumulate`."""
+        return accumulate(self.trained, self.model, examples, loss_of, budget, composed)
+
+    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """`scoring.score_all`."""
+        return score_all(self.trained, self.model, examples, budget)
+
+
+class AgentsPolicy:
+    """The agents themselves, by the LoRA of a parametric memory."""
+
+    def __init__(self, memory: ParametricMemory) -> None:
+        self.memory = memory
+        self.model = memory.model
+        self.trained = memory
+
+    def example(self, message: Message, temperature: float) -> Example:
+        """The message alone: nothing was composed for it."""
+        return Example.of(message, self.model, "", temperature)
+
+    def composed(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
+        """Those of `accumulate`; a position is one of a prompt or a response, shared beginnings counted once."""
+        return [_positions(rows) for rows in _batches(examples, budget)]
+
+    def accumulate(
+        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+    ) -> float:
+        """Forward and backward through the agents, one micro-batch after the other."""
+        total = torch.zeros((), device=self.model.device)
+        for rows in _batches(examples, budget):
+            loss = loss_of(_positions(rows), *self._score(examples, rows))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return float(total)
+
+    @torch.no_grad()
+    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Positions, logps and mask of each micro-batch."""
+        for rows in _batches(examples, budget):
+            yield _positions(rows), *self._score(examples, rows)
+
+    def _score(self, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        (temperature,) = {example.temperature for example in examples}
+        longest = max(len(e.prompt_ids) + len(e.token_ids) for e in examples)
+        check_window(self.model.model, longest, "a stored message")
+        with self.model.as_agent(self.memory.adapter) as agent:
+            return branch_logps(agent, rows, _said(examples), temperature)
+
+
+def _batches(examples: Sequence[Example], budget: int) -> list[list[Row]]:
+    """Rows that pass through the model together; those of like length are neighbours, for they are padded alike."""
+    rows = sorted(grow_rows(_said(examples), budget), key=lambda row: row.columns)
+    lengths = {i: row.columns for i, row in enumerate(rows)}
+    return [[rows[i] for i in batch] for batch in even_batches(range(len(rows)), lengths, budget)]
+
+
+def _positions(rows: Sequence[Row]) -> list[int]:
+    return [message for row in rows for message in row.messages]
+
+
+def _said(examples: Sequence[Example]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [(example.prompt_ids, example.token_ids) for example in examples]

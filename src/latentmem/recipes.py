@@ -30,6 +30,7 @@ from latentmem.config import (
     QASection,
     ReasoningSection,
     dump_config,
+    split_control,
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
@@ -41,6 +42,7 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import WEIGHTS
 from latentmem.memory.composer import FIELDS, Composer
+from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory, NoMemory
 from latentmem.memory.rating import Rater, check_rating_template
@@ -285,7 +287,8 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         max_turns=num_turns,
     ).trajectories
     bank = "" if name == "none" else f", of {len(parts.bank)} trajectories in {parts.bank_path}"
-    composer = chosen.composer if isinstance(chosen, LatentMemory) else None
+    latent = chosen.memory if isinstance(chosen, ControlMemory) else chosen
+    composer = latent.composer if isinstance(latent, LatentMemory) else None
     _say(
         f"task {number} of {len(tasks)} in the {split} split: {task.key}\n"
         f"memory {name}{bank}\n"
@@ -421,6 +424,9 @@ class _Parts:
         """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
         if name == "none":
             return NoMemory()
+        real, control = split_control(name)
+        if control is not None:
+            replace = self._replace(control)  # a mistake in it is told before a model is loaded
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         section = self.config.bank
         memories: Mapping[str, Callable[[], Memory]] = {
@@ -429,12 +435,26 @@ class _Parts:
             ),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
-        if name in memories:
-            return memories[name]()
-        checkpoint = self.checkpoint(name.removeprefix("latent:"))
-        memory = self.latent_memory(bank)
-        memory.composer.load_weights(checkpoint)
-        return memory
+        if real in memories:
+            memory = memories[real]()
+        else:
+            checkpoint = self.checkpoint(real.removeprefix("latent:"))
+            latent = self.latent_memory(bank)
+            latent.composer.load_weights(checkpoint)
+            memory = latent
+        if control is None:
+            return memory
+        assert isinstance(memory, LatentMemory)
+        return ControlMemory(memory, replace)
+
+    def _replace(self, control: str) -> Replace:
+        seed = stream_seed(self.config.seed, control)
+        controls: Mapping[str, Callable[[], Replace]] = {
+            "random": lambda: random_latents(seed),
+            "other-role": lambda: other_role(self.team.roles),
+            "other-task": lambda: other_task(self.test_tasks, seed),
+        }
+        return controls[control]()
 
     def latent_memory(self, bank: ExperienceBank | None = None) -> LatentMemory:
         """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
@@ -479,7 +499,7 @@ class _Parts:
         """What a memory is made of: its composer's weights, and how much the bank holds."""
         if name == "none":
             return ""
-        which = name.removeprefix("latent:")
+        which = split_control(name)[0].removeprefix("latent:")
         bank = f"bank of {len(self.bank)}"
         if name == "text" or which == "untrained":
             return bank

@@ -39,6 +39,8 @@ class Rollouts:
 
     groups: list[list[Trajectory]]
     seconds: Seconds
+    recalls: dict[tuple[str, str], Recall]
+    """What was recalled, by the task's key and the role's name."""
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -185,7 +187,7 @@ def rollout(
         for episode in episodes
     ]
     groups = [finished[i : i + group_size] for i in range(0, len(finished), group_size)]
-    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment))
+    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment), recalls)
 
 
 def _speak(

@@ -8,7 +8,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentmem.config import Config, Section, _Loader, dump_config, load_config, packaged_configs, parse_config
+from latentmem.config import (
+    Config,
+    EvaluateSection,
+    Section,
+    _Loader,
+    dump_config,
+    load_config,
+    packaged_configs,
+    parse_config,
+    split_control,
+)
 from latentmem.errors import ConfigError
 
 DATA = "data: {kind: reasoning_gym, families: [{name: chain_sum}]}\n"
@@ -109,6 +119,11 @@ MISTAKES = [
     ("", ["grpo.delta=1.1"], "grpo has delta 1.1; it must be above 1 + epsilon_high = 1.2"),
     ("", ["grpo.projection_rate=1"], "unknown key 'grpo.projection_rate'; "),
     ("", ["grpo.target_modules=[]"], "grpo.target_modules is [] (list); expected at least one entry"),
+    ("", ["evaluate.memories=['latent:sft:randm']"], "evaluate.memories names 'latent:sft:randm', which is no memory; "
+     "did you mean 'latent:sft:random'?"),
+    ("", ["evaluate.memories=['latent:lmpo:random:other-role']"], "evaluate.memories names "
+     "'latent:lmpo:random:other-role', which is no memory; "),
+    ("", ["evaluate.memories=['text:random']"], "evaluate.memories names 'text:random', which is no memory; "),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
     ("", ["evaluate.memories=[]"], "evaluate.memories is [] (list); expected at least one entry"),
@@ -314,6 +329,14 @@ def values(field):
 def test_the_documented_keys_are_those_of_the_schema():
     # If this fails after a change of config.py: python tests/test_config.py
     assert DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].strip() == reference().strip()
+
+
+def test_a_control_is_told_from_the_memory_it_controls_and_folders_keep_their_colons():
+    assert split_control("latent:runs/a:b/best:other-role") == ("latent:runs/a:b/best", "other-role")
+    for name in ("none", "text", "latent:lmpo", "latent:runs/a:b", "latent:random", "text:random", "latent:a:Random"):
+        assert split_control(name) == (name, None)
+    for name in ("latent:untrained:other-task", "latent:runs/a:b:random", "latent:runs/a:randm"):
+        assert EvaluateSection(memories=(name,)).memories == (name,)
 
 
 if __name__ == "__main__":

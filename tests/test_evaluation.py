@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError, RunError
-from latentmem.evaluation import evaluate, file_stem, forget
+from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, file_stem, forget
+from latentmem.kept_latents import read_latents
 from latentmem.memory.memory import NoMemory, Recall, Spent
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.teams.team import Agent, FixedTeam
@@ -344,6 +346,120 @@ def test_an_evaluation_that_learns_as_it_goes_refuses_several_processes(tmp_path
     assert not (tmp_path / "eval").exists()
 
 
+# Latents that are kept
+
+PAIR = FixedTeam(
+    "pair",
+    [Agent(Role(name=name, profile="x"), "sys", "{task}", ()) for name in ("a", "b")],
+    "a",
+)
+
+
+class Latent(NoMemory):
+    """Gives each role of each task latents of its own, [2, 3]."""
+
+    kind = "latent"
+
+    def recall(self, task, role):
+        value = 10 * int(task.id) + (role.name == "b")
+        return Recall(Recalled(kind="latent", num_latents=2), torch.full((2, 3), float(value)))
+
+
+class Both(Scripted):
+    """`Scripted` for a team of two."""
+
+    def respond(self, prompts, sampling):
+        self.num_calls += 1
+        if self.num_calls == self.die_at:
+            raise KeyboardInterrupt
+        self.responses = {"a": ["1"], "b": ["1"]}
+        return [ScriptedModel.respond(self, [prompt], sampling)[0] for prompt in prompts]
+
+
+FAMILIES = [Task(id=str(i), domain="toy", text=f"t{i}", data={"family": "odd" if i % 2 else "even"}) for i in range(4)]
+
+
+def keep(folder, model=None, names=("latent:lmpo",), tasks=FAMILIES, **options):
+    options = {"sampling": GREEDY, "batch_size": 2, "num_bootstraps": 10} | options
+    memories = {name: NoMemory if name == "none" else Latent for name in names}
+    return evaluate(PAIR, model or Both({}), memories, tasks, lambda task: World(), folder, **options)
+
+
+def test_latents_are_kept_by_task_and_role_with_what_each_task_is_one_of(tmp_path):
+    keep(tmp_path, names=("none", "latent:lmpo", "latent:lmpo:random"))
+    kept = read_latents(tmp_path / "latent-lmpo.safetensors")
+    assert (kept.tasks, kept.roles) == (tuple(task.key for task in FAMILIES), ("a", "b"))
+    assert kept.domains == ("even", "odd", "even", "odd")
+    assert kept.latents.shape == (4, 2, 2, 3)
+    assert kept.latents[:, :, 1, 2].tolist() == [[0, 1], [10, 11], [20, 21], [30, 31]]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # neither of no memory nor of a control
+    forget(tmp_path, "latent:lmpo")
+    assert not list(tmp_path.glob("latent-lmpo.*"))
+
+
+def test_latents_of_a_sample_of_the_tasks_are_kept(tmp_path):
+    tasks = [Task(id=str(i), domain=f"d{i // 50}", text=f"t{i}") for i in range(100)]
+    keep(tmp_path, tasks=tasks, batch_size=30)
+    kept = read_latents(tmp_path / "latent-lmpo.safetensors")
+    assert len(set(kept.tasks)) == MAX_KEPT_TASKS < 100
+    assert set(kept.domains) == {"d0", "d1"}  # of a split that is sorted by them
+    assert list(kept.tasks) == [task.key for task in tasks if task.key in kept.tasks]
+    values = {task: row[0, 0, 0] for task, row in zip(kept.tasks, kept.latents, strict=True)}
+    assert all(values[task.key] == 10 * int(task.id) for task in tasks if task.key in values)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("die_at", [1, 2])
+def test_an_interruption_and_several_processes_change_nothing_in_what_is_kept(tmp_path, size, die_at):
+    keep(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path / "cut", Both({}, die_at=die_at))
+    together(size, lambda peer: keep(tmp_path / "cut", batch_size=1, processes=peer))
+    whole, cut = ((tmp_path / name / "latent-lmpo.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
+@pytest.mark.parametrize("fatal", range(1, 9))
+def test_kill_9_at_any_write_leaves_latents_that_are_made_whole(tmp_path, monkeypatch, fatal):
+    keep(tmp_path / "whole")
+    child = os.fork()
+    if child == 0:
+        left = iter(range(fatal - 1, -1, -1))
+        sync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left) else os.kill(os.getpid(), 9))
+        try:
+            keep(tmp_path / "cut")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    keep(tmp_path / "cut")
+    for name in ("latent-lmpo.safetensors", "latent-lmpo.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_file_of_latents_is_told_when_it_is_to_be_added_to(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, Both({}, die_at=2))
+    cut(tmp_path / "latent-lmpo.safetensors", 9)
+    with pytest.raises(RunError, match=r"latent-lmpo\.safetensors: damaged .*remove it"):
+        keep(tmp_path)
+
+
+def test_a_control_is_compared_with_what_it_controls(tmp_path):
+    memories = {
+        "latent:x": lambda: Kind("text"),
+        "latent:x:other-role": lambda: Kind("mine"),
+        "latent:y:random": lambda: Kind("mine"),
+    }
+    rows = evaluate(
+        SOLO, Scripted(ANSWERS), memories, TASKS, lambda task: World(), tmp_path, sampling=GREEDY, num_bootstraps=500
+    )["memories"]
+    assert "vs_real" not in rows[0]
+    assert rows[1]["vs_real"]["difference"] == -0.75
+    assert rows[1]["vs_real"]["p_value"] == pytest.approx(0.25, abs=0.08)
+    assert "vs_real" not in rows[2]  # what it controls was not played
+
+
 # Learning as it goes
 
 
@@ -381,9 +497,11 @@ def test_nothing_is_learned_unless_online(tmp_path):
 def test_files_are_called_as_their_memories_and_never_collide_or_leave_the_folder(tmp_path):
     assert file_stem("none") == "none"
     assert file_stem("latent:lmpo") == "latent-lmpo"
+    assert file_stem("latent:lmpo:other-role") == "latent-lmpo-other-role"
     names = [
         "latent:lmpo", "latent:LMPO", "latent:lmpo/", "latent-lmpo", "latent:a/b", "latent:a_b", "latent:a:b",
         "latent:a-b", "latent:/a/b", "latent:../a/b", "latent:..", "latent:a/b.x", "latent:a/b.y",
+        "latent:lmpo:random", "latent:lmpo-random", "latent:lmpo:randoms",
         "latent:" + "x" * 300, "latent:" + "x" * 301, "latent:ä", "latent: ", "latent:*",
     ]  # fmt: skip
     stems = [file_stem(name) for name in names]

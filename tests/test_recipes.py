@@ -14,8 +14,10 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError
+from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
+from latentmem.teams.team import load_team
 from peers import together
 
 CONFIG = """
@@ -494,6 +496,57 @@ def test_prompts_of_trained_agents_are_shown_without_a_bank(configure, capsys):
     out = capsys.readouterr().out
     assert "memory grpo\n" in out
     assert "words of the memory" not in out
+
+
+# Controls of latent memory
+
+
+def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_kept(configure):
+    names = ["latent:lmpo", "latent:lmpo:random", "latent:lmpo:other-role", "latent:lmpo:other-task"]
+    config = configure("run", f"evaluate.memories={json.dumps(names)}")
+    do(config, "collect", "lmpo", "evaluate")
+    played = {
+        name: [
+            json.loads(line)["steps"][0]["messages"]
+            for line in (Path(config.run) / "evaluate" / f"{name.replace(':', '-')}.jsonl").read_text().splitlines()
+        ]
+        for name in names
+    }
+    real, noise, role, task = ([[m["recalled"] for m in row] for row in played[name]] for name in names)
+    assert [[m["num_latents"] for m in row] for row in noise] == [[m["num_latents"] for m in row] for row in real]
+    assert all(m["text"] == "" for row in noise for m in row)
+    assert [[m["text"] for m in row] for row in role] == [[m["text"] for m in row][::-1] for row in real]
+    assert [m["sources"] for row in task for m in row] != [m["sources"] for row in real for m in row]
+    rows = results(config)["memories"]
+    assert ["vs_real" in row for row in rows] == [False, True, True, True]
+    kept = read_latents(Path(config.run) / "evaluate" / "latent-lmpo.safetensors")
+    memory = recipes._Parts(config).memory("latent:lmpo")
+    tasks = {t.key: t for t in recipes._Parts(config).test_tasks}
+    again = memory.recall(tasks[kept.tasks[2]], next(r for r in load_team("autogen").roles if r.name == kept.roles[1]))
+    torch.testing.assert_close(torch.from_numpy(kept.latents[2, 1]), again.latents, rtol=0, atol=1e-5)
+    assert kept.domains == ("chain_sum",) * 4
+
+
+def test_the_prompts_of_a_control_can_be_shown(configure, capsys):
+    config = configure("run")
+    do(config, "collect")
+    for control in ("random", "other-role", "other-task"):
+        recipes.show_prompts(config, memory=f"latent:untrained:{control}")
+        assert f"memory latent:untrained:{control}, of 16 trajectories" in capsys.readouterr().out
+
+
+def test_a_control_that_cannot_be_is_told_before_a_model_is_loaded(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(
+        "name: alone\nagents: [{role: solver, profile: Solves., system: You solve., user: '{task}'}]\nanswer: solver\n"
+    )
+    for override, name, message in (
+        (f"team={alone}", "latent:untrained:other-role", "needs a team of two roles or more, but this team has one"),
+        ("data.test_size=1", "latent:untrained:other-task", "needs two tasks or more, but the test split has one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            do(configure("run", override, f"evaluate.memories=['{name}']"), "evaluate")
 
 
 # Several processes

@@ -7,10 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from latentmem import report
 from latentmem.errors import RunError
+from latentmem.kept_latents import KeptLatents, keep_latents
 from latentmem.report import format_markdown, format_table, verdict, write_report
 from latentmem.stats import mcnemar, paired_bootstrap, wilson_interval
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
@@ -338,6 +340,77 @@ def test_folders_and_files_that_cannot_be_read_are_named(tmp_path: Path) -> None
     (tmp_path / "results.json").write_text('{"schema')
     with pytest.raises(RunError, match=r"results\.json: not valid JSON"):
         write_report([tmp_path])
+
+
+# Latents and ablations
+
+
+def with_latents(run: Path, stem: str, num_latents: int = 2) -> Path:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((10, 2, num_latents, 4)) + np.array([0.0, 3.0])[:, None, None]
+    path = run / "evaluate" / f"{stem}.safetensors"
+    tasks = tuple(f"arithmetic:t{i}" for i in range(10))
+    keep_latents(path, KeptLatents(tasks, ("a<b>", "c") * 5, ("assistant", "user proxy"), values.astype(np.float32)))
+    return path
+
+
+def test_kept_latents_are_mapped_on_the_page_and_in_every_file(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mapped", num_tasks=10, num_steps=0)
+    with_latents(folder, "latent-untrained")
+    with_latents(folder, "latent-lmpo", num_latents=5)
+    page = Page(write_report([folder]))
+    assert "latent:lmpo: latents differ by role, at the same task: separation" in page.text
+    assert "No latents were kept of latent:sft, so there is no map of them" in page.text
+    assert sum("Map of the latents of" in img["alt"] for img in page.all("img")) == 4
+    assert (folder / "report" / "latents_1_2_domain.png").exists()
+    found = json.loads((folder / "report" / "report.json").read_text())["runs"][0]
+    assert [m["memory"] for m in found["latents"]] == ["latent:untrained", "latent:lmpo"]
+    assert [m["num_latents"] for m in found["latents"]] == [2, 5]
+    assert len(found["latents_verdict"]) == 7
+    markdown = (folder / "report" / "comparison.md").read_text()
+    assert "### Latents\n\n| memory | tasks | roles | K |" in markdown
+    assert "- latent:lmpo: latents differ by role" in markdown
+
+
+def test_damaged_latents_are_a_line_on_the_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "damaged", num_tasks=2, num_steps=0)
+    path = with_latents(folder, "latent-lmpo")
+    path.write_bytes(path.read_bytes()[:50])
+    text = Page(write_report([folder])).text
+    assert "latent-lmpo.safetensors: damaged (" in text
+    assert "Map of the latents" not in text
+
+
+def test_runs_that_differ_in_one_key_are_drawn_against_it(tmp_path: Path) -> None:
+    runs = []
+    for k in (4, 2):
+        runs.append(make_run(tmp_path / f"k{k}", num_tasks=4, num_steps=0))
+        (runs[-1] / "config.yaml").write_text(f"run: k{k}\ncomposer: {{num_latents: {k}, rank: 4}}\n")
+    page = Page(write_report(runs, tmp_path / "out"))
+    assert "Against composer.num_latents" in page.text
+    assert "Accuracy against composer.num_latents" in page.text
+    assert (tmp_path / "out" / "ablation_accuracy.png").exists()
+    assert (tmp_path / "out" / "comparison.md").read_text().startswith("## Against composer.num\\_latents\n\n| ")
+    (runs[1] / "config.yaml").write_text("run: k2\ncomposer: {num_latents: 2, rank: 8}\n")
+    text = Page(write_report(runs, tmp_path / "two")).text
+    assert "These runs differ in 2 settings (composer.num_latents, composer.rank), so none is drawn against" in text
+
+
+def test_a_control_is_told_against_what_it_controls_and_against_nothing_else() -> None:
+    memories = [
+        memory("none"),
+        memory("latent:lmpo", vs_none=against(0.2, 0.001)),
+        memory("latent:lmpo:random", vs_none=against(-0.3, 0.001), vs_real=against(-0.5, 0.0001)),
+        memory("latent:lmpo:other-role", vs_none=against(0.2, 0.001), vs_real=against(0.0, 1.0)),
+    ]
+    found = verdict({"num_tasks": 40, "memories": memories})
+    assert found[1].startswith("latent:lmpo against none: +20.0 ")
+    assert found[2] == (
+        "latent:lmpo:random against latent:lmpo: -50.0 [-60.0, -40.0] points, worse, significant at 5% "
+        "(p < 0.001 after correction for 3 comparisons)."
+    )
+    assert found[3] == "The other difference is not."
+    assert "-50.0 [-60.0, -40.0]" in format_table({"num_tasks": 40, "memories": memories})
 
 
 def memory(name: str, **values: object) -> dict:

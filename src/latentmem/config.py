@@ -640,13 +640,27 @@ def needs_bank(memory: str) -> bool:
     return memory != "none" and not is_parametric(memory)
 
 
+CONTROLS = ("random", "other-role", "other-task")
+"""What may follow the name of a latent memory, as in `latent:lmpo:random`: see docs/analysis.md."""
+
+
+def split_control(name: str) -> tuple[str, str | None]:
+    """The memory that a name is a control of, and the control; the name itself and None for any other.
+
+    >>> split_control("latent:lmpo:random"), split_control("latent:lmpo")
+    (('latent:lmpo', 'random'), ('latent:lmpo', None))
+    """
+    memory, _, last = name.rpartition(":")
+    return (memory, last) if memory.startswith("latent:") and last in CONTROLS else (name, None)
+
+
 class EvaluateSection(Section):
     """Comparing memories on the test split."""
 
     memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
     """none, text, latent:untrained, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or one of the
     rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without memory) or
-    grpo:FOLDER."""
+    grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
     num_tasks: PositiveInt | None = None
     """Tasks of the test split, from its start; null is all."""
     batch_size: PositiveInt = 32
@@ -664,6 +678,10 @@ class EvaluateSection(Section):
         for name in value:
             if name not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
                 known = [*MEMORIES, "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
+                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
+            of_run = re.fullmatch(r"(latent:(?:untrained|sft|lmpo)):.*", name)
+            if of_run and split_control(name) != (of_run[1], name.removeprefix(f"{of_run[1]}:")):
+                known = [f"{of_run[1]}:{control}" for control in CONTROLS]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
         if len(set(value)) != len(value):
             raise ValueError("names one memory twice")

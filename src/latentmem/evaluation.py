@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
+from latentmem.config import CONTROLS, split_control
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
-from latentmem.memory.memory import Memory
+from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
+from latentmem.memory.memory import Memory, Recall
 from latentmem.models.language_model import AgentModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
@@ -34,6 +36,9 @@ from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
 
 RESULTS_VERSION = 1
+
+MAX_KEPT_TASKS = 64
+"""Tasks whose latents are kept for the map: with 4 roles and K = 8 of width 2560 these are 21 MB."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def evaluate(
     check_online(online, processes)
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
+    kept_tasks = _kept_tasks(tasks)
     played: dict[str, tuple[list[Trajectory], list[Cost]]] = {}
     for name, make in memories.items():
         path = folder / f"{file_stem(name)}.jsonl"
@@ -113,13 +119,15 @@ def evaluate(
             memory = make()
             if online:
                 _learn(memory, trajectories)
-            play = partial(_play, team, memory, model, start, sampling, seed, max_turns)
+            # A control's latents say nothing about its composer.
+            kept = kept_tasks if split_control(name)[1] is None else frozenset[str]()
+            play = partial(_play, team, memory, model, start, sampling, seed, max_turns, kept)
             per_round = batch_size * processes.size
             for i in range(len(trajectories), len(tasks), per_round):
                 batches = [tasks[j : j + batch_size] for j in range(i, min(i + per_round, len(tasks)), batch_size)]
-                for batch, cost in processes.map(play, batches):
+                for batch, cost, latents in processes.map(play, batches):
                     if processes.is_first:
-                        _commit(path, batch, cost)
+                        _commit(path, batch, cost, latents)
                     trajectories += batch
                     costs.append(cost)
                     if online:
@@ -146,7 +154,7 @@ def file_stem(name: str) -> str:
     >>> file_stem("latent:lmpo"), file_stem("latent:../a run/best")
     ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
     """
-    if re.fullmatch(r"[a-z]{1,20}(:[a-z]{1,20})?", name):
+    if re.fullmatch(rf"[a-z]{{1,20}}(:[a-z]{{1,20}}(:({'|'.join(CONTROLS)}))?)?", name):
         return name.replace(":", "-")
     readable = re.sub(r"[^\w.]+", "_", name.partition(":")[2] or name)[-40:].strip("_")
     return f"{name.partition(':')[0]}-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -188,8 +196,9 @@ def _play(
     sampling: Sampling,
     seed: int,
     max_turns: int,
+    kept_tasks: frozenset[str],
     batch: Sequence[Task],
-) -> tuple[list[Trajectory], Cost]:
+) -> tuple[list[Trajectory], Cost, KeptLatents | None]:
     _reset_peak_memory()
     rollouts = rollout(team, memory, model, batch, start, sampling=sampling, seed=seed, max_turns=max_turns)
     cost = Cost(
@@ -200,11 +209,38 @@ def _play(
         memory_generated_tokens=rollouts.spent.generated_tokens,
         memory_malformed=rollouts.spent.num_malformed,
     )
-    return rollouts.trajectories, cost
+    return rollouts.trajectories, cost, _latents(team, rollouts.recalls, [t for t in batch if t.key in kept_tasks])
 
 
-def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost) -> None:
-    """Trajectories first, then the cost: a batch counts once its cost is on disk."""
+def _kept_tasks(tasks: Sequence[Task]) -> frozenset[str]:
+    """Keys of the tasks whose latents are kept: drawn, for a split may be sorted by what its tasks are about."""
+    order = np.random.default_rng(0).permutation(len(tasks))
+    return frozenset(tasks[i].key for i in order[:MAX_KEPT_TASKS])
+
+
+def _latents(team: Team, recalls: Mapping[tuple[str, str], Recall], tasks: Sequence[Task]) -> KeptLatents | None:
+    """What each role was given at these tasks; None where that was no latents."""
+    rows = [[recalls[task.key, role.name].latents for role in team.roles] for task in tasks]
+    given = [[latents.float().cpu() for latents in row if latents is not None] for row in rows]
+    if not tasks or not all(len(row) == len(team.roles) for row in given):
+        return None
+    return KeptLatents(
+        tasks=tuple(task.key for task in tasks),
+        domains=tuple(_domain(task) for task in tasks),
+        roles=tuple(role.name for role in team.roles),
+        latents=torch.stack([torch.stack(row) for row in given]).numpy(),
+    )
+
+
+def _domain(task: Task) -> str:
+    """What a task is one of, as finely as its data tell: the family, the world, or the domain."""
+    return str(task.data.get("family") or task.data.get("world") or task.domain)
+
+
+def _commit(path: Path, batch: Sequence[Trajectory], cost: Cost, latents: KeptLatents | None) -> None:
+    """Trajectories and latents first, then the cost: a batch counts once its cost is on disk."""
+    if latents is not None:
+        keep_latents(path.with_name(f"{path.stem}{SUFFIX}"), latents)
     for target, lines in (
         (path, [trajectory.to_json() for trajectory in batch]),
         (_costs_path(path), [json.dumps(asdict(cost))]),
@@ -294,6 +330,10 @@ def _row(
         if other in played and other != name:
             theirs = [int(t.success) for t in played[other][0]]
             row[f"vs_{other}"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
+    real, control = split_control(name)
+    if control is not None and real in played:
+        theirs = [int(t.success) for t in played[real][0]]
+        row["vs_real"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
     return row
 
 

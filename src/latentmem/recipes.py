@@ -40,6 +40,7 @@ from latentmem.config import (
     dump_config,
     is_parametric,
     needs_bank,
+    split_control,
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
@@ -52,6 +53,7 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
+from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
@@ -354,7 +356,8 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             max_turns=num_turns,
         )
     bank = f", of {len(parts.bank)} trajectories in {parts.bank_path}{learned}" if needs_bank(name) else ""
-    composer = chosen.composer if isinstance(chosen, LatentMemory) else None
+    latent = chosen.memory if isinstance(chosen, ControlMemory) else chosen
+    composer = latent.composer if isinstance(latent, LatentMemory) else None
     spent = rollouts.spent
     asked = (
         f"To recall it, language models read {spent.prompt_tokens} tokens and wrote {spent.generated_tokens}.\n"
@@ -585,6 +588,9 @@ class _Parts:
             parametric = self.parametric_memory()
             parametric.load_weights(self.checkpoint(name))
             return parametric
+        real, control = split_control(name)
+        if control is not None:
+            replace = self._replace(control)  # a mistake in it is told before a model is loaded
         bank = self.bank if copies is None else self._bank_copy(copies / f"{file_stem(name)}.sqlite")
         if name in self.methods:
             return self.learned(name, bank, copies)
@@ -596,12 +602,26 @@ class _Parts:
             "metagpt": lambda: TextMemory(bank, section.num_retrieved, words=self.config.memory),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
-        if name in memories:
-            return memories[name]()
-        checkpoint = self.checkpoint(name.removeprefix("latent:"))
-        memory = self.latent_memory(bank)
-        memory.composer.load_weights(checkpoint)
-        return memory
+        if real in memories:
+            memory = memories[real]()
+        else:
+            checkpoint = self.checkpoint(real.removeprefix("latent:"))
+            latent = self.latent_memory(bank)
+            latent.composer.load_weights(checkpoint)
+            memory = latent
+        if control is None:
+            return memory
+        assert isinstance(memory, LatentMemory)
+        return ControlMemory(memory, replace)
+
+    def _replace(self, control: str) -> Replace:
+        seed = stream_seed(self.config.seed, control)
+        controls: Mapping[str, Callable[[], Replace]] = {
+            "random": lambda: random_latents(seed),
+            "other-role": lambda: other_role(self.team.roles),
+            "other-task": lambda: other_task(self.test_tasks, seed),
+        }
+        return controls[control]()
 
     @cached_property
     def _parametric(self) -> tuple[ParametricMemory, dict[str, torch.Tensor]]:
@@ -726,7 +746,7 @@ class _Parts:
             return ""
         if is_parametric(name):
             return f"weights {_digest(self.checkpoint(name))}"
-        which = name.removeprefix("latent:")
+        which = split_control(name)[0].removeprefix("latent:")
         bank = f"bank of {len(self.bank)}"
         if name in self.methods:
             return f"{bank}, notes {self.learned(name, self.bank).digest}"

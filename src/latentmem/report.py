@@ -7,7 +7,6 @@ page's content policy forbids every script but ours and every connection.
 The words about differences are derived from the numbers in one place, `verdict`, for page, terminal and Markdown alike.
 """
 
-import base64
 import json
 import re
 import secrets
@@ -15,17 +14,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
-from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from latentmem.ablation import Ablation, ablation_cells, differing_keys, draw_ablation, find_ablation
+from latentmem.config import split_control
 from latentmem.errors import RunError
+from latentmem.figures import COLOURS, STYLES, THEMES, Picture, add_legend, dress, in_both_themes, label, png
+from latentmem.kept_latents import SUFFIX, KeptLatents, read_latents
+from latentmem.latent_map import LatentMap, describe, draw_maps, latent_cells, latents_as_json, map_latents
 from latentmem.runs import Metrics, read_json, read_metrics, write_atomic
 from latentmem.stats import holm
 
@@ -38,16 +40,8 @@ MAX_TASKS = 24
 MAX_CHARACTERS = 8_000
 """Longest text shown of one prompt or response; a page of full ones would not open."""
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's palette, told apart by colour-blind readers; line styles tell the same again."""
-
-STYLES = ("-", "--", "-.", ":")
-
 MISSING = "-"
 """A cell without a value."""
-
-THEMES = {"light": ("#222222", "#d0d0d0"), "dark": ("#e4e4e4", "#4a4a4a")}
-"""Colours of text and grid on transparent figures."""
 
 Row = dict[str, Any]
 
@@ -63,20 +57,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure in both themes, with what it shows in words."""
-
-    name: str
-    title: str
-    alt: str
-    png: dict[str, bytes]
-
-    def uri(self, theme: str) -> str:
-        """The figure itself as an address."""
-        return "data:image/png;base64," + base64.b64encode(self.png[theme]).decode()
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """What one run folder holds."""
 
@@ -88,6 +68,8 @@ class RunRecord:
     results: Row | None
     trajectories: dict[str, list[Row]]
     """By memory; those of `evaluate`."""
+    latents: dict[str, KeptLatents]
+    """By memory; those that were kept."""
     notes: list[str]
     """What is missing or could not be read."""
 
@@ -120,10 +102,17 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
     curves, unrecorded = _learning_curves(records)
     bars = {record.name: _bars(record, i) for i, record in enumerate(records, start=1)}
-    for picture in [*curves, *(bar for bar in bars.values() if bar)]:
+    maps = {record.name: [map_latents(name, kept) for name, kept in record.latents.items()] for record in records}
+    drawn_maps = {name: _maps(found, i) for i, (name, found) in enumerate(maps.items(), start=1)}
+    ablation, varied = _ablation(records)
+    ablated = draw_ablation(ablation) if ablation else []
+    pictures = [*curves, *(bar for bar in bars.values() if bar), *ablated]
+    for picture in [*pictures, *(picture for found in drawn_maps.values() for picture in found)]:
         write_atomic(out / f"{picture.name}.png", picture.png["light"])
-    write_atomic(out / "report.json", json.dumps(_as_json(records), indent=1, allow_nan=False) + "\n")
-    tables = [f"## {escape_markdown(r.name)}\n\n{format_markdown(r.results)}" for r in records if r.results]
+    write_atomic(out / "report.json", json.dumps(_as_json(records, maps), indent=1, allow_nan=False) + "\n")
+    tables = [_markdown(record, maps[record.name]) for record in records if record.results]
+    if ablation:
+        tables.insert(0, f"## Against {escape_markdown(ablation.key)}\n\n{markdown_table(ablation_cells(ablation))}\n")
     write_atomic(out / "comparison.md", to_bytes("\n".join(tables) or "No run has been evaluated yet.\n"))
 
     page = template("report.html").render(
@@ -131,6 +120,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         curves=curves,
         unrecorded=unrecorded,
         bars=bars,
+        maps=maps,
+        drawn_maps=drawn_maps,
+        ablation=ablation,
+        ablated=ablated,
+        varied=varied,
         samples={record.name: _sample(record) for record in records},
         phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo", "grpo")},
         nonce=secrets.token_urlsafe(16),
@@ -250,6 +244,7 @@ def _read_run(folder: Path) -> RunRecord:
             "the newest this version reads; upgrade latentmem"
         )
     trajectories = _read_trajectories(folder / "evaluate", results or {}, notes)
+    latents = _read_latents(folder / "evaluate", results or {}, notes)
     if not trajectories:
         notes.append("No trajectories to show: evaluate/ holds none.")
     config = folder / "config.yaml"
@@ -261,12 +256,13 @@ def _read_run(folder: Path) -> RunRecord:
         metrics=metrics,
         results=results,
         trajectories=trajectories,
+        latents=latents,
         notes=notes,
     )
 
 
 def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str, list[Row]]:
-    names = {Path(m.get("trajectories") or m["name"].replace(":", "-")).stem: m["name"] for m in _memories(results)}
+    names = _stems(results)
     order = list(names)
     found = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.jsonl"))}
     trajectories: dict[str, list[Row]] = {}
@@ -285,6 +281,31 @@ def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str
             notes.append(f"{found[stem].name}: {len(damaged)} lines could not be read, the first is line {damaged[0]}.")
         trajectories[names.get(stem, stem)] = rows
     return trajectories
+
+
+def _stems(results: Row) -> dict[str, str]:
+    """What the files of each memory are called, and its name."""
+    return {Path(m.get("trajectories") or m["name"].replace(":", "-")).stem: m["name"] for m in _memories(results)}
+
+
+def _read_latents(folder: Path, results: Row, notes: list[str]) -> dict[str, KeptLatents]:
+    """What was kept of each evaluated memory; where nothing was, or it cannot be read, a note says so."""
+    latents: dict[str, KeptLatents] = {}
+    without = []
+    for stem, name in _stems(results).items():
+        path = folder / f"{stem}{SUFFIX}"
+        if path.exists():
+            try:
+                latents[name] = read_latents(path)
+            except RunError as error:
+                notes.append(str(error))
+        elif str(name).startswith("latent") and split_control(name)[1] is None:
+            without.append(name)
+    if without:
+        notes.append(
+            f"No latents were kept of {', '.join(without)}, so there is no map of them; evaluate in a new run folder."
+        )
+    return latents
 
 
 def _memories(results: Row) -> list[Row]:
@@ -306,12 +327,13 @@ def _number(value: Any) -> float | None:
 def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
     against_none = {m["name"] for m in memories if m.get("vs_none")}
     for memory in memories:
-        for baseline in ("none", "text"):
+        # Of a control one question is asked: what does the memory itself lose?
+        for baseline in ("real",) if memory.get("vs_real") else ("none", "text"):
             found = _dict(memory.get(f"vs_{baseline}"))
             # "none against text" is "text against none" told twice, and would be corrected for twice.
             twice = memory["name"] == "none" and "text" in against_none
             if found and not twice and _has(found, "difference", "p_value"):
-                yield memory["name"], baseline, found
+                yield memory["name"], split_control(memory["name"])[0] if baseline == "real" else baseline, found
 
 
 def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:
@@ -424,6 +446,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "p vs none": lambda memory: p_cell(_number(_dict(memory.get("vs_none")).get("p_value"))),
     "vs text, points": lambda memory: points_cell(_dict(memory.get("vs_text"))),
     "p vs text": lambda memory: p_cell(_number(_dict(memory.get("vs_text")).get("p_value"))),
+    "vs real, points": lambda memory: points_cell(_dict(memory.get("vs_real"))),
+    "p vs real": lambda memory: p_cell(_number(_dict(memory.get("vs_real")).get("p_value"))),
     "no answer": partial(_share, "no_answer"),
     "errors": errors_cell,
     "prompt tok": partial(per_task_cell, "prompt_tokens", 0),
@@ -434,6 +458,16 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "peak MB": partial(per_task_cell, "peak_memory_mb", 0),
 }
 """Title and cell of each column; tokens and seconds are per task."""
+
+
+def _markdown(record: RunRecord, maps: list[LatentMap]) -> str:
+    """The tables and sentences of one run."""
+    assert record.results is not None
+    text = f"## {escape_markdown(record.name)}\n\n{format_markdown(record.results)}"
+    if maps:
+        sentences = "\n".join(f"- {escape_markdown(sentence)}" for sentence in describe(maps))
+        text += f"\n### Latents\n\n{markdown_table(latent_cells(maps))}\n\n{sentences}\n"
+    return text
 
 
 def escape_markdown(text: str) -> str:
@@ -487,8 +521,8 @@ def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str,
             alt = f"{curve.title} over the steps of {curve.phase.upper()}. " + " ".join(
                 f"{name}: {_trend(points)}" for name, points in series.items()
             )
-            png = {theme: _draw_curve(series, order, theme) for theme in THEMES}
-            pictures.append(Picture(f"{curve.phase}_{curve.key}", curve.title, alt, png))
+            drawn = in_both_themes(partial(_draw_curve, series, order))
+            pictures.append(Picture(f"{curve.phase}_{curve.key}", curve.title, alt, drawn))
         elif any(r.rows(curve.phase) for r in records):
             unrecorded.setdefault(curve.phase, []).append(curve.title)
     return pictures, unrecorded
@@ -524,23 +558,14 @@ def _draw_curve(series: dict[str, list[tuple[int, float]]], order: dict[str, int
             around = [values[max(0, j - reach) : j + reach + 1] for j in range(len(values))]
             values = [sum(near) / len(near) for near in around]
         axes.plot(
-            steps,
-            values,
-            style,
-            color=colour,
-            linewidth=1.8,
-            label=figure_label(name),
-            marker="o" if few else None,
-            ms=4,
+            steps, values, style, color=colour, linewidth=1.8, label=label(name), marker="o" if few else None, ms=4
         )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    dress_axes(axes, theme)
+    dress(axes, theme)
     if len(order) > 1:
-        legend = axes.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme][0])
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-    return draw_png(figure)
+        add_legend(axes, theme)
+    return png(figure)
 
 
 def _bars(record: RunRecord, number: int) -> Picture | None:
@@ -550,8 +575,8 @@ def _bars(record: RunRecord, number: int) -> Picture | None:
     alt = "Accuracy of each memory with its 95% interval. " + "; ".join(
         f"{m['name']} {accuracy_cell(m)}" for m in memories
     )
-    png = {theme: _draw_bars(memories, theme) for theme in THEMES}
-    return Picture(f"accuracy_{number}", "Accuracy with 95% intervals", alt, png)
+    drawn = in_both_themes(partial(_draw_bars, memories))
+    return Picture(f"accuracy_{number}", "Accuracy with 95% intervals", alt, drawn)
 
 
 def _draw_bars(memories: list[Row], theme: str) -> bytes:
@@ -569,42 +594,29 @@ def _draw_bars(memories: list[Row], theme: str) -> bytes:
         axes.annotate(
             f"{accuracy:.1f}", (end, i), (5, 0), textcoords="offset points", va="center", color=text, fontsize=8
         )
-    axes.set_yticks(range(len(memories)), [figure_label(m["name"]) for m in memories])
+    axes.set_yticks(range(len(memories)), [label(m["name"]) for m in memories])
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlim(left=0)
     axes.set_xlabel("accuracy, %")
-    dress_axes(axes, theme)
+    dress(axes, theme)
     axes.grid(visible=False, axis="y")
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    return draw_png(figure)
+    for tick in axes.get_yticklabels():
+        tick.set_parse_math(False)
+    return png(figure)
 
 
-def dress_axes(axes: Any, theme: str) -> None:
-    """Colours of the theme, a grid, no frame."""
-    text, grid = THEMES[theme]
-    axes.set_facecolor("none")
-    axes.grid(color=grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=text, labelsize=8, length=0)
-    axes.xaxis.label.set(color=text, fontsize=8)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _maps(maps: list[LatentMap], number: int) -> list[Picture]:
+    return [picture for i, m in enumerate(maps, start=1) for picture in draw_maps(m, f"latents_{number}_{i}")]
 
 
-def draw_png(figure: Figure) -> bytes:
-    """The figure as a transparent PNG."""
-    FigureCanvasAgg(figure)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, transparent=True)
-    return buffer.getvalue()
-
-
-def figure_label(name: Any) -> str:
-    """A name as a figure can show it: glyphs its font lacks as escapes, no leading underscore (which hides it)."""
-    text = ascii(str(name))[1:-1].lstrip("_")
-    return text if len(text) <= 28 else f"{text[:13]}..{text[-13:]}"
+def _ablation(records: list[RunRecord]) -> tuple[Ablation | None, list[str]]:
+    """Runs against the one key that they differ in, and what they differ in if that is more."""
+    evaluated = [record for record in records if record.results and record.config]
+    configs = [record.config for record in evaluated]
+    found = find_ablation([r.name for r in evaluated], configs, [r.results or {} for r in evaluated])
+    differ = sorted(differing_keys(configs)) if len(configs) > 1 else []
+    return found, differ if len(differ) > 1 else []
 
 
 # Trajectories
@@ -704,12 +716,13 @@ def template(name: str) -> Any:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"cells": _cells, "verdict": verdict}
+    environment.globals |= {"cells": _cells, "verdict": verdict, "describe": describe}
+    environment.globals |= {"latent_cells": latent_cells, "ablation_cells": ablation_cells}
     environment.filters["short"] = _short
     return environment.get_template(name)
 
 
-def _as_json(records: list[RunRecord]) -> Row:
+def _as_json(records: list[RunRecord], maps: dict[str, list[LatentMap]]) -> Row:
     return {
         "schema_version": SCHEMA_VERSION,
         "runs": [
@@ -719,6 +732,8 @@ def _as_json(records: list[RunRecord]) -> Row:
                 "info": record.info,
                 "results": record.results,
                 "verdict": verdict(record.results) if record.results else [],
+                "latents": [latents_as_json(m) for m in maps[record.name]],
+                "latents_verdict": describe(maps[record.name]),
                 "metrics": record.metrics.rows,
                 "notes": record.notes,
             }

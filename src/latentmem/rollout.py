@@ -41,6 +41,8 @@ class Rollouts:
     seconds: Seconds
     spent: Spent
     """What the memory had language models read and write to recall."""
+    recalls: dict[tuple[str, str], Recall]
+    """What was recalled, by the task's key and the role's name."""
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -191,7 +193,7 @@ def rollout(
     ]
     groups = [finished[i : i + group_size] for i in range(0, len(finished), group_size)]
     spent = sum((recall.spent for recall in recalls.values()), Spent())
-    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment), spent)
+    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment), spent, recalls)
 
 
 def _speak(

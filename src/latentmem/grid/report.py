@@ -14,18 +14,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from latentmem.errors import RunError
+from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.report import (
-    COLOURS,
     MISSING,
-    THEMES,
-    Picture,
     accuracy_cell,
-    draw_png,
-    dress_axes,
     errors_cell,
     escape_markdown,
-    figure_label,
     findings,
     markdown_table,
     p_cell,
@@ -300,8 +295,8 @@ def _picture(table: Row) -> Picture:
     alt = "Accuracy with 95% intervals, a panel for each benchmark and team. " + "; ".join(
         f"{_where(row)}: {row['memory']} {accuracy_cell(row)}" for row in table["rows"]
     )
-    png = {theme: _draw(table["rows"], theme) for theme in THEMES}
-    return Picture("grid", "Accuracy with 95% intervals", alt, png)
+    drawn = in_both_themes(partial(_draw, table["rows"]))
+    return Picture("grid", "Accuracy with 95% intervals", alt, drawn)
 
 
 def _draw(rows: Sequence[Row], theme: str) -> bytes:
@@ -325,16 +320,16 @@ def _draw(rows: Sequence[Row], theme: str) -> bytes:
     for i, team in enumerate(teams):
         for j, benchmark in enumerate(benchmarks):
             axes = panels[i][j]
-            axes.set_title(f"{figure_label(benchmark)}, {figure_label(team)}", color=text, fontsize=8, loc="left")
+            axes.set_title(f"{label(benchmark)}, {label(team)}", color=text, fontsize=8, loc="left")
             axes.title.set_parse_math(False)
-            dress_axes(axes, theme)
+            dress(axes, theme)
             axes.grid(visible=False, axis="y")
             if i == len(teams) - 1:
                 axes.set_xlabel("accuracy, %", color=text)
-    panels[0][0].set_yticks(range(len(names)), [figure_label(label) for label in labels])
+    panels[0][0].set_yticks(range(len(names)), [label(name) for name in labels])
     panels[0][0].set_ylim(len(names) - 0.4, -0.6)
     panels[0][0].set_xlim(left=0)
     for line in panels:
-        for label in line[0].get_yticklabels():
-            label.set_parse_math(False)
-    return draw_png(figure)
+        for tick in line[0].get_yticklabels():
+            tick.set_parse_math(False)
+    return png(figure)

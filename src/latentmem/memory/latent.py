@@ -38,7 +38,7 @@ class LatentMemory:
         """What `rate` and the composer spend."""
         self.composing_seconds = 0.0
         self.composed: dict[str, Tensor] = {}
-        """What was composed from which text, [K, d_agent] each, the last time `recall_many` was asked."""
+        """What was composed from which text, [K, d_agent] each, the last time `compose` was asked."""
 
     def recall(self, task: Task, role: Role) -> Recall:
         """Latents for one role at one task."""
@@ -47,21 +47,26 @@ class LatentMemory:
     def records(self, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
         """What would be composed for each query: the composer's text and its sources, without composing."""
         found = retrieve(self.bank, [task for task, _ in queries], self.num_retrieved, self.success, self.rate)
-        return [
-            Recalled(
-                kind=self.kind,
-                text=self.composer.prompt(task, role, found[task.key]),
-                sources=tuple(trajectory.id for trajectory in found[task.key]),
-                num_latents=self.composer.num_latents,
-            )
-            for task, role in queries
-        ]
+        return [self.record(task, role, found[task.key]) for task, role in queries]
 
-    @torch.no_grad()
+    def record(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> Recalled:
+        """What would be composed for one role at one task from these trajectories."""
+        return Recalled(
+            kind=self.kind,
+            text=self.composer.prompt(task, role, trajectories),
+            sources=tuple(trajectory.id for trajectory in trajectories),
+            num_latents=self.composer.num_latents,
+        )
+
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, and composes in batches, shortest texts together."""
         before = self.ledger.spent()
-        records = self.records(queries)
+        recalls = self.compose(self.records(queries))
+        return charge(recalls, self.ledger.spent(since=before))
+
+    @torch.no_grad()
+    def compose(self, records: Sequence[Recalled]) -> list[Recall]:
+        """The latents of each record, equal texts composed once, in batches, shortest texts together."""
         began = time.perf_counter()
         texts = sorted(dict.fromkeys(record.text for record in records), key=len)
         self.composed = {}
@@ -72,8 +77,7 @@ class LatentMemory:
         if self.composer.query_latents.is_cuda:
             torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
         self.composing_seconds += time.perf_counter() - began
-        recalls = [Recall(record, self.composed[record.text]) for record in records]
-        return charge(recalls, self.ledger.spent(since=before))
+        return [Recall(record, self.composed[record.text]) for record in records]
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

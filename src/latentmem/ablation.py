@@ -1,0 +1,163 @@
+"""Runs that differ in one key of their configuration, drawn against that key.
+
+The key is found by comparing the resolved configurations that the runs left behind, so nothing has to be said about
+what was varied. Seeds may differ as well: then each value has several points.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from latentmem.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
+
+NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
+"""Keys that may differ without being what the runs are about."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One memory in one run, for one measure."""
+
+    run: str
+    memory: str
+    value: Any
+    """Of the key that the runs differ in."""
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Runs against the one key that they differ in."""
+
+    key: str
+    values: list[Any]
+    """In the order they are drawn: numbers by size, anything else as the runs were named."""
+    points: dict[str, list[Point]]
+    """By measure, accuracy and reward."""
+
+
+def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
+    """Dotted keys that stand in all of the YAML texts with values that are not all equal, and their values.
+
+    Keys of `NOT_VARIED` are left out. Empty where a text is no mapping in YAML.
+    """
+    try:
+        flat = [_flat(yaml.safe_load(text)) for text in configs]
+    except yaml.YAMLError:
+        return {}
+    shared = [key for key in flat[0] if all(key in found for found in flat) and key not in NOT_VARIED]
+    values = {key: [found[key] for found in flat] for key in shared}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+def find_ablation(
+    names: Sequence[str], configs: Sequence[str], results: Sequence[Mapping[str, Any]]
+) -> Ablation | None:
+    """The runs against the key that they differ in; None where that is none, or more than one.
+
+    Args:
+        names: of the runs.
+        configs: their config.yaml, as text.
+        results: their results.json.
+    """
+    keys = differing_keys(configs) if len(configs) > 1 else {}
+    if len(keys) != 1:
+        return None
+    ((key, values),) = keys.items()
+    points: dict[str, list[Point]] = {"accuracy": [], "reward": []}
+    for name, value, found in zip(names, values, results, strict=True):
+        for memory in found.get("memories") or []:
+            for measure, drawn in points.items():
+                numbers = [memory.get(f"{measure}{end}") for end in ("", "_low", "_high")]
+                if all(isinstance(number, int | float) for number in numbers):
+                    drawn.append(Point(name, str(memory.get("name")), value, *numbers))
+    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in distinct):
+        distinct.sort()
+    return Ablation(key, distinct, points)
+
+
+def ablation_cells(ablation: Ablation) -> list[list[str]]:
+    """Header and rows of a table: a row for each run, a column for each memory."""
+    points = ablation.points["accuracy"]
+    memories = _memories(points)
+    rows = [[ablation.key, "run", *memories]]
+    for value in ablation.values:
+        for run in dict.fromkeys(point.run for point in points if point.value == value):
+            found = {point.memory: point for point in points if point.run == run}
+            rows.append([str(value), run, *(_told(found.get(memory)) for memory in memories)])
+    return rows
+
+
+def draw_ablation(ablation: Ablation) -> list[Picture]:
+    """Accuracy against the key, and the mean reward where that is something else."""
+    pictures = []
+    accuracies = [point.mean for point in ablation.points["accuracy"]]
+    for measure, points in ablation.points.items():
+        means = [point.mean for point in points]
+        if not points or (measure == "reward" and np.allclose(means, accuracies)):
+            continue
+        alt = f"Mean {measure} of each memory with its 95% interval, against {ablation.key}. " + "; ".join(
+            f"{point.memory} at {point.value}: {_told(point)}" for point in points
+        )
+        title = f"{measure.capitalize()} against {ablation.key}"
+
+        def draw(theme: str, points: list[Point] = points, measure: str = measure) -> bytes:
+            return _draw(ablation, points, measure, theme)
+
+        pictures.append(Picture(f"ablation_{measure}", title, alt, in_both_themes(draw)))
+    return pictures
+
+
+def _draw(ablation: Ablation, points: list[Point], measure: str, theme: str) -> bytes:
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    memories = _memories(points)
+    for i, memory in enumerate(memories):
+        shift = 0.5 * ((i + 0.5) / len(memories) - 0.5)  # side by side, so that intervals do not hide each other
+        drawn = [point for point in points if point.memory == memory]
+        places = np.array([ablation.values.index(point.value) for point in drawn])
+        means, lows, highs = (np.array([getattr(p, end) for p in drawn]) for end in ("mean", "low", "high"))
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        axes.vlines(places + shift, lows, highs, color=colour, linewidth=1.2)
+        axes.plot(places + shift, means, marker, color=colour, ms=5, label=label(memory))
+        at = sorted(set(places.tolist()))
+        line = [means[places == place].mean() for place in at]
+        axes.plot(np.array(at) + shift, line, STYLES[i % len(STYLES)], color=colour, linewidth=1)
+    axes.set_xticks(range(len(ablation.values)), [label(value) for value in ablation.values])
+    axes.set_xlim(-0.5, len(ablation.values) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(label(ablation.key))
+    axes.set_ylabel(measure)
+    dress(axes, theme)
+    axes.grid(visible=False, axis="x")
+    for text in [*axes.get_xticklabels(), axes.xaxis.label]:
+        text.set_parse_math(False)
+    add_legend(axes, theme, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    return png(figure)
+
+
+def _told(point: Point | None) -> str:
+    return "-" if point is None else f"{100 * point.mean:.1f}% [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+
+
+def _memories(points: Sequence[Point]) -> list[str]:
+    return list(dict.fromkeys(point.memory for point in points))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -396,9 +396,7 @@ def test_rollouts_of_a_real_model_do_not_depend_on_the_company(tiny):
 def test_of_several_teams_each_task_is_played_by_one_and_only_its_roles_are_asked_to_remember():
     solo = FixedTeam("solo", [Agent(C, "Alone.", "{task}", ())], "c")
     teams, memory = Teams((PAIR, solo), seed=3), Remembering()
-    played = rollout(
-        teams, memory, scripted(), tasks(12), lambda task: Toy(), sampling=SAMPLING, group_size=2
-    ).groups
+    played = rollout(teams, memory, scripted(), tasks(12), lambda task: Toy(), sampling=SAMPLING, group_size=2).groups
     by_team = {group[0].task.key: {trajectory.team for trajectory in group} for group in played}
     assert set(map(len, by_team.values())) == {1}
     assert set.union(*by_team.values()) == {"pair", "solo"}

@@ -213,10 +213,16 @@ def test_the_same_answers_of_many_seeds_or_teams_are_no_more_evidence_than_once(
 
 
 def test_crossed_p_value_is_the_share_of_sign_patterns_over_tasks() -> None:
-    # Tables of other sizes and seeds, with task d in both and x without a difference; the mean over tables of each one's mean counts.
+    # Tables of other sizes and seeds; task d is in both. What counts is the mean over tables of each one's mean.
     a = [np.array([[1, 1, 1, 0], [1, 0, 1, 1.0]]), np.array([[0, 1, 1.0]])]
     b = [np.array([[0, 1, 0, 0], [0, 1, 0, 0.0]]), np.array([[0, 0, 0.5]])]
-    by_task = {"a": 2 / 2 / 4 / 2, "b": -1 / 2 / 4 / 2, "c": 2 / 2 / 4 / 2, "d": 1 / 2 / 4 / 2 + 1 / 3 / 2, "e": 0.5 / 6}
+    by_task = {
+        "a": 2 / 2 / 4 / 2,
+        "b": -1 / 2 / 4 / 2,
+        "c": 2 / 2 / 4 / 2,
+        "d": 1 / 2 / 4 / 2 + 1 / 3 / 2,
+        "e": 0.5 / 6,
+    }
     shares = np.array(list(by_task.values()))
     sums = [abs(np.dot(signs, shares)) for signs in product([-1, 1], repeat=5)]
     exact = np.mean([total >= shares.sum() - 1e-9 for total in sums])

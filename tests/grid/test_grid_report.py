@@ -101,13 +101,17 @@ def test_the_verdict_counts_cells_and_tells_findings_seeds_and_failures():
         "Failed: sums, macnet, latent:sft, seed 2: nothing to learn from",
     ]
     several = verdict(table_of(seeds=(0, 1)))
-    assert "The intervals cover the choice of tasks and the draw of 2 seeds, the p-values that of tasks alone." in several
+    assert (
+        "The intervals cover the choice of tasks and the draw of 2 seeds, the p-values that of tasks alone." in several
+    )
 
 
 def test_markdown_has_the_number_of_comparisons_and_corrected_p_values():
     lines = format_markdown(table_of()).splitlines()
     assert lines[0] == "| memory | sums, autogen |"
-    assert "| sums | autogen | latent:lmpo | 75.0% \\[37.5, 87.5\\] | +50.0 \\[+40.0, +60.0\\] | 0.004 |" in "\n".join(lines)
+    assert "| sums | autogen | latent:lmpo | 75.0% \\[37.5, 87.5\\] | +50.0 \\[+40.0, +60.0\\] | 0.004 |" in "\n".join(
+        lines
+    )
     assert "Holm's correction for all 3 comparisons" in lines[-1]
 
 

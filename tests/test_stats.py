@@ -213,7 +213,7 @@ def test_the_same_answers_of_many_seeds_or_teams_are_no_more_evidence_than_once(
 
 
 def test_crossed_p_value_is_the_share_of_sign_patterns_over_tasks() -> None:
-    # Tables of other sizes and seeds, with task d in both and x without a difference; the mean over tables of each one's mean counts.
+    # Tables of other sizes and seeds; task d is in both. What counts is the mean over tables of each one's mean.
     a = [np.array([[1, 1, 1, 0], [1, 0, 1, 1.0]]), np.array([[0, 1, 1.0]])]
     b = [np.array([[0, 1, 0, 0], [0, 1, 0, 0.0]]), np.array([[0, 0, 0.5]])]
     by_task = {

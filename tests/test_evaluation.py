@@ -372,7 +372,7 @@ class Both(Scripted):
         self.num_calls += 1
         if self.num_calls == self.die_at:
             raise KeyboardInterrupt
-        self.responses = {"a": ["1"], "b": ["1"]}
+        self.responses, self._used = {"a": ["1"], "b": ["1"]}, {"a": 0, "b": 0}
         return [ScriptedModel.respond(self, [prompt], sampling)[0] for prompt in prompts]
 
 

@@ -72,7 +72,7 @@ def test_the_map_puts_each_role_on_its_side_and_says_so_in_words() -> None:
     assert m.explained[0] > 0.8
     picture = draw_maps(m, "latents_1_1")[0]
     assert picture.name == "latents_1_1_role"
-    assert picture.title.startswith("latent:lmpo, by role: separation 0.9")
+    assert picture.title.startswith("latent:lmpo, by role: separation 1.00")
     assert "Map of the latents of latent:lmpo at 24 tasks, coloured by role" in picture.alt
     assert picture.png["light"] != picture.png["dark"]
 

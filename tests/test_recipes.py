@@ -541,12 +541,22 @@ def test_a_control_that_cannot_be_is_told_before_a_model_is_loaded(configure, tm
     alone.write_text(
         "name: alone\nagents: [{role: solver, profile: Solves., system: You solve., user: '{task}'}]\nanswer: solver\n"
     )
-    for override, name, message in (
-        (f"team={alone}", "latent:untrained:other-role", "needs a team of two roles or more, but this team has one"),
-        ("data.test_size=1", "latent:untrained:other-task", "needs two tasks or more, but the test split has one"),
+    for run, override, name, message in (
+        (
+            "one-role",
+            f"team={alone}",
+            "latent:untrained:other-role",
+            "needs a team of two roles or more, but this team has one",
+        ),
+        (
+            "one-task",
+            "data.test_size=1",
+            "latent:untrained:other-task",
+            "needs two tasks or more, but the test split has one",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
-            do(configure("run", override, f"evaluate.memories=['{name}']"), "evaluate")
+            do(configure(run, override, f"evaluate.memories=['{name}']"), "evaluate")
 
 
 # Several processes

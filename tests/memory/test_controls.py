@@ -55,7 +55,8 @@ def test_another_role_is_given_the_latents_of_the_next_one_at_the_same_task(memo
 
 
 def test_another_task_changes_the_trajectories_and_leaves_task_and_role(memory: LatentMemory) -> None:  # noqa: F811
-    tasks = [Task(id=None, domain="sums", text=text) for text in ("What is 0 + 0?", "How is the weather?", "Odd one")]
+    memory.num_retrieved = 1
+    tasks = [SUMS[4], SUMS[1], SUMS[2]]
     drawn = set()
     for seed in range(8):
         control = ControlMemory(memory, other_task(tasks, seed))

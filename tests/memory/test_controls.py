@@ -11,7 +11,7 @@ from latentmem.errors import ConfigError
 from latentmem.memory.controls import ControlMemory, other_role, other_task, random_latents
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Recall
-from latentmem.trajectory import Role, Task
+from latentmem.trajectory import Role
 
 QUERIES = [(task, role) for task in SUMS for role in ROLES]
 

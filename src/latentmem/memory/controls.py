@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentmem.errors import ConfigError
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Recall
+from latentmem.memory.memory import Recall, charge
 from latentmem.memory.retrieval import retrieve
 from latentmem.models.language_model import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -96,6 +96,7 @@ def other_task(tasks: Sequence[Task], seed: int) -> Replace:
         return drawn
 
     def replace(memory: LatentMemory, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        before = memory.ledger.spent()
         others = {task.key: another(task) for task, _ in queries}
         found = retrieve(memory.bank, list(others.values()), memory.num_retrieved, memory.success, memory.rate)
         records = []
@@ -103,7 +104,7 @@ def other_task(tasks: Sequence[Task], seed: int) -> Replace:
             # What is near to the other task may belong to this one.
             trajectories = [t for t in found[others[task.key].key] if not t.task.same_as(task)]
             records.append(memory.record(task, role, trajectories))
-        return memory.compose(records)
+        return charge(memory.compose(records), memory.ledger.spent(since=before))
 
     return replace
 

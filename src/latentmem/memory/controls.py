@@ -41,7 +41,8 @@ class ControlMemory:
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """`recall` for several at once; the same for a query, whatever others are asked with it."""
-        return self.replace(self.memory, queries)
+        before = self.memory.ledger.spent()
+        return charge(self.replace(self.memory, queries), self.memory.ledger.spent(since=before))
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""
@@ -96,7 +97,6 @@ def other_task(tasks: Sequence[Task], seed: int) -> Replace:
         return drawn
 
     def replace(memory: LatentMemory, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        before = memory.ledger.spent()
         others = {task.key: another(task) for task, _ in queries}
         found = retrieve(memory.bank, list(others.values()), memory.num_retrieved, memory.success, memory.rate)
         records = []
@@ -104,7 +104,7 @@ def other_task(tasks: Sequence[Task], seed: int) -> Replace:
             # What is near to the other task may belong to this one.
             trajectories = [t for t in found[others[task.key].key] if not t.task.same_as(task)]
             records.append(memory.record(task, role, trajectories))
-        return charge(memory.compose(records), memory.ledger.spent(since=before))
+        return memory.compose(records)
 
     return replace
 

@@ -8,10 +8,10 @@ from test_latent import ROLES, SUMS, memory  # noqa: F401 - the fixture
 from torch.testing import assert_close
 
 from latentmem.errors import ConfigError
-from latentmem.memory.controls import ControlMemory, other_role, other_task, random_latents
+from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Recall
-from latentmem.trajectory import Role, Task
+from latentmem.trajectory import Role
 
 QUERIES = [(task, role) for task in SUMS for role in ROLES]
 
@@ -94,6 +94,13 @@ def test_what_a_control_learns_and_costs_is_its_memorys(memory: LatentMemory) ->
     memory.bank.delete(everything=True)
     control.add(first)
     assert len(memory.bank) == 1
+
+
+@pytest.mark.parametrize("replace", [random_latents(3), other_role(ROLES), other_task(SUMS, 3)])
+def test_what_a_control_has_the_composer_read_is_written_down_once(memory: LatentMemory, replace: Replace) -> None:  # noqa: F811
+    recalls = ControlMemory(memory, replace).recall_many(QUERIES)
+    assert memory.ledger.prompt_tokens > 0
+    assert sum(recall.spent.prompt_tokens for recall in recalls) == memory.ledger.prompt_tokens
 
 
 def test_a_control_without_another_is_refused() -> None:

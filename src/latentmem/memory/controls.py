@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentmem.errors import ConfigError
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Recall
+from latentmem.memory.memory import Recall, charge
 from latentmem.memory.retrieval import retrieve
 from latentmem.models.language_model import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -41,7 +41,8 @@ class ControlMemory:
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """`recall` for several at once; the same for a query, whatever others are asked with it."""
-        return self.replace(self.memory, queries)
+        before = self.memory.ledger.spent()
+        return charge(self.replace(self.memory, queries), self.memory.ledger.spent(since=before))
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

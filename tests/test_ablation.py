@@ -49,6 +49,18 @@ def test_seeds_names_and_memories_may_differ_beside_it() -> None:
     assert differing_keys(lists) == {}
 
 
+def test_a_bank_that_lies_elsewhere_because_it_was_filled_otherwise_is_no_second_key() -> None:
+    def at(path: str, num_latents: int = 8, **keys: Any) -> str:
+        return config(num_latents, bank=f"{{path: {path}}}", **keys)
+
+    sizes = [at("a", collect="{num_tasks: 6}"), at("b", collect="{num_tasks: 12}")]
+    assert differing_keys(sizes) == {"collect.num_tasks": [6, 12]}
+    seeds = [at("a", 2), at("b", 2).replace("seed: 0", "seed: 1"), at("a", 4)]
+    assert differing_keys(seeds) == {"composer.num_latents": [2, 2, 4]}
+    given = [at("a", 2), at("b", 4)]  # what fills them is the same: two banks that somebody chose
+    assert differing_keys(given) == {"composer.num_latents": [2, 4], "bank.path": ["a", "b"]}
+
+
 def test_two_keys_or_none_make_no_ablation() -> None:
     two = [config(2, max_turns=1), config(4, max_turns=2)]
     assert differing_keys(two) == {"composer.num_latents": [2, 4], "max_turns": [1, 2]}

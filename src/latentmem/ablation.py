@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from latentmem.config import FILLS_BANK
 from latentmem.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
 
 NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
@@ -45,15 +46,19 @@ class Ablation:
 def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
     """Dotted keys that stand in all of the YAML texts with values that are not all equal, and their values.
 
-    Keys of `NOT_VARIED` are left out. Empty where a text is no mapping in YAML.
+    Keys of `NOT_VARIED` are left out, and so is `bank.path` where a key differs that decides what a bank is filled
+    with: it lies elsewhere for that reason. Empty where a text is no mapping in YAML.
     """
     try:
         flat = [_flat(yaml.safe_load(text)) for text in configs]
     except yaml.YAMLError:
         return {}
-    shared = [key for key in flat[0] if all(key in found for found in flat) and key not in NOT_VARIED]
+    shared = [key for key in flat[0] if all(key in found for found in flat)]
     values = {key: [found[key] for found in flat] for key in shared}
-    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+    differing = {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+    filled_otherwise = any(key.partition(".")[0] in FILLS_BANK or key == "bank.embedder" for key in differing)
+    left_out = (*NOT_VARIED, "bank.path") if filled_otherwise else NOT_VARIED
+    return {key: found for key, found in differing.items() if key not in left_out}
 
 
 def find_ablation(

@@ -654,6 +654,10 @@ def split_control(name: str) -> tuple[str, str | None]:
     return (memory, last) if memory.startswith("latent:") and last in CONTROLS else (name, None)
 
 
+FILLS_BANK = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
+"""Keys that, with `bank.embedder`, decide what collecting without memory leaves in a bank."""
+
+
 class EvaluateSection(Section):
     """Comparing memories on the test split."""
 

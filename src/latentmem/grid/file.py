@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from latentmem.config import (
+    FILLS_BANK,
     MEMORIES,
     AsTuple,
     Config,
@@ -263,8 +264,7 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     ):
         return None
     values = config.model_dump(mode="json", by_alias=True)
-    decides = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
-    kept = {key: values[key] for key in decides} | {"bank": {"embedder": config.bank.embedder}}
+    kept = {key: values[key] for key in FILLS_BANK} | {"bank": {"embedder": config.bank.embedder}}
     digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     name = f"{replace(run.place, variant='').name}-{digest}"
     return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))

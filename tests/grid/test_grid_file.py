@@ -166,6 +166,21 @@ def test_packaged_grids_are_valid(name):
     assert len(grid.runs) > 1
 
 
+def test_the_papers_grid_trains_two_teams_and_as_long_as_each_benchmarks_own_configuration_says():
+    grid = load_grid(read_values("grid-paper"), "grid-paper")
+    assert {run.config.team for run in grid.runs} - {"autogen", "macnet"} == {"camel", "dylan"}
+    assert {run.config.train_teams for run in grid.runs} == {("autogen", "macnet")}
+    bases = {name: load_config(changes["base"]) for name, changes in grid.section.benchmarks.items()}
+    del bases["pddl"]  # made for a small machine
+    keys = ("num_steps", "tasks_per_step", "group_size", "eval_every", "eval_tasks")
+    for run in (run for run in grid.runs if run.place.benchmark in bases):
+        own = bases[run.place.benchmark]
+        assert run.config.data == own.data
+        assert run.config.bank.num_retrieved == own.bank.num_retrieved
+        for trained in (run.config.lmpo, run.config.grpo):
+            assert [getattr(trained, key) for key in keys] == [getattr(own.lmpo, key) for key in keys]
+
+
 def test_every_key_is_documented():
     docs = (Path(__file__).resolve().parents[2] / "docs" / "grid.md").read_text()
     for key, field in GridSection.model_fields.items():

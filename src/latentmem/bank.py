@@ -309,7 +309,7 @@ class ExperienceBank:
     def ids(self) -> list[str]:
         """The ids of all trajectories in the order they were stored."""
         with self._records.read() as transaction:
-            return [id_ for _, _, id_ in transaction.texts(after=0)]
+            return transaction.ids()
 
     def ids_of(self, task: Task) -> list[str]:
         """The ids of the trajectories on this very task (`Task.same_as`): those that no search for it returns."""

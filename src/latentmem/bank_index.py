@@ -156,9 +156,20 @@ class _Passing:
 class BankIndex:
     """Vectors and filter labels of all records up to `reached`. Knows no SQL; the bank feeds it."""
 
-    def __init__(self, path: Path, generation: str, width: int, stored: StoredMatrix | None = None) -> None:
-        """Begin empty, or with what the file at `path` was found to hold."""
+    def __init__(
+        self,
+        path: Path,
+        generation: str,
+        width: int,
+        stored: StoredMatrix | None = None,
+        estimate: Estimate | None = None,
+    ) -> None:
+        """Begin empty, or with what the file at `path` was found to hold.
+
+        `estimate` is the product that nominates; None is numpy's.
+        """
         self.generation = generation
+        self._estimate = estimate or _estimates
         self.last_id = stored.last_id if stored else ""
         """Trajectory id of the last row."""
         self._path = path
@@ -286,35 +297,24 @@ class BankIndex:
         return rows + np.int32(start)
 
     def nearest(
-        self,
-        queries: Vectors,
-        k: int,
-        labels: Iterable[Label],
-        excluded: Sequence[Sequence[int]],
-        estimate: Estimate | None = None,
+        self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
     ) -> list[list[tuple[int, float]]]:
         """For each query the record numbers and similarities of its k nearest rows that bear all the labels.
 
-        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned;
-        estimate: the product that nominates, if not numpy's. Most similar first, equal ones by record number.
+        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned.
+        Most similar first, equal ones by record number.
         """
         passing = self.passing(labels)
         left_out = [self.positions_of(seqs) for seqs in excluded]
         found = []
         for start in range(0, len(queries), _TASKS_PER_BLOCK):
             end = start + _TASKS_PER_BLOCK
-            nominated = self.nominate(queries[start:end], k, passing, left_out[start:end], estimate=estimate)
+            nominated = self.nominate(queries[start:end], k, passing, left_out[start:end])
             found += [self.rank(*pair, k) for pair in zip(queries[start:end], nominated, strict=True)]
         return found
 
     def nominate(
-        self,
-        queries: Vectors,
-        k: int,
-        passing: Positions | None,
-        left_out: Sequence[Positions],
-        start: int = 0,
-        estimate: Estimate | None = None,
+        self, queries: Vectors, k: int, passing: Positions | None, left_out: Sequence[Positions], start: int = 0
     ) -> list[Positions]:
         """For each query [e] rows, ascending, among which are its k nearest, of those passing from number `start` on.
 
@@ -326,7 +326,7 @@ class BankIndex:
         margin = (queries.shape[1] + 4) * 2.0**-23
         nominees = [_Nominees(k, margin, rows) for rows in left_out]
         for rows, vectors, within in self._blocks(passing, start):
-            estimates = (estimate or _estimates)(queries, vectors)
+            estimates = self._estimate(queries, vectors)
             for each, row in zip(nominees, estimates if within is None else estimates[:, within], strict=True):
                 each.offer(rows, row)
         return [each.rows() for each in nominees]

@@ -296,6 +296,10 @@ class Transaction:
         """The id of an existing record."""
         return str(self._db.execute("SELECT id FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
 
+    def ids(self) -> list[str]:
+        """The ids of all records, in order."""
+        return [id_ for (id_,) in self._db.execute("SELECT id FROM trajectories ORDER BY seq")]
+
     def compressed(self, seq: int) -> bytes:
         """The stored form of an existing record."""
         return bytes(self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])

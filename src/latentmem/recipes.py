@@ -150,7 +150,7 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                 _say(f"collect: finished already, {done} tasks; the bank has {len(parts.bank)} trajectories")
             return
         memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
-        _learn(parts, memory, processes)
+        _learn(memory, processes)
         play = partial(_play, config, parts, memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)
         # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
@@ -168,7 +168,7 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                         state = _store_batch(run, parts)
                         bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
                         bar.update(state["tasks"] - bar.n)
-                _learn(parts, memory, processes)  # all wait until it is stored: the next batch may recall it
+                _learn(memory, processes)  # all wait until it is stored: the next batch may recall it
         if run is not None:
             state = run.state
             failed = f", {state['errors']} ended in an error" if state["errors"] else ""
@@ -276,7 +276,7 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         names = section.memories
         made = [parts.memory(name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
         for memory in made:
-            _learn(parts, memory, processes, shown=True)
+            _learn(memory, processes, shown=True)
         if run is not None:
             _forget_outdated(run, {name: parts.inputs(name) for name in names})
         folder = Path(config.run) / "evaluate"
@@ -382,8 +382,7 @@ def _shown_memory(parts: "_Parts", name: str, scratch: Path) -> tuple[Memory, st
     path, known, num_all = parts.notes_path(name), len(memory.learned), len(parts.bank)
     if known == num_all:
         return memory, f", as learned in {path}"
-    with progress(num_all, f"{name} learns", "episode", known) as bar:
-        memory.learn(lambda num: bar.update(num - bar.n))
+    _catch_up(memory)
     return memory, f"; {num_all - known} of them, which {path} lacks, were learned for this page and not kept"
 
 
@@ -883,15 +882,19 @@ def _store_batch(run: Run, parts: _Parts) -> dict[str, Any]:
     return state
 
 
-def _learn(parts: _Parts, memory: Memory, processes: Processes, shown: bool = False) -> None:
+def _learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
     """Let a memory that learns catch up with the bank: the first process does, the others then read what it wrote."""
     if processes.is_first and isinstance(memory, LearnedMemory):
-        num_all, num_learned = len(parts.bank), len(memory.learned)
-        with progress(num_all, f"{memory.kind} learns", "episode", num_learned, shown and num_learned < num_all) as bar:
-            memory.learn(lambda num: bar.update(num - bar.n))
+        _catch_up(memory, shown)
     processes.wait()
-    if isinstance(memory, LearnedMemory):
+    if not processes.is_first and isinstance(memory, LearnedMemory):
         memory.learn()
+
+
+def _catch_up(memory: LearnedMemory, shown: bool = True) -> None:
+    num_all, known = len(memory.bank), len(memory.learned)
+    with progress(num_all, f"{memory.kind} learns", "episode", known, shown and known < num_all) as bar:
+        memory.learn(lambda num: bar.update(num - bar.n))
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:

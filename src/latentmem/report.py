@@ -95,10 +95,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     if len({record.name for record in records}) < len(records):
         records = [replace(record, name=str(record.folder)) for record in records]
     out = Path(out) if out is not None else records[0].folder / "report"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: the report's folder cannot be made ({error.strerror}); name another") from None
+    make_folder(out)
 
     curves, unrecorded = _learning_curves(records)
     bars = {record.name: _bars(record, i) for i, record in enumerate(records, start=1)}
@@ -183,15 +180,15 @@ def _expenses(memory: Row) -> list[str]:
 def format_table(results: Row) -> str:
     """The comparison of memories for a terminal: aligned columns, and below them the verdict in words."""
     header, *rows = _cells(results)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, ["-" * width for width in widths], *rows]
-    ]
+    rule = ["-" * max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = aligned([header, rule, *rows])
     return "\n".join([*(line.rstrip() for line in lines), "", *verdict(results)]) + "\n"
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for a terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
 
 
 def format_markdown(results: Row) -> str:
@@ -221,6 +218,19 @@ def table_cells(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]]) -
 # Reading
 
 
+def check_schema(path: Path, found: Row, newest: int) -> None:
+    """Refuse a file of a newer form than `newest`.
+
+    Raises:
+        RunError: it is.
+    """
+    if found.get("schema_version", 0) > newest:
+        raise RunError(
+            f"{path}: schema_version is {found['schema_version']}, newer than {newest}, the newest this version reads; "
+            "upgrade latentmem"
+        )
+
+
 def _read_run(folder: Path) -> RunRecord:
     known = [name for name in ("run.json", "metrics.jsonl", "results.json") if (folder / name).exists()]
     if not known:
@@ -238,11 +248,8 @@ def _read_run(folder: Path) -> RunRecord:
             notes.append(f"{row.get('phase')} step {row.get('step')}: {', '.join(row['non_finite'])} was not finite.")
     if results is None:
         notes.append("Not evaluated yet: no results.json. Run `latentmem evaluate`.")
-    elif results.get("schema_version", 0) > SCHEMA_VERSION:
-        raise RunError(
-            f"{folder / 'results.json'}: schema_version is {results['schema_version']}, newer than {SCHEMA_VERSION}, "
-            "the newest this version reads; upgrade latentmem"
-        )
+    else:
+        check_schema(folder / "results.json", results, SCHEMA_VERSION)
     trajectories = _read_trajectories(folder / "evaluate", results or {}, notes)
     latents = _read_latents(folder / "evaluate", results or {}, notes)
     if not trajectories:
@@ -708,6 +715,18 @@ def _list(value: Any) -> list[Any]:
 
 
 # Output
+
+
+def make_folder(out: Path) -> None:
+    """Make a report's folder, if it is not there.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: the report's folder cannot be made ({error.strerror}); name another") from None
 
 
 def template(name: str) -> Any:

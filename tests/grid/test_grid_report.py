@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from grid_rows import against, memory_row
 
 from latentmem import cli
 from latentmem.errors import RunError
@@ -24,29 +25,17 @@ HOSTILE = "50%_&<b>x</b>|y"
 
 def memory(name, successes, **versus):
     share = sum(successes) / len(successes)
-    return {
-        "name": name,
-        "accuracy": share,
-        "accuracy_low": share / 2,
-        "accuracy_high": (1 + share) / 2,
-        "reward": share,
-        "no_answer": 0.0,
-        "num_errors": 0,
-        "prompt_tokens": 210.4,
-        "latent_tokens": 16.0 * name.startswith("latent"),
-        "generated_tokens": 20.0,
-        "seconds": {"total": 1.25},
-        "peak_memory_mb": 1.0,
-        "successes": successes,
-        "rewards": [float(s) for s in successes],
-        "vs_none": None,
-        "vs_text": None,
+    return memory_row(
+        name,
+        successes,
+        accuracy_low=share / 2,
+        accuracy_high=(1 + share) / 2,
+        num_errors=0,
+        prompt_tokens=210.4,
+        latent_tokens=16.0 * name.startswith("latent"),
+        seconds={"total": 1.25},
         **versus,
-    }
-
-
-def against(difference, p):
-    return {"difference": difference, "low": difference - 0.1, "high": difference + 0.1, "p_value": p}
+    )
 
 
 def table_of(benchmark="sums", variants=("",), seeds=(0,), failures=()):

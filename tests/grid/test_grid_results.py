@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from grid_rows import against, memory_row
 
 from latentmem.errors import RunError
 from latentmem.grid.file import GridSection, Place
@@ -12,30 +13,17 @@ SECTION = GridSection(benchmarks={"sums": "quickstart"}, memories=("none", "text
 
 
 def memory(name, successes, seconds=1.0, **versus):
-    share = sum(successes) / len(successes)
-    return {
-        "name": name,
-        "accuracy": share,
-        "accuracy_low": 0.125,
-        "accuracy_high": 0.875,
-        "reward": share,
-        "no_answer": 0.0,
-        "num_errors": 1,
-        "prompt_tokens": 100.0 * seconds,
-        "latent_tokens": 8.0,
-        "generated_tokens": 20.0,
-        "seconds": {"generation": seconds, "total": seconds},
-        "peak_memory_mb": 1.0,
-        "successes": successes,
-        "rewards": [float(s) for s in successes],
-        "vs_none": None,
-        "vs_text": None,
+    return memory_row(
+        name,
+        successes,
+        accuracy_low=0.125,
+        accuracy_high=0.875,
+        num_errors=1,
+        prompt_tokens=100.0 * seconds,
+        latent_tokens=8.0,
+        seconds={"generation": seconds, "total": seconds},
         **versus,
-    }
-
-
-def against(difference, p):
-    return {"difference": difference, "low": difference - 0.1, "high": difference + 0.1, "p_value": p}
+    )
 
 
 def played(*memories, benchmark="sums", team="autogen", variant="", seed=0, tasks=None):

@@ -1,6 +1,5 @@
 """GRPO on the agents themselves: LMPO's trainer with another policy, on a model that a composer shares."""
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,17 @@ import torch
 from test_lmpo import SETTINGS, moved, recorded, run, weights
 from test_scoring import LARGE, toy_loss
 from torch import Tensor
-from training_world import SAMPLING, TASKS, Toy, World, assert_same_gradients, take_gradients, wake
+from training_world import (
+    SAMPLING,
+    TASKS,
+    SlowLosses,
+    Toy,
+    World,
+    assert_same_gradients,
+    assert_slopes,
+    take_gradients,
+    wake,
+)
 
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.processes import Processes
@@ -111,17 +120,7 @@ def test_gradients_equal_finite_differences_and_a_plain_backward_pass(make_world
     def loss() -> float:
         return sum(float(toy_loss(rows, logps, mask)) for rows, logps, mask in policy.score_all(examples, 300))
 
-    generator = random.Random(3)
-    for name, parameter in rival.trainable().items():
-        direction = torch.tensor([generator.gauss(0, 1) for _ in range(parameter.numel())]).double().view_as(parameter)
-        values = []
-        with torch.no_grad():
-            for sign in (1, -1):
-                parameter += sign * 1e-5 * direction
-                values.append(loss())
-                parameter -= sign * 1e-5 * direction
-        slope = (values[0] - values[1]) / 2e-5
-        assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+    assert_slopes(rival, loss, found)
     assert take_gradients(world.composer) == {}
 
 
@@ -208,7 +207,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     assert len(kept) == 2
     wake(rival)  # so that neither the policy of the rollouts nor the frozen model is today's any more
     losses: list[list[Tensor]] = []
-    kinds = {"inside": 0, "clipped": 0, "bounded": 0}
+    slow = SlowLosses(low, high, delta, beta)
     for group, advantages in kept:
         rewards = torch.tensor([trajectory.reward for trajectory in group])
         assert advantages == pytest.approx(((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist(), abs=1e-5)
@@ -219,21 +218,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
                 with torch.no_grad(), world.model.as_agent() as frozen:  # the reference: no adapter at all
                     logits = frozen(ids).logits[0, len(example.prompt_ids) - 1 : -1] / SAMPLING.temperature
                 reference = logits.log_softmax(1).gather(1, torch.tensor(example.token_ids)[:, None])[:, 0]
-                losses.append([])
-                for t, logp in enumerate(plain_logps(rival, example)):
-                    ratio = (logp - message.logps[t]).exp()
-                    if advantage > 0 and ratio > 1 + high:
-                        gain, kind = torch.tensor((1 + high) * advantage), "clipped"
-                    elif advantage < 0 and ratio < 1 - low:
-                        gain, kind = torch.tensor((1 - low) * advantage), "clipped"
-                    elif advantage < 0 and ratio > delta:
-                        gain, kind = torch.tensor(delta * advantage), "bounded"
-                    else:
-                        gain, kind = ratio * advantage, "inside"
-                    kinds[kind] += 1
-                    r = reference[t] - logp
-                    losses[-1].append(-gain + beta * (r.exp() - r - 1))
-    assert min(kinds.values()) > 0, kinds
+                losses.append(slow(plain_logps(rival, example), message.logps, reference, advantage))
+    slow.assert_all_ways_were_taken()
     num_tokens = sum(map(len, losses))
     total = sum(sum(row) for row in losses) / num_tokens
     total.backward()
@@ -243,7 +229,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     monkeypatch.setattr(trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(rival)) or 1.0))
     metrics = trainer._update(kept, {}, 0)
     assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
-    assert metrics["clip_fraction"] == pytest.approx((kinds["clipped"] + kinds["bounded"]) / num_tokens)
+    assert metrics["clip_fraction"] == pytest.approx((slow.kinds["clipped"] + slow.kinds["bounded"]) / num_tokens)
     assert_same_gradients(found.pop(), expected, 1e-4)
 
 

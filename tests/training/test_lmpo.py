@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import SAMPLING, TASKS, Toy, World, assert_same_gradients, plain_logps, take_gradients, wake
+from training_world import (
+    SAMPLING,
+    TASKS,
+    SlowLosses,
+    Toy,
+    World,
+    assert_same_gradients,
+    plain_logps,
+    take_gradients,
+    wake,
+)
 
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.models.language_model import Sampling
@@ -258,23 +268,10 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
             parameter.copy_(now[name])
 
     losses: list[list[torch.Tensor]] = []  # token by token
-    kinds = {"inside": 0, "clipped": 0, "bounded": 0}
+    slow = SlowLosses(low, high, delta, beta)
     for (example, old, advantage), reference in zip(scored, references, strict=True):
-        losses.append([])
-        for t, logp in enumerate(plain_logps(world.composer, world.model, example)):
-            ratio = (logp - old[t]).exp()
-            if advantage > 0 and ratio > 1 + high:
-                gain, kind = torch.tensor((1 + high) * advantage), "clipped"
-            elif advantage < 0 and ratio < 1 - low:
-                gain, kind = torch.tensor((1 - low) * advantage), "clipped"
-            elif advantage < 0 and ratio > delta:
-                gain, kind = torch.tensor(delta * advantage), "bounded"
-            else:
-                gain, kind = ratio * advantage, "inside"
-            kinds[kind] += 1
-            r = reference[t] - logp
-            losses[-1].append(-gain + beta * (r.exp() - r - 1))
-    assert min(kinds.values()) > 0, kinds
+        losses.append(slow(plain_logps(world.composer, world.model, example), old, reference, advantage))
+    slow.assert_all_ways_were_taken()
 
     num_tokens, num_messages = sum(map(len, losses)), len(losses)
     token_mean = sum(sum(row) for row in losses) / num_tokens
@@ -297,7 +294,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
         trainer.settings = replace(trainer.settings, loss_type=loss_type)
         metrics = trainer._update(kept, {}, 0)  # the composer was changed after the rollouts
         assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
-        assert metrics["clip_fraction"] == pytest.approx((kinds["clipped"] + kinds["bounded"]) / num_tokens)
+        assert metrics["clip_fraction"] == pytest.approx((slow.kinds["clipped"] + slow.kinds["bounded"]) / num_tokens)
         assert_same_gradients(found.pop(), expected[loss_type], 1e-4)
 
 

@@ -1,6 +1,5 @@
 """Scoring against one plain forward and backward pass over whole sequences, and against what the rollout recorded."""
 
-import random
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
-from training_world import SAMPLING, TASKS, assert_same_gradients, plain_logps, take_gradients, wake
+from training_world import SAMPLING, TASKS, assert_same_gradients, assert_slopes, plain_logps, take_gradients, wake
 
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
@@ -106,17 +105,7 @@ def test_gradients_equal_finite_differences_through_composer_and_agents(
 
     accumulate(composer, world.model, examples, loss_of, 200)
     found = take_gradients(composer)
-    generator = random.Random(3)
-    for name, parameter in composer.trainable().items():
-        direction = torch.tensor([generator.gauss(0, 1) for _ in range(parameter.numel())]).double().view_as(parameter)
-        values = []
-        with torch.no_grad():
-            for sign in (1, -1):
-                parameter += sign * 1e-5 * direction
-                values.append(loss())
-                parameter -= sign * 1e-5 * direction
-        slope = (values[0] - values[1]) / 2e-5
-        assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+    assert_slopes(composer, loss, found)
 
     expected = plain_loss(composer, world.model, examples, loss_of)
     expected.backward()

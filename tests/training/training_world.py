@@ -1,10 +1,13 @@
 """A small world to train in: a real tiny model, a real bank, a real team, and an environment of several turns."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,7 +22,7 @@ from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Team
-from latentmem.training.optimization import Optimization
+from latentmem.training.optimization import Optimization, Trained
 from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
 
@@ -145,3 +148,51 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm() / gradient.norm()) < relative, name
+
+
+def assert_slopes(trained: Trained, loss: Callable[[], float], found: Mapping[str, Tensor]) -> None:
+    """Each gradient, along a random direction, is the slope of the loss by central differences; for float64."""
+    generator = random.Random(3)
+    for name, parameter in trained.trainable().items():
+        direction = torch.tensor([generator.gauss(0, 1) for _ in range(parameter.numel())]).double().view_as(parameter)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                parameter += sign * 1e-5 * direction
+                values.append(loss())
+                parameter -= sign * 1e-5 * direction
+        slope = (values[0] - values[1]) / 2e-5
+        assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+
+
+@dataclass
+class SlowLosses:
+    """The clipped objective with its KL term, token by token as the paper writes it; counts which way each took."""
+
+    low: float
+    high: float
+    delta: float
+    beta: float
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def __call__(
+        self, logps: Tensor, old: Sequence[float], reference: Sequence[float] | Tensor, advantage: float
+    ) -> list[Tensor]:
+        losses = []
+        for t, logp in enumerate(logps):
+            ratio = (logp - old[t]).exp()
+            if advantage > 0 and ratio > 1 + self.high:
+                gain, kind = torch.tensor((1 + self.high) * advantage), "clipped"
+            elif advantage < 0 and ratio < 1 - self.low:
+                gain, kind = torch.tensor((1 - self.low) * advantage), "clipped"
+            elif advantage < 0 and ratio > self.delta:
+                gain, kind = torch.tensor(self.delta * advantage), "bounded"
+            else:
+                gain, kind = ratio * advantage, "inside"
+            self.kinds[kind] += 1
+            r = reference[t] - logp
+            losses.append(-gain + self.beta * (r.exp() - r - 1))
+        return losses
+
+    def assert_all_ways_were_taken(self) -> None:
+        assert min(self.kinds[kind] for kind in ("inside", "clipped", "bounded")) > 0, self.kinds

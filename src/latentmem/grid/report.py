@@ -13,15 +13,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latentmem.errors import RunError
 from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.report import (
     MISSING,
     accuracy_cell,
+    aligned,
+    check_schema,
     errors_cell,
     escape_markdown,
     findings,
+    make_folder,
     markdown_table,
     p_cell,
     per_task_cell,
@@ -59,16 +61,9 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
         RunError: grid.json is damaged or newer than this version, or the page cannot be written.
     """
     table = read_json(folder / RESULTS)
-    if table.get("schema_version", 0) > SCHEMA_VERSION:
-        raise RunError(
-            f"{folder / RESULTS}: schema_version is {table['schema_version']}, newer than {SCHEMA_VERSION}, the newest "
-            "this version reads; upgrade latentmem"
-        )
+    check_schema(folder / RESULTS, table, SCHEMA_VERSION)
     out = out or folder / "report"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: the report's folder cannot be made ({error.strerror}); name another") from None
+    make_folder(out)
     write_tables(out, table)
     page = template("grid.html").render(
         table=table,
@@ -142,16 +137,7 @@ def all_cells(table: Row) -> list[list[str]]:
 
 def format_summary(table: Row) -> str:
     """The overview for a terminal, and the verdict in words."""
-    lines = overview(table)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join(["", *aligned, "", LEGEND, *verdict(table)])
+    return "\n".join(["", *aligned(overview(table)), "", LEGEND, *verdict(table)])
 
 
 def format_markdown(table: Row) -> str:

@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 """Of grid.json; a reader refuses a newer one."""
 
 BASELINES = ("none", "text")
+_MEANS = ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens")
+"""Of a memory's row; told of several runs by their mean."""
 
 Row = dict[str, Any]
 
@@ -151,7 +153,7 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
         else:
             ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
             row |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
-        for key in ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens"):
+        for key in _MEANS:
             row[key] = float(np.mean([memory[key] for memory in of_seeds]))
         row["num_errors"] = sum(memory["num_errors"] for memory in of_seeds)
         row["seconds"] = {
@@ -195,7 +197,7 @@ def _overall(
             "num_errors": sum(part["num_errors"] for part in parts),
             "seconds": {"total": float(np.mean([part["seconds"]["total"] for part in parts]))},
         }
-        for key in ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens"):
+        for key in _MEANS:
             row[key] = float(np.mean([part[key] for part in parts]))
         for baseline in BASELINES:
             row[f"vs_{baseline}"] = None

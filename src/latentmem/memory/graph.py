@@ -26,7 +26,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.insights import Insight, mend, numbered, ranked
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
-from latentmem.memory.retrieval import Rate
+from latentmem.memory.retrieval import Rate, best_rated
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -115,15 +115,11 @@ class Graph:
         own = {key: set(bank.ids_of(task)) for key, task in tasks.items()}
         reached = self._reached(nodes, list(tasks.values()), own)
         candidates = {
-            key: [i for i in found if nodes[i]["solved"]][: self.section.max_candidates]
+            key: bank.get([nodes[i]["id"] for i in found if nodes[i]["solved"]][: self.section.max_candidates])
             for key, found in reached.items()
         }
-        episodes = {key: bank.get(nodes[i]["id"] for i in found) for key, found in candidates.items()}
-        ratings = iter(self.rate([(tasks[key], episode) for key, found in episodes.items() for episode in found]))
-        best: dict[str, list[int]] = {}
-        for key, found in candidates.items():
-            rated = [(next(ratings), i) for i in found]
-            best[key] = [i for _, i in sorted(rated, key=lambda pair: -pair[0])[: self.num_retrieved]]
+        best = best_rated(self.rate, list(tasks.values()), candidates, self.num_retrieved)
+        by_id = {node["id"]: node for node in nodes}
         insights = {
             key: self._supported(notes["insights"], {nodes[i]["id"] for i in found}, own[key])
             for key, found in reached.items()
@@ -132,12 +128,12 @@ class Graph:
         records = []
         for (task, _), brief in zip(queries, briefs, strict=True):
             found = best[task.key]
-            told = "\n\n".join(self._tell(nodes[i]) for i in found)
+            told = "\n\n".join(self._tell(by_id[trajectory.id]) for trajectory in found)
             parts = [
                 fill(self.insights.told, insights=brief) if brief else "",
                 fill(self.words.text, memory=told) if found else "",
             ]
-            sources = tuple(nodes[i]["id"] for i in found)
+            sources = tuple(trajectory.id for trajectory in found)
             records.append(Recalled(kind=self.kind, text="\n\n".join(filter(None, parts)), sources=sources))
         return records
 

@@ -4,7 +4,7 @@ Two stages: similarity of task texts finds candidates, quickly among any number;
 among them. Both look at the task alone, so each is asked once for a task, whatever its roles and rollouts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from latentmem.bank import ExperienceBank
 from latentmem.trajectory import Task, Trajectory
@@ -28,10 +28,23 @@ def retrieve(
     asked = list({task.key: task for task in tasks}.values())
     hits = bank.search_many(asked, k=k if rate is None else 2 * k, success=success)
     found = {task.key: [hit.trajectory for hit in result] for task, result in zip(asked, hits, strict=True)}
-    if rate is None:
-        return found
-    ratings = iter(rate([(task, trajectory) for task in asked for trajectory in found[task.key]]))
-    for key, candidates in found.items():
-        rated = [(next(ratings), trajectory) for trajectory in candidates]
-        found[key] = [trajectory for _, trajectory in sorted(rated, key=lambda pair: -pair[0])[:k]]
-    return found
+    return found if rate is None else best_rated(rate, asked, found, k)
+
+
+def best_rated(
+    rate: Rate, tasks: Sequence[Task], candidates: Mapping[str, Sequence[Trajectory]], k: int
+) -> dict[str, list[Trajectory]]:
+    """At most k of each task's candidates, best rated first, in their order where equal; by the task's key.
+
+    Args:
+        rate: asked once.
+        tasks: no task twice.
+        candidates: of each task, by its key.
+        k: trajectories for each task.
+    """
+    ratings = iter(rate([(task, trajectory) for task in tasks for trajectory in candidates[task.key]]))
+    best = {}
+    for task in tasks:
+        rated = [(next(ratings), trajectory) for trajectory in candidates[task.key]]
+        best[task.key] = [trajectory for _, trajectory in sorted(rated, key=lambda pair: -pair[0])[:k]]
+    return best

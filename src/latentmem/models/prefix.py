@@ -9,7 +9,7 @@ nothing: the result equals that of each row alone, to rounding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.capacity = capacity
         self.used = 0
+
+    @classmethod
+    def holding(cls, keys: Tensor, values: Tensor, used: int) -> Self:
+        """Room of the tensors' length, of which so many columns are written."""
+        slots = cls(keys.shape[2])
+        slots.keys, slots.values, slots.used, slots.is_initialized = keys, values, used, True
+        return slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the room once the shapes are known."""
@@ -96,10 +103,6 @@ _append: Callable[[Tensor, Tensor, int], Tensor] = _Append.apply
 
 class _Frozen(_Slots):
     """One layer's finished prompt, continued with gradients in the room behind it; what counts as written stays."""
-
-    def __init__(self, finished: _Slots) -> None:
-        super().__init__(finished.capacity)
-        self.keys, self.values, self.used, self.is_initialized = finished.keys, finished.values, finished.used, True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -250,12 +253,10 @@ class Prefix:
 
     def select(self, rows: Tensor) -> "Prefix":
         """The given rows [R] long, as a prefix of their own with the same room."""
-        layers = []
-        for layer in self.cache.layers:
-            slots = _Slots(layer.capacity)
-            slots.used, slots.is_initialized = layer.used, True
-            slots.keys, slots.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-            layers.append(slots)
+        layers = [
+            _Slots.holding(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), layer.used)
+            for layer in self.cache.layers
+        ]
         return Prefix(Cache(layers=layers), self.seen[rows], self.hidden[rows])
 
 
@@ -344,16 +345,14 @@ class Kept:
             return None
         layers = []
         for i, layer in enumerate(first.cache.layers):
-            slots = _Slots(longest)
             shape = (len(rows), layer.keys.shape[1], longest)
-            slots.keys = layer.keys.new_zeros(*shape, layer.keys.shape[3])
-            slots.values = layer.values.new_zeros(*shape, layer.values.shape[3])
+            keys = layer.keys.new_zeros(*shape, layer.keys.shape[3])
+            values = layer.values.new_zeros(*shape, layer.values.shape[3])
             for place, (row, tokens) in enumerate(zip(rows, beginnings, strict=True)):
                 if row is not None:
-                    slots.keys[place, :, : len(tokens)] = row.cache.layers[i].keys[0, :, : len(tokens)]
-                    slots.values[place, :, : len(tokens)] = row.cache.layers[i].values[0, :, : len(tokens)]
-            slots.used, slots.is_initialized = longest, True
-            layers.append(slots)
+                    keys[place, :, : len(tokens)] = row.cache.layers[i].keys[0, :, : len(tokens)]
+                    values[place, :, : len(tokens)] = row.cache.layers[i].values[0, :, : len(tokens)]
+            layers.append(_Slots.holding(keys, values, longest))
         lengths = torch.tensor([len(tokens) for tokens in beginnings], device=first.seen.device)
         seen = torch.arange(longest, device=first.seen.device)[None, :] < lengths[:, None]
         return Prefix(Cache(layers=layers), seen, first.hidden.expand(len(rows), -1))
@@ -470,7 +469,7 @@ def response_logps(
     length = response_ids.shape[1] - (latents is None)
     predicting = prefix.hidden[:, None]  # the column before each response token
     if new.shape[1]:
-        cache = Cache(layers=[_Frozen(layer) for layer in prefix.cache.layers])
+        cache = Cache(layers=[_Frozen.holding(layer.keys, layer.values, layer.used) for layer in prefix.cache.layers])
         hidden = hidden_states(model, embeddings, prefix.seen, new, cache)[:, -length:]
         predicting = hidden if latents is not None else torch.cat([predicting, hidden], dim=1)
     head = model.get_output_embeddings()

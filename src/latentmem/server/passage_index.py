@@ -134,14 +134,14 @@ class VectorSearch:
         vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="c").reshape(num_passages, -1)
         # The bank's search wants record numbers from 1; labels and exclusions are the bank's business.
         stored = StoredMatrix("", np.arange(1, num_passages + 1), vectors.view(np.ndarray), postings={})
-        self._index = BankIndex(folder, "", vectors.shape[1], stored)
+        # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
+        self._index = BankIndex(folder, "", vectors.shape[1], stored, estimate=_products)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
         """The k passages nearest to each query, equal ones by position."""
         with self._lock:
             vectors = self._embed(list(queries))
-            # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
-            found = self._index.nearest(vectors, k, (), [()] * len(queries), estimate=_products)
+            found = self._index.nearest(vectors, k, (), [()] * len(queries))
         return [[(number - 1, similarity) for number, similarity in hits] for hits in found]
 
 

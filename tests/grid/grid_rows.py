@@ -10,11 +10,15 @@ def memory_row(name, successes, **values):
         "reward": share,
         "no_answer": 0.0,
         "generated_tokens": 20.0,
+        "memory_prompt_tokens": 0.0,
+        "memory_generated_tokens": 0.0,
+        "learning": None,
         "peak_memory_mb": 1.0,
         "successes": successes,
         "rewards": [float(s) for s in successes],
         "vs_none": None,
         "vs_text": None,
+        "vs_real": None,
         **values,
     }
 

@@ -11,6 +11,7 @@ from training_world import TASKS, World
 
 from latentmem.errors import TrainingError
 from latentmem.processes import Processes
+from latentmem.teams.team import Agent, FixedTeam
 from latentmem.training.optimization import Progress
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.trajectory import Role, Trajectory
@@ -160,3 +161,22 @@ def test_roles_are_those_of_the_team(world: World) -> None:
     assert {role.name for role in world.team.roles} == set(trainer_of(world).roles[world.team.name])
     assert all(isinstance(role, Role) for role in trainer_of(world).roles[world.team.name].values())
     assert len(TASKS) == len(world.trajectories)
+
+
+def test_of_several_teams_each_trajectory_is_told_with_its_own_teams_profiles(world: World) -> None:
+    agents = [Agent(Role(name=r.name, profile=f"Twin of {r.name}."), "s", "{task}", ()) for r in world.team.roles]
+    twin = FixedTeam("twin", agents, agents[0].role.name)
+    ours, theirs, strangers = (
+        world.trajectories[i].model_copy(update={"team": team})
+        for i, team in enumerate((world.team.name, "twin", "strangers"))
+    )
+    trainer = trainer_of(world)
+    trainer.roles = {team.name: {role.name: role for role in team.roles} for team in (world.team, twin)}
+    assert trainer._usable([ours, theirs, strangers]) == [ours, theirs]
+    for trajectory in (ours, theirs):
+        texts = [example.composer_text for example in trainer._examples([trajectory])]
+        assert [f"Twin of {m.role}." in text for m, text in zip(trajectory.messages, texts, strict=True)] == [
+            trajectory is theirs
+        ] * len(texts)
+    alone = trainer_of(world)
+    assert alone._usable([strangers]) == [strangers]  # a team by another name, as in a released bank

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmem import recipes
-from latentmem.config import Config, dump_config, needs_bank
+from latentmem.config import Config, dump_config, needs_bank, split_control
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
 from latentmem.evaluation import file_stem
 from latentmem.grid.file import Grid, GridRun
@@ -117,7 +117,7 @@ def _play(
     parts = shared.parts(run.config)
     try:
         for recipe, users in _phases(run):
-            waiting = [name for name in users if name in names and name not in lines]
+            waiting = [name for name in names if split_control(name)[0] in users and name not in lines]
             if waiting:
                 try:
                     recipe(run.config, parts)
@@ -133,8 +133,8 @@ def _play(
 
 
 def _phases(run: GridRun) -> list[tuple[Callable[[Config, Any], None], tuple[str, ...]]]:
-    """What comes before the evaluation, and the memories that need it."""
-    remembering = tuple(filter(needs_bank, run.config.evaluate.memories))
+    """What comes before the evaluation, and the memories that need it, as do controls of them."""
+    remembering = tuple(split_control(name)[0] for name in run.config.evaluate.memories if needs_bank(name))
     warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
     return [
         *([(recipes.collect, remembering)] if run.config.bank.path is None else []),

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from latentmem.config import split_control
 from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.report import (
@@ -25,6 +26,7 @@ from latentmem.report import (
     findings,
     make_folder,
     markdown_table,
+    memory_tokens_cell,
     p_cell,
     per_task_cell,
     points_cell,
@@ -96,7 +98,11 @@ def verdict(table: Row) -> list[str]:
     elif grid["leave_out"] == "team":
         sentences.append("Each team is unseen: composers were trained, and banks filled, by all other teams.")
     compared = [
-        (f"{row['memory']} ({_where(row)})", baseline, row[f"vs_{baseline}"])
+        (
+            f"{row['memory']} ({_where(row)})",
+            split_control(row["memory"])[0] if baseline == "real" else baseline,
+            row[f"vs_{baseline}"],
+        )
         for row in [*table["rows"], *table["overall"]]
         for baseline in BASELINES
         if row[f"vs_{baseline}"]
@@ -253,10 +259,13 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "p vs none": partial(_versus, "none", lambda found: p_cell(found["p_holm"])),
     "vs text, points": partial(_versus, "text", points_cell),
     "p vs text": partial(_versus, "text", lambda found: p_cell(found["p_holm"])),
+    "vs real, points": partial(_versus, "real", points_cell),
+    "p vs real": partial(_versus, "real", lambda found: p_cell(found["p_holm"])),
     "errors": errors_cell,
     "prompt tok": partial(per_task_cell, "prompt_tokens", 0),
     "latent tok": partial(per_task_cell, "latent_tokens", 0),
     "new tok": partial(per_task_cell, "generated_tokens", 0),
+    "memory tok": memory_tokens_cell,
     "s/task": seconds_cell,
 }
 """Title and cell of each column."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from latentmem.config import split_control
 from latentmem.errors import RunError
 from latentmem.grid.file import GridSection, Place
 from latentmem.stats import crossed_comparison, crossed_interval, holm
@@ -17,9 +18,19 @@ from latentmem.stats import crossed_comparison, crossed_interval, holm
 SCHEMA_VERSION = 1
 """Of grid.json; a reader refuses a newer one."""
 
-BASELINES = ("none", "text")
-_MEANS = ("reward", "no_answer", "prompt_tokens", "latent_tokens", "generated_tokens")
-"""Of a memory's row; told of several runs by their mean."""
+BASELINES = ("none", "text", "real")
+"""What a memory is compared with: no memory, text memory; or, of a control, the memory that it is a control of."""
+
+_MEANS = (
+    "reward",
+    "no_answer",
+    "prompt_tokens",
+    "latent_tokens",
+    "generated_tokens",
+    "memory_prompt_tokens",
+    "memory_generated_tokens",
+)
+"""Figures a task, of which a row has the mean over its runs."""
 
 Row = dict[str, Any]
 
@@ -116,9 +127,12 @@ class _Tables:
 
 
 def _cell(run: Played, memory: Row) -> Row:
-    kept = ("accuracy", "accuracy_low", "accuracy_high", "reward", "no_answer", "num_errors", "prompt_tokens")
-    more = ("latent_tokens", "generated_tokens", "seconds", "peak_memory_mb", "successes", "rewards")
-    return asdict(run.place) | {"memory": memory["name"], "run": run.place.name} | {k: memory[k] for k in kept + more}
+    kept = ("accuracy", "accuracy_low", "accuracy_high", *_MEANS, "num_errors", "seconds", "peak_memory_mb", "learning")
+    return (
+        asdict(run.place)
+        | {"memory": memory["name"], "run": run.place.name}
+        | {key: memory[key] for key in (*kept, "successes", "rewards")}
+    )
 
 
 def _tables(runs: Sequence[Played]) -> _Tables:
@@ -153,23 +167,23 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
         else:
             ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
             row |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
-        for key in _MEANS:
-            row[key] = float(np.mean([memory[key] for memory in of_seeds]))
+        row |= {key: float(np.mean([memory[key] for memory in of_seeds])) for key in _MEANS}
         row["num_errors"] = sum(memory["num_errors"] for memory in of_seeds)
         row["seconds"] = {
             part: float(np.mean([memory["seconds"][part] for memory in of_seeds])) for part in of_seeds[0]["seconds"]
         }
         for baseline in BASELINES:
             row[f"vs_{baseline}"] = None
-            if not _compared(name, baseline) or baseline not in tables.successes:
+            other = _other(name, baseline)
+            if other is None or other not in tables.successes:
                 continue
             if len(runs) == 1:
                 row[f"vs_{baseline}"] = dict(of_seeds[0][f"vs_{baseline}"])
             else:
-                found = crossed_comparison(
-                    [successes], [tables.successes[baseline]], [tables.tasks], num_bootstraps, seed
+                theirs = [tables.successes[other]]
+                row[f"vs_{baseline}"] = asdict(
+                    crossed_comparison([successes], theirs, [tables.tasks], num_bootstraps, seed)
                 )
-                row[f"vs_{baseline}"] = asdict(found)
         rows.append(row)
     return rows
 
@@ -197,20 +211,23 @@ def _overall(
             "num_errors": sum(part["num_errors"] for part in parts),
             "seconds": {"total": float(np.mean([part["seconds"]["total"] for part in parts]))},
         }
-        for key in _MEANS:
-            row[key] = float(np.mean([part[key] for part in parts]))
+        row |= {key: float(np.mean([part[key] for part in parts])) for key in _MEANS}
         for baseline in BASELINES:
             row[f"vs_{baseline}"] = None
-            if _compared(name, baseline) and all(baseline in table.successes for table in tables):
-                theirs = [table.successes[baseline] for table in tables]
+            other = _other(name, baseline)
+            if other is not None and all(other in table.successes for table in tables):
+                theirs = [table.successes[other] for table in tables]
                 row[f"vs_{baseline}"] = asdict(crossed_comparison(successes, theirs, tasks, num_bootstraps, seed))
         overall.append(row)
     return overall
 
 
-def _compared(memory: str, baseline: str) -> bool:
-    """Each pair once: none against text is text against none."""
-    return memory != baseline and (memory, baseline) != ("none", "text")
+def _other(memory: str, baseline: str) -> str | None:
+    """The memory that one is compared with, each pair once: none against text is text against none."""
+    real, control = split_control(memory)
+    if control is not None:  # one question is asked of it: what does the memory itself lose?
+        return real if baseline == "real" else None
+    return baseline if baseline != "real" and memory not in ("none", baseline) else None
 
 
 def _correct(rows: Sequence[Row]) -> int:

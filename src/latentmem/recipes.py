@@ -806,14 +806,21 @@ def _spread(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:
-    values = config.model_dump(mode="json", by_alias=True)
-    sections = {key: values[key] for key in (*_SETUP, phase)}
-    if config.train_teams:
-        sections["train_teams"] = values["train_teams"]
     # Each memory is played on its own and keeps files of its own: others may join them.
     free = ("evaluate.memories",)
     skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
-    return Run.open(Path(config.run), dump_config(config), phase, sections, skipped, free)
+    return Run.open(Path(config.run), dump_config(config), phase, sections_of(config, phase), skipped, free)
+
+
+def sections_of(config: Config, phase: str) -> dict[str, Any]:
+    """The keys that decide what a phase does, beside the bank that it reads, as plain JSON values."""
+    values = config.model_dump(mode="json", by_alias=True)
+    keys = [*_SETUP, phase]
+    if config.train_teams:
+        keys.append("train_teams")
+        if phase != "evaluate":  # others play in place of the team
+            keys.remove("team")
+    return {key: values[key] for key in keys}
 
 
 def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:

@@ -93,6 +93,14 @@ def test_runs_that_collect_alike_read_one_bank_however_variants_are_named_and_or
     assert {run.place.name: run.bank for run in again.runs}.items() >= banks.items()
 
 
+def test_teams_that_are_evaluated_only_read_the_bank_that_the_others_filled(load):
+    grid = load(GRID | {"teams": ["camel", "dylan"]}, train_teams=["autogen", "macnet"])
+    first, other = (run for run in grid.runs if run.place.benchmark == "sums")
+    assert first.bank == other.bank
+    assert first.bank.name.startswith("sums-autogen+macnet-seed0-")
+    assert first.bank.config.train_teams == ("autogen", "macnet")
+
+
 def test_no_bank_is_shared_where_none_is_needed_one_is_given_or_memory_is_used_to_collect(load):
     assert load(GRID | {"memories": ["none"]}).runs[0].bank is None
     (given, _) = load(GRID, bank={"path": "b.sqlite"}).runs

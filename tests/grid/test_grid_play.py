@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -212,6 +213,46 @@ def test_parts_of_a_grid_may_be_played_apart_and_are_gathered_by_the_whole(make,
         ("macnet", "text"),
     ]
     assert len(found["overall"]) == 2
+
+
+def test_what_the_same_teams_would_train_alike_is_trained_once_whoever_is_evaluated(make, learned_from):
+    axes = {"teams": ["macnet", "camel"], "memories": ["latent:lmpo"]}
+    sections = {"train_teams": ["autogen", "macnet"], "lmpo": COMMON["lmpo"] | {"initial": "sft"}}
+    grid = make(**axes, sections=sections)
+    found = play_grid(grid)
+    assert len(learned_from) == 1
+    assert found["train_teams"] == ["autogen", "macnet"]
+    whole = exported(grid.runs[0].config.bank.path)
+    assert {trajectory.team for trajectory in whole} == {"autogen", "macnet"}
+    for phase in ("sft", "lmpo"):
+        (weights,) = {
+            path.read_bytes()
+            for path in grid.folder.glob(f"cells/*/{phase}/checkpoints/step-000001/composer.safetensors")
+        }
+        assert weights
+    assert [row["team"] for row in found["rows"]] == ["macnet", "camel"]
+    # What begins LMPO differs, so it learns anew.
+    play_grid(make(**axes, sections=sections, variants={"slow": {"sft.learning_rate": 1e-5}}))
+    assert len(learned_from) == 2
+
+
+def test_a_training_that_was_begun_is_gone_on_with_and_not_overwritten(make, monkeypatch):
+    axes = {"teams": ["autogen", "macnet"], "memories": ["latent:sft"], "sections": {"train_teams": ["camel"]}}
+    grid = make(**axes)
+    play_grid(grid)
+    folder = cell(grid, "sums-macnet-seed0")
+    (folder / play.PLAYED).unlink()
+    (folder / "sft" / "mine").write_text("kept")
+    play_grid(make(**axes))
+    assert (folder / "sft" / "mine").exists()
+    shutil.rmtree(folder / "sft")
+    (folder / ".sft.fresh").mkdir()
+    (folder / ".sft.fresh" / "torn").write_text("")
+    (folder / play.PLAYED).unlink()
+    play_grid(make(**axes))
+    assert sorted(path.name for path in (folder / "sft").iterdir()) == sorted(
+        path.name for path in (cell(grid, "sums-autogen-seed0") / "sft").iterdir()
+    )
 
 
 def test_what_a_memory_needs_is_trained_also_for_its_controls_and_nothing_else(make):

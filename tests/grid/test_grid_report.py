@@ -38,7 +38,7 @@ def memory(name, successes, **versus):
     )
 
 
-def table_of(benchmark="sums", variants=("",), seeds=(0,), failures=()):
+def table_of(benchmark="sums", variants=("",), seeds=(0,), failures=(), train_teams=()):
     names = ("none", "text", "latent:lmpo")
     section = GridSection(
         benchmarks={benchmark: "x"}, memories=names, seeds=seeds, variants={name: {} for name in variants if name}
@@ -60,7 +60,19 @@ def table_of(benchmark="sums", variants=("",), seeds=(0,), failures=()):
         for variant in variants
         for seed in seeds
     ]
-    return summarise("runs/g", section, runs, failures, 3 * len(runs) + len(failures), 200)
+    return summarise("runs/g", section, runs, failures, 3 * len(runs) + len(failures), 200, train_teams)
+
+
+@pytest.mark.parametrize(
+    ("teams", "said"),
+    [
+        (["macnet", "camel"], ["Composers were trained, and banks filled, by macnet, camel; unseen: autogen."]),
+        (["autogen"], ["Composers were trained, and banks filled, by autogen."]),
+        ([], []),
+    ],
+)
+def test_the_verdict_names_who_trained_for_all_and_who_is_unseen(teams, said):
+    assert [line for line in verdict(table_of(train_teams=teams)) if "trained" in line] == said
 
 
 def test_the_overview_marks_what_is_left_after_correction():

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from latentmem.config import MemorySection
+from latentmem.config import MemorySection, read_values
 from latentmem.errors import CheckpointError, ConfigError, ModelError
+from latentmem.grid.file import load_grid
 from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
@@ -217,6 +218,23 @@ def test_all_words_around_episodes_and_roles_can_be_replaced(make: Callable) -> 
         "<assistant>|1: Q {x}\nA the action\nright\n\n2: Q two\nA the action|1: -\n\n2: b"
     )
     assert composer.prompt(TASK, ROLE, []) == "<assistant>|nil|nil"
+
+
+def test_the_packaged_role_ablation_takes_away_what_its_variants_are_called_after(make: Callable) -> None:
+    found = [trajectory("What is 1 + 1?", {"assistant": "It is 2.", "critic": "Right."})]
+    left = {}
+    for run in load_grid(read_values("ablation-role"), "ablation-role").runs:
+        text = make(words=run.config.memory, template=run.config.composer.template).prompt(TASK, ROLE, found)
+        assert TASK.text in text
+        assert "What is 1 + 1?" in text
+        assert f"In {K} latent tokens" in text
+        left[run.place.variant] = tuple(part in text for part in ("assistant", ROLE.profile, "It is 2."))
+    assert left == {
+        "whole": (True, True, True),
+        "no-profile": (True, False, True),
+        "no-messages": (True, True, False),
+        "neither": (False, False, False),
+    }
 
 
 def test_words_belong_to_a_checkpoint_and_one_without_them_has_those_of_before(make: Callable, tmp_path: Path) -> None:

@@ -264,9 +264,14 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     ):
         return None
     values = config.model_dump(mode="json", by_alias=True)
-    kept = {key: values[key] for key in FILLS_BANK} | {"bank": {"embedder": config.bank.embedder}}
+    players = config.train_teams or (config.team,)
+    kept = {key: values[key] for key in FILLS_BANK} | {
+        "team": players[0],  # also where it is only evaluated, and others collect
+        "bank": {"embedder": config.bank.embedder},
+    }
     digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    name = f"{replace(run.place, variant='').name}-{digest}"
+    place = replace(run.place, team="+".join(map(_stem, players)), variant="")
+    name = f"{place.name}-{digest}"
     return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))
 
 

@@ -2,13 +2,14 @@
 
 A cell is one memory of one run. One that cannot be played is recorded with its line and the rest go on. What another
 run has computed already is not computed again: equal models are loaded once, a bank that several read is collected
-once, and episodes without memory or with text memory are copied from a run that played the very same.
+once; a training, and episodes without memory or with text memory, are copied from a run that did the very same.
 """
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def play_grid(grid: Grid) -> Row:
     played: list[Played] = []
     failures: list[Failure] = []
     banks: dict[str, str | None] = {}
-    episodes: dict[str, Path] = {}
+    done = _Done()
     table: Row = {}
     for i, run in enumerate(grid.runs):
         began = time.perf_counter()
@@ -62,17 +63,17 @@ def play_grid(grid: Grid) -> Row:
             if run.bank is not None and run.bank.name not in banks:
                 banks[run.bank.name] = _collect(run.bank.config, shared)
             missing = banks[run.bank.name] if run.bank is not None else None
-            results, lines = _play(run, shared, episodes, missing)
+            results, lines = _play(run, shared, done, missing)
         teller.tell(run, results, lines, time.perf_counter() - began if is_new else None)
         failures += [Failure(run.place, memory, line) for memory, line in lines.items()]
         if results is not None:
             played.append(Played(run.place, results))
-            for row in results["memories"]:
-                if key := _same_episodes(run.config, row["name"]):
-                    episodes.setdefault(key, Path(run.config.run) / "evaluate")
+            done.add(run, lines)
         if is_new or i == len(grid.runs) - 1:
             most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
-            table = summarise(str(grid.folder), grid.section, played, failures, teller.num_cells, most)
+            teams = {run.config.train_teams for run in grid.runs}
+            trained = teams.pop() if len(teams) == 1 else ()
+            table = summarise(str(grid.folder), grid.section, played, failures, teller.num_cells, most, trained)
             write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
     _say(write_tables(grid.folder, table))
     if failures:
@@ -106,7 +107,7 @@ def _collect(config: Config, shared: recipes.Shared) -> str | None:
 
 
 def _play(
-    run: GridRun, shared: recipes.Shared, episodes: dict[str, Path], missing: str | None
+    run: GridRun, shared: recipes.Shared, done: "_Done", missing: str | None
 ) -> tuple[Row | None, dict[str, str]]:
     """The results of a run, of those memories that could be played; for each of the others why it could not.
 
@@ -116,14 +117,15 @@ def _play(
     lines = {} if missing is None else dict.fromkeys(filter(needs_bank, names), missing)
     parts = shared.parts(run.config)
     try:
-        for recipe, users in _phases(run):
-            waiting = [name for name in names if split_control(name)[0] in users and name not in lines]
+        for phase, recipe, users in _phases(run):
+            waiting = [name for name in users if name not in lines]
             if waiting:
                 try:
+                    done.copy_training(run.config, phase)
                     recipe(run.config, parts)
                 except LatentMemError as error:
                     lines |= dict.fromkeys(waiting, _line(error))
-        _copy_episodes(run.config, episodes)
+        done.copy_episodes(run.config)
         results = _evaluate(run.config, parts, lines)
     finally:
         parts.close()
@@ -132,15 +134,19 @@ def _play(
     return results, lines
 
 
-def _phases(run: GridRun) -> list[tuple[Callable[[Config, Any], None], tuple[str, ...]]]:
-    """What comes before the evaluation, and the memories that need it, as do controls of them."""
-    remembering = tuple(split_control(name)[0] for name in run.config.evaluate.memories if needs_bank(name))
+def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list[str]]]:
+    """What comes before the evaluation, and the memories of this run that need it, as do controls of them."""
+    names = run.config.evaluate.memories
     warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
+
+    def users(*memories: str) -> list[str]:
+        return [name for name in names if split_control(name)[0] in memories]
+
     return [
-        *([(recipes.collect, remembering)] if run.config.bank.path is None else []),
-        (recipes.train_sft, warmed_up),
-        (recipes.train_lmpo, ("latent:lmpo",)),
-        (recipes.train_grpo, ("grpo",)),
+        *([("collect", recipes.collect, [*filter(needs_bank, names)])] if run.config.bank.path is None else []),
+        ("sft", recipes.train_sft, users(*warmed_up)),
+        ("lmpo", recipes.train_lmpo, users("latent:lmpo")),
+        ("grpo", recipes.train_grpo, users("grpo")),
     ]
 
 
@@ -170,6 +176,61 @@ def _evaluate(config: Config, parts: Any, lines: dict[str, str]) -> Row | None:
     raise AssertionError("unreachable")
 
 
+class _Done:
+    """What runs have computed, in which folder; another run that would compute the very same copies it."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, Path] = {}
+
+    def add(self, run: GridRun, failed: Collection[str]) -> None:
+        """A run whose memories, but those that failed, were trained and played."""
+        folder = Path(run.config.run)
+        for phase, _, users in _phases(run):
+            if not set(users) <= set(failed):
+                self._folders.setdefault(_same_training(run.config, phase), folder / phase)
+        for name in run.config.evaluate.memories:
+            key = _same_episodes(run.config, name)
+            if key is not None and name not in failed:
+                self._folders.setdefault(key, folder / "evaluate")
+
+    def copy_training(self, config: Config, phase: str) -> None:
+        """Begin a phase with all that another run did in it, if it has not been begun; a copy is whole or not there.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        source, folder = self._folders.get(_same_training(config, phase)), Path(config.run) / phase
+        if source is None or folder.exists():
+            return
+        fresh = folder.with_name(f".{phase}.fresh")
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.copytree(source, fresh)
+            fresh.rename(folder)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be copied from {source} ({error})") from None
+
+    def copy_episodes(self, config: Config) -> None:
+        """Begin the evaluation of the memories that the same team has played the same tasks with."""
+        folder = Path(config.run) / "evaluate"
+        for memory in config.evaluate.memories:
+            source, stem = self._folders.get(_same_episodes(config, memory) or ""), file_stem(memory)
+            if source is not None and not (folder / f"{stem}.costs").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
+                    write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
+
+
+def _same_training(config: Config, phase: str) -> str:
+    """Equal for runs of which a phase learns the very same."""
+    parts: list[Any] = [phase, recipes.sections_of(config, phase)]
+    if phase == "lmpo" and config.lmpo.initial == "sft":
+        parts.append(config.sft.model_dump(mode="json"))
+    if phase != "grpo":
+        parts.append(config.bank.path or config.run)
+    return json.dumps(parts)
+
+
 def _same_episodes(config: Config, memory: str) -> str | None:
     """Equal for runs whose test episodes under this memory are one computation; None where that is not looked into."""
     if memory not in ("none", "text") or config.evaluate.online:
@@ -182,16 +243,6 @@ def _same_episodes(config: Config, memory: str) -> str | None:
     if memory == "text":
         parts += [values["bank"], values["memory"], config.bank.path or config.run]
     return json.dumps([memory, *parts])
-
-
-def _copy_episodes(config: Config, episodes: dict[str, Path]) -> None:
-    folder = Path(config.run) / "evaluate"
-    for memory in config.evaluate.memories:
-        source, stem = episodes.get(_same_episodes(config, memory) or ""), file_stem(memory)
-        if source is not None and not (folder / f"{stem}.costs").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
-                write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
 
 
 class _Teller:

@@ -97,6 +97,10 @@ def verdict(table: Row) -> list[str]:
         )
     elif grid["leave_out"] == "team":
         sentences.append("Each team is unseen: composers were trained, and banks filled, by all other teams.")
+    elif trained := table.get("train_teams"):
+        unseen = [team for team in grid["teams"] if team not in trained]
+        those = f"; unseen: {', '.join(unseen)}" if unseen else ""
+        sentences.append(f"Composers were trained, and banks filled, by {', '.join(trained)}{those}.")
     compared = [
         (
             f"{row['memory']} ({_where(row)})",

@@ -61,6 +61,7 @@ def summarise(
     failures: Sequence[Failure],
     num_cells: int,
     num_bootstraps: int,
+    train_teams: Sequence[str] = (),
     seed: int = 0,
 ) -> Row:
     """grid.json: every cell, one row for each memory of a benchmark, team and variant, and one over all of those.
@@ -72,6 +73,7 @@ def summarise(
         failures: cells without.
         num_cells: of the whole grid.
         num_bootstraps: for intervals and p-values that are not in the runs' results already.
+        train_teams: those that collected and trained for all runs; none: each run's own, or all others (`leave_out`).
         seed: of these.
 
     Returns:
@@ -105,6 +107,7 @@ def summarise(
         "schema_version": SCHEMA_VERSION,
         "run": folder,
         "grid": section.model_dump(mode="json"),
+        "train_teams": list(train_teams),
         "models": sorted({run.results["model"] for run in played}),
         "temperatures": sorted({run.results["temperature"] for run in played}),
         "num_cells": num_cells,

@@ -122,7 +122,7 @@ def test_latex_escapes_names_and_every_row_has_as_many_cells_as_columns():
     assert r"c\textasciitilde{}d\textasciicircum{}e\textbackslash{}f\{g\}\$" in text
     assert r"a\#b" in text
     tables = re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL)
-    assert len(tables) == 2
+    assert len(tables) == 3  # overview, comparisons, costs
     for columns, body in tables:
         rows = [line for line in body.splitlines() if line.endswith(r" \\")]
         assert len(rows) >= 1 + 3
@@ -136,6 +136,7 @@ def test_latex_escapes_names_and_every_row_has_as_many_cells_as_columns():
 
 def test_latex_leaves_ordinary_text_alone_and_keeps_one_line():
     assert escape_latex("latent:lmpo, k2 [95%]\n50°") == r"latent:lmpo, k2 [95\%] 50$^\circ$"
+    assert escape_latex("other-task k-2 -4.2 [-23.1, +15.4] - 1-2") == "other-task k-2 $-$4.2 [$-$23.1, +15.4] - 1-2"
 
 
 def test_tables_and_figure_lie_beside_grid_json(tmp_path):

@@ -142,7 +142,7 @@ def overview(table: Row) -> list[list[str]]:
 
 def all_cells(table: Row) -> list[list[str]]:
     """Header and rows of the whole table; the rows over all benchmarks and teams stand at the end."""
-    return table_cells([*table["rows"], *table["overall"]], COLUMNS)
+    return table_cells([*table["rows"], *table["overall"]], NAMES | COMPARISONS | COSTS)
 
 
 def format_summary(table: Row) -> str:
@@ -169,14 +169,17 @@ def format_markdown(table: Row) -> str:
 
 
 def format_latex(table: Row) -> str:
-    """Overview and the whole table as two LaTeX tables, for a document that loads the package booktabs."""
+    """Overview, comparisons and costs as three LaTeX tables, for a document that loads the package booktabs."""
+    rows, num_names = [*table["rows"], *table["overall"]], _num_names(table)
     return "\n".join(
         [
             "% Needs \\usepackage{booktabs}.",
             _tabular(overview(table), 1),
             f"% {escape_latex(LEGEND)}",
             "",
-            _tabular(all_cells(table), _num_names(table)),
+            _tabular(table_cells(rows, NAMES | COMPARISONS), num_names),
+            "",
+            _tabular(table_cells(rows, NAMES | COSTS), num_names),
             f"% {escape_latex(_notes(table))}",
             "",
         ]
@@ -184,12 +187,12 @@ def format_latex(table: Row) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Text as LaTeX prints it.
+    r"""Text as LaTeX prints it, a minus before a number as one.
 
-    >>> escape_latex("a_b & 5% \\ {x}")
-    'a\\_b \\& 5\\% \\textbackslash{} \\{x\\}'
+    >>> escape_latex("a_b & -5% \\ {x}")
+    'a\\_b \\& $-$5\\% \\textbackslash{} \\{x\\}'
     """
-    return re.sub(r"[\\{}$&#^_%~<>±°]", lambda match: _LATEX[match.group()], " ".join(text.split()))
+    return re.sub(r"[\\{}$&#^_%~<>±°]|(?<!\w)-(?=\d)", lambda match: _LATEX[match.group()], " ".join(text.split()))
 
 
 _LATEX = {
@@ -199,6 +202,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "-": "$-$",
     "°": r"$^\circ$",
     **{character: f"\\{character}" for character in "{}$&#_%"},
 }
@@ -256,8 +260,7 @@ NAMES: dict[str, Callable[[Row], str]] = {
     "variant": partial(_name, "variant"),
     "memory": partial(_name, "memory"),
 }
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    **NAMES,
+COMPARISONS: dict[str, Callable[[Row], str]] = {
     "accuracy [95%]": accuracy_cell,
     "vs none, points": partial(_versus, "none", points_cell),
     "p vs none": partial(_versus, "none", lambda found: p_cell(found["p_holm"])),
@@ -266,13 +269,15 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "vs real, points": partial(_versus, "real", points_cell),
     "p vs real": partial(_versus, "real", lambda found: p_cell(found["p_holm"])),
     "errors": errors_cell,
+}
+COSTS: dict[str, Callable[[Row], str]] = {
     "prompt tok": partial(per_task_cell, "prompt_tokens", 0),
     "latent tok": partial(per_task_cell, "latent_tokens", 0),
     "new tok": partial(per_task_cell, "generated_tokens", 0),
     "memory tok": memory_tokens_cell,
     "s/task": seconds_cell,
 }
-"""Title and cell of each column."""
+"""Title and cell of each column; those that are empty in every row are left out."""
 
 
 def _num_names(table: Row) -> int:

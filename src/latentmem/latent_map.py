@@ -166,6 +166,7 @@ def _drawing(m: LatentMap, labels: list[list[str]]) -> Callable[[str], bytes]:
             chosen = points[[row == found for row in flat]]
             look: Mapping[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.scatter(chosen[:, 0], chosen[:, 1], s=16, linewidth=0, label=label(found), zorder=2, **look)
+        axes.locator_params(nbins=5)  # the panel is narrow, and numbers may be long
         axes.set_xlabel(f"first axis, {_percent(m.explained[0])} of the variance")
         axes.set_ylabel(f"second axis, {_percent(m.explained[1])}")
         dress(axes, theme)

@@ -807,20 +807,30 @@ def _spread(model: PreTrainedModel, device: torch.device) -> None:
 
 def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     # Each memory is played on its own and keeps files of its own: others may join them.
-    free = ("evaluate.memories",)
+    free = ["evaluate.memories"]
+    if not _plays_itself(config, phase):
+        free.append("team")
     skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
-    return Run.open(Path(config.run), dump_config(config), phase, sections_of(config, phase), skipped, free)
+    return Run.open(Path(config.run), dump_config(config), phase, _sections(config, phase), skipped, free)
 
 
-def sections_of(config: Config, phase: str) -> dict[str, Any]:
-    """The keys that decide what a phase does, beside the bank that it reads, as plain JSON values."""
+def _sections(config: Config, phase: str) -> dict[str, Any]:
     values = config.model_dump(mode="json", by_alias=True)
-    keys = [*_SETUP, phase]
-    if config.train_teams:
-        keys.append("train_teams")
-        if phase != "evaluate":  # others play in place of the team
-            keys.remove("team")
+    keys = [*_SETUP, phase, *(["train_teams"] if config.train_teams else [])]
     return {key: values[key] for key in keys}
+
+
+def what_decides(config: Config, phase: str) -> dict[str, Any]:
+    """Equal where a phase does the very same with the same bank."""
+    sections = _sections(config, phase)
+    if not _plays_itself(config, phase):
+        del sections["team"]
+    return sections
+
+
+def _plays_itself(config: Config, phase: str) -> bool:
+    """Whether it is the team that plays in a phase, and not others in its place."""
+    return phase == "evaluate" or not config.train_teams
 
 
 def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:

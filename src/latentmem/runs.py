@@ -96,16 +96,16 @@ class Run:
             raise RunError(
                 f"{folder}: the run's folder cannot be made ({error.strerror}); name another with run=FOLDER"
             ) from None
-        lock = _lock(folder)
+        held = lock(folder)
         try:
             _hold_to_start(folder / phase / "config.yaml", phase_config, free)
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
-            run = cls(folder, phase, lock)
+            run = cls(folder, phase, held)
             run._keep_lines(lambda _: True)
         except BaseException:
-            lock.close()
+            held.close()
             raise
         return run
 
@@ -292,18 +292,23 @@ def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _lock(folder: Path) -> IO[bytes]:
+def lock(folder: Path) -> IO[bytes]:
+    """Keep other processes out of a run's folder until the file that is returned is closed.
+
+    Raises:
+        RunError: another process works there, or nothing can be locked.
+    """
     path = folder / ".lock"
     try:
-        lock = path.open("ab+", buffering=0)
+        file = path.open("ab+", buffering=0)
     except OSError as error:
         raise RunError(f"{path}: cannot be opened ({error.strerror}); name another folder with run=FOLDER") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        lock.seek(0)
-        holder = lock.read().decode().strip() or "unknown"
-        lock.close()
+        file.seek(0)
+        holder = file.read().decode().strip() or "unknown"
+        file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise RunError(
                 f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
@@ -312,12 +317,12 @@ def _lock(folder: Path) -> IO[bytes]:
             f"{path}: this file system cannot lock files ({error.strerror}); put the run folder on a local disk"
         ) from None
     try:
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n".encode())
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
     except OSError as error:
-        lock.close()
+        file.close()
         raise RunError(f"{path}: cannot be written ({error.strerror}). {_remedy(error)}") from None
-    return lock
+    return file
 
 
 def _hold_to_start(path: Path, phase_config: Mapping[str, Any], free: Collection[str]) -> None:

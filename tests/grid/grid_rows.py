@@ -18,7 +18,6 @@ def memory_row(name, successes, **values):
         "rewards": [float(s) for s in successes],
         "vs_none": None,
         "vs_text": None,
-        "vs_real": None,
         **values,
     }
 

@@ -215,25 +215,62 @@ def test_parts_of_a_grid_may_be_played_apart_and_are_gathered_by_the_whole(make,
     assert len(found["overall"]) == 2
 
 
-def test_what_the_same_teams_would_train_alike_is_trained_once_whoever_is_evaluated(make, learned_from):
-    axes = {"teams": ["macnet", "camel"], "memories": ["latent:lmpo"]}
+@pytest.fixture
+def trained(monkeypatch):
+    """Which phases took steps, in order."""
+    phases, train = [], recipes._train
+
+    def counted(config, phase, *args):
+        phases.append(phase)
+        return train(config, phase, *args)
+
+    monkeypatch.setattr(recipes, "_train", counted)
+    return phases
+
+
+def test_what_the_same_teams_would_train_alike_is_trained_once_whoever_is_evaluated(make, trained):
     sections = {"train_teams": ["autogen", "macnet"], "lmpo": COMMON["lmpo"] | {"initial": "sft"}}
-    grid = make(**axes, sections=sections)
-    found = play_grid(grid)
-    assert len(learned_from) == 1
+    axes = {"teams": ["macnet", "camel"], "memories": ["latent:lmpo"], "sections": sections}
+    found = play_grid(make(**axes))
+    assert trained == ["sft", "lmpo"]
     assert found["train_teams"] == ["autogen", "macnet"]
-    whole = exported(grid.runs[0].config.bank.path)
-    assert {trajectory.team for trajectory in whole} == {"autogen", "macnet"}
-    for phase in ("sft", "lmpo"):
-        (weights,) = {
-            path.read_bytes()
-            for path in grid.folder.glob(f"cells/*/{phase}/checkpoints/step-000001/composer.safetensors")
-        }
-        assert weights
     assert [row["team"] for row in found["rows"]] == ["macnet", "camel"]
-    # What begins LMPO differs, so it learns anew.
-    play_grid(make(**axes, sections=sections, variants={"slow": {"sft.learning_rate": 1e-5}}))
-    assert len(learned_from) == 2
+    grid = make("own", **axes, variants={"alike": {"evaluate.temperature": 0.5}, "slow": {"sft.learning_rate": 1e-5}})
+    trained.clear()
+    play_grid(grid)
+    assert trained == ["sft", "lmpo"] * 2  # what LMPO begins with differs between the variants, not between the teams
+    weights = {
+        variant: {
+            path.read_bytes()
+            for path in grid.folder.glob(f"cells/*-{variant}-*/lmpo/checkpoints/step-000001/composer.safetensors")
+        }
+        for variant in ("alike", "slow")
+    }
+    assert [len(found) for found in weights.values()] == [1, 1]
+    assert weights["alike"] != weights["slow"]
+
+
+@pytest.mark.parametrize("own", ["given", "filled with memory"])
+def test_banks_that_the_grid_did_not_fill_are_not_taken_for_the_same(make, trained, tmp_path, own):
+    sections = {"train_teams": ["autogen"]}
+    if own == "given":
+        filled = make("filled", memories=["text"])
+        play_grid(filled)
+        sections["bank"] = COMMON["bank"] | {"path": filled.runs[0].config.bank.path}
+    else:
+        sections["collect"] = COMMON["collect"] | {"memory": "text"}
+    play_grid(make(teams=["macnet", "camel"], memories=["latent:sft"], sections=sections))
+    assert trained == ["sft", "sft"]
+
+
+def test_what_a_user_has_deleted_to_make_room_is_computed_again_by_whoever_needs_it(make, trained, calls):
+    axes = {"memories": ["none", "latent:sft"], "sections": {"train_teams": ["camel"]}}
+    grid = make(teams=["autogen"], **axes)
+    play_grid(grid)
+    shutil.rmtree(cell(grid, "sums-autogen-seed0") / "sft")
+    trained.clear()
+    play_grid(make(teams=["autogen", "macnet"], **axes))
+    assert trained == ["sft"]
 
 
 def test_a_training_that_was_begun_is_gone_on_with_and_not_overwritten(make, monkeypatch):
@@ -272,6 +309,12 @@ def test_a_control_is_compared_with_its_memory_alone(make):
     assert control["vs_real"]["difference"] == pytest.approx(control["accuracy"] - found["rows"][2]["accuracy"])
     assert (control["vs_none"], control["vs_text"]) == (None, None)
     assert found["num_comparisons"] == 3 + 1
+
+
+def test_a_control_without_its_memory_is_compared_as_any_other(make):
+    found = play_grid(make(memories=["none", "latent:untrained:random"]))
+    assert found["rows"][1]["vs_none"] is not None
+    assert found["num_comparisons"] == 1
 
 
 # Interruptions

@@ -176,3 +176,13 @@ def test_a_newer_grid_or_one_among_runs_is_refused(tmp_path, capsys):
         write_page(tmp_path)
     assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 2
     assert "is a grid, which has a page of its own" in capsys.readouterr().err
+
+
+def test_a_table_of_an_older_version_is_still_told(tmp_path):
+    table = table_of()
+    for row in [*table["rows"], *table["overall"], *table["cells"]]:
+        for key in ("vs_real", "memory_prompt_tokens", "memory_generated_tokens", "learning"):
+            row.pop(key, None)
+    del table["train_teams"]
+    (tmp_path / "grid.json").write_text(json.dumps(table))
+    assert "latent:lmpo" in write_page(tmp_path).read_text()

@@ -103,6 +103,24 @@ def test_the_rows_over_all_count_each_benchmark_and_team_alike_and_ties_tasks_of
     assert text["vs_text"] is None
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_control_is_compared_with_its_memory_in_each_row_and_over_all(seeds):
+    real, control = "latent:sft", "latent:sft:other-role"
+    runs = [
+        played(
+            memory("none", [0] * 6), memory(real, [1] * 6), memory(control, [1, 0, 0, 0, 0, 0]), team=team, seed=seed
+        )
+        for team in ("autogen", "macnet")
+        for seed in seeds
+    ]
+    table = table_of(*runs)
+    for row in [row for row in [*table["rows"], *table["overall"]] if row["memory"] == control]:
+        assert row["vs_real"]["difference"] == pytest.approx(-5 / 6)
+        assert row["vs_real"]["p_value"] == pytest.approx(2 / 2**5, abs=0.01)  # five tasks differ, all one way
+        assert (row["vs_none"], row["vs_text"]) == (None, None)
+    assert table["num_comparisons"] == 3 * (1 + 1)  # latent against none, and the control against it
+
+
 def test_a_memory_that_one_run_lacks_is_left_out_where_it_cannot_be_averaged():
     runs = [
         played(memory("none", [0, 1]), memory("text", [1, 1], vs_none=against(0.5, 1.0))),

@@ -80,7 +80,7 @@ class GridSection(Section):
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Self:
-        for key, names in (("teams", [*map(_stem, self.teams)]), ("seeds", [*self.seeds])):
+        for key, names in (("teams", [*map(team_name, self.teams)]), ("seeds", [*self.seeds])):
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
                 raise ValueError(f"has {twice[0]!r} twice among its {key}; leave one out, or rename its file")
@@ -164,7 +164,7 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
     for name, team, (variant, changes), seed in product(
         section.benchmarks, section.teams, (section.variants or {"": {}}).items(), section.seeds
     ):
-        place = Place(name, _stem(team), variant, seed)
+        place = Place(name, team_name(team), variant, seed)
         run = {
             "run": str(folder / "cells" / place.name),
             "team": team,
@@ -270,10 +270,11 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
         "bank": {"embedder": config.bank.embedder},
     }
     digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    place = replace(run.place, team="+".join(map(_stem, players)), variant="")
+    place = replace(run.place, team="+".join(map(team_name, players)), variant="")
     name = f"{place.name}-{digest}"
     return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))
 
 
-def _stem(team: str) -> str:
+def team_name(team: str) -> str:
+    """What a team is called, whether it is packaged or a file."""
     return Path(team).stem

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from latentmem import recipes
 from latentmem.config import Config, dump_config, needs_bank, split_control
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
 from latentmem.evaluation import file_stem
-from latentmem.grid.file import Grid, GridRun
+from latentmem.grid.file import Grid, GridRun, team_name
 from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
 from latentmem.processes import Processes
-from latentmem.runs import read_json, write_atomic
+from latentmem.runs import lock, read_json, write_atomic
 
 Row = dict[str, Any]
 
@@ -59,7 +59,11 @@ def play_grid(grid: Grid) -> Row:
         results = _finished(run)
         lines: dict[str, str] = {}
         is_new = results is None
-        if is_new:
+        if results is not None:
+            for phase, _, users in _phases(run):
+                if users:
+                    done.add(run, phase)
+        else:
             if run.bank is not None and run.bank.name not in banks:
                 banks[run.bank.name] = _collect(run.bank.config, shared)
             missing = banks[run.bank.name] if run.bank is not None else None
@@ -68,11 +72,12 @@ def play_grid(grid: Grid) -> Row:
         failures += [Failure(run.place, memory, line) for memory, line in lines.items()]
         if results is not None:
             played.append(Played(run.place, results))
-            done.add(run, lines)
+            for row in results["memories"]:
+                done.add(run, "evaluate", row["name"])
         if is_new or i == len(grid.runs) - 1:
             most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
-            teams = {run.config.train_teams for run in grid.runs}
-            trained = teams.pop() if len(teams) == 1 else ()
+            teams = {run.config.train_teams for run in grid.runs if run.bank is not None}
+            trained = [*map(team_name, teams.pop())] if len(teams) == 1 else []
             table = summarise(str(grid.folder), grid.section, played, failures, teller.num_cells, most, trained)
             write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
     _say(write_tables(grid.folder, table))
@@ -121,11 +126,16 @@ def _play(
             waiting = [name for name in users if name not in lines]
             if waiting:
                 try:
-                    done.copy_training(run.config, phase)
+                    done.copy_training(run, phase)
                     recipe(run.config, parts)
+                    done.add(run, phase)
                 except LatentMemError as error:
                     lines |= dict.fromkeys(waiting, _line(error))
-        done.copy_episodes(run.config)
+        for name in names:
+            try:
+                done.copy_episodes(run, name)
+            except LatentMemError as error:
+                lines[name] = _line(error)
         results = _evaluate(run.config, parts, lines)
     finally:
         parts.close()
@@ -182,67 +192,73 @@ class _Done:
     def __init__(self) -> None:
         self._folders: dict[str, Path] = {}
 
-    def add(self, run: GridRun, failed: Collection[str]) -> None:
-        """A run whose memories, but those that failed, were trained and played."""
-        folder = Path(run.config.run)
-        for phase, _, users in _phases(run):
-            if not set(users) <= set(failed):
-                self._folders.setdefault(_same_training(run.config, phase), folder / phase)
-        for name in run.config.evaluate.memories:
-            key = _same_episodes(run.config, name)
-            if key is not None and name not in failed:
-                self._folders.setdefault(key, folder / "evaluate")
+    def add(self, run: GridRun, phase: str, memory: str | None = None) -> None:
+        """A phase that a run has done; of `evaluate`, one memory's part."""
+        key = _key(run, phase, memory)
+        folder = Path(run.config.run) / phase
+        if key is not None and folder.exists():  # somebody may have made room
+            self._folders.setdefault(key, folder)
 
-    def copy_training(self, config: Config, phase: str) -> None:
-        """Begin a phase with all that another run did in it, if it has not been begun; a copy is whole or not there.
+    def copy_training(self, run: GridRun, phase: str) -> None:
+        """Begin a phase with all that another run did in it, if it has not been begun; a kill leaves no half of it.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or another process works in the run's folder.
         """
-        source, folder = self._folders.get(_same_training(config, phase)), Path(config.run) / phase
+        source, folder = self._folders.get(_key(run, phase) or ""), Path(run.config.run) / phase
         if source is None or folder.exists():
             return
         fresh = folder.with_name(f".{phase}.fresh")
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(source, fresh)
-            fresh.rename(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with lock(folder.parent):
+                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.copytree(source, fresh)
+                fresh.rename(folder)
         except OSError as error:
             raise RunError(f"{folder}: cannot be copied from {source} ({error})") from None
 
-    def copy_episodes(self, config: Config) -> None:
-        """Begin the evaluation of the memories that the same team has played the same tasks with."""
-        folder = Path(config.run) / "evaluate"
-        for memory in config.evaluate.memories:
-            source, stem = self._folders.get(_same_episodes(config, memory) or ""), file_stem(memory)
-            if source is not None and not (folder / f"{stem}.costs").exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
-                    write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
+    def copy_episodes(self, run: GridRun, memory: str) -> None:
+        """Begin the evaluation of a memory that the same team has played the same tasks with.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        folder, stem = Path(run.config.run) / "evaluate", file_stem(memory)
+        source = self._folders.get(_key(run, "evaluate", memory) or "")
+        if source is None or (folder / f"{stem}.costs").exists():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
+                write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
+        except OSError as error:
+            raise RunError(f"{folder}: {memory} cannot be copied from {source} ({error})") from None
 
 
-def _same_training(config: Config, phase: str) -> str:
-    """Equal for runs of which a phase learns the very same."""
-    parts: list[Any] = [phase, recipes.sections_of(config, phase)]
-    if phase == "lmpo" and config.lmpo.initial == "sft":
-        parts.append(config.sft.model_dump(mode="json"))
-    if phase != "grpo":
-        parts.append(config.bank.path or config.run)
-    return json.dumps(parts)
+def _key(run: GridRun, phase: str, memory: str | None = None) -> str | None:
+    """Equal for runs of which a phase is one computation; None where that is not looked into.
 
-
-def _same_episodes(config: Config, memory: str) -> str | None:
-    """Equal for runs whose test episodes under this memory are one computation; None where that is not looked into."""
-    if memory not in ("none", "text") or config.evaluate.online:
+    Banks are compared by the phase that filled them; what others have left in one may change between two runs.
+    """
+    config = run.config
+    bank = run.bank.name if run.bank is not None else config.run
+    parts: list[Any] = [phase, memory]
+    if memory is None:
+        parts += [recipes.what_decides(config, phase), bank if phase != "grpo" else None]
+        if phase == "lmpo" and config.lmpo.initial == "sft":
+            parts.append(config.sft.model_dump(mode="json"))
+    elif memory in ("none", "text") and not config.evaluate.online:
+        values = config.model_dump(mode="json")
+        parts += [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]
+        parts.append({key: values["evaluate"][key] for key in ("num_tasks", "batch_size", "temperature")})
+        if config.evaluate.temperature:
+            parts.append(config.seed)
+        if memory == "text":
+            parts += [values["bank"], values["memory"], bank]
+    else:
         return None
-    values = config.model_dump(mode="json")
-    parts = [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]
-    parts.append({key: values["evaluate"][key] for key in ("num_tasks", "batch_size", "temperature")})
-    if config.evaluate.temperature:
-        parts.append(config.seed)
-    if memory == "text":
-        parts += [values["bank"], values["memory"], config.bank.path or config.run]
-    return json.dumps([memory, *parts])
+    return json.dumps(parts)
 
 
 class _Teller:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from latentmem.config import split_control
 from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
+from latentmem.grid.file import team_name
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.report import (
     MISSING,
@@ -97,8 +98,8 @@ def verdict(table: Row) -> list[str]:
         )
     elif grid["leave_out"] == "team":
         sentences.append("Each team is unseen: composers were trained, and banks filled, by all other teams.")
-    elif trained := table.get("train_teams"):
-        unseen = [team for team in grid["teams"] if team not in trained]
+    if trained := table.get("train_teams"):
+        unseen = [team for team in map(team_name, grid["teams"]) if team not in trained]
         those = f"; unseen: {', '.join(unseen)}" if unseen else ""
         sentences.append(f"Composers were trained, and banks filled, by {', '.join(trained)}{those}.")
     compared = [
@@ -109,7 +110,7 @@ def verdict(table: Row) -> list[str]:
         )
         for row in [*table["rows"], *table["overall"]]
         for baseline in BASELINES
-        if row[f"vs_{baseline}"]
+        if row.get(f"vs_{baseline}")  # tables of older versions lack some
     ]
     sentences += findings(compared) if compared else ["No memory was compared with none or text."]
     seeds = len(grid["seeds"])
@@ -247,7 +248,7 @@ def _count(items: Sequence[Any] | Mapping[str, Any], one: str, many: str | None 
 
 
 def _versus(baseline: str, cell: Callable[[Row], str], row: Row) -> str:
-    return cell(row[f"vs_{baseline}"]) if row[f"vs_{baseline}"] else MISSING
+    return cell(row[f"vs_{baseline}"]) if row.get(f"vs_{baseline}") else MISSING
 
 
 def _name(key: str, row: Row) -> str:

@@ -4,7 +4,7 @@ Everything is plain JSON in and out. Within a benchmark the tasks are the same f
 every interval and test keeps them paired.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ _MEANS = (
     "memory_prompt_tokens",
     "memory_generated_tokens",
 )
-"""Figures a task, of which a row has the mean over its runs."""
+"""Figures a task, of which a row has the mean over its runs; runs of older versions lack some."""
 
 Row = dict[str, Any]
 
@@ -130,11 +130,21 @@ class _Tables:
 
 
 def _cell(run: Played, memory: Row) -> Row:
-    kept = ("accuracy", "accuracy_low", "accuracy_high", *_MEANS, "num_errors", "seconds", "peak_memory_mb", "learning")
+    kept = (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "num_errors",
+        "seconds",
+        "peak_memory_mb",
+        "successes",
+        "rewards",
+    )
     return (
         asdict(run.place)
-        | {"memory": memory["name"], "run": run.place.name}
-        | {key: memory[key] for key in (*kept, "successes", "rewards")}
+        | {"memory": memory["name"], "run": run.place.name, "learning": memory.get("learning")}
+        | {key: memory[key] for key in kept}
+        | {key: memory.get(key, 0.0) for key in _MEANS}
     )
 
 
@@ -170,17 +180,17 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
         else:
             ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
             row |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
-        row |= {key: float(np.mean([memory[key] for memory in of_seeds])) for key in _MEANS}
+        row |= {key: float(np.mean([memory.get(key, 0.0) for memory in of_seeds])) for key in _MEANS}
         row["num_errors"] = sum(memory["num_errors"] for memory in of_seeds)
         row["seconds"] = {
             part: float(np.mean([memory["seconds"][part] for memory in of_seeds])) for part in of_seeds[0]["seconds"]
         }
         for baseline in BASELINES:
             row[f"vs_{baseline}"] = None
-            other = _other(name, baseline)
-            if other is None or other not in tables.successes:
+            other = _other(name, baseline, tables.successes)
+            if other is None:
                 continue
-            if len(runs) == 1:
+            if len(runs) == 1 and of_seeds[0].get(f"vs_{baseline}"):
                 row[f"vs_{baseline}"] = dict(of_seeds[0][f"vs_{baseline}"])
             else:
                 theirs = [tables.successes[other]]
@@ -197,10 +207,9 @@ def _overall(
     """Means over benchmarks and teams, each counting alike, of the memories that all of them have."""
     tables = list(groups.values())
     tasks = [table.tasks for table in tables]
+    everywhere = [name for name in tables[0].successes if all(name in table.successes for table in tables)]
     overall = []
-    for name in tables[0].successes:
-        if not all(name in table.successes for table in tables):
-            continue
+    for name in everywhere:
         successes = [table.successes[name] for table in tables]
         low, high = crossed_interval(successes, tasks, (0.0, 1.0), seed, num_bootstraps)
         parts = [row for row in rows if row["variant"] == variant and row["memory"] == name]
@@ -217,20 +226,20 @@ def _overall(
         row |= {key: float(np.mean([part[key] for part in parts])) for key in _MEANS}
         for baseline in BASELINES:
             row[f"vs_{baseline}"] = None
-            other = _other(name, baseline)
-            if other is not None and all(other in table.successes for table in tables):
+            other = _other(name, baseline, everywhere)
+            if other is not None:
                 theirs = [table.successes[other] for table in tables]
                 row[f"vs_{baseline}"] = asdict(crossed_comparison(successes, theirs, tasks, num_bootstraps, seed))
         overall.append(row)
     return overall
 
 
-def _other(memory: str, baseline: str) -> str | None:
+def _other(memory: str, baseline: str, played: Collection[str]) -> str | None:
     """The memory that one is compared with, each pair once: none against text is text against none."""
     real, control = split_control(memory)
-    if control is not None:  # one question is asked of it: what does the memory itself lose?
+    if control is not None and real in played:  # one question is asked of it: what does the memory itself lose?
         return real if baseline == "real" else None
-    return baseline if baseline != "real" and memory not in ("none", baseline) else None
+    return baseline if baseline in played and memory not in ("none", baseline) else None
 
 
 def _correct(rows: Sequence[Row]) -> int:

@@ -75,11 +75,7 @@ def play_grid(grid: Grid) -> Row:
             for row in results["memories"]:
                 done.add(run, "evaluate", row["name"])
         if is_new or i == len(grid.runs) - 1:
-            most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
-            teams = {run.config.train_teams for run in grid.runs if run.bank is not None}
-            trained = [*map(team_name, teams.pop())] if len(teams) == 1 else []
-            table = summarise(str(grid.folder), grid.section, played, failures, teller.num_cells, most, trained)
-            write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
+            table = _tell_results(grid, played, failures, teller.num_cells)
     _say(write_tables(grid.folder, table))
     if failures:
         raise RunError(
@@ -87,6 +83,16 @@ def play_grid(grid: Grid) -> Row:
             f"{failures[0].place.name} {failures[0].memory}, with: {failures[0].line}; "
             "mend that and run the same command again, the others are kept"
         )
+    return table
+
+
+def _tell_results(grid: Grid, played: list[Played], failures: list[Failure], num_cells: int) -> Row:
+    """Write grid.json."""
+    most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
+    teams = {run.config.train_teams for run in grid.runs if run.bank is not None}
+    trained = [*map(team_name, teams.pop())] if len(teams) == 1 else []
+    table = summarise(str(grid.folder), grid.section, played, failures, num_cells, most, trained)
+    write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
     return table
 
 

@@ -518,3 +518,10 @@ def test_markdown_escapes_what_would_break_the_table() -> None:
 
 def test_long_texts_are_cut_and_the_rest_is_counted() -> None:
     assert report._clip("x" * 8_005) == "x" * 8_000 + "… (5 more characters)"
+
+
+def test_curves_of_several_runs_are_told_apart_by_what_differs_in_their_folders():
+    told = report._told_apart(["runs/a/cells/k2", "runs/a/cells/k4", "runs/a/cells/k4/again"])
+    assert list(told.values()) == ["k2", "k4", "k4/again"]
+    assert list(report._told_apart(["runs/mine"]).values()) == ["mine"]
+    assert list(report._told_apart(["/x/a", "runs/a"]).values()) == ["/x/a", "runs/a"]

@@ -520,15 +520,15 @@ def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str,
     """The figures with something to show, and by phase the titles of those that no run recorded."""
     pictures: list[Picture] = []
     unrecorded: dict[str, list[str]] = {}
+    labels = _told_apart([r.name for r in records])
     for curve in CURVES:
         series = {r.name: _series(r.rows(curve.phase), curve) for r in records}
         series = {name: points for name, points in series.items() if points}
         if series:
-            order = {r.name: i for i, r in enumerate(records)}
             alt = f"{curve.title} over the steps of {curve.phase.upper()}. " + " ".join(
                 f"{name}: {_trend(points)}" for name, points in series.items()
             )
-            drawn = in_both_themes(partial(_draw_curve, series, order))
+            drawn = in_both_themes(partial(_draw_curve, series, labels))
             pictures.append(Picture(f"{curve.phase}_{curve.key}", curve.title, alt, drawn))
         elif any(r.rows(curve.phase) for r in records):
             unrecorded.setdefault(curve.phase, []).append(curve.title)
@@ -550,11 +550,21 @@ def _trend(points: list[tuple[int, float]]) -> str:
     return f"from {first:.3g} to {last:.3g}{over}, between {min(values):.3g} and {max(values):.3g}."
 
 
-def _draw_curve(series: dict[str, list[tuple[int, float]]], order: dict[str, int], theme: str) -> bytes:
-    figure = Figure(figsize=(3.7, 2.2), layout="constrained")
+def _told_apart(names: list[str]) -> dict[str, str]:
+    """Each run without the folders that all of them lie in."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 for path in parts) and len({path[shared] for path in parts}) == 1:
+        shared += 1
+    return {name: str(Path(*path[shared:])) for name, path in zip(names, parts, strict=True)}
+
+
+def _draw_curve(series: dict[str, list[tuple[int, float]]], labels: dict[str, str], theme: str) -> bytes:
+    """Each run's curve; `labels` are those of all runs of the report, in the order of their colours."""
+    figure = Figure(figsize=(3.7, 2.2 + (0.1 + 0.1 * len(labels) if len(labels) > 1 else 0)), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
-        i = order[name]
+        i = list(labels).index(name)
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
         steps, values = [step for step, _ in points], [value for _, value in points]
         reach = len(values) // 16
@@ -565,13 +575,20 @@ def _draw_curve(series: dict[str, list[tuple[int, float]]], order: dict[str, int
             around = [values[max(0, j - reach) : j + reach + 1] for j in range(len(values))]
             values = [sum(near) / len(near) for near in around]
         axes.plot(
-            steps, values, style, color=colour, linewidth=1.8, label=label(name), marker="o" if few else None, ms=4
+            steps,
+            values,
+            style,
+            color=colour,
+            linewidth=1.8,
+            label=label(labels[name]),
+            marker="o" if few else None,
+            ms=4,
         )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes, theme)
-    if len(order) > 1:
-        add_legend(axes, theme)
+    if len(labels) > 1:
+        add_legend(axes, theme, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     return png(figure)
 
 

@@ -137,6 +137,21 @@ def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[li
     monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 
+@pytest.fixture
+def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numeric tasks pay for an odd number of characters: a random model never solves a sum."""
+    from latentmem.environments.environment import Outcome
+    from latentmem.environments.reasoning import ReasoningDomain
+
+    class OddLength:
+        instructions = "Say something."
+
+        def step(self, action: str) -> Outcome:
+            return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
+
+    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
+
+
 def _save_tokenizer(folder: Path, vocab_size: int) -> int:
     """Byte-level BPE trained on our sentences, ChatML specials first; every text can be encoded and decoded exactly."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

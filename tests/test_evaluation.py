@@ -4,12 +4,12 @@ import errno
 import json
 import math
 import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from killing import killed_at_sync
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError, RunError
 from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, file_stem, forget
@@ -238,16 +238,8 @@ def test_torn_and_missing_lines_are_played_again(tmp_path, damage, num_batches_a
 @pytest.mark.parametrize("fatal", range(1, 5))
 def test_kill_9_at_any_write_ends_with_the_same_numbers(tmp_path, monkeypatch, fatal):
     whole = compare(tmp_path / "whole", names=("none",))
-    child = os.fork()
-    if child == 0:
-        left = iter(range(fatal - 1, -1, -1))  # two writes a batch are synced: trajectories, then the cost
-        sync = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left) else os.kill(os.getpid(), 9))
-        try:
-            compare(tmp_path / "cut", names=("none",))
-        finally:
-            os._exit(1)  # whatever happens, the child is never a second pytest
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    # Two writes a batch are synced: trajectories, then the cost.
+    assert killed_at_sync(fatal, monkeypatch, lambda: compare(tmp_path / "cut", names=("none",)))
     assert without_costs(compare(tmp_path / "cut", names=("none",))) == without_costs(whole)
 
 
@@ -422,16 +414,7 @@ def test_an_interruption_and_several_processes_change_nothing_in_what_is_kept(tm
 @pytest.mark.parametrize("fatal", range(1, 9))
 def test_kill_9_at_any_write_leaves_latents_that_are_made_whole(tmp_path, monkeypatch, fatal):
     keep(tmp_path / "whole")
-    child = os.fork()
-    if child == 0:
-        left = iter(range(fatal - 1, -1, -1))
-        sync = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left) else os.kill(os.getpid(), 9))
-        try:
-            keep(tmp_path / "cut")
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert killed_at_sync(fatal, monkeypatch, lambda: keep(tmp_path / "cut"))
     keep(tmp_path / "cut")
     for name in ("latent-lmpo.safetensors", "latent-lmpo.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

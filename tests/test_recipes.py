@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from killing import killed_at_sync
 from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
-from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
 from latentmem.teams.team import load_team
 from peers import together
+
+pytestmark = pytest.mark.usefixtures("lucky")
 
 CONFIG = """
 run: {run}
@@ -52,29 +54,12 @@ class FakeEmbedder:
         return self.embed(texts)
 
 
-class OddLength:
-    """A world that pays for an odd number of characters."""
-
-    instructions = "Say something."
-
-    def step(self, action):
-        return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
-
-
 @pytest.fixture(autouse=True)
 def embedder(monkeypatch, fake_embed):
     monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
     monkeypatch.setattr(FakeEmbedder, "made", 0)
     monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
     return FakeEmbedder
-
-
-@pytest.fixture(autouse=True)
-def lucky(monkeypatch):
-    """A random model never solves a sum."""
-    from latentmem.environments.reasoning import ReasoningDomain
-
-    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
 
 
 @pytest.fixture(autouse=True)
@@ -148,20 +133,6 @@ def assert_same(ours, theirs, *phases):
         assert all(torch.equal(left[name], right[name]) for name in left)
     if "evaluate" in phases:
         assert results(ours) == results(theirs)
-
-
-def killed_at_sync(number, monkeypatch, action):
-    """Run an action in a child that kills itself at its `number`-th write to stable storage; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        left = iter(range(number - 1, -1, -1))
-        sync = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left, 1) else os.kill(os.getpid(), 9))
-        try:
-            action()
-        finally:
-            os._exit(1)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 class Interrupted(BaseException):

@@ -340,7 +340,12 @@ def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
             # "none against text" is "text against none" told twice, and would be corrected for twice.
             twice = memory["name"] == "none" and "text" in against_none
             if found and not twice and _has(found, "difference", "p_value"):
-                yield memory["name"], split_control(memory["name"])[0] if baseline == "real" else baseline, found
+                yield memory["name"], compared_with(memory["name"], baseline), found
+
+
+def compared_with(memory: str, baseline: str) -> str:
+    """The memory that a baseline is: of `real`, the one that `memory` is a control of."""
+    return split_control(memory)[0] if baseline == "real" else baseline
 
 
 def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:

@@ -1,7 +1,6 @@
 """Grids played with a tiny model: nothing twice, on after a kill, a failure stays alone, the unseen stays unseen."""
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from killing import killed_at_sync
 from latentmem import cli, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
-from latentmem.environments.environment import Outcome
-from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import ConfigError, DataError, LatentMemError
 from latentmem.evaluation import file_stem
 from latentmem.grid import play
@@ -47,21 +45,6 @@ COMMON = {
     "lmpo": {"num_steps": 1, "tasks_per_step": 2, "group_size": 2, "initial": "untrained"},
     "evaluate": {"batch_size": 2, "num_bootstraps": 50},
 }
-
-
-class OddLength:
-    """A world that pays for an odd number of characters."""
-
-    instructions = "Say something."
-
-    def step(self, action):
-        return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
-
-
-@pytest.fixture
-def lucky(monkeypatch):
-    """A random model never solves a sum."""
-    monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
 
 
 @pytest.fixture
@@ -318,20 +301,6 @@ def test_a_control_without_its_memory_is_compared_as_any_other(make):
 
 
 # Interruptions
-
-
-def killed_at_sync(number, monkeypatch, action):
-    """Run an action in a child that kills itself at its `number`-th write to stable storage; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        left = iter(range(number - 1, -1, -1))
-        sync = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda handle: sync(handle) if next(left, 1) else os.kill(os.getpid(), 9))
-        try:
-            action()
-        finally:
-            os._exit(1)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def test_a_grid_that_is_killed_goes_on_to_the_same_table(make, monkeypatch):

@@ -13,7 +13,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latentmem.config import split_control
 from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
 from latentmem.grid.file import team_name
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
@@ -22,6 +21,7 @@ from latentmem.report import (
     accuracy_cell,
     aligned,
     check_schema,
+    compared_with,
     errors_cell,
     escape_markdown,
     findings,
@@ -103,12 +103,8 @@ def verdict(table: Row) -> list[str]:
         those = f"; unseen: {', '.join(unseen)}" if unseen else ""
         sentences.append(f"Composers were trained, and banks filled, by {', '.join(trained)}{those}.")
     compared = [
-        (
-            f"{row['memory']} ({_where(row)})",
-            split_control(row["memory"])[0] if baseline == "real" else baseline,
-            row[f"vs_{baseline}"],
-        )
-        for row in [*table["rows"], *table["overall"]]
+        (f"{row['memory']} ({_where(row)})", compared_with(row["memory"], baseline), row[f"vs_{baseline}"])
+        for row in _all_rows(table)
         for baseline in BASELINES
         if row.get(f"vs_{baseline}")  # tables of older versions lack some
     ]
@@ -143,7 +139,7 @@ def overview(table: Row) -> list[list[str]]:
 
 def all_cells(table: Row) -> list[list[str]]:
     """Header and rows of the whole table; the rows over all benchmarks and teams stand at the end."""
-    return table_cells([*table["rows"], *table["overall"]], NAMES | COMPARISONS | COSTS)
+    return table_cells(_all_rows(table), NAMES | COMPARISONS | COSTS)
 
 
 def format_summary(table: Row) -> str:
@@ -171,7 +167,7 @@ def format_markdown(table: Row) -> str:
 
 def format_latex(table: Row) -> str:
     """Overview, comparisons and costs as three LaTeX tables, for a document that loads the package booktabs."""
-    rows, num_names = [*table["rows"], *table["overall"]], _num_names(table)
+    rows, num_names = _all_rows(table), _num_names(table)
     return "\n".join(
         [
             "% Needs \\usepackage{booktabs}.",
@@ -279,6 +275,10 @@ COSTS: dict[str, Callable[[Row], str]] = {
     "s/task": seconds_cell,
 }
 """Title and cell of each column; those that are empty in every row are left out."""
+
+
+def _all_rows(table: Row) -> list[Row]:
+    return [*table["rows"], *table["overall"]]
 
 
 def _num_names(table: Row) -> int:

@@ -6,6 +6,7 @@ every interval and test keeps them paired.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -185,19 +186,8 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
         row["seconds"] = {
             part: float(np.mean([memory["seconds"][part] for memory in of_seeds])) for part in of_seeds[0]["seconds"]
         }
-        for baseline in BASELINES:
-            row[f"vs_{baseline}"] = None
-            other = _other(name, baseline, tables.successes)
-            if other is None:
-                continue
-            if len(runs) == 1 and of_seeds[0].get(f"vs_{baseline}"):
-                row[f"vs_{baseline}"] = dict(of_seeds[0][f"vs_{baseline}"])
-            else:
-                theirs = [tables.successes[other]]
-                row[f"vs_{baseline}"] = asdict(
-                    crossed_comparison([successes], theirs, [tables.tasks], num_bootstraps, seed)
-                )
-        rows.append(row)
+        told = of_seeds[0] if len(runs) == 1 else {}
+        rows.append(row | _compared(name, [tables], tables.successes, num_bootstraps, seed, told))
     return rows
 
 
@@ -224,14 +214,31 @@ def _overall(
             "seconds": {"total": float(np.mean([part["seconds"]["total"] for part in parts]))},
         }
         row |= {key: float(np.mean([part[key] for part in parts])) for key in _MEANS}
-        for baseline in BASELINES:
-            row[f"vs_{baseline}"] = None
-            other = _other(name, baseline, everywhere)
-            if other is not None:
-                theirs = [table.successes[other] for table in tables]
-                row[f"vs_{baseline}"] = asdict(crossed_comparison(successes, theirs, tasks, num_bootstraps, seed))
-        overall.append(row)
+        overall.append(row | _compared(name, tables, everywhere, num_bootstraps, seed))
     return overall
+
+
+def _compared(
+    memory: str,
+    tables: Sequence[_Tables],
+    played: Collection[str],
+    num_bootstraps: int,
+    seed: int,
+    told: Mapping[str, Any] = MappingProxyType({}),
+) -> Row:
+    """Each baseline's comparison with a memory over all of the tables, or None; what a run has told is taken over."""
+    found: Row = {}
+    for baseline in BASELINES:
+        key, other = f"vs_{baseline}", _other(memory, baseline, played)
+        if other is None:
+            found[key] = None
+        elif told.get(key):
+            found[key] = dict(told[key])
+        else:
+            ours, theirs = ([table.successes[name] for table in tables] for name in (memory, other))
+            tasks = [table.tasks for table in tables]
+            found[key] = asdict(crossed_comparison(ours, theirs, tasks, num_bootstraps, seed))
+    return found
 
 
 def _other(memory: str, baseline: str, played: Collection[str]) -> str | None:

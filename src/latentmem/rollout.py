@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from latentmem.environments.environment import Environment, Outcome
+from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
@@ -89,6 +89,8 @@ class _Episode:
         assert self.environment is not None
         assert self.action is not None
         with self._failure_is_data():
+            if isinstance(self.environment, Listener):
+                self.environment.hear({message.role: message.response for message in self.messages})
             outcome = self.environment.step(self.action.text)
             if not 0 <= outcome.reward <= 1:
                 raise ValueError(f"the reward is {outcome.reward}; expected a number from 0 to 1")

@@ -3,14 +3,18 @@
 An environment serves one episode and is thrown away; it knows tasks and rewards and has never heard of memory.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
 from latentmem.trajectory import Task
 
-Split = Literal["train", "test"]
+Split = Literal["experience", "train", "dev", "test"]
+"""What tasks are for. `experience` is played into the bank, and neither trained on nor asked; `dev` is for choosing
+settings and checkpoints. Most domains have neither: then the train split is collected and its last tasks are set aside.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,22 @@ class Environment(Protocol):
         """Take the team's action. Called again until an outcome is `done`."""
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """An environment that judges what the members of a team said, and not the team's action alone."""
+
+    def hear(self, said: Mapping[str, str]) -> None:
+        """Take the last response of each role in this turn, by the role's name. Called before each `step`."""
+
+
+@runtime_checkable
+class Demonstrator(Protocol):
+    """A domain that can say what the members of a team should say."""
+
+    def demonstrations(self, task: Task) -> Mapping[str, str]:
+        """The right response of each role, by its name; the empty name stands for the role whose word is the action."""
+
+
 class Domain(Protocol):
     """A source of tasks, and of the environments that they are played in."""
 
@@ -45,7 +65,7 @@ class Domain(Protocol):
         """The `domain` of its tasks."""
 
     def tasks(self, split: Split) -> list[Task]:
-        """All tasks of a split, in a fixed order; no task is in both splits.
+        """All tasks of a split, in a fixed order; no task is in two splits. Empty where the domain has no such split.
 
         Raises:
             DataError: a row cannot be used, or there is none.

@@ -6,12 +6,12 @@ is never learned from: a train task that is also a test task, by its key or by i
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 
-from latentmem.environments.environment import Domain, Environment, Outcome, Split
+from latentmem.environments.environment import Domain, Environment, Listener, Outcome, Split
 from latentmem.errors import DataError
 from latentmem.trajectory import Task
 
@@ -33,10 +33,19 @@ class MixDomain:
     name = "mix"
 
     def __init__(self, train: Sequence[Part], test: Sequence[Part]) -> None:
-        self._parts: dict[Split, tuple[Part, ...]] = {"train": tuple(train), "test": tuple(test)}
+        everything = (*train, *test)
+        self._parts: dict[Split, tuple[Part, ...]] = {
+            "experience": everything,
+            "train": tuple(train),
+            "dev": everything,
+            "test": tuple(test),
+        }
 
     def tasks(self, split: Split) -> list[Task]:
-        """Train: the tasks of its parts, shuffled always alike. Test: those of its parts, one part after the other.
+        """The tasks of a split.
+
+        Train: the tasks of its parts, shuffled always alike. Test: those of its parts, one part after the other.
+        Experience and dev: those of all parts that have such a split.
 
         Raises:
             DataError: a part's row cannot be used.
@@ -75,7 +84,11 @@ class MixDomain:
             logger.warning("%d train tasks of the mix are test tasks too and were left out", len(train) - len(kept))
         once = list({task.key: (task, part) for task, part in kept}.values())
         Random("mix").shuffle(once)  # noqa: S311  # an order, not a secret
-        return {"train": once, "test": test}
+        return {"experience": self._of_all("experience"), "train": once, "dev": self._of_all("dev"), "test": test}
+
+    def _of_all(self, split: Split) -> list[tuple[Task, Part]]:
+        pairs = [(task, part) for part in self._parts[split] for task in part.domain.tasks(split)]
+        return list({task.key: (task, part) for task, part in pairs}.values())
 
 
 class _Bounded:
@@ -88,6 +101,10 @@ class _Bounded:
     @property
     def instructions(self) -> str:
         return self._environment.instructions
+
+    def hear(self, said: Mapping[str, str]) -> None:
+        if isinstance(self._environment, Listener):
+            self._environment.hear(said)
 
     def step(self, action: str) -> Outcome:
         outcome = self._environment.step(action)

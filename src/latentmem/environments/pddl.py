@@ -157,7 +157,7 @@ class PDDLDomain:
         Raises:
             DataError: a world has too few different problems, or the folder cannot be used.
         """
-        return list(self._tasks[split])
+        return list(self._tasks.get(split, ()))
 
     @cached_property
     def _tasks(self) -> dict[Split, list[Task]]:

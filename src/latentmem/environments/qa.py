@@ -198,11 +198,11 @@ class QADomain:
         Raises:
             DataError: no such rows, a row without question, id or accepted answer, or an id that occurs twice.
         """
-        return list(self._splits.tasks[split])
+        return list(self._splits.tasks.get(split, ()))
 
     def skipped(self, split: Split) -> dict[str, int]:
         """Rows of a split that were left out, counted by reason."""
-        return dict(self._splits.skipped[split])
+        return dict(self._splits.skipped.get(split, {}))
 
     @cached_property
     def _splits(self) -> Splits:

@@ -239,7 +239,7 @@ class ReasoningDomain:
             ConfigError: a family fails to generate a task under its parameters.
             DataError: a family has too few different tasks.
         """
-        return list(self._tasks[split])
+        return list(self._tasks.get(split, ()))
 
     @cached_property
     def _tasks(self) -> dict[Split, list[Task]]:

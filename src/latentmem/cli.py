@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train the composer, or its rival, the agents themselves")
     trainers = train.add_subparsers(required=True, metavar="TRAINER")
     for name, text in (
+        ("warmup", "the composer: learn to pass words on, before any data"),
         ("sft", "the composer: warm start on the bank's successes"),
         ("lmpo", "the composer: learn from the team's reward"),
         ("grpo", "the agents: learn from the team's reward in a LoRA of their own, without memory"),
@@ -232,6 +233,7 @@ def _run_recipe(options: argparse.Namespace) -> None:
     chosen: dict[str, Callable[[Config], object]] = {
         "quickstart": recipes.quickstart,
         "collect": recipes.collect,
+        "warmup": recipes.train_warmup,
         "sft": recipes.train_sft,
         "lmpo": recipes.train_lmpo,
         "grpo": recipes.train_grpo,

@@ -76,6 +76,12 @@ class ComposerSection(Section):
     initial_scale: PositiveFloat = 0.1
     """Root mean square of what the hidden states add to the untrained latents, relative to that of the agents' token
     embeddings; without it they are K line breaks."""
+    slots: PositiveInt | None = None
+    """Latents that begin as slots for words: each latent has a gate, open at the first so many, and a frame of its own,
+    which `train warmup` teaches the agents to read. null: the paper's form, one bias that all latents share."""
+    cue: Text | None = None
+    """What the composer reads after its text, but for its last token: as that token each query begins. A phrase that a
+    remembered word would follow, such as "The answer is". null: queries begin at random."""
 
 
 class Family(Section):
@@ -594,6 +600,45 @@ class GroupFields(Section):
         return self
 
 
+class WarmupSection(Section):
+    """Before any data: the agents learn to read the slots of a composer, and the composer to fill them with words."""
+
+    frame_steps: PositiveInt = 60
+    """Steps in which constants around the embedding of a random word are trained until the agents say that word."""
+    frame_rate: PositiveFloat = 1e-2
+    """Learning rate of these steps."""
+    fit_words: Annotated[int, Field(ge=0)] = 2000
+    """Words from which the projection is begun by ridge regression, where composer and agents share a tokenizer; 0: it
+    begins as the identity."""
+    copy_steps: PositiveInt = 80
+    """Steps in which the composer reads made-up episodes and the agents have to say a word that these told."""
+    learning_rate: PositiveFloat = 1e-3
+    """Of the LoRA matrices and `query_latents` in these steps."""
+    projection_rate: PositiveFloat = 0.1
+    """Learning rate of projection, gates and frames, as a multiple of `learning_rate`."""
+    lessons_per_step: PositiveInt = 16
+    """Examples in one step, over all processes."""
+    words_per_prompt: PositiveInt = 8
+    """Words tried after one prompt while the frame is trained; the prompt is read once for them."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    micro_batch_positions: PositiveInt = 512
+    """Positions with gradients in one forward pass; a matter of memory, not of the result."""
+    eval_every: PositiveInt | None = 20
+    """Steps between evaluations on words that are never trained on."""
+    save_every: PositiveInt = 20
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _whole_prompts(self) -> Self:
+        if self.lessons_per_step % self.words_per_prompt:
+            raise ValueError(
+                f"has lessons_per_step {self.lessons_per_step}; make it a multiple of words_per_prompt, "
+                f"{self.words_per_prompt}"
+            )
+        return self
+
+
 class SFTSection(ComposerOptimizerFields):
     """Supervised warm start on successful trajectories."""
 
@@ -714,6 +759,7 @@ class Config(Section):
     rivals: RivalsSection = RivalsSection()
     sampling: SamplingSection = SamplingSection()
     collect: CollectSection = CollectSection()
+    warmup: WarmupSection = WarmupSection()
     sft: SFTSection = SFTSection()
     lmpo: LMPOSection = LMPOSection()
     grpo: GRPOSection = GRPOSection()

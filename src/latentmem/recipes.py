@@ -37,6 +37,7 @@ from latentmem.config import (
     ReasoningSection,
     RivalsSection,
     SFTSection,
+    WarmupSection,
     dump_config,
     is_parametric,
     needs_bank,
@@ -86,6 +87,7 @@ from latentmem.training.optimization import (
 )
 from latentmem.training.policies import AgentsPolicy, LatentPolicy, Policy
 from latentmem.training.sft import SFTSettings, SFTTrainer
+from latentmem.training.warmup import WarmupSettings, WarmupTrainer
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,32 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
                 f"collect: {state['successes']} of {state['episodes']} episodes succeeded{failed}; "
                 f"{parts.bank.path} has {len(parts.bank)} trajectories"
             )
+
+
+def train_warmup(config: Config, parts: "_Parts | None" = None) -> None:
+    """Let agents and composer learn to pass words on, before any data."""
+    with _phase(config, "warmup", parts) as (processes, parts, run):
+        section = config.warmup
+        if _is_finished(config, "warmup", section.copy_steps, run):
+            return
+        composer = parts.latent_memory().composer
+        trainer = WarmupTrainer(
+            composer,
+            parts.model,
+            parts.train_teams,
+            partial(
+                Optimization,
+                processes=processes,
+                schedule="constant",
+                warmup_steps=0,
+                max_grad_norm=section.max_grad_norm,
+                weight_decay=0.0,
+            ),
+            processes,
+            WarmupSettings(**_fields(WarmupSettings, section)),
+            seed=stream_seed(config.seed, "warmup"),
+        )
+        _train(config, "warmup", run, trainer, section.frame_steps + section.copy_steps, "loss")
 
 
 def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
@@ -564,6 +592,8 @@ class _Parts:
             template=section.template,
             max_prompt_tokens=section.max_prompt_tokens,
             initial_scale=section.initial_scale,
+            slots=section.slots,
+            cue=section.cue,
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
@@ -725,7 +755,7 @@ class _Parts:
 
     def checkpoint(self, which: str) -> Path:
         """What a phase of this run selected, or the folder itself."""
-        if which not in ("sft", "lmpo", "grpo"):
+        if which not in ("warmup", "sft", "lmpo", "grpo"):
             return Path(which.removeprefix("grpo:"))
         folder = _checkpoints(self.config, which)
         found = selected_checkpoint(folder)
@@ -734,7 +764,8 @@ class _Parts:
                 f"{self.config.run}: no checkpoint of {which} here; "
                 f"run `latentmem train {which}` with this configuration first"
             )
-        steps, wanted = _steps_done(folder), getattr(self.config, which).num_steps
+        section = getattr(self.config, which)
+        steps, wanted = _steps_done(folder), section.copy_steps if which == "warmup" else section.num_steps
         if steps < wanted:
             logger.warning("%s has done %d of its %d steps; its checkpoint so far is used", which, steps, wanted)
         return found
@@ -982,7 +1013,12 @@ def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) ->
 
 
 def _train(
-    config: Config, phase: str, run: Run | None, trainer: SFTTrainer | LMPOTrainer, num_steps: int, shown: str
+    config: Config,
+    phase: str,
+    run: Run | None,
+    trainer: SFTTrainer | LMPOTrainer | WarmupTrainer,
+    num_steps: int,
+    shown: str,
 ) -> None:
     folder = _checkpoints(config, phase)
     with progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
@@ -1003,7 +1039,9 @@ def _train(
         _say(f"{phase}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
 
 
-def _fields(settings: type[LMPOSettings] | type[SFTSettings], section: OptimizerFields) -> dict[str, Any]:
+def _fields(
+    settings: type[LMPOSettings] | type[SFTSettings] | type[WarmupSettings], section: OptimizerFields | WarmupSection
+) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(settings)}
 
 

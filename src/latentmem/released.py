@@ -133,6 +133,8 @@ def read_weights(
         "template": TEMPLATE if template is None else template,
         "words": composer_words(MemorySection()),
         "max_prompt_tokens": max_prompt_tokens or defaults.max_prompt_tokens,
+        "slots": None,  # theirs is the form of the paper
+        "cue": None,
     }
     return ReleasedWeights(settings, tensors, base_check)
 

@@ -4,7 +4,7 @@
           run.json      versions, platform, commit, skipped rows, seed and time of its start
           metrics.jsonl one line per step of any phase
           results.json, bank.sqlite, report/
-          collect/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it was started with, state.json, checkpoints
+          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json, checkpoints
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
 With several processes only rank 0 opens the run. Loads no torch.
@@ -29,7 +29,7 @@ import yaml
 
 from latentmem.errors import RunError
 
-PHASES = ("collect", "sft", "lmpo", "grpo", "evaluate")
+PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate")
 
 PACKAGES = (
     "latentmem",

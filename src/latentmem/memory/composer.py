@@ -1,8 +1,10 @@
 """The composer C_phi: from the text of what was retrieved, for one role, to K latent tokens.
 
 A causal LM with LoRA reads the text followed by K learned query vectors; the final hidden states at their places,
-projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). By default it lives on the agents'
-own backbone: its adapter rests switched on, and is off while the agents speak or are scored.
+projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots` each position has a
+gate and a frame of its own in place of one bias for all, so that a few latents can hold words and the others tell the
+agents how to read them. By default the composer lives on the agents' own backbone: its adapter rests switched on, and
+is off while the agents speak or are scored.
 """
 
 import logging
@@ -42,12 +44,29 @@ In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
 
 _ADAPTER = "composer"
-_MUST_AGREE = ("num_latents", "d_composer", "d_agent", "rank", "alpha", "target_modules", "template", "words")
+_MUST_AGREE = (
+    "num_latents",
+    "d_composer",
+    "d_agent",
+    "rank",
+    "alpha",
+    "target_modules",
+    "template",
+    "words",
+    "slots",
+    "cue",
+)
 """Settings without which the tensors of a checkpoint mean something else."""
+_LATER = {"slots": None, "cue": None}
+"""Settings that older checkpoints do not tell, as they were then."""
 
 
 class Composer(nn.Module):
-    """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent."""
+    """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent.
+
+    With `slots`, a latent is `gate[k] * projection(h[k]) + frame[k]`, gate [K] and frame [K, d_agent]; without, it is
+    the paper's `projection(h[k])`, whose bias all latents share.
+    """
 
     def __init__(
         self,
@@ -61,6 +80,8 @@ class Composer(nn.Module):
         template: str | None = None,
         max_prompt_tokens: int = 1024,
         initial_scale: float = 0.1,
+        slots: int | None = None,
+        cue: str | None = None,
         seed: int = 0,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
@@ -77,11 +98,16 @@ class Composer(nn.Module):
             max_prompt_tokens: longest text; the retrieved trajectories are shortened to fit.
             initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
                 the agents' token embeddings.
+            slots: latents, from the first, whose gate begins open (1); that of the others begins closed (0). None is
+                the paper's form, without gates and frames.
+            cue: what the composer reads after its text, but for the last token, as whose embedding each query begins.
+                None adds nothing, and queries begin at random.
             seed: of the initial weights.
             words: how episodes and roles are written into the text.
 
         Raises:
-            ConfigError: a target module that the backbone has not, or an unknown template field.
+            ConfigError: a target module that the backbone has not, an unknown template field, more slots than latents,
+                or a cue without a token.
             CheckpointError: the backbone carries a composer already.
         """
         super().__init__()
@@ -99,7 +125,17 @@ class Composer(nn.Module):
         self.max_prompt_tokens = max_prompt_tokens
         self.num_shortened = 0
         """Texts whose trajectories had to be shortened so far."""
+        self.slots = slots
+        self.cue = cue
         check_template(self.template, FIELDS, "composer.template")
+        if slots is not None and not 0 < slots <= num_latents:
+            raise ConfigError(
+                f"composer.slots is {slots}, but there are {num_latents} latents; give 1 to {num_latents}"
+            )
+        cue_ids = [] if cue is None else backbone.encode(cue)
+        if cue is not None and not cue_ids:
+            raise ConfigError("composer.cue is empty; give it some words, or null")
+        self._cue_ids = cue_ids[:-1]
         if _ADAPTER in backbone.adapters:
             raise CheckpointError(f"model {backbone.name!r} carries a composer already; load weights into that one")
         # Trained in float32, or better where the backbone is better, whatever its dtype.
@@ -115,9 +151,15 @@ class Composer(nn.Module):
                 rests_on=True,
             )
             queries = torch.randn(num_latents, self.d_composer)
-            self.projection = nn.Linear(self.d_composer, self.d_agent, device=backbone.device, dtype=self.dtype)
-        scale = backbone.model.get_input_embeddings().weight.to(self.dtype).std()
-        self.query_latents = nn.Parameter(queries.to(scale) * scale)
+            place: dict[str, Any] = {"device": backbone.device, "dtype": self.dtype}
+            self.projection = nn.Linear(self.d_composer, self.d_agent, bias=slots is None, **place)
+        embeddings = backbone.model.get_input_embeddings().weight.to(self.dtype)
+        scale = embeddings.std()
+        started = embeddings[cue_ids[-1]].expand(num_latents, -1) if cue_ids else queries.to(scale) * scale
+        self.query_latents = nn.Parameter(started.clone())
+        if slots is not None:
+            self.gate = nn.Parameter((torch.arange(num_latents, device=backbone.device) < slots).to(self.dtype))
+            self.frame = nn.Parameter(torch.zeros(num_latents, self.d_agent, **place))
         self.eval()
         self._initialise_projection(agents, initial_scale)
 
@@ -129,23 +171,28 @@ class Composer(nn.Module):
     def _initialise_projection(self, agents: LanguageModel, initial_scale: float) -> None:
         """Latents begin as blank lines, a frozen model's least surprise, plus a little of the hidden states.
 
-        The bias is the agents' embedding of a line break, the weight a scaled identity (cut or filled up where widths
-        differ). Measured in docs/results/tried.md: latents made of hidden states alone, as large as embeddings,
-        double the agents' surprise at their own responses, and the first token suffers most.
+        The bias, or each frame, is the agents' embedding of a line break, the weight a scaled identity (cut or filled
+        up where widths differ). Measured in docs/results/tried.md: latents made of hidden states alone, as large as
+        embeddings, double the agents' surprise at their own responses, and the first token suffers most.
         """
         with torch.no_grad():
             embeddings = agents.model.get_input_embeddings().weight.to(self.dtype)
             self.projection.weight.copy_(torch.eye(self.d_agent, self.d_composer))
-            self.projection.bias.zero_()
-            latents = self.compose([fill(self.template, **dict.fromkeys(FIELDS, self.words.nothing))])
-            wanted = embeddings.square().mean().sqrt().to(latents.device) * initial_scale
-            self.projection.weight.mul_(wanted / latents.square().mean().sqrt())
-            self.projection.bias.copy_(embeddings[agents.encode("\n")[-1]])
+            if self.slots is None:
+                self.projection.bias.zero_()
+            hidden = self.read([fill(self.template, **dict.fromkeys(FIELDS, self.words.nothing))])
+            spread = self.projection(hidden).square().mean().sqrt()
+            wanted = embeddings.square().mean().sqrt().to(spread.device) * initial_scale
+            self.projection.weight.mul_(wanted / spread)
+            constant = self.projection.bias if self.slots is None else self.frame
+            constant.copy_(embeddings[agents.encode("\n")[-1]])
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name: query_latents, the projection and the LoRA matrices."""
+        """What training changes, by name: query_latents, the projection, gates and frames, and the LoRA matrices."""
         own = {"query_latents": self.query_latents}
         own |= {f"projection.{name}": parameter for name, parameter in self.projection.named_parameters()}
+        if self.slots is not None:
+            own |= {"gate": self.gate, "frame": self.frame}
         return own | {f"lora.{name}": matrix for name, matrix in self._adapter.items()}
 
     def detach(self) -> None:
@@ -210,8 +257,17 @@ class Composer(nn.Module):
         Raises:
             ModelError: a text does not fit the backbone's context window.
         """
+        latents: Tensor = self.projection(self.read(prompts))
+        return latents if self.slots is None else self.gate[:, None] * latents + self.frame
+
+    def read(self, prompts: list[str]) -> Tensor:
+        """Hidden states [B, K, d_composer] at the queries, after the final norm, of B composer texts.
+
+        Raises:
+            ModelError: a text does not fit the backbone's context window.
+        """
         model = self.backbone.model
-        rows = [self.backbone.encode(prompt) for prompt in prompts]
+        rows = [[*self.backbone.encode(prompt), *self._cue_ids] for prompt in prompts]
         check_window(model, max(map(len, rows)) + self.num_latents, "the composer's text")
         ids, real = pad(rows, self.backbone.device)
         embeddings = model.get_input_embeddings()(ids)
@@ -219,8 +275,7 @@ class Composer(nn.Module):
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
         hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
-        latents: Tensor = self.projection(hidden.to(self.dtype))
-        return latents
+        return hidden.to(self.dtype)
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as JSON values."""
@@ -236,6 +291,8 @@ class Composer(nn.Module):
             "template": self.template,
             "words": composer_words(self.words),
             "max_prompt_tokens": self.max_prompt_tokens,
+            "slots": self.slots,
+            "cue": self.cue,
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -291,7 +348,7 @@ class Composer(nn.Module):
         backbone = backbone or LanguageModel.from_pretrained(settings["base_model"])
         if agents is None and settings["agents"] != settings["base_model"]:
             agents = LanguageModel.from_pretrained(settings["agents"])
-        arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
+        arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens", "slots", "cue")
         words = MemorySection.model_validate(settings["words"])
         composer = cls(backbone, agents, words=words, **{key: settings[key] for key in arguments})
         composer._load(Path(folder), settings, tensors)
@@ -306,4 +363,4 @@ def composer_words(words: MemorySection) -> dict[str, str]:
 def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint; one that does not tell its words was made when they were always these."""
     settings, tensors = read_checkpoint(Path(folder))
-    return {"words": composer_words(MemorySection()), **settings}, tensors
+    return {"words": composer_words(MemorySection()), **_LATER, **settings}, tensors

@@ -32,6 +32,8 @@ T = TypeVar("T")
 Schedule = Literal["constant", "linear", "cosine"]
 MAX_BAD_STEPS = 3
 """Steps in a row with a non-finite loss or gradient before training ends."""
+_PROJECTS = ("projection", "gate", "frame")
+"""What of a composer moves at the projection's rate: it acts on the latents directly."""
 _OPTIMIZER = "optimizer.safetensors"
 _PROGRESS = "progress.json"
 
@@ -179,7 +181,7 @@ class Optimization:
         self.max_grad_norm = max_grad_norm
         groups: tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]] = ({}, {})
         for name, parameter in trained.trainable().items():
-            groups[name.startswith("projection.")][name] = parameter
+            groups[name.partition(".")[0] in _PROJECTS][name] = parameter
         used = [(group, rate) for group, rate in zip(groups, (1.0, projection_rate), strict=True) if group]
         self.relative_rates = tuple(rate for _, rate in used)
         self.parameters = groups[0] | groups[1]

@@ -1,0 +1,331 @@
+"""Warm-up of a composer with slots, before any data: agents learn to read a slot, the composer to fill it.
+
+Three stages. The *frame*: constants around the embedding of a random word are trained until the frozen agents say
+that word. The *fit*: the projection becomes the ridge regression from the composer's final state, where a known word
+comes next, to the agents' embedding of that word. The *copy*: the composer reads made-up episodes, and the agents must
+say the word that was asked for. A composer that starts from there learns to copy what it reads, words that it was never
+trained on too; without, it learns a code over the values that it saw (docs/results/tried.md).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentmem.errors import TrainingError
+from latentmem.memory.composer import Composer
+from latentmem.models.language_model import LanguageModel, stream_seed
+from latentmem.models.prefix import hidden_states, pad
+from latentmem.processes import Processes
+from latentmem.teams.turn import Team
+from latentmem.training.optimization import Optimization, Progress, newest_checkpoint, train
+from latentmem.training.scoring import Example, accumulate, score, score_all
+from latentmem.training.warmup_texts import MIN_WORDS, Lesson, draw_lesson, words_of
+
+logger = logging.getLogger(__name__)
+
+Log = Callable[[dict[str, Any]], None]
+
+NUM_HELD_OUT = 48
+"""Examples about words that are never trained on, to evaluate with."""
+FIT_BATCH = 64
+FRAME_TEXT = " is the answer"
+"""What the latents behind the slots begin as."""
+FIT_TEXT = "The answer is {word}. The answer is {word}. The answer is"
+"""Where the fit reads off the state before a word that is known to come."""
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """How to warm up; the fields are those of `warmup` in the configuration."""
+
+    frame_steps: int
+    frame_rate: float
+    fit_words: int
+    copy_steps: int
+    learning_rate: float
+    projection_rate: float
+    lessons_per_step: int
+    words_per_prompt: int
+    eval_every: int | None
+    save_every: int
+    micro_batch_positions: int
+
+
+class FrameOnly:
+    """A composer of which the frame alone is trained."""
+
+    def __init__(self, composer: Composer) -> None:
+        self.composer = composer
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The frame [K, d_agent]."""
+        return {"frame": self.composer.frame}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the whole composer."""
+        self.composer.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Read the whole composer."""
+        self.composer.load_weights(folder)
+
+
+class WarmupTrainer:
+    """Teaches agents to read the slots of a composer, and the composer to fill them."""
+
+    def __init__(
+        self,
+        composer: Composer,
+        model: LanguageModel,
+        teams: Sequence[Team],
+        optimize: Callable[..., Optimization],
+        processes: Processes,
+        settings: WarmupSettings,
+        seed: int = 0,
+    ) -> None:
+        """Take what is needed.
+
+        Args:
+            composer: with slots; it is trained.
+            model: the frozen agents.
+            teams: whose prompts are among those that are warmed up for.
+            optimize: makes an optimizer of what it is given; called with `num_steps` and rates.
+            processes: those that train together.
+            settings: sizes.
+            seed: of words and examples.
+
+        Raises:
+            TrainingError: the composer has no slots, or the tokenizer too few words that are one token.
+        """
+        if composer.slots is None:
+            raise TrainingError(
+                "composer.slots is null: without slots there is nothing to warm up; set it to the number of words that "
+                "an agent has to be told, or leave `train warmup` out"
+            )
+        self.composer = composer
+        self.slots = composer.slots
+        self.model = model
+        self.teams = tuple(teams)
+        self.framing = optimize(FrameOnly(composer), num_steps=settings.frame_steps, learning_rate=settings.frame_rate)
+        self.copying = optimize(
+            composer,
+            num_steps=settings.copy_steps,
+            learning_rate=settings.learning_rate,
+            projection_rate=settings.projection_rate,
+        )
+        self.processes = processes
+        self.settings = settings
+        self.seed = seed
+        self.words = words_of(model, stream_seed(seed, "words"))
+        if len(self.words.held_out) < MIN_WORDS:
+            raise TrainingError(
+                f"model {model.name!r} has {len(self.words.learned) + len(self.words.held_out)} words of three letters "
+                "or more that are one token, too few to warm up with; leave `train warmup` out"
+            )
+        self.eos = int(model.tokenizer.eos_token_id)
+
+    def train(self, folder: Path, log: Log, rewind: Callable[[int], None]) -> Progress:
+        """Go through the three stages, resuming from `folder`; see `optimization.train`.
+
+        The checkpoints of the whole composer are in FOLDER, those of the frame stage in FOLDER/frame. Steps are counted
+        on: step 0 of the copy comes after the last of the frame.
+        """
+        settings = self.settings
+        if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold frame and fit
+            self._open_slots()
+            train(
+                FrameOnly(self.composer),
+                self.framing,
+                folder / "frame",
+                self.processes,
+                num_steps=settings.frame_steps,
+                save_every=settings.save_every,
+                eval_every=settings.eval_every,
+                take_step=self._frame_step,
+                evaluate=self._evaluate_frame,
+                log=log,
+                rewind=rewind,
+            )
+            self._fit()
+        first = settings.frame_steps + 1
+        return train(
+            self.composer,
+            self.copying,
+            folder,
+            self.processes,
+            num_steps=settings.copy_steps,
+            save_every=settings.save_every,
+            eval_every=settings.eval_every,
+            take_step=self._copy_step,
+            evaluate=self._evaluate_copy,
+            log=lambda metrics: log({**metrics, "step": metrics["step"] + first}),
+            rewind=lambda step: rewind(step + first if step >= 0 else settings.frame_steps),
+        )
+
+    def _open_slots(self) -> None:
+        """Let a slot hold nothing but its word; the latents behind the slots begin as the words of a phrase."""
+        embeddings = self.model.model.get_input_embeddings().weight
+        with torch.no_grad():
+            self.composer.frame[: self.slots] = 0
+            for place, token in enumerate(self.model.encode(FRAME_TEXT)[: self.composer.num_latents - self.slots]):
+                self.composer.frame[self.slots + place] = embeddings[token].to(self.composer.frame)
+
+    def _fit(self) -> None:
+        words = self.words.learned[: self.settings.fit_words]
+        if words and self._share_a_tokenizer():
+            right = fit_projection(self.composer, self.model, words)
+            logger.info("warmup: the projection puts %.0f%% of %d words next to themselves", 100 * right, len(words))
+
+    def _share_a_tokenizer(self) -> bool:
+        ours, theirs = self.model.tokenizer, self.composer.backbone.tokenizer
+        return ours is theirs or ours.get_vocab() == theirs.get_vocab()
+
+    # The frame
+
+    def _frame_step(self, progress: Progress) -> dict[str, float]:
+        """Words in slots, said after some prompts; several words for each prompt, which then is read once."""
+        settings = self.settings
+        random = self._random("frame", progress.step)
+        lessons = [
+            replace(lesson, values=tuple(random.choices(self.words.learned, k=len(lesson.values))))
+            for lesson in self._lessons(
+                random, self.words.learned, settings.lessons_per_step // settings.words_per_prompt
+            )
+            for _ in range(settings.words_per_prompt)
+        ]
+        mine = self.processes.shard(lessons)
+        examples = [self._example(lesson) for lesson in mine]
+        tokens = self._num_tokens(examples)
+        total = 0.0
+        for start in range(0, len(mine), self._per_pass):
+            part = slice(start, start + self._per_pass)
+            logps, _ = score(self.model, examples[part], self._shown(mine[part]))
+            loss = -logps.sum() / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return self._moved(self.framing, progress.step, total)
+
+    def _shown(self, lessons: Sequence[Lesson]) -> Tensor:
+        """Latents [B, K, d_agent]: the embeddings of each lesson's words in the slots, and the frame around them."""
+        embeddings = self.model.model.get_input_embeddings().weight
+        held = torch.zeros(len(lessons), *self.composer.frame.shape).to(self.composer.frame)
+        for row, lesson in enumerate(lessons):
+            ids = [self.model.encode(value)[0] for value in lesson.values]
+            held[row, : len(ids)] = embeddings[ids].to(held)
+        return held + self.composer.frame
+
+    @torch.no_grad()
+    def _evaluate_frame(self) -> tuple[float, dict[str, float]]:
+        lessons = self._held_out
+        logps, _ = score(self.model, [self._example(lesson) for lesson in lessons], self._shown(lessons))
+        return self._scores(logps.sum(1), "framed")
+
+    # The copy
+
+    def _copy_step(self, progress: Progress) -> dict[str, float]:
+        """Made-up episodes, read by the composer; the agents say what they were asked for."""
+        settings = self.settings
+        lessons = self._lessons(self._random("copy", progress.step), self.words.learned, settings.lessons_per_step)
+        examples = [self._example(lesson) for lesson in self.processes.shard(lessons)]
+        tokens = self._num_tokens(examples)
+
+        def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
+            return -logps.sum() / tokens
+
+        loss = accumulate(self.composer, self.model, examples, loss_of, settings.micro_batch_positions)
+        return self._moved(self.copying, progress.step, loss)
+
+    @torch.no_grad()
+    def _evaluate_copy(self) -> tuple[float, dict[str, float]]:
+        examples = [self._example(lesson) for lesson in self._held_out]
+        parts = score_all(self.composer, self.model, examples, self.settings.micro_batch_positions)
+        return self._scores(torch.cat([logps.sum(1) for _, logps, _ in parts]), "copied")
+
+    # What both share
+
+    @property
+    def _per_pass(self) -> int:
+        return max(1, self.settings.micro_batch_positions // (self.composer.num_latents + self.slots + 1))
+
+    def _random(self, stage: str, step: int) -> Random:
+        return Random(stream_seed(self.seed, stage, step))  # noqa: S311 - a draw, not a secret
+
+    def _lessons(self, random: Random, values: Sequence[str], count: int) -> list[Lesson]:
+        return [draw_lesson(random, self.words.learned, values, self.slots, self.teams) for _ in range(count)]
+
+    @cached_property
+    def _held_out(self) -> list[Lesson]:
+        """Always the same, about words that are never trained on."""
+        return self._lessons(self._random("held out", 0), self.words.held_out, NUM_HELD_OUT)
+
+    def _example(self, lesson: Lesson) -> Example:
+        text = self.composer.prompt(lesson.task, lesson.role, [lesson.episode])
+        prompt = self.model.encode_prompt(lesson.system, lesson.user)
+        return Example(text, tuple(prompt), (*self.model.encode(lesson.response), self.eos), 1.0)
+
+    def _num_tokens(self, examples: Sequence[Example]) -> float:
+        return self.processes.sum({"tokens": float(sum(len(example.token_ids) for example in examples))})["tokens"]
+
+    def _moved(self, optimization: Optimization, step: int, loss: float) -> dict[str, float]:
+        loss = self.processes.sum({"loss": loss})["loss"]
+        good, norm = optimization.step(step, loss)
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": optimization.rate(step),
+            "updated": float(good),
+            "bad": float(not good),
+        }
+
+    def _scores(self, logps: Tensor, share: str) -> tuple[float, dict[str, float]]:
+        """Mean surprise in nats a response; the share of responses that are likelier than all others together."""
+        loss = -logps.mean().item()
+        return -loss, {"eval_loss": loss, share: (logps > math.log(0.5)).float().mean().item()}
+
+
+def fit_projection(composer: Composer, agents: LanguageModel, words: Sequence[str], penalty: float = 0.1) -> float:
+    """Begin the projection by ridge regression: final states before a known word -> the agents' embedding of that word.
+
+    The regression has an intercept, which goes into the frames of the open gates. The adapter acts as it is.
+
+    Args:
+        composer: with slots.
+        agents: who will read the latents; of the composer's tokenizer.
+        words: n words, each one token.
+        penalty: of the squared weights, relative to the mean squared state.
+
+    Returns:
+        The share of the words that are the nearest of all n to what their state is projected to.
+    """
+    with torch.no_grad():
+        batches = [words[i : i + FIT_BATCH] for i in range(0, len(words), FIT_BATCH)]
+        states = torch.cat([_states(composer.backbone, batch) for batch in batches]).to(
+            composer.dtype
+        )  # [n, d_composer]
+        embeddings = agents.model.get_input_embeddings().weight
+        targets = embeddings[[agents.encode(word)[0] for word in words]].to(states)  # [n, d_agent]
+        x, y = states - states.mean(0), targets - targets.mean(0)
+        squares = x.T @ x
+        ridge = penalty * squares.diagonal().mean() * torch.eye(len(squares)).to(squares)
+        weight = torch.linalg.solve(squares + ridge, x.T @ y).T  # [d_agent, d_composer]
+        intercept = targets.mean(0) - weight @ states.mean(0)
+        composer.projection.weight.copy_(weight)
+        composer.frame.add_(composer.gate[:, None] * intercept)
+        nearest = torch.cdist(states @ weight.T + intercept, targets).argmin(1)
+        return (nearest == torch.arange(len(words), device=nearest.device)).float().mean().item()
+
+
+def _states(backbone: LanguageModel, words: Sequence[str]) -> Tensor:
+    """Final states [n, d_composer] at the end of `FIT_TEXT`, for n words."""
+    ids, real = pad([backbone.encode(FIT_TEXT.format(word=word)) for word in words], backbone.device)
+    embeddings = backbone.model.get_input_embeddings()(ids)
+    hidden = hidden_states(backbone.model, embeddings, real[:, :0], real)
+    return hidden[torch.arange(len(ids), device=ids.device), real.sum(1) - 1]

@@ -1,0 +1,143 @@
+"""What the warm-up is made of: words of the tokenizer, prompts of many kinds, and made-up episodes that tell facts.
+
+No data set is read. Names, attributes and values are random words, so nothing can be learned here but to carry a word
+from an episode to an agent; and the prompts are many, so that it is not learned for one of them alone.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from latentmem.models.language_model import LanguageModel
+from latentmem.teams.turn import Team
+from latentmem.trajectory import Role, Step, Task, Trajectory
+
+MIN_WORDS = 16
+"""Fewer words teach a list, not reading."""
+
+SYSTEMS = (
+    "You answer with one word.",
+    "You are a helpful assistant who keeps answers short.",
+    "Say the word you were told, like this: maple",
+    "You reply briefly. Example: The name of the dog is Rex.",
+    "You are a member of a team. Give your part of the answer and nothing else.",
+    "Answer from memory.",
+    "You work at an information desk. Visitors want plain answers.",
+    "Give the final answer only.",
+)
+USERS = (
+    "{question}",
+    "{question} Answer in a word.",
+    "A visitor asks: {question}",
+    "Question: {question}\nAnswer:",
+    "{question}\n\nYour final answer:",
+    "We are at {name}. {question}",
+)
+QUESTIONS = (
+    "What is the {attribute} of {name}?",
+    "Tell me the {attribute} of {name}.",
+    "Which word is the {attribute} of {name}?",
+    "{name} has a {attribute}. Which one?",
+    "What do you know of the {attribute} of {name}?",
+)
+TOLD = (
+    "The {attribute} of {name} is {value}.",
+    "At {name} the {attribute} is {value}.",
+    "{name} has {value} as its {attribute}.",
+    "Its {attribute} is {value}.",
+    "For {attribute}, {name} takes {value}.",
+)
+REPLIES = ("No. {told}", "Wrong. {told}", "Yes. {told}", "{told}")
+SPEAKER = Role(name="speaker", profile="Answers what is asked.")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words that an agent can say as one token, shared out: some are never used in training."""
+
+    learned: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One example of the warm-up: an episode tells a fact, a question asks for it, and the agent should say it."""
+
+    task: Task
+    role: Role
+    episode: Trajectory
+    system: str
+    user: str
+    values: tuple[str, ...]
+    """What is to be said, one word for each slot that is in use."""
+
+    @property
+    def response(self) -> str:
+        """The words as the agent should say them."""
+        return " ".join(self.values)
+
+
+def words_of(model: LanguageModel, seed: int, held_out_share: float = 0.1) -> Words:
+    """Lower-case words of three letters or more that are one token, with a blank before them and without."""
+    found = []
+    for token in range(len(model.tokenizer)):
+        text = model.spell([token])
+        if re.fullmatch(r"[a-z]{3,12}", text) and model.encode(text) == [token] and len(model.encode(f" {text}")) == 1:
+            found.append(text)
+    Random(seed).shuffle(found)  # noqa: S311 - an order, not a secret
+    aside = int(len(found) * held_out_share)
+    return Words(tuple(found[aside:]), tuple(found[:aside]))
+
+
+def draw_lesson(
+    random: Random, words: Sequence[str], values: Sequence[str], max_values: int, teams: Sequence[Team]
+) -> Lesson:
+    """One example.
+
+    Args:
+        random: of everything.
+        words: names and attributes are made of them.
+        values: what can be told and asked for.
+        max_values: facts asked for at once; their number is drawn from 1 to that.
+        teams: whose agents are prompted in half of the examples; in the others it is nobody's prompt, of `SYSTEMS` and
+            `USERS`.
+    """
+    name = f"the {random.choice(words).title()} {random.choice(words).title()}"
+    num_asked = random.randint(1, max_values)
+    attributes = random.sample(words, num_asked + random.randrange(3))
+    facts = {attribute: random.choice(values) for attribute in attributes}
+    asked = random.sample(attributes, num_asked)
+    question = _sentence(random.choice(QUESTIONS), attribute=" and the ".join(asked), name=name)
+    told = " ".join(_sentence(random.choice(TOLD), attribute=a, name=name, value=v) for a, v in facts.items())
+    episode = Trajectory(
+        task=Task(
+            id=None,
+            domain="warmup",
+            text=_sentence(random.choice(QUESTIONS), attribute=random.choice(attributes), name=name),
+        ),
+        team="warmup",
+        model="warmup",
+        steps=(
+            Step(messages=(), action=random.choice(values), observation=random.choice(REPLIES).replace("{told}", told)),
+        ),
+        reward=0.0,
+        success=False,
+        seed=0,
+    )
+    role, system, user = _prompt(random, question, name, teams)
+    task = Task(id=None, domain="warmup", text=question)
+    return Lesson(task, role, episode, system, user, tuple(facts[attribute] for attribute in asked))
+
+
+def _sentence(form: str, **fields: str) -> str:
+    text = form.format(**fields)
+    return text[0].upper() + text[1:]
+
+
+def _prompt(random: Random, question: str, name: str, teams: Sequence[Team]) -> tuple[Role, str, str]:
+    """Who is asked, and the prompt."""
+    if teams and random.random() < 0.5:
+        call = random.choice(next(random.choice(teams).turn(question, "", [])))
+        return call.role, call.system, call.user
+    return SPEAKER, random.choice(SYSTEMS), random.choice(USERS).format(question=question, name=name)

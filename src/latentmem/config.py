@@ -28,6 +28,7 @@ from latentmem.templates import check_template
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -249,10 +250,78 @@ class PDDLSection(Section):
     """What the team is told in place of each world's rules and commands; null: those."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class HiddenFactsSection(Section):
+    """Invented places whose facts only past episodes tell, so that nothing but memory helps."""
+
+    kind: Literal["hidden_facts"]
+    """Chooses this kind of data."""
+    train_entities: PositiveInt = 64
+    """Places that are trained on; no place is in two splits. With few of them a memory learns the places by heart; with
+    many it has to learn how to carry any."""
+    dev_entities: PositiveInt = 32
+    """Places for choosing settings and checkpoints: what is found there tells nothing about test."""
+    test_entities: PositiveInt = 100
+    """Places that are evaluated on: whether a memory carries what it was never trained on."""
+    values: Annotated[int, Field(ge=2)] = 32
+    """Words that facts are drawn from; guessing is right once in so many. Few words can be told apart by a code, many
+    make copying the easier way."""
+    held_out_values: NonNegativeInt = 0
+    """Further words, which every second place of dev and test has and no place of train: whether a memory copies what
+    it reads, or has learned a code for the words that it was trained on. 0, or 2 and more."""
+    attributes: Annotated[int, Field(ge=1, le=8)] = 1
+    """Facts of each place, all told in one experience: whether a memory picks what is asked for (RULER's
+    multi-value)."""
+    asks: Literal["one", "all"] = "one"
+    """`one` fact in a task, or `all` of them in the order of the question: whether a few latents hold several facts."""
+    questions: PositiveInt = 1
+    """Tasks about each place of train, on its facts in turn and then in further words; dev and test have one. More of
+    them train reading, not remembering."""
+    experiences: PositiveInt = 1
+    """Episodes about each place. Its facts are dealt out over them: whether a memory joins several episodes. Where
+    there are more episodes than facts, facts are told again."""
+    outcomes: dict[Literal["corrected", "success", "wrong"], PositiveFloat] = {"corrected": 1.0}
+    """Weights of what an experience brings: `corrected`, the reply tells the facts, so that a memory has to learn from
+    failures; `success`, the task's text tells them too, so that the team can be right; `wrong`, the reply is a bare yes
+    or no, and what no other episode tells is unknown."""
+    distractors: Annotated[int, Field(ge=0, le=9)] = 0
+    """Places with nearly the same name and other facts, for each place that is asked about, in experience only: whether
+    the right episode is found and told from its like (RULER's multi-key)."""
+    revised: Share = 0.0
+    """Share of places whose facts change; the day stands in the text and the newest counts: whether a memory knows old
+    from new (RULER's variable tracking)."""
+    withdrawn: Share = 0.0
+    """Share of places whose facts are taken back later, so that `unknown` is right: whether a memory can forget."""
+    untold: Share = 0.0
+    """Share of places whose facts are never told, so that `unknown` is right: whether a memory makes things up."""
+    joined: Share = 0.0
+    """Share of places whose facts are those of a sister, told in an episode of hers: whether a memory combines two
+    episodes (MQuAKE's multi-hop)."""
+    phrasings: Annotated[int, Field(ge=1, le=4)] = 3
+    """Wordings of a question, none of them used in an experience: whether a memory depends on the words."""
+    needs: dict[Text, Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]] = {}
+    """The facts that each role has to say, by the role's name, such as {scout: [password], porter: [emblem]}; they may
+    overlap. The task then names the place only: whether each role is given what it needs. Empty: the team's answer
+    is judged."""
+    seed: int = 0
+    """Of the places, the wordings and the splits; `seed` above leaves them as they are."""
+    facts_seed: int = 0
+    """Which word each fact has. Another one asks the same tasks about another truth."""
+    other_facts_seed: int | None = None
+    """Counts, as `says_other`, answers that are right under this `facts_seed`: whether a memory follows the bank when
+    another world's experience is put into it."""
+    instructions: str | None = None
+    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+
+
 class MixPart(Section):
     """One benchmark of a mix."""
 
-    data: Annotated[ReasoningSection | QASection | CodeSection | PDDLSection, Field(discriminator="kind")]
+    data: Annotated[
+        ReasoningSection | QASection | CodeSection | PDDLSection | HiddenFactsSection, Field(discriminator="kind")
+    ]
     """Its tasks."""
     max_turns: PositiveInt = 1
     """Turns with the environment before an episode of this part ends."""
@@ -270,7 +339,8 @@ class MixSection(Section):
 
 
 DataSection = Annotated[
-    ReasoningSection | QASection | CodeSection | PDDLSection | MixSection, Field(discriminator="kind")
+    ReasoningSection | QASection | CodeSection | PDDLSection | HiddenFactsSection | MixSection,
+    Field(discriminator="kind"),
 ]
 
 
@@ -745,7 +815,7 @@ class Config(Section):
     seed: int = 0
     """Of all randomness but that of the tasks."""
     team: str = "autogen"
-    """autogen, camel, macnet, dylan, or the path of a team's YAML file."""
+    """autogen, camel, macnet, dylan, pair, solo, or the path of a team's YAML file."""
     train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
     """Teams that collect and train in place of `team`, which then is evaluated only; each task is dealt to one of them.
     Empty: `team` does it all."""
@@ -935,6 +1005,7 @@ _KINDS: dict[str, type[Section]] = {
     "qa": QASection,
     "code": CodeSection,
     "pddl": PDDLSection,
+    "hidden_facts": HiddenFactsSection,
     "mix": MixSection,
 }
 """The sections that `data` may be, by their kind."""

@@ -27,6 +27,7 @@ from latentmem.config import (
     CodeSection,
     Config,
     GRPOSection,
+    HiddenFactsSection,
     LMPOSection,
     MemorySection,
     MixPart,
@@ -45,12 +46,13 @@ from latentmem.config import (
 )
 from latentmem.environments.code import CodeDomain
 from latentmem.environments.environment import Domain, Split
+from latentmem.environments.hidden_facts import HiddenFactsDomain
 from latentmem.environments.mix import MixDomain, Part
 from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
-from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError, suggest
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
@@ -131,8 +133,22 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         path=s.path,
         instructions=s.instructions,
     ),
+    HiddenFactsSection: lambda s: HiddenFactsDomain(**{key: value for key, value in s if key != "kind"}),
     MixSection: lambda s: MixDomain(_parts_of_mix(s.train), _parts_of_mix(s.test)),
 }
+
+
+def _check_roles(data: Any, teams: Sequence[Team]) -> None:
+    """Refuse data that judge a role which a team does not have."""
+    sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
+    for section in sections:
+        for role in section.needs if isinstance(section, HiddenFactsSection) else ():
+            for team in teams:
+                known = [member.name for member in team.roles]
+                if role not in known:
+                    raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")
+
+
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase."""
 
@@ -534,6 +550,7 @@ class _Parts:
         self.team = load_team(config.team)
         self.train_teams: tuple[Team, ...] = tuple(map(load_team, config.train_teams)) or (self.team,)
         self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
+        _check_roles(config.data, (self.team, *self.train_teams))
         if config.composer.template is not None:
             check_template(config.composer.template, FIELDS, "composer.template")
         if config.bank.rating_template is not None:

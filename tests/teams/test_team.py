@@ -122,7 +122,7 @@ def test_earlier_turns_are_shown_with_action_and_reply():
 
 
 def test_autogen_camel_and_macnet_ship_with_their_shape():
-    assert sorted(packaged_teams()) == ["autogen", "camel", "dylan", "macnet"]
+    assert sorted(packaged_teams()) == ["autogen", "camel", "dylan", "macnet", "pair", "solo"]
     assert names(play(load_team("autogen"))[0]) == [["assistant"], ["user proxy"]]
     assert names(play(load_team("camel"))[0]) == [["user proxy"], ["actor"], ["critic"], ["summariser"]]
     assert names(play(load_team("macnet"))[0]) == [

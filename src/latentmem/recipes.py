@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ from latentmem.config import (
     split_control,
 )
 from latentmem.environments.code import CodeDomain
-from latentmem.environments.environment import Domain, Split
+from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.environments.mix import MixDomain, Part
 from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
@@ -76,6 +76,7 @@ from latentmem.runs import Run, write_atomic
 from latentmem.teams.team import load_team, team_file
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
+from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import (
     Optimization,
@@ -179,21 +180,23 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
 
 
 def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
-    """Warm the composer up on the bank's successes."""
+    """Warm the composer up on the bank's successes, or on demonstrations."""
     with _phase(config, "sft", parts) as (processes, parts, run):
         if _is_finished(config, "sft", config.sft.num_steps, run):
             return
-        # Whole tasks are set aside, so that no episode of theirs is learned from.
-        aside = {task.key for task in parts.eval_tasks("sft", config.sft)}
-        stored = list(parts.bank)
-        if not stored:
+        initial = parts.initial(config.sft.initial)
+        aside = parts.eval_tasks("sft", config.sft)
+        if not len(parts.bank):
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
+        learned, held_out = _lessons(parts, aside)
         memory = parts.latent_memory()
+        if initial is not None:
+            memory.composer.load_weights(initial)
         trainer = SFTTrainer(
             memory,
             parts.model,
-            [t for t in stored if t.task.key not in aside],
-            [t for t in stored if t.task.key in aside],
+            learned,
+            held_out,
             parts.train_teams,
             _optimization(parts, memory.composer, config.sft, processes, config.sft.projection_rate),
             processes,
@@ -203,12 +206,48 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
         _train(config, "sft", run, trainer, config.sft.num_steps, "loss")
 
 
+def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list[Trajectory]]:
+    """What SFT learns from, and what it is held to.
+
+    Whole tasks are set aside, so that no episode of theirs is learned from.
+    """
+    keys = {task.key for task in aside}
+    shown = parts.demonstrated([*parts.train_tasks, *aside])
+    if shown is None:
+        stored = list(parts.bank)
+        return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
+    train = [one for one in shown if one.task.key not in keys]
+    if not train:
+        raise TrainingError(
+            f"sft.demonstrations is {parts.config.sft.demonstrations}: there is none of a train task that is trained "
+            f"on, of {len(shown)} in all; add some, or set sft.eval_tasks lower"
+        )
+    return parts.act_out(train), parts.act_out([one for one in shown if one.task.key in keys])
+
+
+def demonstrations_of(parts: "_Parts", split: Split) -> list[Trajectory]:
+    """Successes on the tasks of a split as `sft.demonstrations` has them: demonstrated, or found in the bank.
+
+    Those of test and dev tasks are for measuring only; SFT never learns from them. The teams are the ones that play
+    the split.
+
+    Raises:
+        DataError: a demonstration that cannot be used.
+    """
+    tasks = parts.domain.tasks(split)
+    shown = parts.demonstrated(tasks)
+    if shown is None:
+        keys = {task.key for task in tasks}
+        return [t for t in parts.bank if t.success and t.task.key in keys]
+    return parts.act_out(shown, parts.team if split == "test" else parts.players)
+
+
 def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
     """Train the composer on the team's reward."""
     with _phase(config, "lmpo", parts) as (processes, parts, run):
         if _is_finished(config, "lmpo", config.lmpo.num_steps, run):
             return
-        initial = None if config.lmpo.initial == "untrained" else parts.checkpoint(config.lmpo.initial)
+        initial = parts.initial(config.lmpo.initial)
         aside = parts.eval_tasks("lmpo", config.lmpo)
         memory = parts.latent_memory()
         if initial is not None:
@@ -515,6 +554,11 @@ class _Parts:
         for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
             if not tasks:
                 raise DataError(f"data: the {split} split is empty; expected at least one task")
+        if config.sft.demonstrations == "domain" and not isinstance(self.domain, Demonstrator):
+            raise ConfigError(
+                f"sft.demonstrations is domain, but data of kind {config.data.kind} demonstrates nothing; set it to "
+                "bank, or to a .jsonl file of demonstrations"
+            )
         section = config.sampling
         self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
 
@@ -723,9 +767,46 @@ class _Parts:
             ledger=ledger,
         )
 
+    def demonstrated(self, tasks: Sequence[Task]) -> list[Demonstration] | None:
+        """Demonstrations of some tasks, as `sft.demonstrations` says; None where the bank's successes are learned.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+        source = self.config.sft.demonstrations
+        if source == "bank":
+            return None
+        if source == "domain":
+            assert isinstance(self.domain, Demonstrator)
+            different = {task.key: task for task in tasks}
+            return [Demonstration(task, self.domain.demonstrations(task), key) for key, task in different.items()]
+        keys = {task.key for task in tasks}
+        known = [task for split in get_args(Split) for task in self.domain.tasks(split)]
+        roles = {role.name for team in (*self.train_teams, self.team) for role in team.roles}
+        return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
+
+    def act_out(self, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
+        """Demonstrations as trajectories, by default of the teams that train."""
+        players = players or self.players
+        return [
+            demonstrate(
+                players.of(one.task) if isinstance(players, Teams) else players,
+                one.task,
+                self.domain.start(one.task).instructions,
+                one.said,
+                self.model,
+                one.where,
+            )
+            for one in shown
+        ]
+
+    def initial(self, which: str) -> Path | None:
+        """The checkpoint that a training starts from; None where it starts untrained."""
+        return None if which == "untrained" else self.checkpoint(which)
+
     def checkpoint(self, which: str) -> Path:
         """What a phase of this run selected, or the folder itself."""
-        if which not in ("sft", "lmpo", "grpo"):
+        if which not in ("warmup", "sft", "lmpo", "grpo"):
             return Path(which.removeprefix("grpo:"))
         folder = _checkpoints(self.config, which)
         found = selected_checkpoint(folder)
@@ -734,7 +815,13 @@ class _Parts:
                 f"{self.config.run}: no checkpoint of {which} here; "
                 f"run `latentmem train {which}` with this configuration first"
             )
-        steps, wanted = _steps_done(folder), getattr(self.config, which).num_steps
+        sections = self.config
+        lengths = {
+            "sft": sections.sft.num_steps,
+            "lmpo": sections.lmpo.num_steps,
+            "grpo": sections.grpo.num_steps,
+        }
+        steps, wanted = _steps_done(folder), lengths.get(which, 0)
         if steps < wanted:
             logger.warning("%s has done %d of its %d steps; its checkpoint so far is used", which, steps, wanted)
         return found
@@ -997,14 +1084,26 @@ def _train(
         def rewind(step: int) -> None:
             if run is not None:
                 run.rewind_metrics(phase, step)
+                run.rewind_details(_DEV, step)
 
-        trainer.train(folder, log, rewind)
+        def log_tasks(rows: list[dict[str, Any]]) -> None:
+            if run is not None:
+                run.log_details(_DEV, rows)
+
+        if isinstance(trainer, SFTTrainer):
+            trainer.train(folder, log, rewind, log_tasks)
+        else:
+            trainer.train(folder, log, rewind)
     if run is not None:
         _say(f"{phase}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
 
 
 def _fields(settings: type[LMPOSettings] | type[SFTSettings], section: OptimizerFields) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(settings)}
+
+
+_DEV = "dev.jsonl"
+"""In a phase's folder, how each task that was set aside did at each evaluated step."""
 
 
 def _say(text: str) -> None:

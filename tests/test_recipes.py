@@ -353,9 +353,12 @@ def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_we
 
 def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_aside(configure, monkeypatch):
     text = "as {} is told"
-    monkeypatch.setattr(
-        recipes.ReasoningDomain, "demonstrations", lambda self, task: {"": text.format(task.id)}, raising=False
-    )
+
+    class Telling(recipes.ReasoningDomain):
+        def demonstrations(self, task):
+            return {"": text.format(task.id)}
+
+    monkeypatch.setattr(recipes, "ReasoningDomain", Telling)
     config = configure("run", "sft.demonstrations=domain", "sft.eval_every=3", "sft.eval_tasks=2", "sft.num_steps=1")
     do(config, "collect")
     made = []
@@ -400,7 +403,7 @@ def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkey
             TrainingError,
             "none of a train task that is trained on, of 1 in all",
         ),
-        (alone, "seed=0", DataError, "said.jsonl:1: 'user_proxy' of team autogen speaks, and no response"),
+        (alone, "seed=0", DataError, "said.jsonl:1: 'user proxy' of team autogen speaks, and no response"),
         ([{"task": "x", "responses": {}}], "seed=0", DataError, "said.jsonl:1: task 'x' is not in the data; expected"),
     ]:
         path = written(tmp_path, *rows)
@@ -824,7 +827,7 @@ def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     really = recipes.Run.open
     monkeypatch.setattr(recipes.Run, "open", lambda *args: opened.append(args) or really(*args))
 
-    def train(self, folder, log, rewind):
+    def train(self, folder, log, rewind, **kwargs):
         log({"step": 1, "loss": 0.0, "reward": 0.0})
         rewind(1)
         seen.append((self.processes.rank, folder))

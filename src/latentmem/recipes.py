@@ -203,7 +203,13 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
         )
-        _train(config, "sft", run, trainer, config.sft.num_steps, "loss")
+
+        def log_tasks(rows: list[dict[str, Any]]) -> None:
+            if run is not None:
+                run.log_details(_DEV, rows)
+
+        train = partial(trainer.train, log_tasks=log_tasks)
+        _train(config, "sft", run, train, config.sft.num_steps, "loss")
 
 
 def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -294,7 +300,7 @@ def _reinforce(
         max_turns=config.max_turns,
         seed=stream_seed(config.seed, phase),
     )
-    _train(config, phase, run, trainer, section.num_steps, "reward")
+    _train(config, phase, run, trainer.train, section.num_steps, "reward")
 
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
@@ -1069,7 +1075,12 @@ def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) ->
 
 
 def _train(
-    config: Config, phase: str, run: Run | None, trainer: SFTTrainer | LMPOTrainer, num_steps: int, shown: str
+    config: Config,
+    phase: str,
+    run: Run | None,
+    train: Callable[[Path, Callable[[dict[str, Any]], None], Callable[[int], None]], object],
+    num_steps: int,
+    shown: str,
 ) -> None:
     folder = _checkpoints(config, phase)
     with progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
@@ -1086,14 +1097,7 @@ def _train(
                 run.rewind_metrics(phase, step)
                 run.rewind_details(_DEV, step)
 
-        def log_tasks(rows: list[dict[str, Any]]) -> None:
-            if run is not None:
-                run.log_details(_DEV, rows)
-
-        if isinstance(trainer, SFTTrainer):
-            trainer.train(folder, log, rewind, log_tasks)
-        else:
-            trainer.train(folder, log, rewind)
+        train(folder, log, rewind)
     if run is not None:
         _say(f"{phase}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
 

@@ -112,6 +112,9 @@ MISTAKES = [
     ("", ["collect.memory=oagent"], "collect.memory is 'oagent'; expected 'none', 'text', 'latent', 'metagpt', "
      "'voyager', 'generative', 'oagents' or 'gmemory'"),
     ("", ["evaluate.memories=[txt]"], "evaluate.memories names 'txt', which is no memory; did you mean 'text'?"),
+    ("", ["evaluate.memories=['latent:warmup:randm']"], "evaluate.memories names 'latent:warmup:randm', which is no "),
+    ("", ["sft.initial=sft"], "sft.initial is 'sft', which is no start of sft; expected untrained, warmup or a compo"),
+    ("", ["sft.demonstrations=bnak"], "sft.demonstrations is 'bnak'; expected bank, domain or the path of a .jsonl"),
     ("", ["evaluate.memories=[grop]"], "evaluate.memories names 'grop', which is no memory; did you mean 'grpo'?"),
     ("", ["evaluate.memories=['grpo:']"], "evaluate.memories names 'grpo:', which is no memory; did you mean 'grpo'?"),
     ("", ["grpo.group_size=1"], "grpo.group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or "

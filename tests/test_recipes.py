@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from killing import killed_at_sync
 from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
-from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
@@ -302,6 +303,139 @@ def test_a_bank_that_cannot_be_copied_is_named_and_copied_by_the_next_command(co
             do(config, "evaluate")
     do(config, "evaluate")
     assert_same(config, whole, "evaluate")
+
+
+# Demonstrations
+
+
+def written(folder, *rows):
+    path = folder / "said.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def said(config, numbers, text="It is {}."):
+    tasks = recipes._Parts(config).train_tasks
+    return [{"task": tasks[i].id, "responses": {"": text.format(i)}} for i in numbers]
+
+
+def dev(config):
+    return [json.loads(line) for line in (Path(config.run) / "sft" / "dev.jsonl").read_text().splitlines()]
+
+
+def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_weights_and_dev_rows(
+    configure, monkeypatch, tmp_path
+):
+    # Task 9 has two demonstrations, task 11 has none.
+    path = written(tmp_path, *said(configure("whole"), (0, 3, 9, 10, 9)))
+    options = (f"sft.demonstrations={path}", "sft.eval_every=1", "sft.eval_tasks=3")
+    whole = configure("whole", *options)
+    do(whole, "collect", "sft")
+    keys = [recipes._Parts(whole).train_tasks[i].key for i in (9, 10)]
+    assert [(row["step"], row["task"]) for row in dev(whole)] == [(s, key) for s in range(4) for key in keys]
+    evaluated = [row for row in metrics(whole) if "eval_accuracy" in row]
+    assert [row["step"] for row in evaluated] == [0, 1, 2, 3]
+    assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in dev(whole))
+    torn = 0
+    for number in (10, 15, 22):
+        cut = configure(f"cut-{number}", *options)
+        do(cut, "collect")
+        interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, "sft"))
+        saved = recipes._steps_done(Path(cut.run) / "sft" / "checkpoints")
+        torn += any(row["step"] > saved for row in dev(cut))
+        with (Path(cut.run) / "sft" / "dev.jsonl").open("a") as file:
+            file.write('{"step": 1, "ta')
+        do(cut, "sft")
+        assert_same(cut, whole, "sft")
+        assert dev(cut) == dev(whole)
+    assert torn
+
+
+def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_aside(configure, monkeypatch):
+    text = "as {} is told"
+
+    class Telling(recipes.ReasoningDomain):
+        def demonstrations(self, task):
+            return {"": text.format(task.id)}
+
+    monkeypatch.setattr(recipes, "ReasoningDomain", Telling)
+    config = configure("run", "sft.demonstrations=domain", "sft.eval_every=3", "sft.eval_tasks=2", "sft.num_steps=1")
+    do(config, "collect")
+    made = []
+    real = recipes.SFTTrainer
+    monkeypatch.setattr(recipes, "SFTTrainer", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[0])
+    parts = recipes._Parts(config)
+    recipes.train_sft(config, parts)
+    (trainer,) = made
+    tasks = parts.train_tasks
+    assert [t.task for t in trainer.trajectories] == tasks[:-2]
+    assert [t.task for t in trainer.held_out] == tasks[-2:]
+    assert {m.response for m in trainer.trajectories[3].messages} == {text.format(tasks[3].id)}
+    # The prompt is the environment's and the team's own, the memory the one that an evaluation recalls.
+    (_, second) = trainer.trajectories[3].messages
+    assert "Say something." in second.user
+    role = parts.team.roles[1]
+    assert trainer._examples(trainer.trajectories[3:4])[1].composer_text == (
+        parts.memory("latent:untrained").recall(tasks[3], role).record.text
+    )
+    shown = recipes.demonstrations_of(parts, "test")
+    assert [t.task for t in shown] == parts.test_tasks
+    assert recipes.demonstrations_of(parts, "dev") == []
+
+
+def test_without_demonstrations_the_successes_of_the_bank_stand_for_them(configure):
+    config = configure("run")
+    do(config, "collect")
+    parts = recipes._Parts(config)
+    assert {t.id for t in recipes.demonstrations_of(parts, "train")} == {t.id for t in parts.bank if t.success}
+    assert recipes.demonstrations_of(parts, "test") == []
+
+
+def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkeypatch):
+    config = configure("run")
+    do(config, "collect")
+    alone = [{**row, "responses": {"assistant": "a"}} for row in said(config, (0,))]
+    monkeypatch.setattr(recipes.SFTTrainer, "__init__", lambda *_: pytest.fail("a trainer was made"))
+    for rows, override, kind, message in [
+        (
+            said(config, (10,)),
+            "sft.eval_every=1",
+            TrainingError,
+            "none of a train task that is trained on, of 1 in all",
+        ),
+        (alone, "seed=0", DataError, "said.jsonl:1: 'user proxy' of team autogen speaks, and no response"),
+        ([{"task": "x", "responses": {}}], "seed=0", DataError, "said.jsonl:1: task 'x' is not in the data; expected"),
+    ]:
+        path = written(tmp_path, *rows)
+        with pytest.raises(kind, match=message):
+            do(configure("run", f"sft.demonstrations={path}", "sft.eval_tasks=2", override), "sft")
+        for name in ("config.yaml", "state.json"):
+            (Path(config.run) / "sft" / name).unlink(missing_ok=True)
+
+
+def test_sft_and_lmpo_start_where_they_are_told(configure):
+    first = configure("first")
+    do(first, "collect", "sft")
+    trained = weights(first, "sft")
+    folder = recipes.selected_checkpoint(Path(first.run) / "sft" / "checkpoints")
+    # A phase before sft keeps its checkpoints as every phase does.
+    (Path(first.run) / "warmup").mkdir()
+    shutil.copytree(Path(first.run) / "sft" / "checkpoints", Path(first.run) / "warmup" / "checkpoints")
+    bank = f"bank.path={first.run}/bank.sqlite"
+    tiny = "learning_rate=1e-30"
+    other = configure("other", bank, f"sft.initial={folder}", f"sft.{tiny}")
+    do(other, "sft")
+    again = configure("first", "sft.initial=warmup", "lmpo.initial=warmup", f"lmpo.{tiny}", "lmpo.num_steps=1")
+    do(again, "lmpo")
+    for config, phase in ((other, "sft"), (again, "lmpo")):
+        found = weights(config, phase)
+        assert all(torch.allclose(found[name], value, rtol=0, atol=1e-20) for name, value in trained.items())
+    parts = recipes._Parts(again)
+    memory = parts.memory("latent:warmup")
+    assert all(torch.equal(memory.composer.trainable()[name], value) for name, value in trained.items())
+    assert parts.inputs("latent:warmup") == parts.inputs("latent:sft") != parts.inputs("latent:untrained")
+    with pytest.raises(CheckpointError, match="no checkpoint of warmup here; run `latentmem train warmup` with this"):
+        do(configure("none", bank, "sft.initial=warmup"), "sft")
 
 
 # Evaluation of what has changed, and while learning
@@ -693,7 +827,7 @@ def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     really = recipes.Run.open
     monkeypatch.setattr(recipes.Run, "open", lambda *args: opened.append(args) or really(*args))
 
-    def train(self, folder, log, rewind):
+    def train(self, folder, log, rewind, **kwargs):
         log({"step": 1, "loss": 0.0, "reward": 0.0})
         rewind(1)
         seen.append((self.processes.rank, folder))
@@ -893,6 +1027,7 @@ def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, mo
         ("data.families.0.name=chain_som", "did you mean 'chain_sum'"),
         ("composer.template='{taks}'", "composer.template: unknown field {taks}; did you mean 'task'?"),
         ("bank.rating_template='{task}'", "bank.rating_template: the field {episode} is missing"),
+        ("sft.demonstrations=domain", "sft.demonstrations is domain, but data of kind reasoning_gym demonstrates noth"),
     ]:
         with pytest.raises(ConfigError) as error:
             do(configure("run", override), "collect")

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -146,6 +147,22 @@ def test_rewinding_drops_later_lines_of_one_phase_and_keeps_the_rest_byte_for_by
         assert (tmp_path / "metrics.jsonl").read_bytes() == kept + b'{"phase": "collect", "step": 8}\n'
         run.rewind_metrics("sft", 0)
         assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl").rows] == [2, 8]
+
+
+def test_details_are_lines_of_the_phases_own_file_and_rewound_like_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "lmpo" / "dev.jsonl"
+    with start(tmp_path) as run:
+        run.rewind_details("dev.jsonl", -1)
+        run.log_details("dev.jsonl", [{"step": 1, "loss": math.nan}, {"step": 1, "loss": 2.0}])
+        run.log_details("dev.jsonl", [{"step": 2, "loss": 1.0}])
+        first = {"step": 1, "loss": None, "non_finite": ["loss"]}
+        assert read_metrics(path).rows == [first, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+        with path.open("ab") as file:
+            file.write(b'{"step": 0')
+        run.rewind_details("dev.jsonl", 1)
+        assert read_metrics(path) == Metrics([first, {"step": 1, "loss": 2.0}], 0)
+        run.rewind_details("dev.jsonl", -1)
+        assert path.read_bytes() == b""
 
 
 def test_opening_drops_a_torn_line_so_that_the_next_one_is_whole(tmp_path: Path) -> None:

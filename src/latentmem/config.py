@@ -710,19 +710,40 @@ class WarmupSection(Section):
 
 
 class SFTSection(ComposerOptimizerFields):
-    """Supervised warm start on successful trajectories."""
+    """Supervised warm start on successful trajectories, or on demonstrated ones."""
 
+    initial: Text = "untrained"
+    """Where training starts: `untrained`, `warmup` (this run's), or a composer's folder."""
+    demonstrations: Text = "bank"
+    """What is learned: `bank` (the successes in it), `domain` (what the data itself can demonstrate: `hidden_facts`
+    only), or a .jsonl file of demonstrated responses, rows of `task` and `responses`; see docs/training.md."""
     num_steps: PositiveInt = 50
     """Optimizer steps."""
     trajectories_per_step: PositiveInt = 8
     """Episodes learned from in one step, over all processes."""
+
+    @field_validator("initial")
+    @classmethod
+    def _starts_before(cls, value: str) -> str:
+        if value in ("sft", "lmpo", "grpo"):
+            raise ValueError(
+                f"is {value!r}, which is no start of sft; expected untrained, warmup or a composer's folder"
+            )
+        return value
+
+    @field_validator("demonstrations")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        if value not in ("bank", "domain") and not value.endswith(".jsonl"):
+            raise ValueError(f"is {value!r}; expected bank, domain or the path of a .jsonl file")
+        return value
 
 
 class LMPOSection(GroupFields, ComposerOptimizerFields):
     """Reinforcement learning through the latents (arXiv 2602.03036, section 4)."""
 
     initial: str = "sft"
-    """Where training starts: `sft` (this run's), `untrained`, or a composer's folder."""
+    """Where training starts: `sft` or `warmup` (this run's), `untrained`, or a composer's folder."""
 
 
 class GRPOSection(GroupFields, OptimizerFields):
@@ -777,9 +798,9 @@ class EvaluateSection(Section):
     """Comparing memories on the test split."""
 
     memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
-    """none, text, latent:untrained, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or one of the
-    rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without memory) or
-    grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
+    """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
+    one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
+    memory) or grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
     num_tasks: PositiveInt | None = None
     """Tasks of the test split, from its start; null is all."""
     batch_size: PositiveInt = 32
@@ -796,9 +817,9 @@ class EvaluateSection(Section):
     def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
-                known = [*MEMORIES, "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
+                known = [*MEMORIES, "latent:warmup", "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
-            of_run = re.fullmatch(r"(latent:(?:untrained|sft|lmpo)):.*", name)
+            of_run = re.fullmatch(r"(latent:(?:untrained|warmup|sft|lmpo)):.*", name)
             if of_run and split_control(name) != (of_run[1], name.removeprefix(f"{of_run[1]}:")):
                 known = [f"{of_run[1]}:{control}" for control in CONTROLS]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")

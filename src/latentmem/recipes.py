@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ from latentmem.config import (
     split_control,
 )
 from latentmem.environments.code import CodeDomain
-from latentmem.environments.environment import Domain, Split
+from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.environments.hidden_facts import HiddenFactsDomain
 from latentmem.environments.mix import MixDomain, Part
 from latentmem.environments.pddl import PDDLDomain
@@ -79,6 +79,7 @@ from latentmem.runs import Run, write_atomic
 from latentmem.teams.team import load_team, team_file
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
+from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
 from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
 from latentmem.training.optimization import (
     Optimization,
@@ -219,32 +220,76 @@ def train_warmup(config: Config, parts: "_Parts | None" = None) -> None:
             WarmupSettings(**_fields(WarmupSettings, section)),
             seed=stream_seed(config.seed, "warmup"),
         )
-        _train(config, "warmup", run, trainer, section.frame_steps + section.copy_steps, "loss")
+        _train(config, "warmup", run, trainer.train, section.frame_steps + section.copy_steps, "loss")
 
 
 def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
-    """Warm the composer up on the bank's successes."""
+    """Warm the composer up on the bank's successes, or on demonstrations."""
     with _phase(config, "sft", parts) as (processes, parts, run):
         if _is_finished(config, "sft", config.sft.num_steps, run):
             return
-        # Whole tasks are set aside, so that no episode of theirs is learned from.
-        aside = {task.key for task in parts.eval_tasks("sft", config.sft)}
-        stored = list(parts.bank)
-        if not stored:
+        initial = parts.initial(config.sft.initial)
+        aside = parts.eval_tasks("sft", config.sft)
+        if not len(parts.bank):
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
+        learned, held_out = _lessons(parts, aside)
         memory = parts.latent_memory()
+        if initial is not None:
+            memory.composer.load_weights(initial)
         trainer = SFTTrainer(
             memory,
             parts.model,
-            [t for t in stored if t.task.key not in aside],
-            [t for t in stored if t.task.key in aside],
+            learned,
+            held_out,
             parts.train_teams,
             _optimization(parts, memory.composer, config.sft, processes, config.sft.projection_rate),
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
         )
-        _train(config, "sft", run, trainer, config.sft.num_steps, "loss")
+
+        def log_tasks(rows: list[dict[str, Any]]) -> None:
+            if run is not None:
+                run.log_details(_DEV, rows)
+
+        train = partial(trainer.train, log_tasks=log_tasks)
+        _train(config, "sft", run, train, config.sft.num_steps, "loss")
+
+
+def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list[Trajectory]]:
+    """What SFT learns from, and what it is held to.
+
+    Whole tasks are set aside, so that no episode of theirs is learned from.
+    """
+    keys = {task.key for task in aside}
+    shown = parts.demonstrated([*parts.train_tasks, *aside])
+    if shown is None:
+        stored = list(parts.bank)
+        return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
+    train = [one for one in shown if one.task.key not in keys]
+    if not train:
+        raise TrainingError(
+            f"sft.demonstrations is {parts.config.sft.demonstrations}: there is none of a train task that is trained "
+            f"on, of {len(shown)} in all; add some, or set sft.eval_tasks lower"
+        )
+    return parts.act_out(train), parts.act_out([one for one in shown if one.task.key in keys])
+
+
+def demonstrations_of(parts: "_Parts", split: Split) -> list[Trajectory]:
+    """Successes on the tasks of a split as `sft.demonstrations` has them: demonstrated, or found in the bank.
+
+    Those of test and dev tasks are for measuring only; SFT never learns from them. The teams are the ones that play
+    the split.
+
+    Raises:
+        DataError: a demonstration that cannot be used.
+    """
+    tasks = parts.domain.tasks(split)
+    shown = parts.demonstrated(tasks)
+    if shown is None:
+        keys = {task.key for task in tasks}
+        return [t for t in parts.bank if t.success and t.task.key in keys]
+    return parts.act_out(shown, parts.team if split == "test" else parts.players)
 
 
 def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
@@ -252,7 +297,7 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
     with _phase(config, "lmpo", parts) as (processes, parts, run):
         if _is_finished(config, "lmpo", config.lmpo.num_steps, run):
             return
-        initial = None if config.lmpo.initial == "untrained" else parts.checkpoint(config.lmpo.initial)
+        initial = parts.initial(config.lmpo.initial)
         aside = parts.eval_tasks("lmpo", config.lmpo)
         memory = parts.latent_memory()
         if initial is not None:
@@ -299,7 +344,7 @@ def _reinforce(
         max_turns=config.max_turns,
         seed=stream_seed(config.seed, phase),
     )
-    _train(config, phase, run, trainer, section.num_steps, "reward")
+    _train(config, phase, run, trainer.train, section.num_steps, "reward")
 
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
@@ -560,6 +605,11 @@ class _Parts:
         for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
             if not tasks:
                 raise DataError(f"data: the {split} split is empty; expected at least one task")
+        if config.sft.demonstrations == "domain" and not isinstance(self.domain, Demonstrator):
+            raise ConfigError(
+                f"sft.demonstrations is domain, but data of kind {config.data.kind} demonstrates nothing; set it to "
+                "bank, or to a .jsonl file of demonstrations"
+            )
         section = config.sampling
         self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
 
@@ -770,6 +820,43 @@ class _Parts:
             ledger=ledger,
         )
 
+    def demonstrated(self, tasks: Sequence[Task]) -> list[Demonstration] | None:
+        """Demonstrations of some tasks, as `sft.demonstrations` says; None where the bank's successes are learned.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+        source = self.config.sft.demonstrations
+        if source == "bank":
+            return None
+        if source == "domain":
+            assert isinstance(self.domain, Demonstrator)
+            different = {task.key: task for task in tasks}
+            return [Demonstration(task, self.domain.demonstrations(task), key) for key, task in different.items()]
+        keys = {task.key for task in tasks}
+        known = [task for split in get_args(Split) for task in self.domain.tasks(split)]
+        roles = {role.name for team in (*self.train_teams, self.team) for role in team.roles}
+        return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
+
+    def act_out(self, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
+        """Demonstrations as trajectories, by default of the teams that train."""
+        players = players or self.players
+        return [
+            demonstrate(
+                players.of(one.task) if isinstance(players, Teams) else players,
+                one.task,
+                self.domain.start(one.task).instructions,
+                one.said,
+                self.model,
+                one.where,
+            )
+            for one in shown
+        ]
+
+    def initial(self, which: str) -> Path | None:
+        """The checkpoint that a training starts from; None where it starts untrained."""
+        return None if which == "untrained" else self.checkpoint(which)
+
     def checkpoint(self, which: str) -> Path:
         """What a phase of this run selected, or the folder itself."""
         if which not in ("warmup", "sft", "lmpo", "grpo"):
@@ -781,8 +868,14 @@ class _Parts:
                 f"{self.config.run}: no checkpoint of {which} here; "
                 f"run `latentmem train {which}` with this configuration first"
             )
-        section = getattr(self.config, which)
-        steps, wanted = _steps_done(folder), section.copy_steps if which == "warmup" else section.num_steps
+        sections = self.config
+        lengths = {
+            "warmup": sections.warmup.copy_steps,
+            "sft": sections.sft.num_steps,
+            "lmpo": sections.lmpo.num_steps,
+            "grpo": sections.grpo.num_steps,
+        }
+        steps, wanted = _steps_done(folder), lengths[which]
         if steps < wanted:
             logger.warning("%s has done %d of its %d steps; its checkpoint so far is used", which, steps, wanted)
         return found
@@ -1033,7 +1126,7 @@ def _train(
     config: Config,
     phase: str,
     run: Run | None,
-    trainer: SFTTrainer | LMPOTrainer | WarmupTrainer,
+    train: Callable[[Path, Callable[[dict[str, Any]], None], Callable[[int], None]], object],
     num_steps: int,
     shown: str,
 ) -> None:
@@ -1050,8 +1143,9 @@ def _train(
         def rewind(step: int) -> None:
             if run is not None:
                 run.rewind_metrics(phase, step)
+                run.rewind_details(_DEV, step)
 
-        trainer.train(folder, log, rewind)
+        train(folder, log, rewind)
     if run is not None:
         _say(f"{phase}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
 
@@ -1060,6 +1154,10 @@ def _fields(
     settings: type[LMPOSettings] | type[SFTSettings] | type[WarmupSettings], section: OptimizerFields | WarmupSection
 ) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(settings)}
+
+
+_DEV = "dev.jsonl"
+"""In a phase's folder, how each task that was set aside did at each evaluated step."""
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,8 @@
           run.json      versions, platform, commit, skipped rows, seed and time of its start
           metrics.jsonl one line per step of any phase
           results.json, bank.sqlite, report/
-          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json, checkpoints
+          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json, checkpoints;
+                        sft/dev.jsonl one line per evaluated step and held-out task
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
 With several processes only rank 0 opens the run. Loads no torch.
@@ -18,7 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -103,7 +104,7 @@ class Run:
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
             run = cls(folder, phase, held)
-            run._keep_lines(lambda _: True)
+            _keep_lines(run._metrics_path, lambda _: True)
         except BaseException:
             held.close()
             raise
@@ -142,13 +143,17 @@ class Run:
         Raises:
             RunError: the line cannot be written; the file then is as it was before.
         """
-        if type(metrics.get("step")) is not int:
-            raise ValueError(f"metrics need an integer step, found {metrics.get('step')!r}")
-        row = {"phase": self.phase, **metrics}
-        non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        if non_finite:
-            row |= {**dict.fromkeys(non_finite), "non_finite": non_finite}
-        append(self._metrics_path, json.dumps(row, allow_nan=False).encode() + b"\n")
+        append(self._metrics_path, _line({"phase": self.phase, **metrics}))
+
+    def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, each with an integer `step`, to a file of this phase's folder; otherwise as `log` does.
+
+        `read_metrics` reads the file back.
+
+        Raises:
+            RunError: they cannot be written; the file then is as it was before.
+        """
+        append(self.phase_folder / name, b"".join(map(_line, rows)))
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
@@ -158,16 +163,15 @@ class Run:
         Raises:
             RunError: a line is no JSON, or the file cannot be written.
         """
-        self._keep_lines(lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
+        _keep_lines(self._metrics_path, lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
 
-    def _keep_lines(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        if not self._metrics_path.exists():
-            return
-        old = self._metrics_path.read_bytes()
-        lines = old.splitlines(keepends=True)
-        new = b"".join(line for line, row in _rows(lines, self._metrics_path) if keep(row))
-        if new != old:
-            write_atomic(self._metrics_path, new)
+    def rewind_details(self, name: str, step: int) -> None:
+        """Drop the lines beyond `step` of a file that `log_details` wrote, and a torn last line.
+
+        Raises:
+            RunError: a line is no JSON, or the file cannot be written.
+        """
+        _keep_lines(self.phase_folder / name, lambda row: row.get("step", 0) <= step)
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -261,6 +265,25 @@ def append(path: Path, lines: bytes) -> None:
             _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be added to ({error.strerror}). {_remedy(error)}") from None
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    if type(values.get("step")) is not int:
+        raise ValueError(f"metrics need an integer step, found {values.get('step')!r}")
+    row = dict(values)
+    non_finite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if non_finite:
+        row |= {**dict.fromkeys(non_finite), "non_finite": non_finite}
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if not path.exists():
+        return
+    old = path.read_bytes()
+    new = b"".join(line for line, row in _rows(old.splitlines(keepends=True), path) if keep(row))
+    if new != old:
+        write_atomic(path, new)
 
 
 def _remedy(error: OSError) -> str:

@@ -60,7 +60,7 @@ class Loop:
         good, norm = self.optimization.step(progress.step, math.nan if progress.step in self.bad else 1.0)
         return {"grad_norm": norm, "updated": float(good), "bad": float(not good)}
 
-    def evaluate(self) -> tuple[float, dict[str, float]]:
+    def evaluate(self, step: int) -> tuple[float, dict[str, float]]:
         score = self.scores[self.progress.step]
         return score, {"eval_reward": score}
 
@@ -211,9 +211,9 @@ def test_best_evaluated_checkpoint_is_kept_and_selected(world: World, tmp_path: 
     seen: dict[int, dict[str, torch.Tensor]] = {}
     evaluate = loop.evaluate
 
-    def evaluate_and_remember() -> tuple[float, dict[str, float]]:
+    def evaluate_and_remember(step: int) -> tuple[float, dict[str, float]]:
         seen[loop.progress.step] = weights(world.composer)
-        return evaluate()
+        return evaluate(step)
 
     loop.evaluate = evaluate_and_remember  # type: ignore[method-assign]
     progress = loop.run()

@@ -10,7 +10,7 @@ speed and memory depends on it.
 """
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
@@ -208,6 +208,18 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
+def _blocks(num_rows: int, num_tokens: int) -> Iterator[slice]:
+    """Slices of rows whose logits are at hand together; even ones, for one of few rows costs nearly as much."""
+    num_blocks = ceil(num_rows * num_tokens / _LOGITS_AT_ONCE)
+    size = max(1, ceil(num_rows / max(1, num_blocks)))
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)
+
+
+def _kind(hidden: Tensor) -> torch.dtype:
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
 class _TokenLogps(torch.autograd.Function):
     """Log-probabilities of given tokens, and their derivative in the same pass over the vocabulary.
 
@@ -219,14 +231,10 @@ class _TokenLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float
     ) -> Tensor:
-        kind = torch.promote_types(hidden.dtype, torch.float32)
-        logps = torch.empty(len(hidden), dtype=kind, device=hidden.device)
+        logps = torch.empty(len(hidden), dtype=_kind(hidden), device=hidden.device)
         derivative = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        num_blocks = ceil(len(hidden) * len(weight) / _LOGITS_AT_ONCE)
-        size = max(1, ceil(len(hidden) / max(1, num_blocks)))  # even blocks: one of few rows costs nearly as much
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            logits = product(hidden[rows], weight, bias).to(kind).div_(temperature)
+        for rows in _blocks(len(hidden), len(weight)):
+            logits = product(hidden[rows], weight, bias).to(logps.dtype).div_(temperature)
             logits = logits.log_softmax(1)
             logps[rows] = logits.gather(1, ids[rows, None])[:, 0]
             if derivative is not None:
@@ -257,3 +265,25 @@ def token_logps(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor
     """
     logps: Tensor = _TokenLogps.apply(hidden, weight, bias, ids, temperature)  # type: ignore[no-untyped-call]
     return logps
+
+
+@torch.no_grad()
+def judge_tokens(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Say how likely some tokens are, and whether each is the one that greedy decoding picks; one pass over the logits.
+
+    Args:
+        weight: [V, d] of the output layer.
+        bias: [V] of it, or None.
+        hidden: [N, d], after the final norm.
+        ids: [N] long.
+
+    Returns:
+        Log-probabilities [N] at temperature 1, as `token_logps` gives them, and [N] bool.
+    """
+    logps = torch.empty(len(hidden), dtype=_kind(hidden), device=hidden.device)
+    picked = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+    for rows in _blocks(len(hidden), len(weight)):
+        all_logps = product(hidden[rows], weight, bias).to(logps.dtype).log_softmax(1)
+        logps[rows] = all_logps.gather(1, ids[rows, None])[:, 0]
+        picked[rows] = all_logps.argmax(1) == ids[rows]
+    return logps, picked

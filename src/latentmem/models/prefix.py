@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from latentmem.errors import ModelError
-from latentmem.models.fused import fuse, product, token_logps
+from latentmem.models.fused import fuse, judge_tokens, product, token_logps
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]
@@ -461,6 +461,41 @@ def response_logps(
     Returns:
         [B, T] float32 (float64 for a model of float64), exactly 0 where the mask is False.
     """
+    head = model.get_output_embeddings()
+    predicting = _predicting(model, prefix, latents, response_ids, mask)
+    logps = token_logps(head.weight, head.bias, predicting, response_ids[mask], temperature)
+    return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
+
+
+@torch.no_grad()
+def judge_responses(
+    model: PreTrainedModel, prefix: Prefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of responses at temperature 1, and which of their tokens greedy decoding would pick.
+
+    Each token is predicted from the response before it, so a response whose tokens are all picked is, to rounding, the
+    one that greedy decoding gives.
+
+    Args:
+        model: as for `response_logps`, and so are the others.
+        prefix: B prompts.
+        latents: [B, K, d] or None.
+        response_ids: [B, T] long.
+        mask: [B, T] bool.
+
+    Returns:
+        logps [B, T], exactly 0 where the mask is False, and [B, T] bool, True where the mask is False.
+    """
+    head = model.get_output_embeddings()
+    predicting = _predicting(model, prefix, latents, response_ids, mask)
+    logps, picked = judge_tokens(head.weight, head.bias, predicting, response_ids[mask])
+    return logps.new_zeros(mask.shape).masked_scatter(mask, logps), (~mask).masked_scatter(mask, picked)
+
+
+def _predicting(
+    model: PreTrainedModel, prefix: Prefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor
+) -> Tensor:
+    """The hidden state [N, d] from which each of the N response tokens is predicted, row by row."""
     embeddings = model.get_input_embeddings()(response_ids[:, :-1])
     new = mask[:, :-1]
     if latents is not None:
@@ -472,9 +507,7 @@ def response_logps(
         cache = Cache(layers=[_Frozen.holding(layer.keys, layer.values, layer.used) for layer in prefix.cache.layers])
         hidden = hidden_states(model, embeddings, prefix.seen, new, cache)[:, -length:]
         predicting = hidden if latents is not None else torch.cat([predicting, hidden], dim=1)
-    head = model.get_output_embeddings()
-    logps = token_logps(head.weight, head.bias, predicting[mask], response_ids[mask], temperature)
-    return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
+    return predicting[mask]
 
 
 def check_window(model: PreTrainedModel, length: int, what: str) -> None:

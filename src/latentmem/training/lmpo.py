@@ -158,7 +158,7 @@ class LMPOTrainer:
         rewards = self.processes.gather([group[0].reward for group in played])
         return sum(rewards) / len(rewards)
 
-    def _evaluate(self) -> tuple[float, dict[str, float]]:
+    def _evaluate(self, step: int) -> tuple[float, dict[str, float]]:
         reward = self.evaluate()
         return reward, {"eval_reward": reward}
 

@@ -297,7 +297,7 @@ def train(
     save_every: int,
     eval_every: int | None,
     take_step: Callable[[Progress], dict[str, float]],
-    evaluate: Callable[[], tuple[float, dict[str, float]]],
+    evaluate: Callable[[int], tuple[float, dict[str, float]]],
     log: Callable[[dict[str, Any]], None],
     rewind: Callable[[int], None],
 ) -> Progress:
@@ -312,7 +312,7 @@ def train(
         save_every: steps between checkpoints.
         eval_every: steps between evaluations, the first before any step; None for none.
         take_step: does one step and returns its metrics; `updated` 0 or 1 and `bad` say what became of it.
-        evaluate: gives a score to choose by, higher is better, and the metrics to log.
+        evaluate: gives, after a number of steps, a score to choose by, higher is better, and the metrics to log.
         log: gets each step's metrics.
         rewind: drops logged steps after the given one.
 
@@ -359,10 +359,10 @@ def train(
 
 def _evaluate(
     progress: Progress,
-    evaluate: Callable[[], tuple[float, dict[str, float]]],
+    evaluate: Callable[[int], tuple[float, dict[str, float]]],
     log: Callable[[dict[str, Any]], None],
 ) -> None:
-    score, metrics = evaluate()
+    score, metrics = evaluate(progress.step)
     log({"step": progress.step, **metrics})
     if not math.isfinite(score):
         return

@@ -10,10 +10,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import Beginnings, check_window, pad, prefill, read_beginnings, response_logps
+from latentmem.models.prefix import (
+    Beginnings,
+    Prefix,
+    check_window,
+    judge_responses,
+    pad,
+    prefill,
+    read_beginnings,
+    response_logps,
+)
 from latentmem.trajectory import Message
 
 
@@ -120,14 +130,38 @@ def score(
         logps [B, T] float32, differentiable in the latents, and the mask [B, T] bool of response tokens.
     """
     (temperature,) = {example.temperature for example in examples}
-    ids, mask = pad([example.token_ids for example in examples], model.device)
+    ids, mask = _padded(model, examples, latents)
+    with model.as_agent() as agent:
+        prefix = _read(agent, examples, latents, ids, begun)
+        return response_logps(agent, prefix, latents, ids, mask, temperature), mask
+
+
+def judge(
+    model: LanguageModel, examples: Sequence[Example], latents: Tensor, begun: Beginnings | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`score` at temperature 1 and without gradients, with which tokens the frozen agents would say greedily.
+
+    Returns:
+        logps [B, T], exact [B, T] bool (True where a token is the greedy one, and on padding), and the mask [B, T].
+    """
+    ids, mask = _padded(model, examples, latents)
+    with model.as_agent() as agent:
+        prefix = _read(agent, examples, latents, ids, begun)
+        return *judge_responses(agent, prefix, latents, ids, mask), mask
+
+
+def _padded(model: LanguageModel, examples: Sequence[Example], latents: Tensor) -> tuple[Tensor, Tensor]:
     longest = max(len(e.prompt_ids) + len(e.token_ids) for e in examples) + latents.shape[1]
     check_window(model.model, longest, "a stored message")
-    with model.as_agent() as agent:
-        groups = [example.composer_text for example in examples]
-        room = latents.shape[1] + ids.shape[1] - 1
-        prefix = prefill(agent, [example.prompt_ids for example in examples], groups, room, begun)
-        return response_logps(agent, prefix, latents, ids, mask, temperature), mask
+    return pad([example.token_ids for example in examples], model.device)
+
+
+def _read(
+    agent: PreTrainedModel, examples: Sequence[Example], latents: Tensor, ids: Tensor, begun: Beginnings | None
+) -> Prefix:
+    groups = [example.composer_text for example in examples]
+    room = latents.shape[1] + ids.shape[1] - 1
+    return prefill(agent, [example.prompt_ids for example in examples], groups, room, begun)
 
 
 def accumulate(
@@ -176,6 +210,23 @@ def score_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
+    for rows, chosen, latents, begun in _composed(composer, model, examples, budget):
+        yield rows, *score(model, chosen, latents, begun)
+
+
+@torch.no_grad()
+def judge_all(
+    composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """Rows of each micro-batch, and what `judge` says of them."""
+    for rows, chosen, latents, begun in _composed(composer, model, examples, budget):
+        yield rows, *judge(model, chosen, latents, begun)
+
+
+def _composed(
+    composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
+) -> Iterator[tuple[list[int], list[Example], Tensor, Beginnings]]:
+    """Rows of each micro-batch, their examples, latents [B, K, d_agent] and beginnings."""
     for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
@@ -184,5 +235,4 @@ def score_all(
         for rows in micro_batches:
             chosen = [examples[row] for row in rows]
             index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
-            logps, mask = score(model, chosen, latents[index].to(model.device), begun)
-            yield rows, logps, mask
+            yield rows, chosen, latents[index].to(model.device), begun

@@ -1,15 +1,16 @@
-"""Supervised warm start: make the team's own successful responses likely, through memory of *other* trajectories.
+"""Supervised warm start: make the right responses likely, through memory of *other* trajectories.
 
-The loss is the mean cross-entropy of the response tokens (their closing EOS included where there was one).
+The right responses are those of the team's own successes, or demonstrated ones (`demonstrations.py`). The loss is the
+mean cross-entropy of the response tokens (their closing EOS included where there was one).
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentmem.errors import TrainingError
@@ -18,7 +19,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.teams.turn import Team
 from latentmem.training.optimization import Optimization, Progress, Stream, train
-from latentmem.training.scoring import Example, accumulate, score_all
+from latentmem.training.scoring import Example, accumulate, judge_all
 from latentmem.trajectory import Role, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,20 @@ class SFTSettings:
     micro_batch_positions: int
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What one held-out message came to."""
+
+    task: str
+    loss: float
+    """Summed over its tokens, in nats."""
+    num_tokens: int
+    exact: bool
+    """Whether greedy decoding gives each of its tokens after those before it."""
+
+
 class SFTTrainer:
-    """Fits a composer to successful trajectories of a bank."""
+    """Fits a composer to successful trajectories."""
 
     def __init__(
         self,
@@ -104,8 +117,37 @@ class SFTTrainer:
             return next(iter(self.roles.values()))
         return self.roles.get(trajectory.team, {})
 
-    def train(self, folder: Path, log: Callable[[dict[str, Any]], None], rewind: Callable[[int], None]) -> Progress:
-        """Train to the end, resuming from `folder`; see `optimization.train`."""
+    def train(
+        self,
+        folder: Path,
+        log: Callable[[dict[str, Any]], None],
+        rewind: Callable[[int], None],
+        log_tasks: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    ) -> Progress:
+        """Train to the end, resuming from `folder`; see `optimization.train`.
+
+        Args:
+            folder: of the checkpoints.
+            log: gets the metrics of each step and evaluation.
+            rewind: drops what `log` and `log_tasks` got for steps after the given one.
+            log_tasks: gets the rows of each evaluation, one a held-out task in order: `step`, `task` (its key), `loss`
+                (nats a token) and `accuracy` (share of its messages that are exactly what greedy decoding gives).
+        """
+
+        def evaluate(step: int) -> tuple[float, dict[str, float]]:
+            judged = self._judge()
+            by_task: dict[str, list[_Judged]] = {trajectory.task.key: [] for trajectory in self.held_out}
+            for message in judged:
+                by_task[message.task].append(message)
+            log_tasks(
+                [
+                    {"step": step, "task": task, "loss": _loss(messages), "accuracy": _accuracy(messages)}
+                    for task, messages in by_task.items()
+                ]
+            )
+            loss = _loss(judged)
+            return -loss, {"eval_loss": loss, "eval_accuracy": _accuracy(judged)}
+
         return train(
             self.memory.composer,
             self.optimization,
@@ -115,7 +157,7 @@ class SFTTrainer:
             save_every=self.settings.save_every,
             eval_every=self.settings.eval_every if self.held_out else None,
             take_step=self.step,
-            evaluate=self._evaluate,
+            evaluate=evaluate,
             log=log,
             rewind=rewind,
         )
@@ -144,26 +186,31 @@ class SFTTrainer:
 
     def held_out_loss(self) -> float:
         """Mean cross-entropy a token on the held-out trajectories, in nats."""
-        examples = self._examples(self.processes.shard(self.held_out))
-        parts = [
-            logps.sum()
-            for _, logps, _ in score_all(
-                self.memory.composer, self.model, examples, self.settings.micro_batch_positions
-            )
-        ]
-        mine = {
-            "loss": -float(torch.stack(parts).sum()) if parts else 0.0,
-            "tokens": float(sum(len(example.token_ids) for example in examples)),
-        }
-        sums = self.processes.sum(mine)
-        return sums["loss"] / sums["tokens"]
+        return _loss(self._judge())
 
-    def _evaluate(self) -> tuple[float, dict[str, float]]:
-        loss = self.held_out_loss()
-        return -loss, {"eval_loss": loss}
+    def _judge(self) -> list[_Judged]:
+        """Every held-out message, once over all processes."""
+        mine = self.processes.shard(self.held_out)
+        examples = self._examples(mine)
+        keys = [trajectory.task.key for trajectory in mine for _ in trajectory.messages]
+        budget = self.settings.micro_batch_positions
+        judged: list[_Judged] = []
+        for rows, logps, exact, _ in judge_all(self.memory.composer, self.model, examples, budget):
+            for row, logp, good in zip(rows, logps.sum(1).tolist(), exact.all(1).tolist(), strict=True):
+                judged.append(_Judged(keys[row], -logp, len(examples[row].token_ids), good))
+        return self.processes.gather(judged)
 
     def _examples(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         said = [(t.task, self._roles_of(t)[m.role], m) for t in trajectories for m in t.messages]
         records = self.memory.records([(task, role) for task, role, _ in said])
         # Likelihoods are those at temperature 1, whatever the responses were sampled at.
         return [Example.of(m, self.model, r.text, 1.0) for (_, _, m), r in zip(said, records, strict=True)]
+
+
+def _loss(judged: Sequence[_Judged]) -> float:
+    """In nats a token."""
+    return math.fsum(message.loss for message in judged) / sum(message.num_tokens for message in judged)
+
+
+def _accuracy(judged: Sequence[_Judged]) -> float:
+    return sum(message.exact for message in judged) / len(judged)

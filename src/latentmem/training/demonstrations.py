@@ -1,0 +1,142 @@
+"""A demonstration is a trajectory in which the team said what it should have said.
+
+Where nobody succeeds without memory there are no successes to learn from, but somebody may know the right responses.
+They are put into the team's own prompts as if the model had sampled them, so that whoever learns from successes learns
+from demonstrations too, and nothing downstream has to know the difference.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from latentmem.environments.rows import Row, read_rows
+from latentmem.errors import BadRowError, DataError, ModelError, suggest
+from latentmem.models.language_model import LanguageModel
+from latentmem.teams.turn import Action, Call, Team
+from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the members of a team should say to a task."""
+
+    task: Task
+    said: Mapping[str, str]
+    """Each role's response, by the role's name; the empty name is for every role that is not named."""
+    where: str
+    """Where it stands, for errors: `file:line`, or the task."""
+
+
+def demonstrate(
+    team: Team, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str = ""
+) -> Trajectory:
+    """The success of a team that said what it should have said, in the form that a rollout leaves.
+
+    Only the first turn is demonstrated. A role that speaks several times in it says the same each time. The tokens of a
+    response are the model's own encoding of the text, and an EOS. Nobody sampled them: their `logps` are 0 and their
+    `temperature` is 0, and neither means anything. No memory is in the prompts.
+
+    Args:
+        team: plays the turn; it is told the demonstrated responses as if its agents had given them.
+        task: what is asked.
+        instructions: how an answer has to look, from the environment.
+        said: responses by role; see `Demonstration.said`.
+        model: the agents, for the tokens.
+        where: the beginning of errors; the task if there is none.
+
+    Raises:
+        DataError: a role speaks that has no response, or a blank one.
+        ModelError: the model's tokenizer has no EOS.
+    """
+    where = where or task.key
+    messages: list[Message] = []
+    turn = team.turn(task.text, instructions, [])
+    try:
+        calls = next(turn)
+        while True:
+            spoken = [_message(call, _response(call, said, team, where), model) for call in calls]
+            messages += spoken
+            calls = turn.send([message.response for message in spoken])
+    except StopIteration as stop:
+        action = stop.value if isinstance(stop.value, Action) else Action(stop.value)
+    info: dict[str, JsonValue] = {"team": dict(action.record)} if action.record else {}
+    step = Step(messages=tuple(messages), action=action.text, observation="", info=info)
+    return Trajectory(task=task, team=team.name, model=model.name, steps=(step,), reward=1.0, success=True, seed=0)
+
+
+def _response(call: Call, said: Mapping[str, str], team: Team, where: str) -> str:
+    name = call.role.name
+    response = said.get(name, said.get(""))
+    if response is None:
+        raise DataError(
+            f"{where}: {name!r} of team {team.name} speaks, and no response of it is demonstrated; give it one, or one "
+            "under the empty name for all roles that are not named"
+        )
+    if not response.strip():
+        raise DataError(f"{where}: the demonstrated response of {name!r} is blank; expected text")
+    return response.strip()
+
+
+def _message(call: Call, response: str, model: LanguageModel) -> Message:
+    eos = model.tokenizer.eos_token_id
+    if eos is None:
+        raise ModelError(f"model {model.name!r}: its tokenizer has no EOS, which ends a demonstrated response; set one")
+    ids = (*model.encode(response), int(eos))
+    return Message(
+        role=call.role.name,
+        system=call.system,
+        user=call.user,
+        response=model.decode(ids).strip(),
+        token_ids=ids,
+        logps=(0.0,) * len(ids),
+        finish="stop",
+        temperature=0.0,
+        num_prompt_tokens=len(model.encode_prompt(call.system, call.user)),
+        reads=call.reads,
+        recalled=Recalled(kind="none"),
+    )
+
+
+def read_demonstrations(path: Path, tasks: Sequence[Task], roles: Collection[str]) -> list[Demonstration]:
+    """Demonstrations from JSON Lines, rows of `task` (an id) and `responses` (an object of texts by role).
+
+    A task may have several.
+
+    Args:
+        path: the file.
+        tasks: those that rows may be about.
+        roles: names that rows may use, besides the empty one.
+
+    Raises:
+        BadRowError: a row that is no object, lacks a field, or has one of another type; a task or role that is not
+            known; a blank response, or none.
+        DataError: no such file, or no row in it.
+    """
+    by_id = {task.id: task for task in tasks if task.id is not None}
+    found = [_demonstration(row, by_id, roles) for row in read_rows(path)]
+    if not found:
+        raise DataError(f"{path}: expected at least one demonstration, found none")
+    return found
+
+
+def _demonstration(row: Row, by_id: Mapping[str, Task], roles: Collection[str]) -> Demonstration:
+    name = row.text("task")
+    if name not in by_id:
+        raise BadRowError("unknown task", f"{row.where}: task {name[:80]!r} is not in the data; {_hint(name, by_id)}")
+    responses = Row(row.field("responses", dict), f"{row.where}: responses")
+    if not responses.values:
+        raise BadRowError("blank", f"{responses.where}: is empty; expected a text for each role")
+    for role in responses.values:
+        if role and role not in roles:
+            raise BadRowError(
+                "unknown role", f"{responses.where}: no team has a role {role[:80]!r}; {suggest(role[:80], roles)}"
+            )
+    return Demonstration(by_id[name], {role: responses.text(role) for role in responses.values}, row.where)
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name[:80], known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected an id such as {next(iter(known), None)!r}"

@@ -4,8 +4,8 @@
           run.json      versions, platform, commit, skipped rows, seed and time of its start
           metrics.jsonl one line per step of any phase
           results.json, bank.sqlite, report/
-          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json, checkpoints;
-                        sft/dev.jsonl one line per evaluated step and held-out task
+          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json,
+                        checkpoints; sft/dev.jsonl one line per evaluated step and held-out task
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
 With several processes only rank 0 opens the run. Loads no torch.

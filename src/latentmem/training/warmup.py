@@ -223,7 +223,7 @@ class WarmupTrainer:
         return held + self.composer.frame
 
     @torch.no_grad()
-    def _evaluate_frame(self) -> tuple[float, dict[str, float]]:
+    def _evaluate_frame(self, step: int) -> tuple[float, dict[str, float]]:
         lessons = self._held_out
         logps, _ = score(self.model, [self._example(lesson) for lesson in lessons], self._shown(lessons))
         return self._scores(logps.sum(1), "framed")
@@ -244,7 +244,7 @@ class WarmupTrainer:
         return self._moved(self.copying, progress.step, loss)
 
     @torch.no_grad()
-    def _evaluate_copy(self) -> tuple[float, dict[str, float]]:
+    def _evaluate_copy(self, step: int) -> tuple[float, dict[str, float]]:
         examples = [self._example(lesson) for lesson in self._held_out]
         parts = score_all(self.composer, self.model, examples, self.settings.micro_batch_positions)
         return self._scores(torch.cat([logps.sum(1) for _, logps, _ in parts]), "copied")

@@ -577,6 +577,10 @@ class GroupFields(Section):
     """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
     beta: NonNegativeFloat = 0.0
     """Weight of the KL divergence to what is trained as it was before."""
+    importance_cap: PositiveFloat | None = None
+    """Largest weight of a token in truncated importance sampling, which corrects for responses that were sampled with
+    slightly other probabilities than training computes, as in bfloat16; 2 is usual. Costs a forward pass a step. null:
+    no correction."""
     max_resamples: Annotated[int, Field(ge=0)] = 0
     """Extra draws of `tasks_per_step` tasks while fewer than that many groups carry signal (dynamic sampling)."""
 

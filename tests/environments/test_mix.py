@@ -19,7 +19,7 @@ class World:
         }
 
     def tasks(self, split):
-        return list(self.splits[split])
+        return list(self.splits.get(split, ()))
 
     def skipped(self, split):
         return {"blank": 2} if split == "train" else {}

@@ -49,7 +49,7 @@ class AddReport:
 
     num_added: int
     num_duplicates: int
-    """Same task and same messages as one in the bank or earlier in the batch; stored once."""
+    """Same task, messages and observations as one in the bank or earlier in the batch; stored once."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     """CREATE TABLE trajectories (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of storing; never used twice, so a larger one is newer
-        id TEXT NOT NULL UNIQUE,                -- Trajectory.id, a hash of task and messages
+        id TEXT NOT NULL UNIQUE,                -- Trajectory.id, a hash of what was said
         domain TEXT NOT NULL,
         success INTEGER NOT NULL,
         reward REAL NOT NULL,

@@ -256,7 +256,7 @@ class LMPOTrainer:
         ref_logps = self._reference_logps(examples) if settings.beta else None
         old_logps, weights, importance = sampled, None, dict[str, float]()
         if settings.importance_cap is not None:
-            # Where sampling and scoring round differently, the ratio begins at what is scored, and a weight tells the rest.
+            # Where sampling and scoring round differently, the ratio begins at what is scored; a weight tells the rest.
             old_logps = self._logps(examples, composed)
             weights, importance = self._importance(old_logps, sampled, settings.importance_cap)
         num_micro_batches = 1

@@ -316,6 +316,12 @@ class ExperienceBank:
         with self._records.read() as transaction:
             return [transaction.id_of(seq) for seq in transaction.same_task(task)]
 
+    def newest(self, k: int, *, success: bool) -> list[Trajectory]:
+        """The last k successes or failures stored, the newest first."""
+        with self._records.read() as transaction:
+            stored_forms = transaction.newest(k, success)
+        return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
+
     def __contains__(self, id_: str) -> bool:
         with self._records.read() as transaction:
             return transaction.seq_of(id_) is not None

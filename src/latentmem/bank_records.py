@@ -309,6 +309,11 @@ class Transaction:
         query = "SELECT seq, json FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
         return self._db.execute(query, (after, size)).fetchall()
 
+    def newest(self, size: int, success: bool) -> list[tuple[int, bytes]]:
+        """Up to `size` pairs (record number, stored form) of successes or failures, the newest first."""
+        query = "SELECT seq, json FROM trajectories WHERE success = ? ORDER BY seq DESC LIMIT ?"
+        return self._db.execute(query, (success, size)).fetchall()
+
     def texts(self, after: int) -> list[tuple[int, str, str]]:
         """Triples (record number, task text, trajectory id) with numbers above `after`, in order."""
         query = "SELECT seq, task_text, id FROM trajectories WHERE seq > ? ORDER BY seq"

@@ -280,11 +280,11 @@ class BankSection(Section):
     num_retrieved: PositiveInt = 3
     """Trajectories recalled for a task."""
     only_successes: bool = True
-    """Recall successful trajectories only. What failed may hold the correction: where episodes end in feedback, set it to
-    false. A warning tells when most of a bank is left out."""
+    """Recall successful trajectories only. What failed may hold the correction: where episodes end in feedback, set it
+    to false. A warning tells when most of a bank is left out."""
     experience_tasks: Annotated[int, Field(ge=0)] = 0
-    """Train tasks, from the start of the split, that are played into the bank and neither trained on nor asked, where the
-    data have no experience split of their own; 0: the train split itself is collected, as in the paper."""
+    """Train tasks, from the start of the split, that are played into the bank and neither trained on nor asked, where
+    the data have no experience split of their own; 0: the train split itself is collected, as in the paper."""
     rating: Literal["none", "logits"] = "none"
     """`none` recalls the nearest; `logits` finds twice as many and recalls those that the agents' model rates as most
     helpful, from 1 to 10, by the expected value of its answer."""
@@ -544,8 +544,8 @@ class OptimizerFields(Section):
     """Steps between evaluations on `eval_tasks` tasks set aside; the best checkpoint is selected. null: never, and the
     last one is."""
     eval_tasks: PositiveInt = 32
-    """Tasks set aside if `eval_every` is set: the first of the dev split, or all that it has; where the data have none, the
-    last of the train split, which then are not trained on. `sft` sets aside the last tasks that are collected."""
+    """Tasks set aside if `eval_every` is set: the first of the dev split, or all that it has; where the data have none,
+    the last of the train split, which then are not trained on. `sft` sets aside the last tasks that are collected."""
     save_every: PositiveInt = 5
     """Steps between checkpoints."""
 
@@ -677,8 +677,8 @@ class EvaluateSection(Section):
     rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without memory) or
     grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
     split: Literal["test", "dev"] = "test"
-    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split, it is
-    the train tasks that `lmpo` sets aside: the last `lmpo.eval_tasks`. Results are kept apart, in results-dev.json."""
+    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split, it
+    is the train tasks that `lmpo` sets aside: the last `lmpo.eval_tasks`. Results are kept apart, in results-dev.json."""
     num_tasks: PositiveInt | None = None
     """Tasks of the split, from its start; null is all."""
     batch_size: PositiveInt = 32

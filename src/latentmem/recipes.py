@@ -155,7 +155,8 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
         if done == len(tasks):
             if run is not None:
                 _say(
-                    f"collect: finished already, {done} {parts.collected_split} tasks; the bank has {len(parts.bank)} trajectories"
+                    f"collect: finished already, {done} {parts.collected_split} tasks; "
+                    f"the bank has {len(parts.bank)} trajectories"
                 )
             return
         memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
@@ -823,8 +824,8 @@ class _Parts:
         num_failures = info.num_trajectories - info.num_successes
         if num_failures and not info.num_successes:
             logger.warning(
-                "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to false to "
-                "recall failures too",
+                "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to false "
+                "to recall failures too",
                 bank.path,
                 num_failures,
             )
@@ -895,7 +896,7 @@ def _open_run(config: Config, phase: str, domain: Domain) -> Run:
 
 
 def _completed(sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The sections that a phase was started with, and those of `names` that it lacks, with defaults for missing keys."""
+    """The sections that a phase was started with, and those of `names` that it lacks; missing keys at their defaults."""
     try:
         values = parse_config({"run": "unnamed", **sections}).model_dump(mode="json", by_alias=True)
     except ConfigError:  # they have a key that is no more, which then is told as the difference

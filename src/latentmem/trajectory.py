@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from latentmem.errors import DataError
 
 SCHEMA_VERSION = 2
-"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, and ids that do not
-depend on observations."""
+"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, and ids that do
+not depend on observations."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

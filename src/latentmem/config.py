@@ -678,7 +678,7 @@ class EvaluateSection(Section):
     grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
     split: Literal["test", "dev"] = "test"
     """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split, it
-    is the train tasks that `lmpo` sets aside: the last `lmpo.eval_tasks`. Results are kept apart, in results-dev.json."""
+    is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Its results are kept in results-dev.json."""
     num_tasks: PositiveInt | None = None
     """Tasks of the split, from its start; null is all."""
     batch_size: PositiveInt = 32

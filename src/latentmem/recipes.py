@@ -824,8 +824,8 @@ class _Parts:
         num_failures = info.num_trajectories - info.num_successes
         if num_failures and not info.num_successes:
             logger.warning(
-                "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to false "
-                "to recall failures too",
+                "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to "
+                "false to recall failures too",
                 bank.path,
                 num_failures,
             )
@@ -896,7 +896,7 @@ def _open_run(config: Config, phase: str, domain: Domain) -> Run:
 
 
 def _completed(sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The sections that a phase was started with, and those of `names` that it lacks; missing keys at their defaults."""
+    """The sections that a phase was started with, and others of `names`; missing keys are at their defaults."""
     try:
         values = parse_config({"run": "unnamed", **sections}).model_dump(mode="json", by_alias=True)
     except ConfigError:  # they have a key that is no more, which then is told as the difference

@@ -81,4 +81,5 @@ def test_experience_and_dev_are_those_of_all_parts_that_have_them_without_test_t
     mix = MixDomain([Part(a, 1)], [Part(b, 1)])
     assert [task.text for task in mix.tasks("experience")] == ["e", "f"]
     assert [task.text for task in mix.tasks("dev")] == ["d"]
+    assert [mix.start(task).instructions for task in mix.tasks("experience")] == ["Rules of a.", "Rules of b."]
     assert MixDomain([Part(World("c", ["1"], ["2"]), 1)], [Part(World("d", [], ["3"]), 1)]).tasks("dev") == []

@@ -677,8 +677,8 @@ class EvaluateSection(Section):
     rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without memory) or
     grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
     split: Literal["test", "dev"] = "test"
-    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split, it
-    is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Its results are kept in results-dev.json."""
+    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split,
+    it is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Results go to results-dev.json."""
     num_tasks: PositiveInt | None = None
     """Tasks of the split, from its start; null is all."""
     batch_size: PositiveInt = 32

@@ -135,8 +135,8 @@ def lmpo(world: World, size: argparse.Namespace) -> dict[str, Any]:
     memory = world.memory()
     settings = LMPOSettings(
         num_steps=1, tasks_per_step=2, group_size=size.group, num_iterations=1, loss_type="dapo", scale_advantages=True,
-        epsilon_low=0.2, epsilon_high=0.2, delta=None, beta=0.0, max_resamples=0, save_every=1, eval_every=None,
-        micro_batch_positions=size.positions,
+        epsilon_low=0.2, epsilon_high=0.2, delta=None, beta=0.0, importance_cap=None, max_resamples=0, save_every=1,
+        eval_every=None, micro_batch_positions=size.positions,
     )  # fmt: skip
     optimization = Optimization(
         memory.composer, Processes(), num_steps=1, learning_rate=1e-4, projection_rate=0.2, schedule="constant",

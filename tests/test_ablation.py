@@ -55,6 +55,8 @@ def test_a_bank_that_lies_elsewhere_because_it_was_filled_otherwise_is_no_second
 
     sizes = [at("a", collect="{num_tasks: 6}"), at("b", collect="{num_tasks: 12}")]
     assert differing_keys(sizes) == {"collect.num_tasks": [6, 12]}
+    apart = [config(bank=f"{{path: {path}, experience_tasks: {num}}}") for path, num in (("a", 0), ("b", 6))]
+    assert differing_keys(apart) == {"bank.experience_tasks": [0, 6]}
     seeds = [at("a", 2), at("b", 2).replace("seed: 0", "seed: 1"), at("a", 4)]
     assert differing_keys(seeds) == {"composer.num_latents": [2, 2, 4]}
     given = [at("a", 2), at("b", 4)]  # what fills them is the same: two banks that somebody chose

@@ -52,6 +52,8 @@ def make(
     roles: tuple[str, ...] = ("solver",),
     team: str = "pair",
     data: dict[str, Any] | None = None,
+    observation: str = "",
+    version: int = 2,
 ) -> Trajectory:
     messages = tuple(
         Message(
@@ -69,10 +71,11 @@ def make(
         for role in roles
     )
     return Trajectory(
+        schema_version=version,
         task=Task(id=id_, domain=domain, text=text, data=data or {}),
         team=team,
         model="tiny",
-        steps=(Step(messages=messages, action=response, observation=""),),
+        steps=(Step(messages=messages, action=response, observation=observation),),
         reward=1.0 if success else 0.25,
         success=success,
         seed=3,
@@ -424,6 +427,39 @@ def test_duplicates_are_stored_once_and_the_first_is_kept(path: Path) -> None:
         assert bank.add([]) == AddReport(0, 0)
         assert bank.get([first.id]) == [first]
         assert len(bank) == 2
+
+
+def test_the_same_answer_with_other_feedback_is_another_experience(path: Path) -> None:
+    told = [make("a", success=False, observation=text) for text in ("", "No.", "No. It is corn.")]
+    with ExperienceBank(path, embed) as bank:
+        assert bank.add(told) == AddReport(3, 0)
+        assert bank.add(told) == AddReport(0, 3)
+        assert [found.trajectory for found in bank.search(Task(id=None, domain="sums", text="b"), k=9)] == told
+
+
+def test_what_was_stored_before_observations_counted_keeps_its_id(path: Path, tmp_path: Path) -> None:
+    def id_then(text: str) -> str:
+        said = f'["text:{text}",[[["solver","be brief","{text}","said"]]]]'
+        return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+    texts = ["a", "b"]
+    then = [make("a", observation="No. It is corn.", version=1), make("b", version=1)]
+    with ExperienceBank(path, embed) as bank:
+        bank.add(then)
+    assert sql(path, "SELECT id FROM trajectories ORDER BY seq") == [(id_then(text),) for text in texts]
+    with ExperienceBank(path, embed) as bank:
+        assert bank.verify().ok
+        assert bank.get(map(id_then, texts)) == then
+        hits = bank.search_many([Task(id=None, domain="sums", text="c")], k=9)[0]
+        assert {hit.trajectory.id for hit in hits} == set(bank.ids())
+        bank.export(tmp_path / "then.jsonl")
+        assert bank.import_jsonl(tmp_path / "then.jsonl") == AddReport(0, 2)
+        now = [make("a", observation="No. It is wheat."), make("b")]  # the second says nothing new
+        assert bank.add(now) == AddReport(1, 1)
+        assert bank.verify().ok
+    with ExperienceBank(tmp_path / "fresh.sqlite", embed) as fresh:
+        assert fresh.import_jsonl(tmp_path / "then.jsonl") == AddReport(2, 0)
+        assert fresh.ids() == [id_then(text) for text in texts]
 
 
 def test_get_contains_and_iteration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

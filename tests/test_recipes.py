@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from killing import killed_at_sync
 from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
+from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
 from latentmem.teams.team import load_team
+from latentmem.trajectory import Step, Task, Trajectory
 from peers import together
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -218,7 +221,7 @@ def test_a_finished_phase_says_so_and_changes_nothing(configure, capsys, monkeyp
     monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
     do(config, "collect", "sft", "lmpo")
     out = capsys.readouterr().out
-    assert "collect: finished already, 8 tasks; the bank has 16 trajectories" in out
+    assert "collect: finished already, 8 train tasks; the bank has 16 trajectories" in out
     assert "sft: finished already, 3 steps" in out
     assert "lmpo: finished already, 3 steps" in out
     now = {p: p.read_bytes() for p in Path(config.run).rglob("*") if p.is_file() and p.suffix != ".sqlite"}
@@ -1074,3 +1077,151 @@ def test_every_kind_of_data_lets_its_instructions_be_replaced(configure, tmp_pat
         told.append(domain.start(domain.tasks("test")[0]).instructions)
     assert len(told[0]) > 50
     assert told[1] == "Be brief."
+
+
+# Splits
+
+
+@pytest.fixture
+def four_splits(monkeypatch):
+    """Reasoning tasks have an experience split and a dev split too."""
+    tasks = ReasoningDomain.tasks
+
+    def split(self, name):
+        if name in ("train", "test"):
+            return tasks(self, name)
+        num = {"experience": 6, "dev": 5}[name]
+        return [Task(id=f"{name}-{i}", domain=self.name, text=f"{name} {i}", data={}) for i in range(num)]
+
+    monkeypatch.setattr(ReasoningDomain, "tasks", split)
+
+
+def played(path):
+    return [Trajectory.from_json(line).task for line in path.read_bytes().splitlines()]
+
+
+def test_the_experience_split_is_played_into_the_bank_and_nothing_else_is(configure, four_splits, capsys):
+    config = configure("run", "collect.num_tasks=4", "lmpo.eval_every=1", "lmpo.eval_tasks=2")
+    do(config, "collect")
+    bank = ExperienceBank(Path(config.run) / "bank.sqlite")
+    assert {t.task.id for t in bank} == {f"experience-{i}" for i in range(4)}
+    assert "episodes succeeded, on 4 experience tasks; " in capsys.readouterr().out
+    parts = recipes._Parts(config)
+    assert [task.id for task in parts.eval_tasks("lmpo", config.lmpo)] == ["dev-0", "dev-1"]
+    assert len(parts.train_tasks) == 12  # none was set aside
+    assert [
+        task.id for task in parts.held_out_tasks(config.sft.model_copy(update={"eval_every": 1, "eval_tasks": 1}))
+    ] == ["experience-5"]
+    with pytest.raises(
+        ConfigError, match=r"bank.experience_tasks is 2, but these data have .* of 6 tasks; set it to 0"
+    ):
+        recipes._Parts(configure("run", "bank.experience_tasks=2"))
+
+
+def test_the_first_train_tasks_become_experience_where_the_data_have_none(configure):
+    train = recipes._Parts(configure("run")).train_tasks
+    config = configure(
+        "run", "bank.experience_tasks=5", "collect.num_tasks=null", "lmpo.eval_every=1", "lmpo.eval_tasks=3"
+    )
+    parts = recipes._Parts(config)
+    assert parts.collected_tasks == train[:5]
+    assert parts.train_tasks == train[5:]
+    assert parts.eval_tasks("lmpo", config.lmpo) == train[-3:]
+    with pytest.raises(ConfigError, match=r"experience_tasks is 12, but the train split has 12 tasks; set it lower"):
+        recipes._Parts(configure("run", "bank.experience_tasks=12"))
+    with pytest.raises(ConfigError, match=r"lmpo.eval_tasks is 7, but the train split has 7 tasks"):
+        recipes._Parts(config).eval_tasks("lmpo", config.lmpo.model_copy(update={"eval_tasks": 7}))
+
+
+def test_a_dev_evaluation_and_one_of_test_stand_side_by_side(configure, caplog, capsys):
+    options = ("evaluate.memories=[none]", "lmpo.eval_tasks=3")
+    test, dev = configure("run", *options), configure("run", *options, "evaluate.split=dev")
+    train = recipes._Parts(test).train_tasks
+    do(test, "evaluate")
+    do(dev, "evaluate")
+    run = Path(test.run)
+    assert played(run / "evaluate-dev" / "none.jsonl") == train[-3:]
+    assert "the last 3 train tasks are taken, which lmpo trains on too unless lmpo.eval_every is set" in caplog.text
+    assert f"dev split, for choices: {run / 'results-dev.json'}" in capsys.readouterr().out
+    found = {name: json.loads((run / name).read_text()) for name in ("results.json", "results-dev.json")}
+    assert [(r["split"], r["num_tasks"]) for r in found.values()] == [("test", 4), ("dev", 3)]
+    before = (run / "results.json").read_bytes()
+    do(test, "evaluate")
+    assert (run / "results.json").read_bytes() == before
+    do(configure("run", *options, "evaluate.split=dev"), "evaluate")
+    with pytest.raises(RunError, match=r"evaluate-dev/config.yaml: evaluate.batch_size was 2"):
+        do(configure("run", *options, "evaluate.split=dev", "evaluate.batch_size=3"), "evaluate")
+
+
+def test_a_dev_split_of_the_data_is_what_dev_means(configure, four_splits, caplog):
+    config = configure("run", "evaluate.memories=[none]", "evaluate.split=dev", "evaluate.num_tasks=3")
+    do(config, "evaluate")
+    assert [task.id for task in played(Path(config.run) / "evaluate-dev" / "none.jsonl")] == ["dev-0", "dev-1", "dev-2"]
+    assert "lmpo trains on" not in caplog.text
+
+
+def test_prompts_of_every_split_are_shown_and_an_empty_one_is_one_line(configure, four_splits, capsys):
+    config = configure("run")
+    recipes.show_prompts(config, "experience", 2)
+    recipes.show_prompts(config, "dev", 1)
+    out = capsys.readouterr().out
+    assert "task 2 of 6 in the experience split" in out
+    assert "task 1 of 5 in the dev split" in out
+
+
+def test_prompts_of_a_split_that_the_data_lack_are_refused(configure):
+    with pytest.raises(
+        ConfigError, match=r"the dev split is asked for, but these data have none; they have train, test"
+    ):
+        recipes.show_prompts(configure("run"), "dev")
+
+
+def test_a_run_that_was_started_before_a_key_was_known_goes_on(configure, capsys):
+    config = configure("run")
+    do(config, "collect")
+    start = Path(config.run) / "collect" / "config.yaml"
+    then = yaml.safe_load(start.read_text())
+    del then["bank"]["experience_tasks"], then["memory"], then["data"]["families"][0]["weight"]
+    start.write_text(yaml.safe_dump(then))
+    do(config, "collect")
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"bank.experience_tasks was 0 when this phase was started and is 2 now"):
+        do(configure("run", "bank.experience_tasks=2"), "collect")
+
+
+# Feedback
+
+
+def failures(config, num_failures, num_successes, observation):
+    parts = recipes._Parts(config)
+
+    def episode(i, success):
+        step = Step(messages=(), action="a", observation=observation)
+        task = Task(id=str(i), domain="d", text=f"text {i}")
+        return Trajectory(task=task, team="t", model="m", steps=(step,), reward=float(success), success=success, seed=0)
+
+    parts.bank.add([episode(i, i < num_successes) for i in range(num_failures + num_successes)])
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("num_failures", "num_successes", "observation", "only_successes", "expected"),
+    [
+        (3, 2, "No. It is corn.", "true", "3 of 5 stored episodes are failures and never recalled"),
+        (3, 0, "", "true", "all 3 stored episodes are failures, so nothing is ever recalled"),
+        (3, 2, "", "true", None),
+        (2, 3, "No. It is corn.", "true", None),
+        (3, 2, "No. It is corn.", "false", None),
+        (0, 0, "", "true", None),
+    ],
+)
+def test_failures_with_feedback_that_are_never_recalled_are_told_once(
+    configure, caplog, num_failures, num_successes, observation, only_successes, expected
+):
+    config = configure("run", f"bank.only_successes={only_successes}")
+    parts = failures(config, num_failures, num_successes, observation)
+    for name in ("none", "text", "latent:untrained", "metagpt"):
+        parts.memory(name)
+    told = [record.getMessage() for record in caplog.records if "stored episodes are failures" in record.getMessage()]
+    assert len(told) == (expected is not None)
+    assert all(expected in line and "set bank.only_successes to false" in line for line in told)

@@ -87,6 +87,20 @@ def test_a_phase_goes_on_only_with_the_configuration_it_was_started_with(
     start(tmp_path, "sft", {**SECTIONS, **change}).close()
 
 
+def test_a_key_that_was_unknown_at_the_start_is_no_change_at_its_default(tmp_path: Path) -> None:
+    def complete(sections: dict) -> dict:
+        return {**sections, "lmpo": {"beta": 0.0, **sections["lmpo"]}}
+
+    def go_on(beta: float) -> None:
+        sections = {**SECTIONS, "lmpo": {**SECTIONS["lmpo"], "beta": beta}}
+        Run.open(tmp_path, CONFIG, "lmpo", sections, complete=complete).close()
+
+    start(tmp_path).close()
+    go_on(0.0)
+    with pytest.raises(RunError, match=r"lmpo\.beta was 0\.0 when this phase was started and is 0\.1 now; set it back"):
+        go_on(0.1)
+
+
 def test_a_run_folder_is_held_by_one_opener(tmp_path: Path) -> None:
     with start(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()} is working in this run folder"):
         start(tmp_path)

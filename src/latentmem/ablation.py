@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from latentmem.config import FILLS_BANK
+from latentmem.config import FILLS_BANK, FILLS_BANK_IN_BANK
 from latentmem.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
 
 NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
@@ -56,7 +56,9 @@ def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
     shared = [key for key in flat[0] if all(key in found for found in flat)]
     values = {key: [found[key] for found in flat] for key in shared}
     differing = {key: found for key, found in values.items() if any(value != found[0] for value in found)}
-    filled_otherwise = any(key.partition(".")[0] in FILLS_BANK or key == "bank.embedder" for key in differing)
+    filled_otherwise = any(
+        key.partition(".")[0] in FILLS_BANK or key.removeprefix("bank.") in FILLS_BANK_IN_BANK for key in differing
+    )
     left_out = (*NOT_VARIED, "bank.path") if filled_otherwise else NOT_VARIED
     return {key: found for key, found in differing.items() if key not in left_out}
 

@@ -49,7 +49,7 @@ class AddReport:
 
     num_added: int
     num_duplicates: int
-    """Same task and same messages as one in the bank or earlier in the batch; stored once."""
+    """Same task, messages and observations as one in the bank or earlier in the batch; stored once."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +315,12 @@ class ExperienceBank:
         """The ids of the trajectories on this very task (`Task.same_as`): those that no search for it returns."""
         with self._records.read() as transaction:
             return [transaction.id_of(seq) for seq in transaction.same_task(task)]
+
+    def newest(self, k: int, *, success: bool) -> list[Trajectory]:
+        """The last k successes or failures stored, the newest first."""
+        with self._records.read() as transaction:
+            stored_forms = transaction.newest(k, success)
+        return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
 
     def __contains__(self, id_: str) -> bool:
         with self._records.read() as transaction:

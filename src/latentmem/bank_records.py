@@ -38,7 +38,7 @@ _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     """CREATE TABLE trajectories (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of storing; never used twice, so a larger one is newer
-        id TEXT NOT NULL UNIQUE,                -- Trajectory.id, a hash of task and messages
+        id TEXT NOT NULL UNIQUE,                -- Trajectory.id, a hash of what was said
         domain TEXT NOT NULL,
         success INTEGER NOT NULL,
         reward REAL NOT NULL,
@@ -308,6 +308,11 @@ class Transaction:
         """Up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
         query = "SELECT seq, json FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
         return self._db.execute(query, (after, size)).fetchall()
+
+    def newest(self, size: int, success: bool) -> list[tuple[int, bytes]]:
+        """Up to `size` pairs (record number, stored form) of successes or failures, the newest first."""
+        query = "SELECT seq, json FROM trajectories WHERE success = ? ORDER BY seq DESC LIMIT ?"
+        return self._db.execute(query, (success, size)).fetchall()
 
     def texts(self, after: int) -> list[tuple[int, str, str]]:
         """Triples (record number, task text, trajectory id) with numbers above `after`, in order."""

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _takes_overrides(quickstart)
     quickstart.set_defaults(run=_quickstart, recipe="quickstart")
 
-    collect = commands.add_parser("collect", help="play the train split and fill the bank")
+    collect = commands.add_parser("collect", help="play the experience split, else the train split, and fill the bank")
     _takes_config(collect)
     collect.set_defaults(run=_run_recipe, recipe="collect")
 
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         _takes_config(trainer)
         trainer.set_defaults(run=_run_recipe, recipe=name)
 
-    evaluate = commands.add_parser("evaluate", help="compare memories on the test split, or in a whole grid of runs")
+    evaluate = commands.add_parser(
+        "evaluate", help="compare memories on the test or dev split, or in a whole grid of runs"
+    )
     _takes_config(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -98,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     prompts = shown.add_parser("prompts", help="play one task and print each agent's prompt; nothing is stored")
     _takes_config(prompts)
     prompts.add_argument("--task", type=_count, default=1, metavar="N", help="its number in the split (default 1)")
-    prompts.add_argument("--split", choices=("train", "test"), default="train", help="whose task (default train)")
+    prompts.add_argument(
+        "--split", choices=("experience", "train", "dev", "test"), default="train", help="whose task (default train)"
+    )
     prompts.add_argument(
         "--memory",
         metavar="NAME",

@@ -356,7 +356,11 @@ class BankSection(Section):
     num_retrieved: PositiveInt = 3
     """Trajectories recalled for a task."""
     only_successes: bool = True
-    """Recall successful trajectories only."""
+    """Recall successful trajectories only. What failed may hold the correction: where episodes end in feedback, set it
+    to false. A warning tells when most of a bank is left out."""
+    experience_tasks: Annotated[int, Field(ge=0)] = 0
+    """Train tasks, from the start of the split, that are played into the bank and neither trained on nor asked, where
+    the data have no experience split of their own; 0: the train split itself is collected, as in the paper."""
     rating: Literal["none", "logits"] = "none"
     """`none` recalls the nearest; `logits` finds twice as many and recalls those that the agents' model rates as most
     helpful, from 1 to 10, by the expected value of its answer."""
@@ -588,7 +592,7 @@ class CollectSection(Section):
     """Filling the bank."""
 
     num_tasks: PositiveInt | None = None
-    """Tasks of the train split to play, from its start; null is all."""
+    """Tasks to play, from the start of the experience split, or of the train split where there is none; null is all."""
     rollouts_per_task: PositiveInt = 1
     """Episodes of each task."""
     batch_size: PositiveInt = 16
@@ -613,10 +617,11 @@ class OptimizerFields(Section):
     micro_batch_positions: PositiveInt = 512
     """Positions with gradients in one forward pass; a matter of memory, not of the result (but for `bnpo`)."""
     eval_every: PositiveInt | None = None
-    """Steps between evaluations on `eval_tasks` train tasks set aside; the best checkpoint is selected. null: never,
-    and the last one is."""
+    """Steps between evaluations on `eval_tasks` tasks set aside; the best checkpoint is selected. null: never, and the
+    last one is."""
     eval_tasks: PositiveInt = 32
-    """Tasks from the end of the train split that are not trained on, if `eval_every` is set."""
+    """Tasks set aside if `eval_every` is set: the first of the dev split, or all that it has; where the data have none,
+    the last of the train split, which then are not trained on. `sft` sets aside the last tasks that are collected."""
     save_every: PositiveInt = 5
     """Steps between checkpoints."""
 
@@ -653,6 +658,10 @@ class GroupFields(Section):
     """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
     beta: NonNegativeFloat = 0.0
     """Weight of the KL divergence to what is trained as it was before."""
+    importance_cap: PositiveFloat | None = None
+    """Largest weight of a token in truncated importance sampling, which corrects for responses that were sampled with
+    slightly other probabilities than training computes, as in bfloat16; 2 is usual. Costs a forward pass a step. null:
+    no correction."""
     max_resamples: Annotated[int, Field(ge=0)] = 0
     """Extra draws of `tasks_per_step` tasks while fewer than that many groups carry signal (dynamic sampling)."""
 
@@ -791,18 +800,23 @@ def split_control(name: str) -> tuple[str, str | None]:
 
 
 FILLS_BANK = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
-"""Keys that, with `bank.embedder`, decide what collecting without memory leaves in a bank."""
+"""Sections and keys that, with some of `bank`, decide what collecting without memory leaves in a bank."""
+FILLS_BANK_IN_BANK = ("embedder", "experience_tasks")
+"""Those of `bank`."""
 
 
 class EvaluateSection(Section):
-    """Comparing memories on the test split."""
+    """Comparing memories on the test split, or on the dev split."""
 
     memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
     """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
     one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
     memory) or grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
+    split: Literal["test", "dev"] = "test"
+    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split,
+    it is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Results go to results-dev.json."""
     num_tasks: PositiveInt | None = None
-    """Tasks of the test split, from its start; null is all."""
+    """Tasks of the split, from its start; null is all."""
     batch_size: PositiveInt = 32
     """Episodes played side by side; a batch is what an interrupted evaluation repeats."""
     temperature: NonNegativeFloat = 0.0

@@ -42,6 +42,7 @@ from latentmem.config import (
     dump_config,
     is_parametric,
     needs_bank,
+    parse_config,
     split_control,
 )
 from latentmem.environments.code import CodeDomain
@@ -150,23 +151,32 @@ def _check_roles(data: Any, teams: Sequence[Team]) -> None:
                     raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")
 
 
+EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
+"""The phase, and so the folder, of an evaluation of each split: neither is held to how the other was started."""
+RESULTS = {"test": "results.json", "dev": "results-dev.json"}
+"""The file of the results of each split."""
+_LOOKED_AT = 64
+"""Failures of a bank that are read to see whether they hold feedback."""
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase."""
 
 
 def collect(config: Config, parts: "_Parts | None" = None) -> None:
-    """Play the train split and store every trajectory, failures too, in the bank.
+    """Play the experience split, or the train split where there is none; store every trajectory, failures too.
 
     A batch is written down before it is stored, so that one which was stored but not yet counted when the process died
     is not played again, with a memory that holds it already, but taken from there.
     """
     with _phase(config, "collect", parts) as (processes, parts, run):
         section = config.collect
-        tasks = parts.train_tasks[: section.num_tasks]
+        tasks = parts.collected_tasks[: section.num_tasks]
         done = processes.from_first(lambda: _go_on_collecting(run, parts, len(tasks)))
         if done == len(tasks):
             if run is not None:
-                _say(f"collect: finished already, {done} tasks; the bank has {len(parts.bank)} trajectories")
+                _say(
+                    f"collect: finished already, {done} {parts.collected_split} tasks; "
+                    f"the bank has {len(parts.bank)} trajectories"
+                )
             return
         memory = parts.memory("latent:untrained" if section.memory == "latent" else section.memory)
         _learn(memory, processes)
@@ -192,7 +202,8 @@ def collect(config: Config, parts: "_Parts | None" = None) -> None:
             state = run.state
             failed = f", {state['errors']} ended in an error" if state["errors"] else ""
             _say(
-                f"collect: {state['successes']} of {state['episodes']} episodes succeeded{failed}; "
+                f"collect: {state['successes']} of {state['episodes']} episodes succeeded{failed}, on "
+                f"{state['tasks']} {parts.collected_split} tasks; "
                 f"{parts.bank.path} has {len(parts.bank)} trajectories"
             )
 
@@ -229,7 +240,10 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
         if _is_finished(config, "sft", config.sft.num_steps, run):
             return
         initial = parts.initial(config.sft.initial)
-        aside = parts.eval_tasks("sft", config.sft)
+        if config.sft.demonstrations == "bank":
+            aside = parts.held_out_tasks(config.sft)
+        else:
+            aside = parts.eval_tasks("sft", config.sft)
         if not len(parts.bank):
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
         learned, held_out = _lessons(parts, aside)
@@ -348,9 +362,12 @@ def _reinforce(
 
 
 def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
-    """Evaluate each memory on the test split; write results.json and the report; return the results."""
+    """Evaluate each memory; write the results and, of the test split, the report; return the results."""
     results = play_test(config, parts)
-    if Processes().is_first:
+    if Processes().is_first and config.evaluate.split == "dev":
+        _say(format_table(results))
+        _say(f"dev split, for choices: {Path(config.run) / RESULTS['dev']}")
+    elif Processes().is_first:
         page = write_report([Path(config.run)])
         _say(format_table(results))
         _say(f"report: {page}")
@@ -358,17 +375,18 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
 
 
 def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
-    """Evaluate each memory on the test split; write results.json; return the results."""
-    with _phase(config, "evaluate", parts) as (processes, parts, run):
+    """Evaluate each memory on `evaluate.split`; write results.json, or that of the dev split; return the results."""
+    phase = EVALUATIONS[config.evaluate.split]
+    with _phase(config, phase, parts) as (processes, parts, run):
         section = config.evaluate
-        tasks = parts.test_tasks[: section.num_tasks]
+        tasks = parts.asked_tasks[: section.num_tasks]
         names = section.memories
         made = [parts.memory(name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
         for memory in made:
             _learn(memory, processes, shown=True)
         if run is not None:
             _forget_outdated(run, {name: parts.inputs(name) for name in names})
-        folder = Path(config.run) / "evaluate"
+        folder = Path(config.run) / phase
         copies = folder if section.online else None
         sampling = Sampling(
             section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
@@ -397,9 +415,9 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
-        results = {"run": config.run, **results, "seed": config.seed}
+        results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
         if run is not None:
-            write_atomic(run.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+            write_atomic(run.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
 
 
@@ -413,11 +431,14 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         memory: its name as in `evaluate.memories`; None is latent:untrained where the run has a bank, else none.
 
     Raises:
-        ConfigError: the split has fewer tasks.
+        ConfigError: the split has fewer tasks, or none.
         BankError: a memory of a bank that is not there.
     """
     parts = _Parts(config)
-    tasks = parts.train_tasks if split == "train" else parts.test_tasks
+    tasks = parts.tasks[split]
+    if not tasks:
+        having = ", ".join(name for name, found in parts.tasks.items() if found)
+        raise ConfigError(f"a task of the {split} split is asked for, but these data have none; they have {having}")
     if number > len(tasks):
         raise ConfigError(
             f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
@@ -601,17 +622,45 @@ class _Parts:
         if config.bank.rating_template is not None:
             check_rating_template(config.bank.rating_template)
         self.domain: Domain = self.shared.get(lambda: DOMAINS[type(config.data)](config.data), config.data)
-        self.train_tasks, self.test_tasks = self.domain.tasks("train"), self.domain.tasks("test")
-        for split, tasks in (("train", self.train_tasks), ("test", self.test_tasks)):
-            if not tasks:
+        found: dict[Split, list[Task]] = {split: self.domain.tasks(split) for split in get_args(Split)}
+        needed: tuple[Split, ...] = ("train", "test")
+        for split in needed:
+            if not found[split]:
                 raise DataError(f"data: the {split} split is empty; expected at least one task")
         if config.sft.demonstrations == "domain" and not isinstance(self.domain, Demonstrator):
             raise ConfigError(
                 f"sft.demonstrations is domain, but data of kind {config.data.kind} demonstrates nothing; set it to "
                 "bank, or to a .jsonl file of demonstrations"
             )
+        self.tasks = _with_experience(found, config.bank.experience_tasks)
+        """Of each split; of experience and dev there may be none."""
+        self.train_tasks = self.tasks["train"]
+        self._has_warned = False
         section = config.sampling
         self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
+
+    @property
+    def collected_split(self) -> Split:
+        """What is played into the bank."""
+        return "experience" if self.tasks["experience"] else "train"
+
+    @property
+    def collected_tasks(self) -> list[Task]:
+        """Its tasks."""
+        return self.tasks[self.collected_split]
+
+    @cached_property
+    def asked_tasks(self) -> list[Task]:
+        """The tasks that memories are evaluated on."""
+        if self.config.evaluate.split == "test" or self.tasks["dev"]:
+            return self.tasks[self.config.evaluate.split]
+        if self.config.lmpo.eval_every is None:
+            logger.warning(
+                "evaluate.split is dev, and these data have no dev split: the last %d train tasks are taken, which "
+                "lmpo trains on too unless lmpo.eval_every is set",
+                self.config.lmpo.eval_tasks,
+            )
+        return _last(self.train_tasks, self.config.lmpo.eval_tasks, "lmpo.eval_tasks", "train")
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -693,7 +742,12 @@ class _Parts:
         section, ledger = self.config.bank, Ledger()
         memories: Mapping[str, Callable[[], Memory]] = {
             "text": lambda: TextMemory(
-                bank, section.num_retrieved, section.only_successes, self._rater(ledger), self.config.memory, ledger
+                self._recalling(bank),
+                section.num_retrieved,
+                section.only_successes,
+                self._rater(ledger),
+                self.config.memory,
+                ledger,
             ),
             "metagpt": lambda: TextMemory(bank, section.num_retrieved, words=self.config.memory),
             "latent:untrained": lambda: self.latent_memory(bank),
@@ -715,7 +769,7 @@ class _Parts:
         controls: Mapping[str, Callable[[], Replace]] = {
             "random": lambda: random_latents(seed),
             "other-role": lambda: other_role(self.team.roles),
-            "other-task": lambda: other_task(self.test_tasks, seed),
+            "other-task": lambda: other_task(self.asked_tasks, seed),
         }
         return controls[control]()
 
@@ -744,7 +798,7 @@ class _Parts:
         _restore(composer, untrained)
         section, ledger = self.config.bank, Ledger()
         return LatentMemory(
-            bank or self.bank,
+            self._recalling(bank or self.bank),
             composer,
             section.num_retrieved,
             section.only_successes,
@@ -895,14 +949,41 @@ class _Parts:
         return f"{bank}, weights {_digest(self.checkpoint(which))}"
 
     def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
-        """The last train tasks, set aside for choosing checkpoints."""
+        """Tasks for choosing checkpoints: the first of the dev split, or the last train tasks where there is none."""
         count = section.eval_tasks if section.eval_every else 0
-        if count >= len(self.train_tasks):
-            raise ConfigError(
-                f"{name}.eval_tasks is {count}, but the train split has {len(self.train_tasks)} tasks; "
-                "set it lower, so that some are left to train on"
+        if self.tasks["dev"]:
+            return self.tasks["dev"][:count]
+        return _last(self.train_tasks, count, f"{name}.eval_tasks", "train")
+
+    def held_out_tasks(self, section: SFTSection) -> list[Task]:
+        """The last tasks that are collected: SFT needs episodes of what it sets aside, and dev tasks are not played."""
+        count = section.eval_tasks if section.eval_every else 0
+        return _last(self.collected_tasks, count, "sft.eval_tasks", self.collected_split)
+
+    def _recalling(self, bank: ExperienceBank) -> ExperienceBank:
+        """The bank; where only its successes are recalled, a warning, once, if that leaves out what matters."""
+        if self._has_warned or not self.config.bank.only_successes:
+            return bank
+        info = bank.info()
+        num_failures = info.num_trajectories - info.num_successes
+        if num_failures and not info.num_successes:
+            logger.warning(
+                "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to "
+                "false to recall failures too",
+                bank.path,
+                num_failures,
             )
-        return self.train_tasks[len(self.train_tasks) - count :]
+            self._has_warned = True
+        elif num_failures > info.num_successes and _any_feedback(bank.newest(_LOOKED_AT, success=False)):
+            logger.warning(
+                "%s: %d of %d stored episodes are failures and never recalled, nor is the feedback in them; set "
+                "bank.only_successes to false to recall them too",
+                bank.path,
+                num_failures,
+                info.num_trajectories,
+            )
+            self._has_warned = True
+        return bank
 
     def _bank_copy(self, path: Path) -> ExperienceBank:
         assert self.bank.path.exists()
@@ -933,7 +1014,7 @@ def _phase(config: Config, phase: str, parts: "_Parts | None") -> Iterator[tuple
     processes = Processes()
     with processes.one_fate():
         parts = parts or _Parts(config)
-        check_online(phase == "evaluate" and config.evaluate.online, processes)
+        check_online(phase in EVALUATIONS.values() and config.evaluate.online, processes)
         with _open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
             processes.wait()  # what was found there is found by all
             if parts.sharding == "fsdp":  # all load it, also one that will be dealt nothing: each has to send its part
@@ -951,13 +1032,29 @@ def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     free = ["evaluate.memories"]
     if not _plays_itself(config, phase):
         free.append("team")
-    skipped = {"train": domain.skipped("train"), "test": domain.skipped("test")}
-    return Run.open(Path(config.run), dump_config(config), phase, _sections(config, phase), skipped, free)
+    skipped = {split: domain.skipped(split) for split in get_args(Split)}
+    told = {split: counts for split, counts in skipped.items() if counts or split in ("train", "test")}
+    sections = _sections(config, phase)
+    complete = partial(_completed, names=[*sections])
+    return Run.open(Path(config.run), dump_config(config), phase, sections, told, free, complete)
+
+
+def _completed(sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The sections that a phase was started with, and others of `names`; missing keys are at their defaults."""
+    try:
+        values = parse_config({"run": "unnamed", **sections}).model_dump(mode="json", by_alias=True)
+    except ConfigError:  # they have a key that is no more, which then is told as the difference
+        return sections
+    return {key: values[key] for key in dict.fromkeys([*sections, *names])}
 
 
 def _sections(config: Config, phase: str) -> dict[str, Any]:
     values = config.model_dump(mode="json", by_alias=True)
-    keys = [*_SETUP, phase, *(["train_teams"] if config.train_teams else [])]
+    keys = [
+        *_SETUP,
+        "evaluate" if phase in EVALUATIONS.values() else phase,
+        *(["train_teams"] if config.train_teams else []),
+    ]
     return {key: values[key] for key in keys}
 
 
@@ -971,7 +1068,36 @@ def what_decides(config: Config, phase: str) -> dict[str, Any]:
 
 def _plays_itself(config: Config, phase: str) -> bool:
     """Whether it is the team that plays in a phase, and not others in its place."""
-    return phase == "evaluate" or not config.train_teams
+    return phase in EVALUATIONS.values() or not config.train_teams
+
+
+def _with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split, list[Task]]:
+    """The splits; where there is no experience split, the first `count` train tasks are one."""
+    experience, train = found["experience"], found["train"]
+    if count and experience:
+        raise ConfigError(
+            f"bank.experience_tasks is {count}, but these data have an experience split of their own, of "
+            f"{len(experience)} tasks; set it to 0"
+        )
+    if count >= len(train):
+        raise ConfigError(
+            f"bank.experience_tasks is {count}, but the train split has {len(train)} tasks; "
+            "set it lower, so that some are left to train on"
+        )
+    return {**found, "experience": experience or train[:count], "train": train[count:]}
+
+
+def _last(tasks: list[Task], count: int, key: str, split: Split) -> list[Task]:
+    if count >= len(tasks):
+        raise ConfigError(
+            f"{key} is {count}, but the {split} split has {len(tasks)} tasks; "
+            "set it lower, so that some are left to train on"
+        )
+    return tasks[len(tasks) - count :]
+
+
+def _any_feedback(trajectories: Sequence[Trajectory]) -> bool:
+    return any(step.observation for trajectory in trajectories for step in trajectory.steps)
 
 
 def _play(config: Config, parts: _Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:

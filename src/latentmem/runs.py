@@ -3,9 +3,10 @@
     RUN/  config.yaml   the resolved configuration of the last command
           run.json      versions, platform, commit, skipped rows, seed and time of its start
           metrics.jsonl one line per step of any phase
-          results.json, bank.sqlite, report/
-          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/   each with the config.yaml it began with, state.json,
-                        checkpoints; sft/dev.jsonl one line per evaluated step and held-out task
+          results.json, results-dev.json, bank.sqlite, report/
+          collect/ warmup/ sft/ lmpo/ grpo/ evaluate/ evaluate-dev/
+                        each with the config.yaml it began with, state.json, checkpoints;
+                        sft/dev.jsonl one line per evaluated step and held-out task
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
 With several processes only rank 0 opens the run. Loads no torch.
@@ -30,7 +31,7 @@ import yaml
 
 from latentmem.errors import RunError
 
-PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate")
+PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate", "evaluate-dev")
 
 PACKAGES = (
     "latentmem",
@@ -73,6 +74,7 @@ class Run:
         phase_config: Mapping[str, Any],
         skipped_rows: Mapping[str, Mapping[str, int]] | None = None,
         free: Collection[str] = (),
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda sections: sections,
     ) -> Self:
         """Create the run, or go on with it.
 
@@ -84,6 +86,8 @@ class Run:
                 sections it was started with.
             skipped_rows: for each split with rows that could not be used, how many for which reason.
             free: dotted keys of `phase_config` that may be others when the phase goes on.
+            complete: gives the sections that a phase was started with the keys that were not known then, at their
+                defaults: what has its default now is no change.
 
         Raises:
             RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
@@ -99,7 +103,7 @@ class Run:
             ) from None
         held = lock(folder)
         try:
-            _hold_to_start(folder / phase / "config.yaml", phase_config, free)
+            _hold_to_start(folder / phase / "config.yaml", phase_config, free, complete)
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
@@ -348,7 +352,12 @@ def lock(folder: Path) -> IO[bytes]:
     return file
 
 
-def _hold_to_start(path: Path, phase_config: Mapping[str, Any], free: Collection[str]) -> None:
+def _hold_to_start(
+    path: Path,
+    phase_config: Mapping[str, Any],
+    free: Collection[str],
+    complete: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
     """Write down what a phase is started with; when it goes on, refuse anything else."""
     new = json.loads(json.dumps(phase_config))
     if not path.exists():
@@ -358,7 +367,7 @@ def _hold_to_start(path: Path, phase_config: Mapping[str, Any], free: Collection
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path}: cannot be read ({' '.join(str(error).split())}); use a new run folder") from None
-    before, now = _flat(old), _flat(new)
+    before, now = _flat(complete(old) if isinstance(old, dict) else old), _flat(new)
     for key in [key for key in [*now, *before] if key not in free]:
         if key not in before or key not in now or before[key] != now[key]:
             was, wants = (repr(flat[key]) if key in flat else "absent" for flat in (before, now))

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from latentmem.errors import DataError
 
-SCHEMA_VERSION = 1
-"""Version of the trajectory's JSON form; a reader refuses a newer one."""
+SCHEMA_VERSION = 2
+"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, and ids that do
+not depend on observations."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -141,9 +142,16 @@ class Trajectory(Record):
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the task and the messages' texts; equal for duplicates, whatever their log-probs."""
+        """Content hash of the task, the messages' texts and the observations; equal for duplicates, whatever their
+        log-probs.
+
+        Observations count from version 2 on, and where there are any: a stored trajectory keeps the id that it was
+        stored under, and one without observations has the same id in both versions.
+        """
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
-        content = json.dumps([self.task.key, said], ensure_ascii=False, separators=(",", ":"))
+        observed = [step.observation for step in self.steps]
+        told = [observed] if self.schema_version >= 2 and any(observed) else []
+        content = json.dumps([self.task.key, said, *told], ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property

@@ -19,13 +19,13 @@ class World:
         }
 
     def tasks(self, split):
-        return list(self.splits[split])
+        return list(self.splits.get(split, ()))
 
     def skipped(self, split):
         return {"blank": 2} if split == "train" else {}
 
     def start(self, task):
-        assert task in [*self.splits["train"], *self.splits["test"]]
+        assert any(task in tasks for tasks in self.splits.values())
         return Endless(self.name)
 
 
@@ -72,3 +72,14 @@ def test_a_task_of_no_part_is_refused():
     mix = MixDomain([Part(World("a", ["1"], []), 1)], [Part(World("b", [], ["2"]), 1)])
     with pytest.raises(DataError, match="task c:9: none of the benchmarks"):
         mix.start(Task(id="9", domain="c", text="?"))
+
+
+def test_experience_and_dev_are_those_of_all_parts_that_have_them_without_test_tasks():
+    a, b = World("a", ["1"], []), World("b", ["2"], ["3"])
+    a.splits |= {"experience": [Task(id="e", domain="a", text="e")], "dev": [Task(id="d", domain="a", text="d")]}
+    b.splits["experience"] = [Task(id="f", domain="b", text="f"), b.splits["test"][0]]
+    mix = MixDomain([Part(a, 1)], [Part(b, 1)])
+    assert [task.text for task in mix.tasks("experience")] == ["e", "f"]
+    assert [task.text for task in mix.tasks("dev")] == ["d"]
+    assert [mix.start(task).instructions for task in mix.tasks("experience")] == ["Rules of a.", "Rules of b."]
+    assert MixDomain([Part(World("c", ["1"], ["2"]), 1)], [Part(World("d", [], ["3"]), 1)]).tasks("dev") == []

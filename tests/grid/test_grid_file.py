@@ -1,11 +1,13 @@
 """A file becomes configurations: what is varied is laid over what is common, and every mistake is told at once."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from latentmem.config import load_config, packaged_grids, read_values
+from latentmem.config import FILLS_BANK, load_config, packaged_grids, read_values
 from latentmem.errors import ConfigError
 from latentmem.grid.file import GridSection, load_grid, overlay
 
@@ -109,6 +111,21 @@ def test_no_bank_is_shared_where_none_is_needed_one_is_given_or_memory_is_used_t
     assert (own.bank, own.config.bank.path) == (None, None)
 
 
+def test_tasks_that_are_experience_only_fill_another_bank(load):
+    paper, apart = load(GRID | {"seeds": [0], "variants": {"paper": {}, "apart": {"bank.experience_tasks": 3}}}).runs[
+        :2
+    ]
+    assert paper.bank.name != apart.bank.name
+    assert (paper.bank.config.bank.experience_tasks, apart.bank.config.bank.experience_tasks) == (0, 3)
+    # A default changes no name, so that banks are found which were collected before the key was known.
+    (plain,) = load(
+        GRID | {"seeds": [0], "teams": ["autogen"], "benchmarks": {"sums": GRID["benchmarks"]["sums"]}}
+    ).runs
+    kept = plain.config.model_dump(mode="json", by_alias=True, include=set(FILLS_BANK))
+    kept = {key: kept[key] for key in FILLS_BANK} | {"team": "autogen", "bank": {"embedder": "all-minilm-l6-v2"}}
+    assert plain.bank.name.endswith(hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8])
+
+
 def test_a_left_out_benchmark_is_evaluated_on_and_all_others_are_learned_from(load):
     tags = {"data": {**SUMS, "seed": 5}, "sampling.max_response_tokens": 99}
     grid = load({**GRID, "benchmarks": {**GRID["benchmarks"], "more": tags}, "leave_out": "benchmark"})
@@ -149,6 +166,8 @@ MISTAKES = [
     ({"grid": {**GRID, "variants": {"k": {"composer.num_latent": 2}}}}, "run sums-autogen-k-seed0: unknown key "
      "'composer.num_latent'; did you mean 'num_latents'?"),
     ({"grid": {**GRID, "variants": {"a b": {}, "a_b": {}}}}, "two runs would be called sums-autogen-a_b-seed0"),
+    ({"grid": {**GRID, "variants": {"d": {"evaluate.split": "dev"}}}}, "run sums-autogen-d-seed0: evaluate.split is "
+     "'dev'; a grid is played on the test split"),
     ({"lmop": {}}, "benchmark sums: unknown key 'lmop'; did you mean 'lmpo'?"),
     ({"run": ""}, "run is missing; it names the grid's folder"),
 ]  # fmt: skip

@@ -45,6 +45,7 @@ SETTINGS = LMPOSettings(
     epsilon_high=0.2,
     delta=None,
     beta=0.0,
+    importance_cap=None,
     max_resamples=0,
     save_every=1,
     eval_every=None,
@@ -296,6 +297,51 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
         assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
         assert metrics["clip_fraction"] == pytest.approx((slow.kinds["clipped"] + slow.kinds["bounded"]) / num_tokens)
         assert_same_gradients(found.pop(), expected[loss_type], 1e-4)
+
+
+def test_importance_weighs_each_token_by_what_is_scored_over_what_was_sampled_up_to_the_cap(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap = 1.1
+    trainer = trainer_of(world, importance_cap=cap, micro_batch_positions=60)
+    kept, *_ = trainer._rollouts(Progress())
+    wake(world.composer)  # so that what is scored is not what was sampled
+    total, ratios = torch.zeros(()), []
+    for group, advantages in kept:
+        for trajectory, advantage in zip(group, advantages, strict=True):
+            for m in trajectory.messages:
+                example = Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
+                logps = plain_logps(world.composer, world.model, example)
+                ratio = (logps.detach() - torch.tensor(m.logps)).exp()
+                ratios += ratio.tolist()
+                # Before the update the policy's own ratio is 1, and its gradient that of the log-probability.
+                total = total - ((1 + logps - logps.detach()) * advantage * ratio.clamp(max=cap)).sum()
+    assert min(ratios) < 1 / cap
+    assert sum(ratio > cap for ratio in ratios) > 3
+    (total / len(ratios)).backward()
+    expected = take_gradients(world.composer)
+    found: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(
+        trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(world.composer)) or 1.0)
+    )
+    metrics = trainer._update(kept, {}, 0)
+    assert metrics["loss"] == pytest.approx(float(total.detach()) / len(ratios), rel=1e-4, abs=1e-6)
+    assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-6)
+    assert metrics["importance_max"] == pytest.approx(max(ratios), rel=1e-4)
+    assert metrics["importance_mean"] == pytest.approx(sum(min(r, cap) for r in ratios) / len(ratios), rel=1e-4)
+    assert_same_gradients(found.pop(), expected, 1e-4)
+
+
+def test_in_bfloat16_the_first_ratio_is_one_only_with_importance_weights(make_world: Callable) -> None:
+    without, corrected = (
+        trainer_of(make_world(half=True), importance_cap=cap, micro_batch_positions=60).step(Progress())
+        for cap in (None, 2.0)
+    )
+    assert without["first_ratio_max"] > 1.005
+    assert "importance_max" not in without
+    assert corrected["first_ratio_max"] == 1
+    assert corrected["importance_max"] == pytest.approx(without["first_ratio_max"])
+    assert corrected["importance_mean"] == pytest.approx(1, abs=0.05)
 
 
 def test_everything_of_the_composer_moves_and_the_backbone_stays_bit_equal(world: World) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from latentmem.training.losses import LossType, group_advantages, lmpo_loss
+from latentmem.training.losses import LossType, group_advantages, importance_weights, lmpo_loss
 
 TYPES: tuple[LossType, ...] = ("grpo", "bnpo", "dapo", "dr_grpo")
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
@@ -36,11 +36,21 @@ def random_batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str,
     logps = old + gaps[torch.randint(7, (5, 6), generator=generator)]
     reference = old + 0.3 * torch.randn(5, 6, generator=generator, dtype=dtype)
     advantages = torch.tensor([1.5, -0.7, 0.2, -1.1, 0.9], dtype=dtype)
-    return {"logps": logps, "old": old, "advantages": advantages, "mask": mask, "reference": reference}
+    sampled = old + 0.4 * torch.randn(5, 6, generator=generator, dtype=dtype)
+    return {
+        "logps": logps, "old": old, "advantages": advantages, "mask": mask, "reference": reference, "sampled": sampled
+    }  # fmt: skip
 
 
 def slow_twin(
-    batch: dict[str, Tensor], loss_type: str, low: float, high: float, delta: float | None, beta: float, limit: int
+    batch: dict[str, Tensor],
+    loss_type: str,
+    low: float,
+    high: float,
+    delta: float | None,
+    beta: float,
+    limit: int,
+    cap: float | None = None,
 ) -> float:
     """Section 3 of the specification, token by token."""
     message_means, total, num_tokens = [], 0.0, 0
@@ -57,6 +67,8 @@ def slow_twin(
             if beta:
                 gap = float(batch["reference"][i, t]) - logp
                 loss += beta * (math.exp(gap) - gap - 1)
+            if cap is not None:
+                loss *= min(math.exp(float(batch["old"][i, t]) - float(batch["sampled"][i, t])), cap)
             losses.append(loss)
         message_means.append(sum(losses) / len(losses))
         total += sum(losses)
@@ -176,6 +188,50 @@ def test_equals_the_slow_twin_and_its_gradient_the_finite_differences(
     assert torch.autograd.gradcheck(fast, batch["logps"].clone().requires_grad_())
 
 
+@pytest.mark.parametrize("loss_type", TYPES)
+def test_weighed_loss_equals_the_slow_twin_and_its_gradient_the_finite_differences(loss_type: LossType) -> None:
+    batch = random_batch()
+    weights = importance_weights(batch["old"], batch["sampled"], 1.3)
+    assert (weights == 1.3).sum() > 3
+    assert (weights < 1).sum() > 3
+
+    def fast(logps: Tensor) -> Tensor:
+        return loss_of(
+            logps,
+            batch["old"],
+            batch["advantages"],
+            batch["mask"],
+            loss_type=loss_type,
+            delta=1.9,
+            beta=0.3,
+            ref_logps=batch["reference"],
+            weights=weights,
+            max_response_tokens=7,
+        )
+
+    expected = slow_twin(batch, loss_type, 0.2, 0.2, 1.9, 0.3, 7, cap=1.3)
+    assert float(fast(batch["logps"])) == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(fast, batch["logps"].clone().requires_grad_())
+
+
+def test_weights_on_paper_are_exp_of_the_gap_up_to_the_cap_and_carry_no_gradient() -> None:
+    scored = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    sampled = scored.detach() - torch.tensor([[0.5, 2.0, 0.25]]).log()
+    weights = importance_weights(scored, sampled, 1.5)
+    assert_close(weights, torch.tensor([[0.5, 1.5, 0.25]]))
+    assert not weights.requires_grad
+
+
+def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_token_and_no_count() -> None:
+    logps = torch.full((2, 4), -1.3, requires_grad=True)
+    weights = torch.tensor([[0.5, 2.0, 1.0, 9.0], [0.25, 9.0, 9.0, 9.0]])
+    value, stats = lmpo_loss(logps, logps.detach(), PLUS_MINUS, MASK, weights=weights)
+    value.backward()
+    assert_close(value.detach(), torch.tensor((-3.5 + 0.25) / 4))
+    assert_close(logps.grad, torch.tensor([[-0.5, -2.0, -1.0, 0.0], [0.25, 0.0, 0.0, 0.0]]) / 4)
+    assert (int(stats["tokens"]), float(stats["ratio_max"])) == (4, 1.0)
+
+
 @pytest.mark.parametrize("poison", [1e4, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("loss_type", TYPES)
 def test_poison_in_padding_moves_nothing(loss_type: LossType, poison: float) -> None:
@@ -193,13 +249,14 @@ def test_poison_in_padding_moves_nothing(loss_type: LossType, poison: float) -> 
             beta=0.2,
             delta=1.5,
             ref_logps=now["reference"],
+            weights=importance_weights(now["old"], now["sampled"], 1.4),
             max_response_tokens=6,
         )
         loss.backward()
         return [loss.detach(), logps.grad, *stats.values()]
 
     clean = value_gradient_stats()
-    for names in (["logps"], ["old"], ["reference"], ["logps", "old", "reference"]):
+    for names in (["logps"], ["old"], ["reference"], ["sampled"], ["logps", "old", "reference", "sampled"]):
         poisoned = {name: torch.where(batch["mask"], batch[name], poison) for name in names}
         for found, expected in zip(value_gradient_stats(**poisoned), clean, strict=True):
             assert torch.equal(found, expected)
@@ -278,6 +335,8 @@ def test_wrong_shapes_are_told_with_what_was_found() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"advantages \[B\], found \[2, 3\], \[2, 3\], \[2, 3\] and \[3\]"):
         lmpo_loss(two, two, torch.zeros(3), mask)
+    with pytest.raises(ValueError, match=r"expected weights \[2, 3\] as the logps, found \[3\]"):
+        lmpo_loss(two, two, torch.zeros(2), mask, weights=torch.zeros(3))
     with pytest.raises(ValueError, match=r"bool mask, found torch.float32"):
         lmpo_loss(two, two, torch.zeros(2), mask.float())
     with pytest.raises(ValueError, match="needs ref_logps"):

@@ -93,6 +93,7 @@ def make_world(
     team: str = "autogen",
     other_base: bool = False,
     double: bool = False,
+    half: bool = False,
     num_latents: int = 3,
     place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     **kwargs,
@@ -107,6 +108,8 @@ def make_world(
     if double:
         model.model.double()
         base.model.double()
+    if half:
+        model.model.bfloat16()
     kwargs = {"num_latents": num_latents, "rank": 2, "alpha": 4.0, "seed": 11, "template": TEMPLATE, **kwargs}
     composer = Composer(base, model, **kwargs)
     return World(model, bank, composer, LatentMemory(bank, composer, num_retrieved=2), loaded, list(bank))

@@ -45,7 +45,7 @@ class MixDomain:
         """The tasks of a split.
 
         Train: the tasks of its parts, shuffled always alike. Test: those of its parts, one part after the other.
-        Experience and dev: those of all parts that have such a split.
+        Experience and dev: those of all parts that have such a split, also of what is only evaluated on; no test task.
 
         Raises:
             DataError: a part's row cannot be used.
@@ -84,11 +84,16 @@ class MixDomain:
             logger.warning("%d train tasks of the mix are test tasks too and were left out", len(train) - len(kept))
         once = list({task.key: (task, part) for task, part in kept}.values())
         Random("mix").shuffle(once)  # noqa: S311  # an order, not a secret
-        return {"experience": self._of_all("experience"), "train": once, "dev": self._of_all("dev"), "test": test}
+        return {
+            "experience": self._of_all("experience", keys),
+            "train": once,
+            "dev": self._of_all("dev", keys),
+            "test": test,
+        }
 
-    def _of_all(self, split: Split) -> list[tuple[Task, Part]]:
+    def _of_all(self, split: Split, without: set[str]) -> list[tuple[Task, Part]]:
         pairs = [(task, part) for part in self._parts[split] for task in part.domain.tasks(split)]
-        return list({task.key: (task, part) for task, part in pairs}.values())
+        return list({task.key: (task, part) for task, part in pairs if task.key not in without}.values())
 
 
 class _Bounded:

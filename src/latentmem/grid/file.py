@@ -20,8 +20,10 @@ from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_v
 
 from latentmem.config import (
     FILLS_BANK,
+    FILLS_BANK_IN_BANK,
     MEMORIES,
     AsTuple,
+    BankSection,
     Config,
     EvaluateSection,
     Section,
@@ -176,7 +178,13 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
             run_values = overlay(run_values, _others_mixed(benchmarks, name))
         elif section.leave_out == "team":
             run_values["train_teams"] = [other for other in section.teams if other != team]
-        runs.append(GridRun(place, parse_config(run_values, f"{source}: run {place.name}")))
+        config = parse_config(run_values, f"{source}: run {place.name}")
+        if config.evaluate.split != "test":
+            raise ConfigError(
+                f"{source}: run {place.name}: evaluate.split is {config.evaluate.split!r}; a grid is played on the "
+                "test split, evaluate configurations one by one on the other"
+            )
+        runs.append(GridRun(place, config))
     twice = [name for name, count in Counter(run.place.name for run in runs).items() if count > 1]
     if twice:
         raise ConfigError(f"{source}: two runs would be called {twice[0]}; rename a benchmark or a variant")
@@ -267,7 +275,12 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     players = config.train_teams or (config.team,)
     kept = {key: values[key] for key in FILLS_BANK} | {
         "team": players[0],  # also where it is only evaluated, and others collect
-        "bank": {"embedder": config.bank.embedder},
+        # A key at its default changes no name: a bank that was collected before the key was known is found.
+        "bank": {
+            key: values["bank"][key]
+            for key in FILLS_BANK_IN_BANK
+            if key == "embedder" or values["bank"][key] != getattr(BankSection(), key)
+        },
     }
     digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     place = replace(run.place, team="+".join(map(team_name, players)), variant="")

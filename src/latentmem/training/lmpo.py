@@ -7,6 +7,7 @@ the composer the same steps are GRPO (arXiv 2402.03300), the parametric rival: w
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,16 @@ from latentmem.models.language_model import Sampling, stream_seed
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.turn import Team, Teams
-from latentmem.training.losses import LossType, group_advantages, lmpo_loss
+from latentmem.training.losses import LossType, group_advantages, importance_weights, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
 from latentmem.training.policies import Policy
 from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
+
+Logps = tuple[float, ...]
+"""Log-probabilities of the tokens of one message."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class LMPOSettings:
     epsilon_high: float
     delta: float | None
     beta: float
+    importance_cap: float | None
     max_resamples: int
     save_every: int
     eval_every: int | None
@@ -56,7 +61,7 @@ class _Scored:
     """One message with what the loss needs besides its log-probabilities now."""
 
     example: Example
-    old_logps: tuple[float, ...]
+    old_logps: Logps
     advantage: float
 
 
@@ -244,17 +249,23 @@ class LMPOTrainer:
             for message in trajectory.messages
         ]
         examples = [item.example for item in scored]
+        sampled = [item.old_logps for item in scored]
         sums = self.processes.sum({"messages": len(scored), "tokens": sum(len(item.old_logps) for item in scored)})
         if not sums["messages"]:
             return {"updated": 0.0, "bad": 0.0}
         ref_logps = self._reference_logps(examples) if settings.beta else None
+        old_logps, weights, importance = sampled, None, dict[str, float]()
+        if settings.importance_cap is not None:
+            # Where sampling and scoring round differently, the ratio begins at what is scored; a weight tells the rest.
+            old_logps = self._logps(examples, composed)
+            weights, importance = self._importance(old_logps, sampled, settings.importance_cap)
         num_micro_batches = 1
         parts: list[dict[str, Tensor]] = []  # of each micro-batch; read once a pass, so that no GPU waits in between
 
         def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
             loss, part = lmpo_loss(
                 logps,
-                _padded([scored[row].old_logps for row in rows], logps),
+                _padded([old_logps[row] for row in rows], logps),
                 torch.tensor([scored[row].advantage for row in rows], dtype=logps.dtype).to(logps.device),
                 mask,
                 loss_type=settings.loss_type,
@@ -263,6 +274,7 @@ class LMPOTrainer:
                 delta=settings.delta,
                 beta=settings.beta,
                 ref_logps=None if ref_logps is None else _padded([ref_logps[row] for row in rows], logps),
+                weights=None if weights is None else _padded([weights[row] for row in rows], logps),
                 max_response_tokens=self.sampling.max_response_tokens,
                 num_messages=int(sums["messages"]),
                 num_tokens=int(sums["tokens"]),
@@ -289,27 +301,47 @@ class LMPOTrainer:
         metrics |= {"clip_fraction": total["clipped"] / total["tokens"], "ratio_max": self._ratio_max(parts)}
         if settings.beta:
             metrics["kl"] = total["kl"] / total["tokens"]
-        return metrics | {"updated": float(good or iteration > 0), "bad": float(not good)}
+        return metrics | importance | {"updated": float(good or iteration > 0), "bad": float(not good)}
 
     def _ratio_max(self, parts: Sequence[dict[str, Tensor]]) -> float:
         return max(self.processes.gather(_read(parts, "ratio_max")))
 
+    def _importance(
+        self, scored: Sequence[Logps], sampled: Sequence[Logps], cap: float
+    ) -> tuple[list[list[float]], dict[str, float]]:
+        """A weight for each token; and over all processes the largest before truncation and the mean after it."""
+        pairs = [(torch.tensor(ours), torch.tensor(theirs)) for ours, theirs in zip(scored, sampled, strict=True)]
+        weights = [importance_weights(*pair, cap) for pair in pairs]
+        largest = [float(importance_weights(*pair, math.inf).max()) for pair in pairs]
+        sums = self.processes.sum(
+            {"weight": sum(float(row.sum()) for row in weights), "tokens": sum(len(row) for row in weights)}
+        )
+        metrics = {
+            "importance_max": max(self.processes.gather(largest)),
+            "importance_mean": sums["weight"] / sums["tokens"],
+        }
+        return [row.tolist() for row in weights], metrics
+
+    def _logps(self, examples: Sequence[Example], composed: dict[str, Tensor] | None = None) -> list[Logps]:
+        """Log-probabilities under what is trained as it is now, by example."""
+        result: list[Logps] = [() for _ in examples]
+        for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions, composed):
+            for row, values in zip(rows, logps.tolist(), strict=True):
+                result[row] = tuple(values[: len(examples[row].token_ids)])
+        return result
+
     @torch.no_grad()
-    def _reference_logps(self, examples: Sequence[Example]) -> list[list[float]]:
+    def _reference_logps(self, examples: Sequence[Example]) -> list[Logps]:
         """Log-probabilities under what is trained as it was before, by example."""
         parameters = self.policy.trained.trainable()
         now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        result: list[list[float]] = [[] for _ in examples]
         try:
             for name, parameter in parameters.items():
                 parameter.copy_(self.initial[name])
-            for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions):
-                for row, values in zip(rows, logps.tolist(), strict=True):
-                    result[row] = values[: len(examples[row].token_ids)]
+            return self._logps(examples)
         finally:
             for name, parameter in parameters.items():
                 parameter.copy_(now[name])
-        return result
 
 
 def _read(parts: Sequence[dict[str, Tensor]], key: str) -> list[float]:

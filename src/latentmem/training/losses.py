@@ -31,6 +31,25 @@ def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     return torch.where(equal, torch.zeros_like(centred), centred)  # the mean of equal numbers may round
 
 
+def importance_weights(scored_logps: Tensor, sampled_logps: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights: min(exp(scored_logps - sampled_logps), cap).
+
+    They correct for tokens that were sampled with slightly other probabilities than those that the training computes
+    for the very same weights, as in a low precision or by another engine (Yao et al. 2025, "Your efficient RL framework
+    secretly brings you off-policy RL training"). Truncation bounds what a rare token can do, at the price of a bias
+    (Ionides 2008, "Truncated importance sampling").
+
+    Args:
+        scored_logps: of any shape, by the forward pass that training uses, before any update.
+        sampled_logps: of the same shape, at sampling.
+        cap: the largest weight.
+
+    Returns:
+        Of that shape, without gradient.
+    """
+    return (scored_logps - sampled_logps).detach().exp().clamp(max=cap)
+
+
 def lmpo_loss(
     logps: Tensor,
     old_logps: Tensor,
@@ -43,6 +62,7 @@ def lmpo_loss(
     delta: float | None = None,
     beta: float = 0.0,
     ref_logps: Tensor | None = None,
+    weights: Tensor | None = None,
     max_response_tokens: int | None = None,
     num_messages: int | None = None,
     num_tokens: int | None = None,
@@ -50,7 +70,7 @@ def lmpo_loss(
     """The clipped objective of LMPO, summed over a micro-batch and divided by N.
 
     A token's loss is -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A) with the
-    ratio = exp(logps - old_logps).
+    ratio = exp(logps - old_logps), plus its share of the KL term, all of it times the token's weight.
     N by `loss_type`: `grpo` the mean over each message's tokens, then over messages; `bnpo` the response tokens of
     this micro-batch; `dapo` those of the whole optimizer step; `dr_grpo` messages x `max_response_tokens`.
 
@@ -66,6 +86,8 @@ def lmpo_loss(
             the minimum alone bounds nothing).
         beta: weight of the KL divergence to `ref_logps`, estimated a token as exp(r) - r - 1, r = ref_logps - logps.
         ref_logps: [B, T], of the initial composer; needed when beta > 0.
+        weights: [B, T], one a token, taken as constants: `importance_weights`, where the tokens were sampled with other
+            probabilities than exp(old_logps). None weighs all alike, by 1.
         max_response_tokens: needed by `dr_grpo`.
         num_messages: messages of the whole optimizer step, over all micro-batches and processes; default B.
         num_tokens: response tokens likewise, for `dapo`; default those of this batch.
@@ -82,6 +104,8 @@ def lmpo_loss(
             "expected logps, old_logps and mask [B, T] and advantages [B], found "
             f"{list(logps.shape)}, {list(old_logps.shape)}, {list(mask.shape)} and {list(advantages.shape)}"
         )
+    if weights is not None and weights.shape != logps.shape:
+        raise ValueError(f"expected weights {list(logps.shape)} as the logps, found {list(weights.shape)}")
     if mask.dtype != torch.bool:
         raise ValueError(f"expected a bool mask, found {mask.dtype}")
     if beta and ref_logps is None:
@@ -98,6 +122,8 @@ def lmpo_loss(
         gap = torch.where(mask, ref_logps - logps, zero)
         kl = gap.exp() - gap - 1
         token_loss = token_loss + beta * kl
+    if weights is not None:
+        token_loss = token_loss * weights.detach()
     token_loss = torch.where(mask, token_loss, zero)
 
     counts = mask.sum(1)

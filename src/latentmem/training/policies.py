@@ -53,8 +53,10 @@ class Policy(Protocol):
     ) -> float:
         """Add the gradient of the summed loss to what moves, and return that loss; see `scoring.accumulate`."""
 
-    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Positions, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
+    def score_all(
+        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Positions, logps [B, T] and mask [B, T] of each micro-batch, those of `accumulate`, without gradients."""
 
 
 class LatentPolicy:
@@ -83,9 +85,11 @@ class LatentPolicy:
         """`scoring.accumulate`."""
         return accumulate(self.trained, self.model, examples, loss_of, budget, composed)
 
-    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    def score_all(
+        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """`scoring.score_all`."""
-        return score_all(self.trained, self.model, examples, budget)
+        return score_all(self.trained, self.model, examples, budget, composed)
 
 
 class AgentsPolicy:
@@ -120,7 +124,9 @@ class AgentsPolicy:
         return float(total)
 
     @torch.no_grad()
-    def score_all(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    def score_all(
+        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Positions, logps and mask of each micro-batch."""
         for rows in _batches(examples, budget):
             yield _positions(rows), *self._score(examples, rows)

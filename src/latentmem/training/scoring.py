@@ -207,10 +207,14 @@ def accumulate(
 
 @torch.no_grad()
 def score_all(
-    composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
+    composer: Composer,
+    model: LanguageModel,
+    examples: Sequence[Example],
+    budget: int,
+    composed: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients."""
-    for rows, chosen, latents, begun in _composed(composer, model, examples, budget):
+    """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; the arguments are `accumulate`'s."""
+    for rows, chosen, latents, begun in _composed(composer, model, examples, budget, composed):
         yield rows, *score(model, chosen, latents, begun)
 
 
@@ -219,18 +223,22 @@ def judge_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """Rows of each micro-batch, and what `judge` says of them."""
-    for rows, chosen, latents, begun in _composed(composer, model, examples, budget):
+    for rows, chosen, latents, begun in _composed(composer, model, examples, budget, None):
         yield rows, *judge(model, chosen, latents, begun)
 
 
 def _composed(
-    composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
+    composer: Composer,
+    model: LanguageModel,
+    examples: Sequence[Example],
+    budget: int,
+    composed: Mapping[str, Tensor] | None,
 ) -> Iterator[tuple[list[int], list[Example], Tensor, Beginnings]]:
     """Rows of each micro-batch, their examples, latents [B, K, d_agent] and beginnings."""
     for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
-        latents = composer.compose(texts)
+        latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
         begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
         for rows in micro_batches:
             chosen = [examples[row] for row in rows]

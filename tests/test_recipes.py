@@ -14,7 +14,7 @@ import yaml
 from killing import killed_at_sync
 from latentmem import bank_approximate, processes, recipes
 from latentmem.bank import ExperienceBank
-from latentmem.config import load_config
+from latentmem.config import load_config, parse_config
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
@@ -867,6 +867,30 @@ def test_a_packaged_benchmark_takes_real_rows_from_files(shared_dir, name):
             True,
             "I cannot tell",
         )
+
+
+# Hidden facts
+
+
+FACTS = {"kind": "hidden_facts", "attributes": 2, "needs": {"scout": ("password",), "porter": ("emblem",)}}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_role_that_is_judged_has_to_be_in_every_team_that_plays(mixed):
+    def parts(*teams, **needs):
+        facts = FACTS | ({"needs": needs} if needs else {})
+        data = {"kind": "mix", "train": [{"data": facts}], "test": [{"data": facts}]} if mixed else facts
+        return recipes._Parts(parse_config({"run": "r", "data": data, "team": teams[0], "train_teams": teams[1:]}))
+
+    assert len(parts("pair").test_tasks) == 100
+    for teams, needs, message in (
+        (("pair",), {"scoot": ("password",)}, "data.needs: team pair has no role 'scoot'; did you mean 'scout'?"),
+        (("solo",), {}, "data.needs: team solo has no role 'scout'; known: reader"),
+        (("pair", "solo"), {}, "data.needs: team solo has no role 'scout'; known: reader"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            parts(*teams, **needs)
+        assert str(raised.value) == message
 
 
 # Retrieval in two stages

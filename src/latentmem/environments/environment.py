@@ -54,7 +54,7 @@ class Demonstrator(Protocol):
     """A domain that can say what the members of a team should say."""
 
     def demonstrations(self, task: Task) -> Mapping[str, str]:
-        """The right response of each role, by its name; the empty name stands for the role whose word is the action."""
+        """The right response of each role, by its name; the empty name stands for every role that is not named."""
 
 
 class Domain(Protocol):

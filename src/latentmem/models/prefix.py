@@ -309,7 +309,7 @@ def common_length(prompts: Sequence[Sequence[int]]) -> int:
 
 @dataclass(frozen=True)
 class Beginnings:
-    """What the prompts of each group begin with alike, read once for the group."""
+    """What the prompts of each group begin with alike, read once for the group; what all begin with, once for all."""
 
     prefix: Prefix | None
     """One row a group; None where no group shares anything."""
@@ -364,6 +364,9 @@ def read_beginnings(
 ) -> Beginnings:
     """Let the frozen model read what prompts of one group share.
 
+    What all of them share, such as one role's system prompt, is read once; a prompt that is alone in its group begins
+    with no more than that.
+
     Args:
         model: a causal LM, whose adapters are as they were whenever `kept` was used.
         prompts: as for `prefill`.
@@ -373,7 +376,8 @@ def read_beginnings(
     members: dict[str, list[Sequence[int]]] = {}
     for prompt, group in zip(prompts, groups, strict=True):
         members.setdefault(group, []).append(prompt)
-    lengths = {group: common_length(rows) if len(rows) > 1 else 0 for group, rows in members.items()}
+    shared = common_length(prompts) if len(members) > 1 else 0
+    lengths = {group: common_length(rows) if len(rows) > 1 else shared for group, rows in members.items()}
     rows = {group: row for row, group in enumerate(members)}
     beginnings = [tuple(all_[0][: lengths[group]]) for group, all_ in members.items()]
     longest = max(lengths.values())
@@ -382,8 +386,16 @@ def read_beginnings(
     if kept is not None and (found := kept.find(beginnings)) is not None:
         return Beginnings(found, rows, lengths)
     ids, real = pad(beginnings, model.device)
+    embeddings = model.get_input_embeddings()(ids)
     prefix = _empty(model, len(ids), longest)
-    prefix.extend(model, model.get_input_embeddings()(ids), real)
+    if shared:
+        once = _empty(model, 1, shared)
+        once.extend(model, embeddings[:1, :shared], real[:1, :shared])
+        for slots, layer in zip(prefix.cache.layers, once.cache.layers, strict=True):
+            slots.update(layer.keys.expand(len(ids), -1, -1, -1), layer.values.expand(len(ids), -1, -1, -1))
+        prefix.seen, prefix.hidden = real[:, :shared], once.hidden.expand(len(ids), -1)
+    if longest > shared:
+        prefix.extend(model, embeddings[:, shared:], real[:, shared:])
     if kept is not None:
         for row, tokens in enumerate(beginnings):
             kept.add(tokens, prefix.select(torch.tensor([row], device=model.device)))

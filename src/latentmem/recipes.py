@@ -709,6 +709,7 @@ class _Parts:
             max_prompt_tokens=section.max_prompt_tokens,
             initial_scale=section.initial_scale,
             slots=section.slots,
+            sharpness=section.sharpness,
             cue=section.cue,
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
@@ -1240,7 +1241,7 @@ def _steps_done(folder: Path) -> int:
 
 def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) -> bool:
     folder = _checkpoints(config, phase)
-    if _steps_done(folder) < num_steps:
+    if newest_checkpoint(folder) is None or _steps_done(folder) < num_steps:
         return False
     if run is not None:
         remove_others(folder)

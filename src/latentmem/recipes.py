@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
+from latentmem.carrying import measure_carried, roles_of_teams, scorable
 from latentmem.config import (
     RIVALS,
     CodeSection,
@@ -53,7 +54,19 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
-from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
+from latentmem.memory.controls import (
+    ControlMemory,
+    Replace,
+    another_of,
+    corrupted,
+    empty,
+    filler,
+    irrelevant,
+    other_role,
+    random_latents,
+    shuffled,
+    zero_latents,
+)
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
@@ -189,16 +202,18 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
         if not stored:
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
         memory = parts.latent_memory()
+        held_out = [t for t in stored if t.task.key in aside]
         trainer = SFTTrainer(
             memory,
             parts.model,
             [t for t in stored if t.task.key not in aside],
-            [t for t in stored if t.task.key in aside],
+            held_out,
             parts.train_teams,
             _optimization(parts, memory.composer, config.sft, processes, config.sft.projection_rate),
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
+            carried=parts.carried_by(memory, held_out, "sft", processes),
         )
         _train(config, "sft", run, trainer, config.sft.num_steps, "loss")
 
@@ -215,7 +230,9 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
             memory.composer.load_weights(initial)
         optimization = _optimization(parts, memory.composer, config.lmpo, processes, config.lmpo.projection_rate)
         policy = LatentPolicy(memory, parts.model)
-        _reinforce(parts, "lmpo", config.lmpo, policy, aside, optimization, processes, run)
+        held_out = parts.bank.get(id_ for task in aside for id_ in parts.bank.ids_of(task))
+        carried = parts.carried_by(memory, held_out, "lmpo", processes) if aside else None
+        _reinforce(parts, "lmpo", config.lmpo, policy, aside, optimization, processes, run, carried)
 
 
 def train_grpo(config: Config, parts: "_Parts | None" = None) -> None:
@@ -238,6 +255,7 @@ def _reinforce(
     optimization: Optimization,
     processes: Processes,
     run: Run | None,
+    carried: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Train a policy on all train tasks but those set aside."""
     config = parts.config
@@ -254,6 +272,7 @@ def _reinforce(
         parts.sampling,
         max_turns=config.max_turns,
         seed=stream_seed(config.seed, phase),
+        carried=carried,
     )
     _train(config, phase, run, trainer, section.num_steps, "reward")
 
@@ -268,8 +287,16 @@ def compare(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
     return results
 
 
-def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
-    """Evaluate each memory on the test split; write results.json; return the results."""
+def play_test(
+    config: Config, parts: "_Parts | None" = None, held_out: Sequence[Trajectory] | None = None
+) -> dict[str, Any]:
+    """Evaluate each memory on the test split; write results.json; return the results.
+
+    Args:
+        config: the experiment.
+        parts: what other phases of this process have made already.
+        held_out: successes on test tasks to measure by what each memory carries; None are those that were played.
+    """
     with _phase(config, "evaluate", parts) as (processes, parts, run):
         section = config.evaluate
         tasks = parts.test_tasks[: section.num_tasks]
@@ -305,6 +332,8 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 num_bootstraps=section.num_bootstraps,
                 on_progress=show,
                 processes=processes,
+                bank=parts.bank if any(map(needs_bank, names)) else None,
+                held_out=held_out,
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
@@ -407,7 +436,7 @@ def _origins(config: Config, memory: str) -> str:
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
     rated = memory in ("generative", "gmemory") or (
-        needs_bank(memory) and memory not in RIVALS and config.bank.rating != "none"
+        needs_bank(memory) and split_control(memory)[0] not in RIVALS and config.bank.rating != "none"
     )
     if rated:
         rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
@@ -594,7 +623,7 @@ class _Parts:
         if name in self.methods:
             return self.learned(name, bank, copies)
         section, ledger = self.config.bank, Ledger()
-        memories: Mapping[str, Callable[[], Memory]] = {
+        memories: Mapping[str, Callable[[], LatentMemory | TextMemory]] = {
             "text": lambda: TextMemory(
                 bank, section.num_retrieved, section.only_successes, self._rater(ledger), self.config.memory, ledger
             ),
@@ -605,20 +634,21 @@ class _Parts:
             memory = memories[real]()
         else:
             checkpoint = self.checkpoint(real.removeprefix("latent:"))
-            latent = self.latent_memory(bank)
+            memory = latent = self.latent_memory(bank)
             latent.composer.load_weights(checkpoint)
-            memory = latent
-        if control is None:
-            return memory
-        assert isinstance(memory, LatentMemory)
-        return ControlMemory(memory, replace)
+        return memory if control is None else ControlMemory(memory, replace)
 
     def _replace(self, control: str) -> Replace:
         seed = stream_seed(self.config.seed, control)
         controls: Mapping[str, Callable[[], Replace]] = {
-            "random": lambda: random_latents(seed),
+            "empty": empty,
+            "shuffle": lambda: shuffled(seed),
+            "irrelevant": lambda: irrelevant(another_of(self.test_tasks, seed)),
+            "corrupt": lambda: corrupted(seed),
+            "filler": filler,
             "other-role": lambda: other_role(self.team.roles),
-            "other-task": lambda: other_task(self.test_tasks, seed),
+            "random": lambda: random_latents(seed),
+            "zero": zero_latents,
         }
         return controls[control]()
 
@@ -749,7 +779,7 @@ class _Parts:
         bank = f"bank of {len(self.bank)}"
         if name in self.methods:
             return f"{bank}, notes {self.learned(name, self.bank).digest}"
-        if name in ("text", "metagpt") or which == "untrained":
+        if which in ("text", "metagpt", "untrained"):
             return bank
         return f"{bank}, weights {_digest(self.checkpoint(which))}"
 
@@ -762,6 +792,31 @@ class _Parts:
                 "set it lower, so that some are left to train on"
             )
         return self.train_tasks[len(self.train_tasks) - count :]
+
+    def carried_by(
+        self, memory: LatentMemory, held_out: Sequence[Trajectory], phase: str, processes: Processes
+    ) -> Callable[[], Mapping[str, float]] | None:
+        """What measures, whenever it is called, what a memory carries; None where too few tasks have successes."""
+        roles_of = roles_of_teams(self.train_teams)
+        solved = scorable(held_out, self.model, roles_of)
+        if len({trajectory.task.key for trajectory in solved}) < 2:
+            if held_out:
+                logger.warning("%s: the held-out tasks have too few successes to measure what latents carry", phase)
+            return None
+
+        def measure() -> Mapping[str, float]:
+            with self.bank.frozen("training"):
+                found = measure_carried(
+                    memory,
+                    self.model,
+                    solved,
+                    roles_of,
+                    seed=stream_seed(self.config.seed, "carried"),
+                    processes=processes,
+                )
+            return {} if found is None else found.metrics()
+
+        return measure
 
     def _bank_copy(self, path: Path) -> ExperienceBank:
         assert self.bank.path.exists()

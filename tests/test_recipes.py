@@ -603,6 +603,7 @@ def test_training_says_so_where_nothing_was_collected_to_measure_by(configure, c
     config = configure("run", "collect.num_tasks=7", "sft.eval_every=2", "sft.eval_tasks=6")
     do(config, "collect", "sft")
     assert not any("carried" in row for row in metrics(config))
+    assert "sft: the held-out tasks have too few successes to measure what latents carry" in caplog.text
 
 
 # Several processes

@@ -299,9 +299,10 @@ class ExperienceBank:
         Raises:
             BankError: an id is not in the bank.
         """
+        wanted = list(ids)  # before the bank is held: what gives them may ask the bank itself
         stored_forms = []
         with self._records.read() as transaction:
-            for id_ in ids:
+            for id_ in wanted:
                 seq = transaction.seq_of(id_)
                 if seq is None:
                     raise BankError(f"{self.path}: no trajectory {id_!r}; it was deleted, or belongs to another bank")

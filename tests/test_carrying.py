@@ -288,7 +288,7 @@ def test_values_that_are_not_finite_are_told_as_nan(model, held_out):
 
 
 def test_a_message_beyond_the_window_is_refused(model, held_out):
-    long = Recall(Recalled(kind="text", text="the answer is " * 2000))
+    long = Recall(Recalled(kind="text", text="the answer is " * 700))
     with pytest.raises(ModelError, match=r"a stored message needs .* tokens with its latents and response"):
         measure(Fixed({(t.key, name): long for t in TASKS for name in ROLES}), model, held_out)
 

@@ -126,7 +126,13 @@ MISTAKES = [
      "did you mean 'latent:sft:random'?"),
     ("", ["evaluate.memories=['latent:lmpo:random:other-role']"], "evaluate.memories names "
      "'latent:lmpo:random:other-role', which is no memory; "),
-    ("", ["evaluate.memories=['text:random']"], "evaluate.memories names 'text:random', which is no memory; "),
+    ("", ["evaluate.memories=['text:random']"], "evaluate.memories names 'text:random', but random is a control "
+     "of latents, and text gives none; take one of empty, shuffle, irrelevant, corrupt, filler, or a latent memory"),
+    ("", ["evaluate.memories=['text:fillr']"], "evaluate.memories names 'text:fillr', which is no memory; "
+     "did you mean 'text:filler'?"),
+    ("", ["evaluate.memories=['voyager:empty']"], "evaluate.memories names 'voyager:empty', which is no memory; "),
+    ("", ["evaluate.memories=['latent:sft:irrelevant', 'latent:sft:other-task']"],
+     "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=[none, none]"], "evaluate.memories names one memory twice"),
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
     ("", ["evaluate.memories=[]"], "evaluate.memories is [] (list); expected at least one entry"),
@@ -336,9 +342,12 @@ def test_the_documented_keys_are_those_of_the_schema():
 
 def test_a_control_is_told_from_the_memory_it_controls_and_folders_keep_their_colons():
     assert split_control("latent:runs/a:b/best:other-role") == ("latent:runs/a:b/best", "other-role")
+    assert split_control("latent:lmpo:other-task") == ("latent:lmpo", "irrelevant")  # as older results call it
+    assert split_control("metagpt:filler") == ("metagpt", "filler")
     for name in ("none", "text", "latent:lmpo", "latent:runs/a:b", "latent:random", "text:random", "latent:a:Random"):
         assert split_control(name) == (name, None)
-    for name in ("latent:untrained:other-task", "latent:runs/a:b:random", "latent:runs/a:randm"):
+    names = ("latent:untrained:other-task", "latent:runs/a:b:random", "latent:runs/a:randm", "text:empty")
+    for name in names:
         assert EvaluateSection(memories=(name,)).memories == (name,)
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from killing import killed_at_sync
+from latentmem.bank import ExperienceBank
 from latentmem.environments.environment import Outcome
-from latentmem.errors import ConfigError, RunError
+from latentmem.errors import BankError, ConfigError, RunError
 from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, file_stem, forget
 from latentmem.kept_latents import read_latents
 from latentmem.memory.memory import NoMemory, Recall, Spent
 from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.rollout import rollout
+from latentmem.stats import wilson_interval
 from latentmem.teams.team import Agent, FixedTeam
 from latentmem.teams.turn import Action, Call
 from latentmem.trajectory import Recalled, Role, Task
@@ -441,6 +444,101 @@ def test_a_control_is_compared_with_what_it_controls(tmp_path):
     assert rows[1]["vs_real"]["difference"] == -0.75
     assert rows[1]["vs_real"]["p_value"] == pytest.approx(0.25, abs=0.08)
     assert "vs_real" not in rows[2]  # what it controls was not played
+
+
+def test_a_control_of_text_is_compared_with_text_and_with_no_other(tmp_path):
+    memories = {name: lambda: Kind("text") for name in ("text", "text:irrelevant", "latent:x:other-task")}
+    rows = evaluate(
+        SOLO, Scripted(ANSWERS), memories, TASKS, lambda task: World(), tmp_path, sampling=GREEDY, num_bootstraps=10
+    )["memories"]
+    assert ["vs_real" in row for row in rows] == [False, True, False]
+    assert rows[1]["vs_real"]["difference"] == 0
+    assert (tmp_path / "text-irrelevant.jsonl").exists()
+
+
+# What is carried, found, and of which group
+
+
+def test_scripted_agents_carry_nothing_that_could_be_measured(tmp_path):
+    assert [row["carried"] for row in compare(tmp_path)["memories"]] == [None] * 3
+
+
+class Pointing(NoMemory):
+    """Recalls the trajectories that it is told for each task."""
+
+    kind = "text"
+
+    def __init__(self, sources):
+        self.sources = sources
+
+    def recall(self, task, role):
+        return Recall(Recalled(kind="text", text="[text]", sources=tuple(self.sources[task.id])))
+
+
+def test_hits_and_groups_are_counted_by_hand(tmp_path, fake_embed):
+    with ExperienceBank(tmp_path / "bank.sqlite", fake_embed, embedder="fake") as bank:
+        past = [Task(id=name, domain="toy", text=f"past {name} 1") for name in ("a", "b", "c")]
+        played = rollout(SOLO, NoMemory(), ScriptedModel({"a": ["1"]}), past, lambda task: World(), sampling=GREEDY)
+        bank.add(played.trajectories)
+        a, b, c = (t.id for t in played.trajectories)
+        data = [
+            {"answered_by": ["a"], "group": "old"},
+            {"answered_by": ["a", "b"], "group": "old"},
+            {"answered_by": ["c"], "group": "new"},
+            {"group": "new"},
+        ]
+        tasks = [Task(id=str(i), domain="toy", text=f"t{i}", data=values) for i, values in enumerate(data)]
+        # Found: a; b but not a; c with one that is nowhere; and what nobody asks for.
+        memory = Pointing({"0": [a, c], "1": [b, c], "2": [c, "elsewhere"], "3": [a]})
+        rows = evaluate(
+            SOLO, Scripted(ANSWERS | {"text": "1101"}), {"none": NoMemory, "text": lambda: memory}, tasks,
+            lambda task: World(), tmp_path, sampling=GREEDY, num_bootstraps=10, bank=bank,
+        )["memories"]  # fmt: skip
+    none, text = rows
+    assert (none["retrieval_hits"], none["accuracy_hit"]) == (None, None)  # it recalls nothing
+    assert none["groups"]["old"] == {**share(1, 2), "hit": None}
+    assert text["retrieval_hits"] == pytest.approx(2 / 3)
+    assert text["accuracy_hit"] == share(1, 2)
+    assert text["groups"] == {
+        "new": {**share(1, 2), "hit": share(0, 1)},
+        "old": {**share(2, 2), "hit": share(1, 1)},
+    }
+
+
+def share(successes, total):
+    low, high = wilson_interval(successes, total)
+    return {"accuracy": successes / total, "low": low, "high": high, "num_tasks": total}
+
+
+def test_without_answers_or_groups_nothing_is_said_of_them(tmp_path):
+    for row in compare(tmp_path)["memories"]:
+        assert (row["retrieval_hits"], row["accuracy_hit"], row["groups"]) == (None, None, None)
+
+
+def test_a_bank_that_changes_during_an_evaluation_is_told_unless_it_is_to_learn(tmp_path, fake_embed):
+    with ExperienceBank(tmp_path / "bank.sqlite", fake_embed, embedder="fake") as bank:
+        task = Task(id="p", domain="toy", text="past 1")
+        (late,) = rollout(
+            SOLO, NoMemory(), ScriptedModel({"a": ["1"]}), [task], lambda task: World(), sampling=GREEDY
+        ).trajectories
+
+        class Writing(NoMemory):
+            def recall(self, task, role):
+                bank.add(late)
+                return super().recall(task, role)
+
+            def add(self, trajectory):
+                bank.add(trajectory)
+
+        def run(folder, online=False):
+            evaluate(
+                SOLO, Scripted(ANSWERS), {"mine": Writing}, TASKS, lambda task: World(), folder, sampling=GREEDY,
+                num_bootstraps=10, bank=bank, online=online,
+            )  # fmt: skip
+
+        with pytest.raises(BankError, match=r"the bank changed during an evaluation \(0 trajectories before, 1 now\)"):
+            run(tmp_path / "frozen")
+        run(tmp_path / "online", online=True)
 
 
 # Learning as it goes

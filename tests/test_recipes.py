@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from killing import killed_at_sync
-from latentmem import bank_approximate, processes, recipes
+from latentmem import bank_approximate, evaluation, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config, parse_config
 from latentmem.environments.reasoning import ReasoningDomain
@@ -20,6 +20,7 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.report import _read_run, write_report
+from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.trajectory import Step, Task, Trajectory
 from peers import together
@@ -381,17 +382,14 @@ def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_asi
     assert trainer._examples(trainer.trajectories[3:4])[1].composer_text == (
         parts.memory("latent:untrained").recall(tasks[3], role).record.text
     )
-    shown = recipes.demonstrations_of(parts, "test")
-    assert [t.task for t in shown] == parts.test_tasks
-    assert recipes.demonstrations_of(parts, "dev") == []
+    shown = parts.shown(parts.tasks["test"], parts.team)
+    assert shown is not None
+    assert [t.task for t in shown] == parts.tasks["test"]
 
 
-def test_without_demonstrations_the_successes_of_the_bank_stand_for_them(configure):
-    config = configure("run")
-    do(config, "collect")
-    parts = recipes._Parts(config)
-    assert {t.id for t in recipes.demonstrations_of(parts, "train")} == {t.id for t in parts.bank if t.success}
-    assert recipes.demonstrations_of(parts, "test") == []
+def test_data_that_demonstrate_nothing_show_nothing(configure):
+    parts = recipes._Parts(configure("run"))
+    assert parts.shown(parts.train_tasks, parts.team) is None
 
 
 def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkeypatch):
@@ -610,7 +608,7 @@ def test_prompts_of_trained_agents_are_shown_without_a_bank(configure, capsys):
 
 
 def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_kept(configure):
-    names = ["latent:lmpo", "latent:lmpo:random", "latent:lmpo:other-role", "latent:lmpo:other-task"]
+    names = ["latent:lmpo", "latent:lmpo:random", "latent:lmpo:other-role", "latent:lmpo:irrelevant"]
     config = configure("run", f"evaluate.memories={json.dumps(names)}")
     do(config, "collect", "lmpo", "evaluate")
     played = {
@@ -638,9 +636,16 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
 def test_the_prompts_of_a_control_can_be_shown(configure, capsys):
     config = configure("run")
     do(config, "collect")
-    for control in ("random", "other-role", "other-task"):
-        recipes.show_prompts(config, memory=f"latent:untrained:{control}")
-        assert f"memory latent:untrained:{control}, of 16 trajectories" in capsys.readouterr().out
+    for name in (
+        "latent:untrained:random",
+        "latent:untrained:other-role",
+        "latent:untrained:other-task",
+        "latent:untrained:filler",
+        "text:corrupt",
+        "metagpt:shuffle",
+    ):
+        recipes.show_prompts(config, memory=name)
+        assert f"memory {name}, of 16 trajectories" in capsys.readouterr().out
 
 
 def test_a_control_that_cannot_be_is_told_before_a_model_is_loaded(configure, tmp_path, monkeypatch):
@@ -659,12 +664,80 @@ def test_a_control_that_cannot_be_is_told_before_a_model_is_loaded(configure, tm
         (
             "one-task",
             "data.test_size=1",
-            "latent:untrained:other-task",
+            "text:irrelevant",
             "needs two tasks or more, but the test split has one",
         ),
     ):
         with pytest.raises(ConfigError, match=message):
             do(configure(run, override, f"evaluate.memories=['{name}']"), "evaluate")
+
+
+# What a memory carries
+
+
+def carried(config):
+    return {row["name"]: row["carried"] for row in results(config)["memories"]}
+
+
+def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_made_of_changes(configure, monkeypatch):
+    names = ["none", "text", "text:empty", "voyager", "latent:untrained"]
+    config = configure("run", f"evaluate.memories={json.dumps(names)}", "data.test_size=6")
+    do(config, "collect", "evaluate")
+    found = carried(config)
+    assert (found["none"], found["text:empty"]) == (None, None)
+    for name in ("text", "voyager", "latent:untrained"):
+        told = found[name]
+        assert told["low"] <= told["nats"] <= told["high"], name
+        assert told["other"] - told["own"] == pytest.approx(told["nats"])
+        assert 2 <= told["num_tasks"] <= 6
+    assert len({found[name]["num_tasks"] for name in ("text", "voyager", "latent:untrained")}) == 1
+    assert found["text"]["nats"] != 0
+    folder = Path(config.run) / "evaluate"
+    assert (folder / "latent-untrained.carried.json").exists()
+    measured = []
+    real = evaluation.measure_carried
+    monkeypatch.setattr(evaluation, "measure_carried", lambda m, *a, **k: measured.append(m.kind) or real(m, *a, **k))
+    do(config, "evaluate")
+    assert (measured, carried(config)) == ([], found)
+    (folder / "text.carried.json").unlink()  # as if it had been killed before
+    do(config, "evaluate")
+    assert (measured, carried(config)) == (["text"], found)
+    measured.clear()
+    parts = recipes._Parts(config)
+    parts.bank.add(rollout(parts.team, parts.memory("none"), parts.model, parts.train_tasks[8:9], parts.domain.start,
+                           sampling=parts.sampling).trajectories)  # fmt: skip
+    do(config, "evaluate")
+    assert sorted(measured) == ["latent", "text", "voyager"]
+
+
+def test_given_successes_are_measured_by_in_place_of_those_that_were_played(configure):
+    config = configure("run", "evaluate.memories=[text]")
+    do(config, "collect")
+    solved = [t for t in recipes._Parts(config).bank if t.success]
+    results = recipes.play_test(config, held_out=solved)
+    (row,) = results["memories"]
+    assert row["carried"]["num_tasks"] == len({t.task.key for t in solved}) >= 2
+    assert recipes.play_test(config, held_out=solved[:1])["memories"][0]["carried"] is None
+
+
+def test_training_logs_what_latents_carry_with_each_evaluation(configure):
+    config = configure(
+        "run", "collect.num_tasks=12", "sft.eval_every=2", "sft.eval_tasks=6", "lmpo.eval_every=3", "lmpo.eval_tasks=6"
+    )
+    do(config, "collect", "sft", "lmpo")
+    for phase, key in (("sft", "eval_loss"), ("lmpo", "eval_reward")):
+        rows = [row for row in metrics(config) if row["phase"] == phase and key in row]
+        assert len(rows) >= 2
+        for row in rows:
+            assert row["carried_low"] <= row["carried"] <= row["carried_high"]
+    assert not any("carried" in row for row in metrics(config) if "loss" in row)
+
+
+def test_training_says_so_where_nothing_was_collected_to_measure_by(configure, caplog):
+    config = configure("run", "collect.num_tasks=7", "sft.eval_every=2", "sft.eval_tasks=6")
+    do(config, "collect", "sft")
+    assert not any("carried" in row for row in metrics(config))
+    assert "sft: the held-out tasks have too few successes to measure what latents carry" in caplog.text
 
 
 # Several processes

@@ -413,6 +413,95 @@ def test_a_control_is_told_against_what_it_controls_and_against_nothing_else() -
     assert "-50.0 [-60.0, -40.0]" in format_table({"num_tasks": 40, "memories": memories})
 
 
+def carries(nats: float, low: float, high: float, num_tasks: int = 30) -> dict:
+    return {"nats": nats, "low": low, "high": high, "p_value": 0.01, "num_tasks": num_tasks}
+
+
+def test_what_a_memory_carries_is_said_in_words() -> None:
+    memories = [
+        memory("none", carried=None),
+        memory("text", carried=carries(0.02, -0.1, 0.14)),
+        memory("latent:untrained", carried=carries(-0.01, -0.03, 0.01)),
+        memory("latent:sft", carried=carries(0.01, -0.02, 0.04)),
+        memory("latent:runs/x", carried=carries(0.06, 0.01, 0.11)),
+        memory("latent:lmpo", carried=carries(4.7, 4.1, 5.3)),
+        memory("latent:lmpo:random"),  # as in results of older versions
+    ]
+    results = {"num_tasks": 40, "memories": memories}
+    found = [sentence for sentence in verdict(results) if "nats" in sentence]
+    told = "as far as 30 tasks tell (carried"
+    assert found == [
+        f"text carries nothing that helps, {told} +0.02 [-0.10, +0.14] nats a response).",
+        f"latent:untrained carries nothing that helps, {told} -0.01 [-0.03, +0.01] nats a response).",
+        f"latent:sft works as a learned prompt: content does not matter, {told} +0.01 [-0.02, +0.04] nats a response).",
+        "latent:runs/x carries a trace of what it read: +0.06 [+0.01, +0.11] nats a response over another task's "
+        "memory, on 30 tasks.",
+        "latent:lmpo carries what it read: +4.70 [+4.10, +5.30] nats a response over another task's memory, on 30 "
+        "tasks.",
+    ]
+    table = format_table(results)
+    assert "carried, nats [95%]" in table
+    assert "+4.70 [+4.10, +5.30]" in table.split("\n\n")[0]
+    assert "carried, nats" not in format_table({"num_tasks": 40, "memories": [memory("none")]})
+
+
+def test_hits_and_groups_are_shown_where_tasks_have_them(tmp_path: Path) -> None:
+    def share(accuracy: float | None, num_tasks: int) -> dict:
+        return {"accuracy": accuracy, "low": 0.1, "high": 0.9, "num_tasks": num_tasks}
+
+    memories = [
+        memory("none", retrieval_hits=None, accuracy_hit=None, groups={"old": {**share(0.25, 8), "hit": None}}),
+        memory(
+            "text",
+            retrieval_hits=0.75,
+            accuracy_hit=share(0.5, 6),
+            groups={
+                "old": {**share(0.5, 8), "hit": share(0.6, 5)},
+                "new": {**share(0.0, 4), "hit": share(None, 0)},
+            },
+        ),
+    ]
+    results = {"num_tasks": 12, "memories": memories}
+    first, groups, *_ = format_table(results).split("\n\n")
+    assert "75%" in first
+    assert "50.0% [10.0, 90.0], 6" in first
+    assert [line.split() for line in groups.splitlines()[1:]] == [
+        ["old", "25.0%", "[10.0,", "90.0],", "8", "50.0%", "[10.0,", "90.0],", "8"],
+        ["old,", "given", "a", "hit", "-", "60.0%", "[10.0,", "90.0],", "5"],
+        ["new", "-", "0.0%", "[10.0,", "90.0],", "4"],
+        ["new,", "given", "a", "hit", "-", "-"],
+    ]
+    assert "| old, given a hit | - | 60.0%" in format_markdown(results)
+    run = make_run(tmp_path / "run", num_tasks=4, num_steps=0)
+    whole = json.loads((run / "results.json").read_text())
+    for row in whole["memories"]:
+        row["groups"] = memories[1]["groups"]
+        row["carried"] = carries(0.5, 0.4, 0.6)
+    (run / "results.json").write_text(json.dumps(whole))
+    text = Page(write_report([run], tmp_path / "out")).text
+    assert "old, given a hit" in text
+    assert "carries what it read: +0.50 [+0.40, +0.60] nats" in text
+
+
+def test_what_latents_carry_is_drawn_over_the_steps_with_its_band() -> None:
+    curve = next(c for c in report.CURVES if (c.phase, c.key) == ("sft", "carried"))
+    rows = [
+        {"step": 0, "eval_loss": 1.0, "carried": 0.0, "carried_low": -0.1, "carried_high": 0.1},
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "carried": 0.5, "carried_low": None, "carried_high": 0.6},
+        {"step": 4, "carried": 1.0, "carried_low": 0.8, "carried_high": 1.2},
+    ]
+    assert report._series(rows, curve) == [(0, 0.0), (2, 0.5), (4, 1.0)]
+    assert report._band(rows, curve) == [(0, -0.1, 0.1), (4, 0.8, 1.2)]
+    loss = next(c for c in report.CURVES if (c.phase, c.key) == ("sft", "loss"))
+    assert report._band(rows, loss) == []
+    plain = report._draw_curve({"a": report._series(rows, curve)}, {"a": []}, {"a": "a"}, "light")
+    banded = report._draw_curve(
+        {"a": report._series(rows, curve)}, {"a": report._band(rows, curve)}, {"a": "a"}, "light"
+    )
+    assert plain != banded
+
+
 def memory(name: str, **values: object) -> dict:
     return {"name": name, "accuracy": 0.5, "accuracy_low": 0.35, "accuracy_high": 0.65, **values}
 

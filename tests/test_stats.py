@@ -15,6 +15,7 @@ from latentmem.stats import (
     mcnemar,
     mean_interval,
     paired_bootstrap,
+    paired_mean,
     wilson_interval,
 )
 
@@ -268,3 +269,27 @@ def test_unusable_values_are_refused() -> None:
         crossed_interval([[[0.5, 1.0]]], ["abc"], (0, 1), 0, 10)
     with pytest.raises(ValueError, match="values from 0 to 1"):
         crossed_comparison([[[0.5]]], [[[-0.5]]], ["a"], 10, 0)
+
+
+# Differences without bounds
+
+
+def test_the_mean_of_unbounded_differences_has_students_interval_and_a_sign_flip_p():
+    values = [4.1, 5.2, 3.9, 4.6, 5.0, 4.4]
+    found = paired_mean(values, seed=1, num_flips=20_000)
+    # By hand: mean 4.5333, s 0.50465, t(5) 2.5706.
+    assert (found.difference, found.low, found.high) == pytest.approx((4.5333, 4.0037, 5.0629), abs=2e-4)
+    assert found.p_value == pytest.approx(2 / 64, abs=0.006)  # only the two patterns of equal signs are as far
+    assert paired_mean([0.0, 0.0, 0.0]) == PairedResult(0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")], [[1.0, 2.0]]])
+def test_fewer_than_two_differences_or_such_as_are_not_finite_are_refused(values):
+    with pytest.raises(ValueError, match="expected at least 2 finite differences"):
+        paired_mean(values)
+
+
+def test_students_interval_covers_the_mean_of_normal_differences_in_19_of_20():
+    rng = np.random.default_rng(4)
+    found = [paired_mean(rng.normal(1.0, 2.0, 8), num_flips=1) for _ in range(1500)]
+    assert 0.93 < np.mean([r.low <= 1 <= r.high for r in found]) < 0.97

@@ -5,10 +5,12 @@ from the records' vectors, the lists of an approximate search (`bank_approximate
 task texts. The bank takes a function that embeds, never a model, and never holds a lock on the database while it runs.
 """
 
+import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -297,9 +299,10 @@ class ExperienceBank:
         Raises:
             BankError: an id is not in the bank.
         """
+        wanted = list(ids)  # before the bank is held: what gives them may ask the bank itself
         stored_forms = []
         with self._records.read() as transaction:
-            for id_ in ids:
+            for id_ in wanted:
                 seq = transaction.seq_of(id_)
                 if seq is None:
                     raise BankError(f"{self.path}: no trajectory {id_!r}; it was deleted, or belongs to another bank")
@@ -310,6 +313,30 @@ class ExperienceBank:
         """The ids of all trajectories in the order they were stored."""
         with self._records.read() as transaction:
             return transaction.ids()
+
+    def digest(self) -> str:
+        """A hash that is equal as long as nothing is added, deleted or embedded anew.
+
+        It reads the ids and which generation of vectors they have, no trajectory.
+        """
+        with self._records.read() as transaction:
+            content = [transaction.meta().generation, *transaction.ids()]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+    @contextmanager
+    def frozen(self, during: str) -> Iterator[None]:
+        """Make sure that nothing changes the bank while the body runs; `during` names what that is, for the error.
+
+        Raises:
+            BankError: something did. It is found at the end.
+        """
+        before, num_before = self.digest(), len(self)
+        yield
+        if self.digest() != before:
+            raise BankError(
+                f"{self.path}: the bank changed during {during} ({num_before} trajectories before, {len(self)} now), "
+                "so what was recalled is not of one bank; see what else writes to it, then run the same command again"
+            )
 
     def ids_of(self, task: Task) -> list[str]:
         """The ids of the trajectories on this very task (`Task.same_as`): those that no search for it returns."""

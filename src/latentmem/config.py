@@ -784,18 +784,29 @@ def needs_bank(memory: str) -> bool:
     return memory != "none" and not is_parametric(memory)
 
 
-CONTROLS = ("random", "other-role", "other-task")
-"""What may follow the name of a latent memory, as in `latent:lmpo:random`: see docs/analysis.md."""
+LATENT_CONTROLS = ("other-role", "random", "zero")
+"""Controls that replace latents themselves, or what only latents depend on: of latent memories alone."""
+
+CONTROLS = ("empty", "shuffle", "irrelevant", "corrupt", "filler", *LATENT_CONTROLS)
+"""What may follow the name of a memory that retrieves, as in `latent:lmpo:shuffle`: see docs/analysis.md."""
+
+_OLDER_CONTROLS = {"other-task": "irrelevant"}
+"""Names of controls in older configurations and results, and what they are called now."""
+
+_TOLD_AS_TEXT = ("text", "metagpt")
+"""Memories of text that retrieve and tell, and so have controls."""
 
 
 def split_control(name: str) -> tuple[str, str | None]:
     """The memory that a name is a control of, and the control; the name itself and None for any other.
 
-    >>> split_control("latent:lmpo:random"), split_control("latent:lmpo")
-    (('latent:lmpo', 'random'), ('latent:lmpo', None))
+    >>> split_control("latent:lmpo:random"), split_control("text:other-task"), split_control("latent:lmpo")
+    (('latent:lmpo', 'random'), ('text', 'irrelevant'), ('latent:lmpo', None))
     """
     memory, _, last = name.rpartition(":")
-    return (memory, last) if memory.startswith("latent:") and last in CONTROLS else (name, None)
+    control = _OLDER_CONTROLS.get(last, last)
+    of_text = memory in _TOLD_AS_TEXT and control not in LATENT_CONTROLS
+    return (memory, control) if control in CONTROLS and (of_text or memory.startswith("latent:")) else (name, None)
 
 
 FILLS_BANK = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
@@ -810,7 +821,8 @@ class EvaluateSection(Section):
     memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
     """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
     one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
-    memory) or grpo:FOLDER. A latent one followed by :random, :other-role or :other-task is a control of it."""
+    memory) or grpo:FOLDER. text, metagpt or a latent one followed by :empty, :shuffle, :irrelevant, :corrupt or :filler
+    is a control of it; :other-role, :random and :zero are controls of latent ones only."""
     split: Literal["test", "dev"] = "test"
     """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split,
     it is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Results go to results-dev.json."""
@@ -829,14 +841,24 @@ class EvaluateSection(Section):
     @classmethod
     def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
+            real, control = split_control(name)
+            first, _, last = name.partition(":")
+            if first in _TOLD_AS_TEXT and last in LATENT_CONTROLS:
+                raise ValueError(
+                    f"names {name!r}, but {last} is a control of latents, and {first} gives none; take one of "
+                    f"{', '.join(c for c in CONTROLS if c not in LATENT_CONTROLS)}, or a latent memory"
+                )
+            if first in _TOLD_AS_TEXT and last and control is None:
+                known = [f"{first}:{control}" for control in CONTROLS if control not in LATENT_CONTROLS]
+                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
+            if real not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
                 known = [*MEMORIES, "latent:warmup", "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
             of_run = re.fullmatch(r"(latent:(?:untrained|warmup|sft|lmpo)):.*", name)
-            if of_run and split_control(name) != (of_run[1], name.removeprefix(f"{of_run[1]}:")):
+            if of_run and (real, control is None) != (of_run[1], False):
                 known = [f"{of_run[1]}:{control}" for control in CONTROLS]
                 raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
-        if len(set(value)) != len(value):
+        if len(set(map(split_control, value))) != len(value):
             raise ValueError("names one memory twice")
         return value
 

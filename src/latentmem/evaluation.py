@@ -13,6 +13,7 @@ import re
 import resource
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,17 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from latentmem.config import CONTROLS, split_control
+from latentmem.bank import ExperienceBank
+from latentmem.carrying import measure_carried
+from latentmem.config import CONTROLS, is_parametric, split_control
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
-from latentmem.models.language_model import AgentModel, Sampling
+from latentmem.models.language_model import AgentModel, LanguageModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
-from latentmem.runs import append
+from latentmem.runs import append, read_json, write_atomic
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
@@ -74,8 +77,10 @@ def evaluate(
     num_bootstraps: int = 10_000,
     on_progress: Callable[[str, int, float], None] = lambda name, num_tasks, reward: None,
     processes: Processes | None = None,
+    bank: ExperienceBank | None = None,
+    held_out: Sequence[Trajectory] | None = None,
 ) -> dict[str, Any]:
-    """Play the tasks once under each memory and compare.
+    """Play the tasks once under each memory and compare; then measure what each of them carries.
 
     Where several processes were launched, all of them call this alike: they share the batches, the first writes, and
     each returns the table.
@@ -95,11 +100,16 @@ def evaluate(
         num_bootstraps: for intervals and paired differences.
         on_progress: told the memory, tasks done, and the mean reward so far.
         processes: those that share the batches; None is those that were launched.
+        bank: what the memories recall from, if they do. It tells which task a recalled trajectory is of, and must not
+            change meanwhile, unless `online`.
+        held_out: successes on tasks that nothing was learned from, whose responses are scored for `carried`; None is,
+            of each task, the episode of the first memory that solved it.
 
     Returns:
         The table as plain JSON values; see docs/evaluation.md.
 
     Raises:
+        BankError: the bank changed.
         RunError: the folder holds trajectories of other tasks, or cannot be written, as on a full disk; what was played
             before is kept.
         ConfigError: `online` with several processes.
@@ -110,31 +120,44 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     kept_tasks = _kept_tasks(tasks)
     played: dict[str, tuple[list[Trajectory], list[Cost]]] = {}
-    for name, make in memories.items():
-        path = folder / f"{file_stem(name)}.jsonl"
-        trajectories, costs = processes.from_first(partial(_resume, path, tasks))
-        if trajectories:
-            on_progress(name, len(trajectories), _mean_reward(trajectories))
-        if len(trajectories) < len(tasks):
-            memory = make()
-            if online:
-                _learn(memory, trajectories)
-            # A control's latents say nothing about its composer.
-            kept = kept_tasks if split_control(name)[1] is None else frozenset[str]()
-            play = partial(_play, team, memory, model, start, sampling, seed, max_turns, kept)
-            per_round = batch_size * processes.size
-            for i in range(len(trajectories), len(tasks), per_round):
-                batches = [tasks[j : j + batch_size] for j in range(i, min(i + per_round, len(tasks)), batch_size)]
-                for batch, cost, latents in processes.map(play, batches):
-                    if processes.is_first:
-                        _commit(path, batch, cost, latents)
-                    trajectories += batch
-                    costs.append(cost)
-                    if online:
-                        _learn(memory, batch)
+    with nullcontext() if bank is None or online else bank.frozen("an evaluation"):
+        for name, make in memories.items():
+            path = folder / f"{file_stem(name)}.jsonl"
+            trajectories, costs = processes.from_first(partial(_resume, path, tasks))
+            if trajectories:
                 on_progress(name, len(trajectories), _mean_reward(trajectories))
-        played[name] = (trajectories, costs)
-    rows = [_row(name, *played[name], played, seed, num_bootstraps) for name in memories]
+            if len(trajectories) < len(tasks):
+                memory = make()
+                if online:
+                    _learn(memory, trajectories)
+                # A control's latents say nothing about its composer.
+                kept = kept_tasks if split_control(name)[1] is None else frozenset[str]()
+                play = partial(_play, team, memory, model, start, sampling, seed, max_turns, kept)
+                per_round = batch_size * processes.size
+                for i in range(len(trajectories), len(tasks), per_round):
+                    batches = [tasks[j : j + batch_size] for j in range(i, min(i + per_round, len(tasks)), batch_size)]
+                    for batch, cost, latents in processes.map(play, batches):
+                        if processes.is_first:
+                            _commit(path, batch, cost, latents)
+                        trajectories += batch
+                        costs.append(cost)
+                        if online:
+                            _learn(memory, batch)
+                    on_progress(name, len(trajectories), _mean_reward(trajectories))
+            played[name] = (trajectories, costs)
+        scored = _first_successes(tasks, played) if held_out is None else held_out
+        carried: dict[str, dict[str, Any] | None] = dict.fromkeys(memories)
+        # Scripted agents score nothing; a memory that has learned from these very tasks has nothing left to be asked.
+        if isinstance(model, LanguageModel) and not online:
+            carry = partial(_carried, team, model, scored, seed, folder, processes)
+            carried |= {name: carry(name, make) for name, make in memories.items() if _may_carry(name)}
+    answers = _tasks_of_sources(bank, played)
+    rows = [
+        _row(name, *played[name], played, seed, num_bootstraps)
+        | {"carried": carried[name]}
+        | _retrieval(played[name][0], answers)
+        for name in memories
+    ]
     return {
         "schema_version": RESULTS_VERSION,
         "seed": seed,
@@ -154,7 +177,7 @@ def file_stem(name: str) -> str:
     >>> file_stem("latent:lmpo"), file_stem("latent:../a run/best")
     ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
     """
-    if re.fullmatch(rf"[a-z]{{1,20}}(:[a-z]{{1,20}}(:({'|'.join(CONTROLS)}))?)?", name):
+    if re.fullmatch(rf"[a-z]{{1,20}}(:[a-z]{{1,20}})?(:({'|'.join([*CONTROLS, 'other-task'])}))?", name):
         return name.replace(":", "-")
     readable = re.sub(r"[^\w.]+", "_", name.partition(":")[2] or name)[-40:].strip("_")
     return f"{name.partition(':')[0]}-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -177,6 +200,44 @@ def forget(folder: Path, name: str) -> None:
     """Remove what was recorded of a memory, so that it is played again from the first task."""
     for path in folder.glob(f"{file_stem(name)}.*"):
         path.unlink()
+
+
+def _may_carry(name: str) -> bool:
+    """Whether there is anything to measure: a control is what a memory is measured with."""
+    return name != "none" and not is_parametric(name) and split_control(name)[1] is None
+
+
+def _first_successes(
+    tasks: Sequence[Task], played: Mapping[str, tuple[list[Trajectory], list[Cost]]]
+) -> list[Trajectory]:
+    """For each task that some memory solved the episode of the first one: the same responses for all memories."""
+    solved = ([t for episodes, _ in played.values() if (t := episodes[i]).success] for i in range(len(tasks)))
+    return [episodes[0] for episodes in solved if episodes]
+
+
+def _carried(
+    team: Team,
+    model: LanguageModel,
+    trajectories: Sequence[Trajectory],
+    seed: int,
+    folder: Path,
+    processes: Processes,
+    name: str,
+    make: Callable[[], Memory],
+) -> dict[str, Any] | None:
+    """What a memory carries; measured once for these trajectories, and kept beside its own."""
+    path = folder / f"{file_stem(name)}.carried.json"
+    of = hashlib.sha256(json.dumps([seed, model.name, [t.id for t in trajectories]]).encode()).hexdigest()
+    kept = processes.from_first(lambda: read_json(path) if path.exists() else {})
+    if kept.get("of") == of:
+        known: dict[str, Any] | None = kept["carried"]
+        return known
+    roles = {role.name: role for role in team.roles}
+    measured = measure_carried(make(), model, trajectories, lambda t: roles, seed=seed, processes=processes)
+    found = None if measured is None else measured.as_json()
+    if processes.is_first:
+        write_atomic(path, json.dumps({"of": of, "carried": found}, indent=1, allow_nan=False) + "\n")
+    return found
 
 
 def _mean_reward(trajectories: Sequence[Trajectory]) -> float:
@@ -335,6 +396,52 @@ def _row(
         theirs = [int(t.success) for t in played[real][0]]
         row["vs_real"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
     return row
+
+
+def _tasks_of_sources(
+    bank: ExperienceBank | None, played: Mapping[str, tuple[list[Trajectory], list[Cost]]]
+) -> dict[str, str]:
+    """Keys of the tasks of all trajectories that were recalled, by their id; none where no task asks for them."""
+    episodes = [trajectory for trajectories, _ in played.values() for trajectory in trajectories]
+    if bank is None or not any(_answered_by(trajectory.task) for trajectory in episodes):
+        return {}
+    ids = dict.fromkeys(source for t in episodes for m in t.messages for source in m.recalled.sources)
+    return {t.id: t.task.key for t in bank.get(id_ for id_ in ids if id_ in bank)}
+
+
+def _answered_by(task: Task) -> set[str]:
+    """Keys of the tasks whose episodes hold this one's answer, where its data tell."""
+    ids = task.data.get("answered_by")
+    return {f"{task.domain}:{id_}" for id_ in ids} if isinstance(ids, list) else set()
+
+
+def _retrieval(trajectories: Sequence[Trajectory], tasks_of: Mapping[str, str]) -> dict[str, Any]:
+    """What was found of what holds the answers, and the accuracy where it was; accuracy by group of tasks."""
+    asked = [t for t in trajectories if _answered_by(t.task)]
+    recalled = {t.id: {source for m in t.messages for source in m.recalled.sources} for t in trajectories}
+    known = bool(asked) and any(recalled.values())
+    hits = [t for t in asked if known and _answered_by(t.task) <= {tasks_of.get(source) for source in recalled[t.id]}]
+    groups = sorted({str(t.task.data["group"]) for t in trajectories if "group" in t.task.data})
+
+    def of_group(group: str, episodes: Sequence[Trajectory]) -> dict[str, Any]:
+        return _accuracy([t for t in episodes if str(t.task.data.get("group")) == group])
+
+    return {
+        "retrieval_hits": len(hits) / len(asked) if known else None,
+        "accuracy_hit": _accuracy(hits) if known else None,
+        "groups": {
+            group: {**of_group(group, trajectories), "hit": of_group(group, hits) if known else None}
+            for group in groups
+        }
+        or None,
+    }
+
+
+def _accuracy(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Share of successes with its interval; null where there are no tasks."""
+    successes, total = sum(t.success for t in trajectories), len(trajectories)
+    low, high = wilson_interval(successes, total)
+    return {"accuracy": successes / total if total else None, "low": low, "high": high, "num_tasks": total}
 
 
 def _team_measures(trajectories: Sequence[Trajectory]) -> dict[str, float]:

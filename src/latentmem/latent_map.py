@@ -83,7 +83,7 @@ def describe(maps: Sequence[LatentMap]) -> list[str]:
     if tests:
         sentences.append(
             "That latents differ does not mean that the difference helps; whether it does is what the controls "
-            "other-role, other-task and random are for."
+            "other-role, irrelevant and random are for."
         )
     return sentences
 

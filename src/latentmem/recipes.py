@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
+from latentmem.carrying import measure_carried, roles_of_teams, scorable
 from latentmem.config import (
     RIVALS,
     CodeSection,
@@ -57,7 +58,19 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError,
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
-from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
+from latentmem.memory.controls import (
+    ControlMemory,
+    Replace,
+    another_of,
+    corrupted,
+    empty,
+    filler,
+    irrelevant,
+    other_role,
+    random_latents,
+    shuffled,
+    zero_latents,
+)
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
@@ -155,6 +168,8 @@ EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of an evaluation of each split: neither is held to how the other was started."""
 RESULTS = {"test": "results.json", "dev": "results-dev.json"}
 """The file of the results of each split."""
+_MEASURED = 48
+"""Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
 _LOOKED_AT = 64
 """Failures of a bank that are read to see whether they hold feedback."""
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
@@ -260,6 +275,7 @@ def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
             processes,
             SFTSettings(**_fields(SFTSettings, config.sft)),
             seed=stream_seed(config.seed, "sft"),
+            carried=parts.carried_by(memory, held_out, "sft", processes),
         )
 
         def log_tasks(rows: list[dict[str, Any]]) -> None:
@@ -289,23 +305,6 @@ def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list
     return parts.act_out(train), parts.act_out([one for one in shown if one.task.key in keys])
 
 
-def demonstrations_of(parts: "_Parts", split: Split) -> list[Trajectory]:
-    """Successes on the tasks of a split as `sft.demonstrations` has them: demonstrated, or found in the bank.
-
-    Those of test and dev tasks are for measuring only; SFT never learns from them. The teams are the ones that play
-    the split.
-
-    Raises:
-        DataError: a demonstration that cannot be used.
-    """
-    tasks = parts.domain.tasks(split)
-    shown = parts.demonstrated(tasks)
-    if shown is None:
-        keys = {task.key for task in tasks}
-        return [t for t in parts.bank if t.success and t.task.key in keys]
-    return parts.act_out(shown, parts.team if split == "test" else parts.players)
-
-
 def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
     """Train the composer on the team's reward."""
     with _phase(config, "lmpo", parts) as (processes, parts, run):
@@ -318,7 +317,11 @@ def train_lmpo(config: Config, parts: "_Parts | None" = None) -> None:
             memory.composer.load_weights(initial)
         optimization = _optimization(parts, memory.composer, config.lmpo, processes, config.lmpo.projection_rate)
         policy = LatentPolicy(memory, parts.model)
-        _reinforce(parts, "lmpo", config.lmpo, policy, aside, optimization, processes, run)
+        held_out = parts.shown(aside, parts.players)
+        if held_out is None:
+            held_out = parts.bank.get(id_ for task in aside for id_ in parts.bank.ids_of(task))
+        carried = parts.carried_by(memory, held_out, "lmpo", processes) if aside else None
+        _reinforce(parts, "lmpo", config.lmpo, policy, aside, optimization, processes, run, carried)
 
 
 def train_grpo(config: Config, parts: "_Parts | None" = None) -> None:
@@ -341,6 +344,7 @@ def _reinforce(
     optimization: Optimization,
     processes: Processes,
     run: Run | None,
+    carried: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Train a policy on all train tasks but those set aside."""
     config = parts.config
@@ -357,6 +361,7 @@ def _reinforce(
         parts.sampling,
         max_turns=config.max_turns,
         seed=stream_seed(config.seed, phase),
+        carried=carried,
     )
     _train(config, phase, run, trainer.train, section.num_steps, "reward")
 
@@ -412,6 +417,8 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 num_bootstraps=section.num_bootstraps,
                 on_progress=show,
                 processes=processes,
+                bank=parts.bank if any(map(needs_bank, names)) else None,
+                held_out=parts.shown(tasks[:_MEASURED], parts.team),
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
@@ -517,7 +524,7 @@ def _origins(config: Config, memory: str) -> str:
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
     rated = memory in ("generative", "gmemory") or (
-        needs_bank(memory) and memory not in RIVALS and config.bank.rating != "none"
+        needs_bank(memory) and split_control(memory)[0] not in RIVALS and config.bank.rating != "none"
     )
     if rated:
         rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
@@ -741,7 +748,7 @@ class _Parts:
         if name in self.methods:
             return self.learned(name, bank, copies)
         section, ledger = self.config.bank, Ledger()
-        memories: Mapping[str, Callable[[], Memory]] = {
+        memories: Mapping[str, Callable[[], LatentMemory | TextMemory]] = {
             "text": lambda: TextMemory(
                 self._recalling(bank),
                 section.num_retrieved,
@@ -757,20 +764,21 @@ class _Parts:
             memory = memories[real]()
         else:
             checkpoint = self.checkpoint(real.removeprefix("latent:"))
-            latent = self.latent_memory(bank)
+            memory = latent = self.latent_memory(bank)
             latent.composer.load_weights(checkpoint)
-            memory = latent
-        if control is None:
-            return memory
-        assert isinstance(memory, LatentMemory)
-        return ControlMemory(memory, replace)
+        return memory if control is None else ControlMemory(memory, replace)
 
     def _replace(self, control: str) -> Replace:
         seed = stream_seed(self.config.seed, control)
         controls: Mapping[str, Callable[[], Replace]] = {
-            "random": lambda: random_latents(seed),
+            "empty": empty,
+            "shuffle": lambda: shuffled(seed),
+            "irrelevant": lambda: irrelevant(another_of(self.asked_tasks, seed)),
+            "corrupt": lambda: corrupted(seed),
+            "filler": filler,
             "other-role": lambda: other_role(self.team.roles),
-            "other-task": lambda: other_task(self.asked_tasks, seed),
+            "random": lambda: random_latents(seed),
+            "zero": zero_latents,
         }
         return controls[control]()
 
@@ -893,6 +901,12 @@ class _Parts:
         roles = {role.name for team in (*self.train_teams, self.team) for role in team.roles}
         return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
 
+    def shown(self, tasks: Sequence[Task], players: Team | Teams) -> list[Trajectory] | None:
+        """The right responses to some tasks, where the data can demonstrate them; None where they cannot."""
+        if not isinstance(self.domain, Demonstrator):
+            return None
+        return self.act_out([Demonstration(t, self.domain.demonstrations(t), t.key) for t in tasks], players)
+
     def act_out(self, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
         """Demonstrations as trajectories, by default of the teams that train."""
         players = players or self.players
@@ -945,7 +959,7 @@ class _Parts:
         bank = f"bank of {len(self.bank)}"
         if name in self.methods:
             return f"{bank}, notes {self.learned(name, self.bank).digest}"
-        if name in ("text", "metagpt") or which == "untrained":
+        if which in ("text", "metagpt", "untrained"):
             return bank
         return f"{bank}, weights {_digest(self.checkpoint(which))}"
 
@@ -985,6 +999,31 @@ class _Parts:
             )
             self._has_warned = True
         return bank
+
+    def carried_by(
+        self, memory: LatentMemory, held_out: Sequence[Trajectory], phase: str, processes: Processes
+    ) -> Callable[[], Mapping[str, float]] | None:
+        """What measures, whenever it is called, what a memory carries; None where too few tasks have successes."""
+        roles_of = roles_of_teams(self.train_teams)
+        solved = scorable(held_out, self.model, roles_of)
+        if len({trajectory.task.key for trajectory in solved}) < 2:
+            if held_out:
+                logger.warning("%s: the held-out tasks have too few successes to measure what latents carry", phase)
+            return None
+
+        def measure() -> Mapping[str, float]:
+            with self.bank.frozen("training"):
+                found = measure_carried(
+                    memory,
+                    self.model,
+                    solved,
+                    roles_of,
+                    seed=stream_seed(self.config.seed, "carried"),
+                    processes=processes,
+                )
+            return {} if found is None else found.metrics()
+
+        return measure
 
     def _bank_copy(self, path: Path) -> ExperienceBank:
         assert self.bank.path.exists()

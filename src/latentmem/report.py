@@ -40,6 +40,9 @@ MAX_TASKS = 24
 MAX_CHARACTERS = 8_000
 """Longest text shown of one prompt or response; a page of full ones would not open."""
 
+MUCH_CARRIED = 0.1
+"""Nats a response below which a memory is said to carry a trace."""
+
 MISSING = "-"
 """A cell without a value."""
 
@@ -54,6 +57,8 @@ class Curve:
     key: str
     title: str
     value: Callable[[Row], float | None]
+    ends: tuple[str, str] | None = None
+    """Keys of the ends of the value's interval, where it is logged with one."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def verdict(results: Row) -> list[str]:
     else:
         sentences += findings(comparisons)
     for memory in memories:
+        sentences += _carries(str(memory["name"]), _dict(memory.get("carried")))
+    for memory in memories:
         if memory.get("num_errors"):
             sentences.append(
                 f"{memory['name']}: {memory['num_errors']} of {num_tasks} episodes ended in an error, not an answer."
@@ -159,6 +166,21 @@ def verdict(results: Row) -> list[str]:
         seed = f" ({results['seed']})" if "seed" in results else ""
         sentences.append(f"The intervals cover the choice of tasks, not the luck of training: this is one seed{seed}.")
     return sentences
+
+
+def _carries(name: str, carried: Row) -> list[str]:
+    """Whether it matters to the agents what a memory was made from."""
+    if not _has(carried, "nats", "low", "high", "num_tasks"):
+        return []
+    size = f"{carried_cell({'carried': carried})} nats a response"
+    over = f"over another task's memory, on {carried['num_tasks']} tasks"
+    if carried["low"] > 0:
+        what = "what it read" if carried["nats"] >= MUCH_CARRIED else "a trace of what it read"
+        return [f"{name} carries {what}: {size} {over}."]
+    told = f"as far as {carried['num_tasks']} tasks tell (carried {size})"
+    if name.startswith("latent:") and name != "latent:untrained":
+        return [f"{name} works as a learned prompt: content does not matter, {told}."]
+    return [f"{name} carries nothing that helps, {told}."]
 
 
 def _expenses(memory: Row) -> list[str]:
@@ -182,6 +204,8 @@ def format_table(results: Row) -> str:
     header, *rows = _cells(results)
     rule = ["-" * max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = aligned([header, rule, *rows])
+    if groups := group_cells(results):
+        lines += ["", *aligned(groups)]
     return "\n".join([*(line.rstrip() for line in lines), "", *verdict(results)]) + "\n"
 
 
@@ -193,12 +217,10 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 
 def format_markdown(results: Row) -> str:
     """The comparison of memories as a Markdown table, followed by the verdict in words."""
-    return (
-        "\n".join(
-            [markdown_table(_cells(results)), "", *(f"- {escape_markdown(sentence)}" for sentence in verdict(results))]
-        )
-        + "\n"
-    )
+    tables = [markdown_table(_cells(results)), ""]
+    if groups := group_cells(results):
+        tables += [markdown_table(groups), ""]
+    return "\n".join([*tables, *(f"- {escape_markdown(sentence)}" for sentence in verdict(results))]) + "\n"
 
 
 def markdown_table(cells: Sequence[Sequence[str]], num_names: int = 1) -> str:
@@ -407,6 +429,37 @@ def points_cell(difference: Row) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference[key] for key in ("difference", "low", "high")))
 
 
+def carried_cell(memory: Row) -> str:
+    """What a memory carries with its interval, in nats a response."""
+    carried = _dict(memory.get("carried"))
+    if not _has(carried, "nats"):
+        return MISSING
+    if not _has(carried, "low", "high"):
+        return f"{carried['nats']:+.2f}"
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(carried[key] for key in ("nats", "low", "high")))
+
+
+def group_cells(results: Row) -> list[list[str]]:
+    """Header and rows of accuracies by group of tasks, and given that the answer was recalled; [] without groups."""
+    memories = [m for m in _memories(results) if _dict(m.get("groups"))]
+    names = list(dict.fromkeys(group for m in memories for group in _dict(m["groups"])))
+    rows = []
+    for group in names:
+        found = [_dict(_dict(m["groups"]).get(group)) for m in memories]
+        rows.append([group, *map(_share_cell, found)])
+        if any(_dict(part.get("hit")) for part in found):
+            rows.append([f"{group}, given a hit", *(_share_cell(_dict(part.get("hit"))) for part in found)])
+    return [["accuracy by group [95%], tasks", *(str(m["name"]) for m in memories)], *rows] if rows else []
+
+
+def _share_cell(share: Row) -> str:
+    """An accuracy with its interval, in percent, and the tasks that it is over."""
+    if not _has(share, "accuracy", "low", "high", "num_tasks"):
+        return MISSING
+    percent = "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * share[key] for key in ("accuracy", "low", "high")))
+    return f"{percent}, {share['num_tasks']}"
+
+
 def p_cell(p: float | None) -> str:
     """A p-value."""
     if p is None:
@@ -460,6 +513,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "p vs text": lambda memory: p_cell(_number(_dict(memory.get("vs_text")).get("p_value"))),
     "vs real, points": lambda memory: points_cell(_dict(memory.get("vs_real"))),
     "p vs real": lambda memory: p_cell(_number(_dict(memory.get("vs_real")).get("p_value"))),
+    "carried, nats [95%]": carried_cell,
+    "hits": partial(_share, "retrieval_hits"),
+    "accuracy given a hit [95%], tasks": lambda memory: _share_cell(_dict(memory.get("accuracy_hit"))),
     "no answer": partial(_share, "no_answer"),
     "errors": errors_cell,
     "prompt tok": partial(per_task_cell, "prompt_tokens", 0),
@@ -501,7 +557,10 @@ def _field(key: str) -> Callable[[Row], float | None]:
     return lambda row: _number(row.get(key))
 
 
+_CARRIED = "What latents carry on held-out tasks, in nats a response"
+
 CURVES = (
+    Curve("lmpo", "carried", _CARRIED, _field("carried"), ("carried_low", "carried_high")),
     *(
         Curve(phase, key, title, value)
         for phase in ("lmpo", "grpo")
@@ -518,6 +577,7 @@ CURVES = (
     ),
     Curve("sft", "loss", "Loss", _field("loss")),
     Curve("sft", "eval_loss", "Loss on held-out trajectories", _field("eval_loss")),
+    Curve("sft", "carried", _CARRIED, _field("carried"), ("carried_low", "carried_high")),
 )
 
 
@@ -533,7 +593,8 @@ def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str,
             alt = f"{curve.title} over the steps of {curve.phase.upper()}. " + " ".join(
                 f"{name}: {_trend(points)}" for name, points in series.items()
             )
-            drawn = in_both_themes(partial(_draw_curve, series, labels))
+            bands = {r.name: _band(r.rows(curve.phase), curve) for r in records}
+            drawn = in_both_themes(partial(_draw_curve, series, bands, labels))
             pictures.append(Picture(f"{curve.phase}_{curve.key}", curve.title, alt, drawn))
         elif any(r.rows(curve.phase) for r in records):
             unrecorded.setdefault(curve.phase, []).append(curve.title)
@@ -543,6 +604,16 @@ def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str,
 def _series(rows: list[Row], curve: Curve) -> list[tuple[int, float]]:
     values = [(row.get("step"), curve.value(row)) for row in rows]
     return [(step, value) for step, value in values if isinstance(step, int) and value is not None]
+
+
+def _band(rows: list[Row], curve: Curve) -> list[tuple[int, float, float]]:
+    """Step, low and high end of each interval that was logged."""
+    if curve.ends is None:
+        return []
+    found = [(row.get("step"), *(_number(row.get(key)) for key in curve.ends)) for row in rows]
+    return [
+        (step, low, high) for step, low, high in found if isinstance(step, int) and low is not None and high is not None
+    ]
 
 
 def _trend(points: list[tuple[int, float]]) -> str:
@@ -564,14 +635,22 @@ def _told_apart(names: list[str]) -> dict[str, str]:
     return {name: str(Path(*path[shared:])) for name, path in zip(names, parts, strict=True)}
 
 
-def _draw_curve(series: dict[str, list[tuple[int, float]]], labels: dict[str, str], theme: str) -> bytes:
-    """Each run's curve; `labels` are those of all runs of the report, in the order of their colours."""
+def _draw_curve(
+    series: dict[str, list[tuple[int, float]]],
+    bands: dict[str, list[tuple[int, float, float]]],
+    labels: dict[str, str],
+    theme: str,
+) -> bytes:
+    """Each run's curve, with a band if it has one; `labels` are those of all runs, in the order of their colours."""
     figure = Figure(figsize=(3.7, 2.2 + (0.1 + 0.1 * len(labels) if len(labels) > 1 else 0)), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
         i = list(labels).index(name)
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
         steps, values = [step for step, _ in points], [value for _, value in points]
+        if band := bands[name]:
+            at, lows, highs = ([*column] for column in zip(*band, strict=True))
+            axes.fill_between(at, lows, highs, color=colour, alpha=0.15, linewidth=0)
         reach = len(values) // 16
         few = len(values) <= 12
         if reach:
@@ -757,7 +836,7 @@ def template(name: str) -> Any:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"cells": _cells, "verdict": verdict, "describe": describe}
+    environment.globals |= {"cells": _cells, "group_cells": group_cells, "verdict": verdict, "describe": describe}
     environment.globals |= {"latent_cells": latent_cells, "ablation_cells": ablation_cells}
     environment.filters["short"] = _short
     return environment.get_template(name)

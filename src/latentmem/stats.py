@@ -1,7 +1,8 @@
 """Intervals and tests for small evaluations, each chosen to stay honest where a few dozen tasks are all there is.
 
 Plain functions of numbers. Results are rewards and so lie in [0, 1]; that bound is what still gives an interval where
-all values are equal and a plain bootstrap, seeing no spread, would claim certainty.
+all values are equal and a plain bootstrap, seeing no spread, would claim certainty. Differences of log-likelihoods have
+no bound, and so have a function of their own, `paired_mean`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,29 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, num_bootstraps: int, seed: int)
     low, high = _interval(differences, (-1.0, 1.0), seed, num_bootstraps, 0.95)
     difference = float(differences.mean()) if differences.size else 0.0
     return PairedResult(difference, low, high, _sign_flip_p_value(differences, seed, num_bootstraps))
+
+
+def paired_mean(
+    differences: ArrayLike, seed: int = 0, num_flips: int = 10_000, confidence: float = 0.95
+) -> PairedResult:
+    """Mean of differences that have no bound, such as nats, each between two conditions on one task; differences: [n].
+
+    The interval is Student's t over tasks; the p-value flips the sign of each difference at random, as in
+    `paired_bootstrap`. Differences that are all equal give an interval of no width.
+
+    Raises:
+        ValueError: fewer than two differences, or one that is not finite.
+
+    >>> found = paired_mean([1.0, 2.0, 3.0])
+    >>> round(found.difference, 3), round(found.low, 3), round(found.high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    array = np.asarray(differences, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2 or not np.isfinite(array).all():
+        raise ValueError(f"expected at least 2 finite differences of shape [n], found {array.tolist()}")
+    mean = float(array.mean())
+    half = float(t.ppf((1 + confidence) / 2, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
+    return PairedResult(mean, mean - half, mean + half, _sign_flip_p_value(array, seed, num_flips))
 
 
 def crossed_interval(

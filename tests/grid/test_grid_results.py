@@ -7,6 +7,7 @@ from grid_rows import against, memory_row
 
 from latentmem.errors import RunError
 from latentmem.grid.file import GridSection, Place
+from latentmem.grid.report import all_cells
 from latentmem.grid.results import Failure, Played, summarise
 
 SECTION = GridSection(benchmarks={"sums": "quickstart"}, memories=("none", "text", "latent:lmpo"))
@@ -119,6 +120,37 @@ def test_a_control_is_compared_with_its_memory_in_each_row_and_over_all(seeds):
         assert row["vs_real"]["p_value"] == pytest.approx(2 / 2**5, abs=0.01)  # five tasks differ, all one way
         assert (row["vs_none"], row["vs_text"]) == (None, None)
     assert table["num_comparisons"] == 3 * (1 + 1)  # latent against none, and the control against it
+
+
+def test_what_a_memory_carries_has_its_interval_in_one_run_and_is_a_mean_over_several():
+    def told(nats):
+        return {"nats": nats, "low": nats - 1, "high": nats + 1, "p_value": 0.01, "num_tasks": 6}
+
+    def run(team, seed, **values):
+        return played(memory("none", [0] * 6), memory("latent:sft", [1] * 6, **values), team=team, seed=seed)
+
+    one = table_of(run("autogen", 0, carried=told(2.0)))
+    assert [row["carried"] for row in one["rows"]] == [None, told(2.0)]
+    assert [cell["carried"] for cell in one["cells"]] == [None, told(2.0)]
+    assert "+2.00 [+1.00, +3.00]" in all_cells(one)[2]
+    several = table_of(
+        run("autogen", 0, carried=told(2.0)), run("autogen", 1, carried=told(3.0)), run("macnet", 0, carried=told(0.5)),
+        run("macnet", 1, carried=told(0.5)),
+    )  # fmt: skip
+    assert [row["carried"] for row in several["rows"]] == [None, {"nats": 2.5}, None, {"nats": 0.5}]
+    assert [row["carried"] for row in several["overall"]] == [None, {"nats": 1.5}]
+    older = table_of(run("autogen", 0, carried=told(2.0)), run("autogen", 1))  # one of a version that did not measure
+    assert [row["carried"] for row in older["rows"]] == [None, None]
+    assert "carried, nats [95%]" not in all_cells(older)[0]
+
+
+def test_a_control_of_text_is_compared_with_text_alone():
+    table = table_of(
+        played(memory("none", [0] * 6), memory("text", [1] * 6), memory("text:shuffle", [1, 0, 0, 0, 0, 0]))
+    )
+    (row,) = [row for row in table["rows"] if row["memory"] == "text:shuffle"]
+    assert row["vs_real"]["difference"] == pytest.approx(-5 / 6)
+    assert (row["vs_none"], row["vs_text"]) == (None, None)
 
 
 def test_a_memory_that_one_run_lacks_is_left_out_where_it_cannot_be_averaged():

@@ -1,17 +1,33 @@
-"""Controls of a latent memory: what is gone, and that nothing else is."""
+"""Controls: what is gone, and that nothing else is."""
 
 from collections.abc import Sequence
 
 import pytest
 import torch
+from test_composer import trajectory
 from test_latent import ROLES, SUMS, memory  # noqa: F401 - the fixture
 from torch.testing import assert_close
 
-from latentmem.errors import ConfigError
-from latentmem.memory.controls import ControlMemory, Replace, other_role, other_task, random_latents
+from latentmem.errors import BankError, ConfigError
+from latentmem.memory.controls import (
+    ControlMemory,
+    OtherTasksMemory,
+    Replace,
+    another_of,
+    corrupted,
+    empty,
+    filler,
+    irrelevant,
+    of_other_tasks,
+    other_role,
+    random_latents,
+    shuffled,
+    zero_latents,
+)
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Recall
-from latentmem.trajectory import Role
+from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.text import TextMemory
+from latentmem.trajectory import Role, Task
 
 QUERIES = [(task, role) for task in SUMS for role in ROLES]
 
@@ -59,7 +75,7 @@ def test_another_task_changes_the_trajectories_and_leaves_task_and_role(memory: 
     tasks = [SUMS[4], SUMS[1], SUMS[2]]
     drawn = set()
     for seed in range(8):
-        control = ControlMemory(memory, other_task(tasks, seed))
+        control = ControlMemory(memory, irrelevant(another_of(tasks, seed)))
         recall = control.recall(tasks[0], ROLES[1])
         trajectories = memory.bank.get(recall.record.sources)
         assert recall.record.text == memory.composer.prompt(tasks[0], ROLES[1], trajectories)
@@ -79,7 +95,7 @@ def test_another_task_changes_the_trajectories_and_leaves_task_and_role(memory: 
 def test_a_trajectory_of_the_very_task_is_never_recalled_by_way_of_another(memory: LatentMemory) -> None:  # noqa: F811
     memory.num_retrieved = 4
     for seed in range(6):
-        control = ControlMemory(memory, other_task(SUMS, seed))
+        control = ControlMemory(memory, irrelevant(another_of(SUMS, seed)))
         for task in SUMS[:3]:  # whose trajectories the bank holds
             found = memory.bank.get(control.recall(task, ROLES[0]).record.sources)
             assert found
@@ -96,7 +112,13 @@ def test_what_a_control_learns_and_costs_is_its_memorys(memory: LatentMemory) ->
     assert len(memory.bank) == 1
 
 
-@pytest.mark.parametrize("replace", [random_latents(3), other_role(ROLES), other_task(SUMS, 3)])
+ALL = [
+    empty(), shuffled(3), irrelevant(another_of(SUMS, 3)), corrupted(3), filler(), random_latents(3), other_role(ROLES),
+    zero_latents(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("replace", ALL)
 def test_what_a_control_has_the_composer_read_is_written_down_once(memory: LatentMemory, replace: Replace) -> None:  # noqa: F811
     recalls = ControlMemory(memory, replace).recall_many(QUERIES)
     assert memory.ledger.prompt_tokens > 0
@@ -106,5 +128,130 @@ def test_what_a_control_has_the_composer_read_is_written_down_once(memory: Laten
 def test_a_control_without_another_is_refused() -> None:
     with pytest.raises(ConfigError, match="other-role needs a team of two roles or more, but this team has one"):
         other_role(ROLES[:1])
-    with pytest.raises(ConfigError, match="other-task needs two tasks or more, but the test split has one"):
-        other_task(SUMS[:1], seed=0)
+    with pytest.raises(ConfigError, match="irrelevant needs two tasks or more, but the test split has one"):
+        another_of(SUMS[:1], seed=0)
+
+
+# What was retrieved is changed, for latent and text memories alike
+
+CHANGING = {"empty": empty(), "shuffle": shuffled(3), "corrupt": corrupted(3), "filler": filler()}
+
+
+@pytest.fixture(params=["latent", "text"])
+def either(request, memory):  # noqa: F811
+    """A latent and a text memory of one bank, and what each was given to recall from, as text."""
+    episodes = [acting(t, f"Add {i} and {i} to have {2 * i} in the end.") for i, t in enumerate(memory.bank)]
+    memory.bank.delete(everything=True)
+    memory.bank.add(episodes)
+    return memory if request.param == "latent" else TextMemory(memory.bank, num_retrieved=2)
+
+
+def acting(episode, action):
+    return episode.model_copy(update={"steps": tuple(s.model_copy(update={"action": action}) for s in episode.steps)})
+
+
+def recalled(memory, replace, query=(SUMS[4], ROLES[0])):  # noqa: F811
+    return ControlMemory(memory, replace).recall(*query)
+
+
+def texts(memory, query=(SUMS[4], ROLES[0])):  # noqa: F811
+    return [t for found in memory.retrieved([query[0]]).values() for t in found]
+
+
+def test_an_empty_memory_is_what_is_recalled_of_an_empty_bank(either):
+    given = recalled(either, empty())
+    assert given.record.sources == ()
+    bank, either.bank = either.bank, either.bank
+    bank.delete(everything=True)
+    assert given.record == either.recall(SUMS[4], ROLES[0]).record
+
+
+def test_shuffled_words_are_the_same_words_in_another_order_and_no_other_words_move(either):
+    real, given = either.recall(SUMS[4], ROLES[0]).record, recalled(either, shuffled(3)).record
+    assert given.text != real.text
+    assert sorted(given.text.split()) == sorted(real.text.split())
+    assert (given.kind, given.sources, given.num_latents) == (real.kind, real.sources, real.num_latents)
+    for episode in texts(either):
+        assert episode.task.text in given.text
+    orders = {recalled(either, shuffled(seed)).record.text for seed in range(5)}
+    assert len(orders) > 1
+
+
+def test_filler_has_as_many_words_and_none_of_what_was_said(either):
+    real, given = either.recall(SUMS[4], ROLES[0]).record, recalled(either, filler()).record
+    assert len(given.text.split()) == len(real.text.split())
+    assert given.sources == real.sources
+    for episode in texts(either):
+        assert episode.steps[0].action in real.text
+        assert episode.steps[0].action not in given.text
+        assert episode.task.text in given.text
+    assert "the assistant said" not in given.text
+
+
+def test_corrupt_words_are_others_of_other_episodes_and_little_words_stay(memory):  # noqa: F811
+    memory.bank.delete(everything=True)
+    memory.bank.add(acting(trajectory("the password of the barn", {"assistant": "it is apple"}), "The word is apple."))
+    memory.bank.add(acting(trajectory("the password of the mill", {"assistant": "it is plum"}), "The name is plum, 7."))
+    memory.bank.add(acting(trajectory("the password of the inn", {"assistant": "it is pear"}), "The sign is pear."))
+    text_memory = TextMemory(memory.bank, num_retrieved=3)
+    asked = Task(id=None, domain="sums", text="the password of the inn")
+    given = recalled(text_memory, corrupted(3), (asked, ROLES[0])).record
+    actions = [line.removeprefix("Answer: ") for line in given.text.splitlines() if line.startswith("Answer: ")]
+    assert len(actions) == 2  # never the task's own episode
+    for action in actions:
+        words = action.replace(".", "").replace(",", "").split()
+        assert (words[0], words[2]) == ("The", "is")
+        # Nor a word of it.
+        assert {words[1], *words[3:]} <= {"word", "apple", "name", "plum", "7"}
+    assert not {"The word is apple.", "The name is plum, 7."} & set(actions)
+    assert "the password of the barn" in given.text
+    # The same word is replaced alike in what the role said and in the action.
+    told = recalled(memory, corrupted(3), (asked, ROLES[0])).record
+    for action in actions:
+        assert f"it is {action.split()[3].strip('.,')}" in told.text
+
+
+def test_corrupt_without_other_episodes_is_refused(memory):  # noqa: F811
+    memory.bank.delete(everything=True)
+    memory.bank.add(acting(trajectory("the password of the barn", {"assistant": "lone"}), "It is lone."))
+    with pytest.raises(BankError, match=r"corrupt needs episodes of other tasks .* have none for 'lone'; collect more"):
+        ControlMemory(TextMemory(memory.bank), corrupted(3)).recall(SUMS[4], ROLES[0])
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_changed_recall_depends_on_seed_task_and_role_alone(either, name):
+    control = ControlMemory(either, CHANGING[name])
+    many = control.recall_many(QUERIES)
+    for query, recall in zip(QUERIES, many, strict=True):
+        assert control.recall(*query).record == recall.record
+    assert (control.kind, control.composing_seconds >= 0) == (either.kind, True)
+
+
+def test_zero_latents_are_zero_and_as_many(memory):  # noqa: F811
+    given = recalled(memory, zero_latents())
+    assert given.latents.shape == (3, 32)
+    assert not given.latents.any()
+    assert (given.record.text, given.record.sources, given.record.num_latents) == ("", (), 3)
+
+
+def test_another_task_is_of_the_same_domain_where_there_is_one():
+    tasks = [Task(id=str(i), domain="a" if i < 3 else "b", text=f"t{i}") for i in range(4)]
+    for seed in range(6):
+        another = another_of(tasks, seed)
+        assert {another(task).domain for task in tasks[:3]} == {"a"}
+        assert all(another(task).key != task.key for task in tasks)
+        assert another(tasks[3]).domain == "a"
+
+
+def test_any_memory_can_be_asked_about_another_task(either):
+    class Echo(NoMemory):
+        kind = "echo"
+
+        def recall_many(self, queries):
+            return [task.id for task, _ in queries]
+
+    tasks = [Task(id=str(i), domain="a", text=f"t{i}") for i in range(2)]
+    other = of_other_tasks(Echo(), another_of(tasks, 0))
+    assert isinstance(other, OtherTasksMemory)
+    assert (other.kind, other.recall_many([(tasks[0], ROLES[0]), (tasks[1], ROLES[0])])) == ("echo", ["1", "0"])
+    assert isinstance(of_other_tasks(either, another_of(SUMS, 0)), ControlMemory)

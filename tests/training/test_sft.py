@@ -69,7 +69,7 @@ def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other
     total = tokens = 0
     for trajectory in trainer.trajectories:
         for message in trajectory.messages:
-            recall = world.memory.recall(trajectory.task, trainer.roles[trajectory.team][message.role])
+            recall = world.memory.recall(trajectory.task, trainer.roles_of(trajectory)[message.role])
             assert recall.record.sources
             assert trajectory.id not in recall.record.sources
             prompt = world.model.encode_prompt(message.system, message.user)
@@ -180,3 +180,13 @@ def test_of_several_teams_each_trajectory_is_told_with_its_own_teams_profiles(wo
         ] * len(texts)
     alone = trainer_of(world)
     assert alone._usable([strangers]) == [strangers]  # a team by another name, as in a released bank
+
+
+def test_what_is_carried_is_logged_with_each_evaluation_and_chooses_nothing(world: World, tmp_path: Path) -> None:
+    trainer = trainer_of(world, num_steps=2, eval_every=1)
+    numbers = iter([0.5, 0.1, 0.2])
+    trainer.carried = lambda: {"carried": next(numbers)}
+    lines: list[dict[str, Any]] = []
+    progress = run(trainer, tmp_path / "x", lines)
+    assert [line["carried"] for line in lines if "eval_loss" in line] == [0.5, 0.1, 0.2]
+    assert progress.best_score == -min(line["eval_loss"] for line in lines if "eval_loss" in line)

@@ -20,6 +20,7 @@ from latentmem.report import (
     MISSING,
     accuracy_cell,
     aligned,
+    carried_cell,
     check_schema,
     compared_with,
     errors_cell,
@@ -210,8 +211,9 @@ LEGEND = "Accuracy in percent; * is better and ° worse than none, at 5% after c
 def _notes(table: Row) -> str:
     return (
         "Accuracy and differences with 95% intervals, in percent and points; each p is after Holm's correction for all "
-        f"{table['num_comparisons']} comparisons of the table. Tokens and seconds are per task. The rows for all "
-        "benchmarks and teams are means of the rows above them."
+        f"{table['num_comparisons']} comparisons of the table. Carried: how much likelier right responses are with the "
+        "task's own memory than with another task's; its interval is that of one run, means of several have none. "
+        "Tokens and seconds are per task. The rows for all benchmarks and teams are means of the rows above them."
     )
 
 
@@ -265,6 +267,7 @@ COMPARISONS: dict[str, Callable[[Row], str]] = {
     "p vs text": partial(_versus, "text", lambda found: p_cell(found["p_holm"])),
     "vs real, points": partial(_versus, "real", points_cell),
     "p vs real": partial(_versus, "real", lambda found: p_cell(found["p_holm"])),
+    "carried, nats [95%]": carried_cell,
     "errors": errors_cell,
 }
 COSTS: dict[str, Callable[[Row], str]] = {

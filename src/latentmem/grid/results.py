@@ -143,7 +143,8 @@ def _cell(run: Played, memory: Row) -> Row:
     )
     return (
         asdict(run.place)
-        | {"memory": memory["name"], "run": run.place.name, "learning": memory.get("learning")}
+        | {"memory": memory["name"], "run": run.place.name}
+        | {key: memory.get(key) for key in ("learning", "carried")}
         | {key: memory[key] for key in kept}
         | {key: memory.get(key, 0.0) for key in _MEANS}
     )
@@ -182,6 +183,7 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
             ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
             row |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
         row |= {key: float(np.mean([memory.get(key, 0.0) for memory in of_seeds])) for key in _MEANS}
+        row["carried"] = _carried(of_seeds)
         row["num_errors"] = sum(memory["num_errors"] for memory in of_seeds)
         row["seconds"] = {
             part: float(np.mean([memory["seconds"][part] for memory in of_seeds])) for part in of_seeds[0]["seconds"]
@@ -189,6 +191,14 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
         told = of_seeds[0] if len(runs) == 1 else {}
         rows.append(row | _compared(name, [tables], tables.successes, num_bootstraps, seed, told))
     return rows
+
+
+def _carried(rows: Sequence[Row]) -> Row | None:
+    """What a memory carries: of one row with its interval, of several their mean; None where some have not told."""
+    found = [row["carried"] for row in rows if row.get("carried")]
+    if len(found) < len(rows):
+        return None
+    return dict(found[0]) if len(found) == 1 else {"nats": float(np.mean([carried["nats"] for carried in found]))}
 
 
 def _overall(
@@ -210,6 +220,7 @@ def _overall(
             "accuracy": float(np.mean([values.mean() for values in successes])),
             "accuracy_low": low,
             "accuracy_high": high,
+            "carried": _carried(parts),
             "num_errors": sum(part["num_errors"] for part in parts),
             "seconds": {"total": float(np.mean([part["seconds"]["total"] for part in parts]))},
         }

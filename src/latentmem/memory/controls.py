@@ -1,34 +1,79 @@
-"""Controls of a latent memory: the same number of latents at the same places, with a part of what made them taken away.
+"""Controls: a memory as it is, but for one part of what it gives, which is taken away.
 
-What a memory loses under a control is due to the part that is gone: its content at all (`random_latents`), that it was
-composed for this role (`other_role`), or that what was retrieved belongs to this task (`other_task`).
+What a memory loses under a control is due to the part that is gone. Most controls change what was retrieved and let the
+memory make of it what it would (`empty`, `shuffled`, `irrelevant`, `corrupted`, `filler`), so they exist for latent and
+for text memories alike, through one seam, `Retrieving`; their names are those of a protocol for whether agents are
+faithful to their experience (arXiv 2601.22436). The others exist for latents only (`other_role`, `random_latents`,
+`zero_latents`). All depend on a seed, the task and the role alone, never on what else is asked.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as with_fields
 from random import Random
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from latentmem.errors import ConfigError
+from latentmem.bank import ExperienceBank
+from latentmem.errors import BankError, ConfigError
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Recall, charge
-from latentmem.memory.retrieval import retrieve
+from latentmem.memory.memory import Ledger, Memory, Recall, charge
+from latentmem.memory.text import TextMemory
 from latentmem.models.language_model import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
-Replace = Callable[[LatentMemory, Sequence[tuple[Task, Role]]], list[Recall]]
+POOL = 64
+"""Episodes of the bank whose words `corrupted` puts in the place of others."""
+
+_WORD = re.compile(r"[^\W_]+")
+_SMALL = """a an the this that these those it its i you he she we they my your his her our their me him us them is are
+was were be been am do does did have has had will would can could should may might must not no and or but if then so as
+at by for from in into of off on onto out over to up with about after before than there here what which who when where
+how why"""
+_FUNCTION_WORDS = frozenset(_SMALL.split())
+"""Words that say nothing by themselves; they stay where content is replaced."""
+
+
+class Retrieving(Memory, Protocol):
+    """A memory that finds trajectories for a task and then makes something of them."""
+
+    @property
+    def bank(self) -> ExperienceBank:
+        """Where they are found."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where it is written down what recalling spends."""
+
+    def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
+        """What is found for each task, by the task's key."""
+
+    def recall_from(
+        self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
+    ) -> list[Recall]:
+        """What is recalled for each query if that is what was found for its task."""
+
+
+Replace = Callable[[Retrieving, Sequence[tuple[Task, Role]]], list[Recall]]
 """What is recalled for some tasks and roles, in the place of what the memory itself would recall."""
+
+Another = Callable[[Task], Task]
+"""A task in the place of one."""
 
 
 class ControlMemory:
-    """A latent memory of which other latents are given."""
+    """A memory in whose place something else is recalled."""
 
-    kind = LatentMemory.kind
-
-    def __init__(self, memory: LatentMemory, replace: Replace) -> None:
+    def __init__(self, memory: Retrieving, replace: Replace) -> None:
         self.memory = memory
         self.replace = replace
+
+    @property
+    def kind(self) -> str:
+        """The memory's."""
+        return self.memory.kind
 
     @property
     def composing_seconds(self) -> float:
@@ -36,7 +81,7 @@ class ControlMemory:
         return self.memory.composing_seconds
 
     def recall(self, task: Task, role: Role) -> Recall:
-        """What one role is given in place of its latents."""
+        """What one role is given in place of the memory's own recall."""
         return self.recall_many([(task, role)])[0]
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
@@ -49,18 +94,188 @@ class ControlMemory:
         self.memory.add(trajectory)
 
 
-def random_latents(seed: int) -> Replace:
-    """Vectors of random direction, each as long as the one that it replaces; nothing of the composer's text is left."""
+class OtherTasksMemory:
+    """Any memory, asked about another task: the control `irrelevant` where there is nothing to take apart."""
 
-    def replace(memory: LatentMemory, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        recalls = []
-        for (task, role), recall in zip(queries, memory.recall_many(queries), strict=True):
-            assert recall.latents is not None
-            record = Recalled(kind=memory.kind, num_latents=recall.record.num_latents)
-            recalls.append(Recall(record, _turned(recall.latents, stream_seed(seed, task.key, role.name))))
-        return recalls
+    def __init__(self, memory: Memory, another: Another) -> None:
+        self.memory = memory
+        self.another = another
+
+    @property
+    def kind(self) -> str:
+        """The memory's."""
+        return self.memory.kind
+
+    @property
+    def composing_seconds(self) -> float:
+        """The memory's."""
+        return self.memory.composing_seconds
+
+    def recall(self, task: Task, role: Role) -> Recall:
+        """What the role would be given at the other task."""
+        return self.recall_many([(task, role)])[0]
+
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        """`recall` for several at once."""
+        return self.memory.recall_many([(self.another(task), role) for task, role in queries])
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Let the memory learn from the episode."""
+        self.memory.add(trajectory)
+
+
+def of_other_tasks(memory: Memory, another: Another) -> Memory:
+    """The memory under the control `irrelevant`, of whatever kind it is."""
+    if isinstance(memory, LatentMemory | TextMemory):
+        return ControlMemory(memory, irrelevant(another))
+    return OtherTasksMemory(memory, another)
+
+
+def another_of(tasks: Sequence[Task], seed: int) -> Another:
+    """A random other one of the tasks for each of them: of the same domain, unless its domain has no other.
+
+    Raises:
+        ConfigError: there is no other task.
+    """
+    if all(task.same_as(tasks[0]) for task in tasks):
+        raise ConfigError(
+            "evaluate.memories: the control irrelevant needs two tasks or more, but the test split has one; "
+            "leave it out"
+        )
+
+    def another(task: Task) -> Task:
+        others = [other for other in tasks if not other.same_as(task)]
+        near = [other for other in others if other.domain == task.domain]
+        return Random(stream_seed(seed, task.key)).choice(near or others)  # noqa: S311 - a draw, not a secret
+
+    return another
+
+
+# What was retrieved is changed
+
+
+def irrelevant(another: Another) -> Replace:
+    """Made for the task and role at hand, but from what is retrieved for another task."""
+
+    def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        others = {task.key: (task, another(task)) for task, _ in queries}
+        found = memory.retrieved([other for _, other in others.values()])
+        # What is near to the other task may belong to this one.
+        fitting = {
+            key: [trajectory for trajectory in found[other.key] if not trajectory.task.same_as(task)]
+            for key, (task, other) in others.items()
+        }
+        return memory.recall_from(queries, fitting)
 
     return replace
+
+
+def empty() -> Replace:
+    """Made for the task and role at hand from no trajectory at all."""
+    return lambda memory, queries: memory.recall_from(queries, {task.key: [] for task, _ in queries})
+
+
+def shuffled(seed: int) -> Replace:
+    """From what is retrieved, with the words of every action, observation and response in random order."""
+
+    def words_of(task: Task) -> Callable[[str], str]:
+        def shuffle(text: str) -> str:
+            words = text.split()
+            Random(stream_seed(seed, task.key, text)).shuffle(words)  # noqa: S311 - equal texts are shuffled alike
+            return " ".join(words)
+
+        return shuffle
+
+    return lambda memory, queries: _from_altered(memory, queries, words_of)
+
+
+def corrupted(seed: int) -> Replace:
+    """From what is retrieved, with each word of content replaced by a random one from other episodes of the bank.
+
+    A word is replaced by the same one throughout a recall, so what is told stays consistent, and wrong.
+    """
+
+    def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        ids = memory.bank.ids()
+        episodes = memory.bank.get(Random(seed).sample(ids, min(POOL, len(ids))))  # noqa: S311 - a draw, not a secret
+
+        def words_of(task: Task) -> Callable[[str], str]:
+            others = [episode for episode in episodes if not episode.task.same_as(task)]
+            pool = sorted({word for episode in others for text in _texts(episode) for word in _content(text)})
+            different = {word.lower() for word in pool}
+
+            def another_word(match: re.Match[str]) -> str:
+                word = match.group().lower()
+                if word in _FUNCTION_WORDS:
+                    return match.group()
+                if different <= {word}:
+                    raise BankError(
+                        f"{memory.bank.path}: the control corrupt needs episodes of other tasks to take words from, "
+                        f"but the {len(episodes)} that it drew have none for {word!r}; collect more, or leave it out"
+                    )
+                random = Random(stream_seed(seed, task.key, word))  # noqa: S311 - a draw, not a secret
+                while (drawn := random.choice(pool)).lower() == word:
+                    pass
+                return drawn
+
+            return lambda text: _WORD.sub(another_word, text)
+
+        return _from_altered(memory, queries, words_of)
+
+    return replace
+
+
+def filler() -> Replace:
+    """From what is retrieved, with dots for every word of its actions, observations and responses."""
+    return lambda memory, queries: _from_altered(
+        memory, queries, lambda task: lambda text: " ".join("..." for _ in text.split())
+    )
+
+
+def _from_altered(
+    memory: Retrieving, queries: Sequence[tuple[Task, Role]], words_of: Callable[[Task], Callable[[str], str]]
+) -> list[Recall]:
+    """What is recalled from what is retrieved once its texts are altered; the sources stay those of the bank."""
+    tasks = {task.key: task for task, _ in queries}
+    found = memory.retrieved(list(tasks.values()))
+    altered = {
+        key: [_altered(trajectory, words_of(tasks[key])) for trajectory in trajectories]
+        for key, trajectories in found.items()
+    }
+    recalls = memory.recall_from(queries, altered)
+    sources = {key: tuple(trajectory.id for trajectory in trajectories) for key, trajectories in found.items()}
+    return [
+        with_fields(recall, record=recall.record.model_copy(update={"sources": sources[task.key]}))
+        for (task, _), recall in zip(queries, recalls, strict=True)
+    ]
+
+
+def _altered(trajectory: Trajectory, alter: Callable[[str], str]) -> Trajectory:
+    """The trajectory with other words in all that was said and observed; its task and its end stay."""
+    steps = tuple(
+        step.model_copy(
+            update={
+                "action": alter(step.action),
+                "observation": alter(step.observation),
+                "messages": tuple(m.model_copy(update={"response": alter(m.response)}) for m in step.messages),
+            }
+        )
+        for step in trajectory.steps
+    )
+    return trajectory.model_copy(update={"steps": steps})
+
+
+def _texts(trajectory: Trajectory) -> list[str]:
+    """All that was said and observed."""
+    said = [message.response for message in trajectory.messages]
+    return said + [text for step in trajectory.steps for text in (step.action, step.observation)]
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text) if word.lower() not in _FUNCTION_WORDS]
+
+
+# The latents are
 
 
 def other_role(roles: Sequence[Role]) -> Replace:
@@ -78,33 +293,26 @@ def other_role(roles: Sequence[Role]) -> Replace:
     return lambda memory, queries: memory.recall_many([(task, successors[role.name]) for task, role in queries])
 
 
-def other_task(tasks: Sequence[Task], seed: int) -> Replace:
-    """Composed for the task and role at hand, but from what is retrieved for a random other one of `tasks`.
+def random_latents(seed: int) -> Replace:
+    """Vectors of random direction, each as long as the one that it replaces; nothing of the composer's text is left."""
+    return _other_latents(
+        lambda latents, task, role: _turned(latents, stream_seed(seed, task.key, role.name)),
+    )
 
-    Raises:
-        ConfigError: there is no other task.
-    """
-    if len({task.key for task in tasks}) < 2:
-        raise ConfigError(
-            "evaluate.memories: the control other-task needs two tasks or more, but the test split has one; "
-            "leave it out"
-        )
 
-    def another(task: Task) -> Task:
-        random = Random(stream_seed(seed, task.key))  # noqa: S311 - a draw, not a secret
-        while (drawn := random.choice(tasks)).same_as(task):
-            pass
-        return drawn
+def zero_latents() -> Replace:
+    """Zeros in the place of the latents: as many columns for the agents to attend to, and nothing in them."""
+    return _other_latents(lambda latents, task, role: torch.zeros_like(latents))
 
-    def replace(memory: LatentMemory, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        others = {task.key: another(task) for task, _ in queries}
-        found = retrieve(memory.bank, list(others.values()), memory.num_retrieved, memory.success, memory.rate)
-        records = []
-        for task, role in queries:
-            # What is near to the other task may belong to this one.
-            trajectories = [t for t in found[others[task.key].key] if not t.task.same_as(task)]
-            records.append(memory.record(task, role, trajectories))
-        return memory.compose(records)
+
+def _other_latents(make: Callable[[Tensor, Task, Role], Tensor]) -> Replace:
+    def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+        recalls = []
+        for (task, role), recall in zip(queries, memory.recall_many(queries), strict=True):
+            assert recall.latents is not None
+            record = Recalled(kind=memory.kind, num_latents=recall.record.num_latents)
+            recalls.append(Recall(record, make(recall.latents, task, role)))
+        return recalls
 
     return replace
 

@@ -1,7 +1,7 @@
 """Latent memory: the nearest trajectories, composed into K tokens for each role of each task."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,9 +44,13 @@ class LatentMemory:
         """Latents for one role at one task."""
         return self.recall_many([(task, role)])[0]
 
+    def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
+        """What is composed from for each task, best first, by the task's key; never a trajectory of the task itself."""
+        return retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate)
+
     def records(self, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
         """What would be composed for each query: the composer's text and its sources, without composing."""
-        found = retrieve(self.bank, [task for task, _ in queries], self.num_retrieved, self.success, self.rate)
+        found = self.retrieved([task for task, _ in queries])
         return [self.record(task, role, found[task.key]) for task, role in queries]
 
     def record(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> Recalled:
@@ -61,8 +65,14 @@ class LatentMemory:
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, and composes in batches, shortest texts together."""
         before = self.ledger.spent()
-        recalls = self.compose(self.records(queries))
+        recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
         return charge(recalls, self.ledger.spent(since=before))
+
+    def recall_from(
+        self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
+    ) -> list[Recall]:
+        """Latents for each query, composed from these trajectories of its task, by the task's key."""
+        return self.compose([self.record(task, role, found[task.key]) for task, role in queries])
 
     @torch.no_grad()
     def compose(self, records: Sequence[Recalled]) -> list[Recall]:

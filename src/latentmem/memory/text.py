@@ -6,7 +6,7 @@ shared messages made to last beyond one task, by giving the next team the neares
 The memory called `metagpt` is therefore this class, held to those settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection
@@ -54,12 +54,22 @@ class TextMemory:
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
         """Searches once, for each task; all roles are told the same."""
         before = self.ledger.spent()
-        tasks = [task for task, _ in queries]
+        recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
+        return charge(recalls, self.ledger.spent(since=before))
+
+    def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
+        """What is told for each task, best first, by the task's key; never a trajectory of the task itself."""
+        return retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate)
+
+    def recall_from(
+        self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
+    ) -> list[Recall]:
+        """These trajectories of each query's task as text, by the task's key."""
         recalls = {}
-        for key, found in retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate).items():
-            sources = tuple(trajectory.id for trajectory in found)
-            recalls[key] = Recall(Recalled(kind=self.kind, text=tell(found, self.words), sources=sources))
-        return charge([recalls[task.key] for task, _ in queries], self.ledger.spent(since=before))
+        for key in {task.key for task, _ in queries}:
+            sources = tuple(trajectory.id for trajectory in found[key])
+            recalls[key] = Recall(Recalled(kind=self.kind, text=tell(found[key], self.words), sources=sources))
+        return [recalls[task.key] for task, _ in queries]
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

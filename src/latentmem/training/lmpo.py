@@ -9,7 +9,7 @@ the composer the same steps are GRPO (arXiv 2402.03300), the parametric rival: w
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class LMPOTrainer:
         sampling: Sampling,
         max_turns: int = 1,
         seed: int = 0,
+        carried: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         """Take what is needed for training.
 
@@ -96,6 +97,7 @@ class LMPOTrainer:
             sampling: of the rollouts; its temperature is part of the log-probabilities.
             max_turns: of an episode.
             seed: of the order of tasks and of all sampling.
+            carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
 
         Raises:
             ConfigError: a group of one rollout, or greedy sampling: neither leaves anything to compare.
@@ -126,6 +128,7 @@ class LMPOTrainer:
         self.max_turns = max_turns
         self.seed = seed
         self.stream = Stream(tasks, seed)
+        self.carried = carried or dict[str, float]
         self.initial = {name: p.detach().clone() for name, p in policy.trained.trainable().items()}
         """What is trained as it was before, for the KL term."""
 
@@ -165,7 +168,7 @@ class LMPOTrainer:
 
     def _evaluate(self, step: int) -> tuple[float, dict[str, float]]:
         reward = self.evaluate()
-        return reward, {"eval_reward": reward}
+        return reward, {"eval_reward": reward, **self.carried()}
 
     def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> list[list[Trajectory]]:
         return rollout(

@@ -6,13 +6,14 @@ mean cross-entropy of the response tokens (their closing EOS included where ther
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from latentmem.carrying import roles_of_teams
 from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel
@@ -20,7 +21,7 @@ from latentmem.processes import Processes
 from latentmem.teams.turn import Team
 from latentmem.training.optimization import Optimization, Progress, Stream, train
 from latentmem.training.scoring import Example, accumulate, judge_all
-from latentmem.trajectory import Role, Trajectory
+from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class SFTTrainer:
         processes: Processes,
         settings: SFTSettings,
         seed: int = 0,
+        carried: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         """Take what is needed for training.
 
@@ -76,19 +78,21 @@ class SFTTrainer:
             processes: those that train together.
             settings: sizes.
             seed: of the order of trajectories.
+            carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
 
         Raises:
             TrainingError: nothing is left to learn from.
         """
         self.memory = memory
         self.model = model
-        self.roles = {team.name: {role.name: role for role in team.roles} for team in teams}
+        self.roles_of = roles_of_teams(teams)
         self.trajectories = self._usable(trajectories)
         self.held_out = self._usable(held_out)
         self.optimization = optimization
         self.processes = processes
         self.settings = settings
         self.stream = Stream(self.trajectories, seed)
+        self.carried = carried or dict[str, float]
         if not self.trajectories:
             raise TrainingError(
                 f"none of {len(trajectories)} trajectories is a success of model {model.name!r} with the team's roles; "
@@ -107,15 +111,10 @@ class SFTTrainer:
             for t in trajectories
             if t.success
             and t.model == self.model.name
-            and all(m.role in self._roles_of(t) and m.token_ids for m in t.messages)
+            and all(m.role in self.roles_of(t) and m.token_ids for m in t.messages)
         ]
         logger.info("sft uses %d of %d trajectories: successes of this model and team", len(usable), len(trajectories))
         return usable
-
-    def _roles_of(self, trajectory: Trajectory) -> dict[str, Role]:
-        if len(self.roles) == 1:
-            return next(iter(self.roles.values()))
-        return self.roles.get(trajectory.team, {})
 
     def train(
         self,
@@ -146,7 +145,7 @@ class SFTTrainer:
                 ]
             )
             loss = _loss(judged)
-            return -loss, {"eval_loss": loss, "eval_accuracy": _accuracy(judged)}
+            return -loss, {"eval_loss": loss, "eval_accuracy": _accuracy(judged), **self.carried()}
 
         return train(
             self.memory.composer,
@@ -201,7 +200,7 @@ class SFTTrainer:
         return self.processes.gather(judged)
 
     def _examples(self, trajectories: Sequence[Trajectory]) -> list[Example]:
-        said = [(t.task, self._roles_of(t)[m.role], m) for t in trajectories for m in t.messages]
+        said = [(t.task, self.roles_of(t)[m.role], m) for t in trajectories for m in t.messages]
         records = self.memory.records([(task, role) for task, role, _ in said])
         # Likelihoods are those at temperature 1, whatever the responses were sampled at.
         return [Example.of(m, self.model, r.text, 1.0) for (_, _, m), r in zip(said, records, strict=True)]

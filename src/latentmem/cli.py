@@ -66,10 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    quickstart = commands.add_parser(
-        "quickstart", help="collect, sft, lmpo and evaluate with the embedded model, offline"
-    )
+    quickstart = commands.add_parser("quickstart", help="collect, train and evaluate with the embedded model, offline")
     quickstart.add_argument("--short", action="store_true", help="the same path in a fraction of the time, for checks")
+    quickstart.add_argument("--reasoning", action="store_true", help="small number tasks in place of hidden facts")
     _takes_overrides(quickstart)
     quickstart.set_defaults(run=_quickstart, recipe="quickstart")
 
@@ -224,7 +223,7 @@ def _retriever_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _quickstart(options: argparse.Namespace) -> None:
-    options.config = "quickstart-short" if options.short else "quickstart"
+    options.config = f"{'reasoning-' * options.reasoning}quickstart{'-short' * options.short}"
     _run_recipe(options)
 
 

@@ -575,12 +575,15 @@ def quickstart(config: Config) -> None:
     with processes.one_fate():
         parts = _Parts(config)
     phases: list[tuple[str, Callable[[Config, _Parts], object]]] = [
-        ("collect: the team plays the train tasks without memory; the bank fills", collect),
-        ("sft: the composer is warmed up on the bank's successes", train_sft),
-        ("lmpo: the composer is trained on the team's reward", train_lmpo),
+        ("collect: the team plays without memory; the bank fills", collect),
+        ("warmup: the agents learn to read a slot, whatever word is in it", train_warmup),
+        ("sft: the composer learns from right responses", train_sft),
+        ("lmpo: the composer learns from the team's reward", train_lmpo),
         ("evaluate: memories compared on held-out tasks", compare),
     ]
     for title, recipe in phases:
+        if recipe is train_warmup and config.sft.initial != "warmup":
+            continue
         if processes.is_first:
             _say(f"\n== {title}")
         recipe(config, parts)

@@ -68,8 +68,8 @@ class Composer(nn.Module):
     """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent.
 
     Without `slots` a latent is the paper's `projection(h[k])`. With them, `frame` [K, d_agent] stands in place of the
-    one bias that all latents share, and the first `slots` latents are `gate[k] * word[k] + frame[k]`: `word` is the mean
-    of the agents' token embeddings, weighted by the composer's own probabilities of the next token, sharpened.
+    one bias that all latents share, and the first `slots` latents are `gate[k] * word[k] + frame[k]`: `word` is the
+    mean of the agents' token embeddings, weighted by the composer's own probabilities of the next token, sharpened.
     """
 
     def __init__(

@@ -161,6 +161,95 @@ def test_text_beyond_the_window_is_told(make: Callable) -> None:
         composer.compose(["x " * 4000])
 
 
+# Slots and a cue
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_with_slots_a_latent_is_its_gate_times_the_projected_state_plus_its_frame(make: Callable, other: bool) -> None:
+    composer = make(other, slots=2)
+    change(composer)
+    assert composer.projection.bias is None
+    found = composer.compose(["a text", "another, longer text"])
+    for row, state in zip(found, composer.read(["a text", "another, longer text"]), strict=True):
+        for k in range(K):
+            slow = [
+                composer.gate[k] * sum(w * h for w, h in zip(weights, state[k], strict=True)) + composer.frame[k, i]
+                for i, weights in enumerate(composer.projection.weight)
+            ]
+            assert_close(row[k], torch.stack(slow), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("other", "agents_other"), [(False, False), (True, False), (False, True)])
+def test_untrained_latents_with_slots_are_line_breaks_plus_a_little_in_the_open_ones(
+    make: Callable, other: bool, agents_other: bool, tiny_model_dir: Path, other_model_dir: Path
+) -> None:
+    composer = make(other, agents_other, slots=2, initial_scale=0.3)
+    agents = LanguageModel.from_pretrained(str(other_model_dir if agents_other else tiny_model_dir), "cpu")
+    embeddings = agents.model.get_input_embeddings().weight
+    (line_break,) = agents.encode("\n")
+    added = composer.compose([composer.prompt(TASK, ROLE, [])])[0].detach() - embeddings[line_break]
+    wanted = 0.3 * float(embeddings.square().mean().sqrt())
+    assert float(added[:2].square().mean().sqrt()) == pytest.approx(wanted, rel=0.2)
+    assert (added[2] == 0).all()
+
+
+def test_gates_and_frames_are_trained_and_a_closed_gate_can_open(make: Callable) -> None:
+    composer = make(slots=1)
+    assert {name for name in composer.trainable() if "lora" not in name} == {
+        "query_latents", "projection.weight", "gate", "frame",
+    }  # fmt: skip
+    assert composer.gate.tolist() == [1, 0, 0]
+    composer.compose(["a text"]).sum().backward()
+    assert composer.gate.grad is not None
+    assert (composer.gate.grad != 0).all()
+    assert (composer.frame.grad == 1).all()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_cue_is_read_after_the_text_and_its_last_token_begins_each_query(make: Callable, other: bool) -> None:
+    composer = make(other, cue=" The answer is")
+    backbone = composer.backbone
+    embeddings = backbone.model.get_input_embeddings().weight
+    *before, last = backbone.encode(" The answer is")
+    assert before
+    assert torch.equal(composer.query_latents.detach(), embeddings[last].expand(K, -1))
+    ids = torch.tensor([[*backbone.encode("a text"), *before]])
+    inputs = torch.cat([embeddings[ids], composer.query_latents[None]], dim=1)
+    slow = backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[0, -K:]
+    assert_close(composer.read(["a text", "another, longer text"])[0], slow, atol=1e-5, rtol=1e-5)
+
+
+def test_more_slots_than_latents_and_an_empty_cue_are_refused(make: Callable) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(slots=4)
+    assert str(error.value) == "composer.slots is 4, but there are 3 latents; give 1 to 3"
+    with pytest.raises(ConfigError) as error:
+        make(cue="")
+    assert str(error.value) == "composer.cue is empty; give it some words, or null"
+
+
+def test_slots_and_cue_come_back_from_disk(make: Callable, tmp_path: Path) -> None:
+    composer = make(slots=2, cue="The answer is")
+    change(composer)
+    composer.save_pretrained(tmp_path)
+    loaded = Composer.from_pretrained(tmp_path)
+    assert (loaded.slots, loaded.cue) == (2, "The answer is")
+    with torch.no_grad():
+        assert torch.equal(loaded.compose(["a text"]), composer.compose(["a text"]))
+
+
+def test_a_checkpoint_from_before_slots_is_one_without(make: Callable, tmp_path: Path) -> None:
+    composer = make()
+    composer.save_pretrained(tmp_path / "now")
+    settings, tensors = read_checkpoint(tmp_path / "now")
+    write_checkpoint(tmp_path / "old", {k: v for k, v in settings.items() if k not in ("slots", "cue")}, tensors)
+    loaded = Composer.from_pretrained(tmp_path / "old")
+    assert (loaded.slots, loaded.cue) == (None, None)
+    for changed, says in (({"slots": 1}, "slots None, this composer 1"), ({"cue": "It is"}, "cue None, this composer")):
+        with pytest.raises(CheckpointError, match=says):
+            make(**changed).load_weights(tmp_path / "old")
+
+
 # The text it reads
 
 
@@ -332,6 +421,8 @@ def test_save_load_save_gives_identical_bytes_and_latents(make: Callable, tmp_pa
         ({"alpha": 8.0}, "alpha 4.0, this composer 8.0"),
         ({"target_modules": ("q_proj",)}, "target_modules ['q_proj', 'v_proj'], this composer ['q_proj']"),
         ({"template": "{task}"}, "template"),
+        ({"slots": 1}, "slots None, this composer 1"),
+        ({"cue": "It is"}, "cue None, this composer 'It is'"),
         ({"other": True}, "d_composer 32, this composer 48"),
         ({"agents_other": True}, "d_agent 32, this composer 48"),
     ],

@@ -18,6 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 
+from wordy import WORDS
+
 SENTENCES = [
     "What is 12 + 7? The answer is 19.",
     "What is 40 - 15? Subtract the tens, then the ones; the answer is 25.",
@@ -27,9 +29,6 @@ SENTENCES = [
     "Plan the steps, write the program, run the tests, and report the result.",
     "A memory of similar tasks that the team has solved before may help here.",
 ]
-
-WORDS = tuple(a + b + c for a in "bdfgklmprstv" for b in "aeiou" for c in "bnt")
-"""Each is one token of `wordy_model_dir`, with a blank before it and without."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

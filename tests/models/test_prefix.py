@@ -168,9 +168,7 @@ SHARING = {
 
 
 @pytest.mark.parametrize("case", SHARING)
-def test_what_the_prompts_of_all_groups_begin_with_passes_the_model_once(
-    model: PreTrainedModel, case: str
-) -> None:
+def test_what_the_prompts_of_all_groups_begin_with_passes_the_model_once(model: PreTrainedModel, case: str) -> None:
     prompts, groups = CASES[case]
     passed: list[int] = []
     handle = model.base_model.register_forward_pre_hook(

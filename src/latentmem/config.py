@@ -78,8 +78,10 @@ class ComposerSection(Section):
     """Root mean square of what the hidden states add to the untrained latents, relative to that of the agents' token
     embeddings; without it they are K line breaks."""
     slots: PositiveInt | None = None
-    """Latents that begin as slots for words: each latent has a gate, open at the first so many, and a frame of its own,
-    which `train warmup` teaches the agents to read. null: the paper's form, one bias that all latents share."""
+    """The first so many latents are slots for words: what the composer would say next, as a soft token of the agents,
+    in a frame that `train warmup` teaches them to read. null: the paper's form, a projection with one bias for all."""
+    sharpness: PositiveFloat = 2.0
+    """Logits of a slot's word are multiplied by it: more is nearer to one token, and leaves less to learn from."""
     cue: Text | None = None
     """What the composer reads after its text, but for its last token: as that token each query begins. A phrase that a
     remembered word would follow, such as "The answer is". null: queries begin at random."""
@@ -682,14 +684,11 @@ class GroupFields(Section):
 class WarmupSection(Section):
     """Before any data: the agents learn to read the slots of a composer, and the composer to fill them with words."""
 
-    frame_steps: PositiveInt = 60
+    frame_steps: PositiveInt = 50
     """Steps in which constants around the embedding of a random word are trained until the agents say that word."""
     frame_rate: PositiveFloat = 1e-2
     """Learning rate of these steps."""
-    fit_words: Annotated[int, Field(ge=0)] = 2000
-    """Words from which the projection is begun by ridge regression, where composer and agents share a tokenizer; 0: it
-    begins as the identity."""
-    copy_steps: PositiveInt = 80
+    copy_steps: Annotated[int, Field(ge=0)] = 20
     """Steps in which the composer reads made-up episodes and the agents have to say a word that these told."""
     learning_rate: PositiveFloat = 1e-3
     """Of the LoRA matrices and `query_latents` in these steps."""

@@ -711,6 +711,7 @@ class _Parts:
             max_prompt_tokens=section.max_prompt_tokens,
             initial_scale=section.initial_scale,
             slots=section.slots,
+            sharpness=section.sharpness,
             cue=section.cue,
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
@@ -1253,7 +1254,7 @@ def _warmup_steps_done(folder: Path, frame_steps: int) -> int:
 
 def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) -> bool:
     folder = _checkpoints(config, phase)
-    if _steps_done(folder) < num_steps:
+    if newest_checkpoint(folder) is None or _steps_done(folder) < num_steps:
         return False
     if run is not None:
         remove_others(folder)

@@ -134,6 +134,7 @@ def read_weights(
         "words": composer_words(MemorySection()),
         "max_prompt_tokens": max_prompt_tokens or defaults.max_prompt_tokens,
         "slots": None,  # theirs is the form of the paper
+        "sharpness": defaults.sharpness,
         "cue": None,
     }
     return ReleasedWeights(settings, tensors, base_check)

@@ -1,10 +1,11 @@
 """The composer C_phi: from the text of what was retrieved, for one role, to K latent tokens.
 
 A causal LM with LoRA reads the text followed by K learned query vectors; the final hidden states at their places,
-projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots` each position has a
-gate and a frame of its own in place of one bias for all, so that a few latents can hold words and the others tell the
-agents how to read them. By default the composer lives on the agents' own backbone: its adapter rests switched on, and
-is off while the agents speak or are scored.
+projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots` the first latents are
+slots for words: what the composer would say next, as a soft token of the agents, in a frame that tells them to read it.
+A slot copies any word that the composer can copy, where a projection has to learn a code for each. By default the
+composer lives on the agents' own backbone: its adapter rests switched on, and is off while the agents speak or are
+scored.
 """
 
 import logging
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latentmem.config import MemorySection
 from latentmem.errors import CheckpointError, ConfigError
@@ -54,18 +56,20 @@ _MUST_AGREE = (
     "template",
     "words",
     "slots",
+    "sharpness",
     "cue",
 )
 """Settings without which the tensors of a checkpoint mean something else."""
-_LATER = {"slots": None, "cue": None}
+_LATER = {"slots": None, "sharpness": 2.0, "cue": None}
 """Settings that older checkpoints do not tell, as they were then."""
 
 
 class Composer(nn.Module):
     """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent.
 
-    With `slots`, a latent is `gate[k] * projection(h[k]) + frame[k]`, gate [K] and frame [K, d_agent]; without, it is
-    the paper's `projection(h[k])`, whose bias all latents share.
+    Without `slots` a latent is the paper's `projection(h[k])`. With them, `frame` [K, d_agent] stands in place of the
+    one bias that all latents share, and the first `slots` latents are `gate[k] * word[k] + frame[k]`: `word` is the mean
+    of the agents' token embeddings, weighted by the composer's own probabilities of the next token, sharpened.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Composer(nn.Module):
         max_prompt_tokens: int = 1024,
         initial_scale: float = 0.1,
         slots: int | None = None,
+        sharpness: float = 2.0,
         cue: str | None = None,
         seed: int = 0,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
@@ -98,8 +103,9 @@ class Composer(nn.Module):
             max_prompt_tokens: longest text; the retrieved trajectories are shortened to fit.
             initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
                 the agents' token embeddings.
-            slots: latents, from the first, whose gate begins open (1); that of the others begins closed (0). None is
-                the paper's form, without gates and frames.
+            slots: latents, from the first, that hold words. None is the paper's form, without slots and frames.
+            sharpness: logits of a slot's word are multiplied by it; more is nearer to one token, and leaves less to learn
+                from.
             cue: what the composer reads after its text, but for the last token, as whose embedding each query begins.
                 None adds nothing, and queries begin at random.
             seed: of the initial weights.
@@ -126,6 +132,7 @@ class Composer(nn.Module):
         self.num_shortened = 0
         """Texts whose trajectories had to be shortened so far."""
         self.slots = slots
+        self.sharpness = sharpness
         self.cue = cue
         check_template(self.template, FIELDS, "composer.template")
         if slots is not None and not 0 < slots <= num_latents:
@@ -157,9 +164,11 @@ class Composer(nn.Module):
         scale = embeddings.std()
         started = embeddings[cue_ids[-1]].expand(num_latents, -1) if cue_ids else queries.to(scale) * scale
         self.query_latents = nn.Parameter(started.clone())
+        self._agents = [agents]
         if slots is not None:
-            self.gate = nn.Parameter((torch.arange(num_latents, device=backbone.device) < slots).to(self.dtype))
+            self.gate = nn.Parameter(torch.ones(slots, **place))
             self.frame = nn.Parameter(torch.zeros(num_latents, self.d_agent, **place))
+            self._said_as = torch.tensor(first_tokens(backbone, agents), device=agents.device)
         self.eval()
         self._initialise_projection(agents, initial_scale)
 
@@ -257,8 +266,29 @@ class Composer(nn.Module):
         Raises:
             ModelError: a text does not fit the backbone's context window.
         """
-        latents: Tensor = self.projection(self.read(prompts))
-        return latents if self.slots is None else self.gate[:, None] * latents + self.frame
+        hidden = self.read(prompts)
+        if self.slots is None:
+            latents: Tensor = self.projection(hidden)
+            return latents
+        words = self.gate[:, None] * self.words_held(hidden[:, : self.slots])
+        return torch.cat([words, self.projection(hidden[:, self.slots :])], dim=1) + self.frame
+
+    def word_shares(self, hidden: Tensor) -> Tensor:
+        """How the word of each slot is shared out over the agents' vocabulary.
+
+        hidden: [B, S, d_composer], final states at the queries -> [B, S, V] float32, each row adds up to 1.
+        """
+        head = self.backbone.model.get_output_embeddings()
+        logits = functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        shares = (self.sharpness * logits[..., : len(self._said_as)]).softmax(-1).to(self._said_as.device)
+        num_tokens = len(self._agents[0].model.get_input_embeddings().weight)
+        return shares.new_zeros(*shares.shape[:-1], num_tokens).index_add(-1, self._said_as, shares)
+
+    def words_held(self, hidden: Tensor) -> Tensor:
+        """The words of slots as soft tokens: hidden [B, S, d_composer] -> [B, S, d_agent]."""
+        embeddings = self._agents[0].model.get_input_embeddings().weight
+        held: Tensor = self.word_shares(hidden).to(embeddings.dtype) @ embeddings
+        return held.to(hidden)
 
     def read(self, prompts: list[str]) -> Tensor:
         """Hidden states [B, K, d_composer] at the queries, after the final norm, of B composer texts.
@@ -292,6 +322,7 @@ class Composer(nn.Module):
             "words": composer_words(self.words),
             "max_prompt_tokens": self.max_prompt_tokens,
             "slots": self.slots,
+            "sharpness": self.sharpness,
             "cue": self.cue,
         }
 
@@ -348,11 +379,31 @@ class Composer(nn.Module):
         backbone = backbone or LanguageModel.from_pretrained(settings["base_model"])
         if agents is None and settings["agents"] != settings["base_model"]:
             agents = LanguageModel.from_pretrained(settings["agents"])
-        arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens", "slots", "cue")
+        arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens", *_LATER)
         words = MemorySection.model_validate(settings["words"])
         composer = cls(backbone, agents, words=words, **{key: settings[key] for key in arguments})
         composer._load(Path(folder), settings, tensors)
         return composer
+
+
+def first_tokens(composer: LanguageModel, agents: LanguageModel) -> list[int]:
+    """For each token of the composer, [V_composer], the agents' token that a response of this text would begin with.
+
+    A composer that goes on writing puts a blank before a word, and an agent that begins to speak does not; so the text
+    counts without what blanks it begins with. A token of which nothing is left stays as it is, as far as the agents
+    have one of that number.
+    """
+    texts = composer.tokenizer.batch_decode([[token] for token in range(len(composer.tokenizer))])
+    bare = [text.lstrip() for text in texts]
+    encoded = agents.tokenizer([text or "." for text in bare], add_special_tokens=False)["input_ids"]
+    same = composer.tokenizer is agents.tokenizer
+    found = []
+    for token, (text, stripped, ids) in enumerate(zip(texts, bare, encoded, strict=True)):
+        if same and (text == stripped or len(ids) != 1):  # its own token, also where it is half a character
+            found.append(token)
+        else:
+            found.append(ids[0] if stripped and ids else min(token, len(agents.tokenizer) - 1))
+    return found
 
 
 def composer_words(words: MemorySection) -> dict[str, str]:

@@ -1,10 +1,9 @@
 """Warm-up of a composer with slots, before any data: agents learn to read a slot, the composer to fill it.
 
-Three stages. The *frame*: constants around the embedding of a random word are trained until the frozen agents say
-that word. The *fit*: the projection becomes the ridge regression from the composer's final state, where a known word
-comes next, to the agents' embedding of that word. The *copy*: the composer reads made-up episodes, and the agents must
-say the word that was asked for. A composer that starts from there learns to copy what it reads, words that it was never
-trained on too; without, it learns a code over the values that it saw (docs/results/tried.md).
+Two stages. The *frame*: constants around the embedding of a random word are trained until the frozen agents say that
+word. The *copy*: the composer reads made-up episodes, and the agents must say the word that was asked for. A composer
+that starts from there copies what it reads, words that it was never trained on too; without, it learns a code over the
+values that it saw (docs/results/tried.md).
 """
 
 import logging
@@ -22,7 +21,6 @@ from torch import Tensor
 from latentmem.errors import TrainingError
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel, stream_seed
-from latentmem.models.prefix import hidden_states, pad
 from latentmem.processes import Processes
 from latentmem.teams.turn import Team
 from latentmem.training.optimization import Optimization, Progress, newest_checkpoint, train
@@ -35,11 +33,8 @@ Log = Callable[[dict[str, Any]], None]
 
 NUM_HELD_OUT = 48
 """Examples about words that are never trained on, to evaluate with."""
-FIT_BATCH = 64
 FRAME_TEXT = " is the answer"
 """What the latents behind the slots begin as."""
-FIT_TEXT = "The answer is {word}. The answer is {word}. The answer is"
-"""Where the fit reads off the state before a word that is known to come."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,6 @@ class WarmupSettings:
 
     frame_steps: int
     frame_rate: float
-    fit_words: int
     copy_steps: int
     learning_rate: float
     projection_rate: float
@@ -127,19 +121,19 @@ class WarmupTrainer:
         self.words = words_of(model, stream_seed(seed, "words"))
         if (found := len(self.words.learned) + len(self.words.held_out)) < MIN_WORDS:
             raise TrainingError(
-                f"model {model.name!r} has {found} words of three letters or more that are one token; expected "
+                f"model {model.name!r} has {found} words of four letters or more that are one token; expected "
                 f"{MIN_WORDS} to warm up with; leave `train warmup` out"
             )
         self.eos = int(model.tokenizer.eos_token_id)
 
     def train(self, folder: Path, log: Log, rewind: Callable[[int], None]) -> Progress:
-        """Go through the three stages, resuming from `folder`; see `optimization.train`.
+        """Go through both stages, resuming from `folder`; see `optimization.train`.
 
         The checkpoints of the whole composer are in FOLDER, those of the frame stage in FOLDER/frame. Steps are counted
         on: step 0 of the copy comes after the last of the frame.
         """
         settings = self.settings
-        if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold frame and fit
+        if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold the frame
             self._open_slots()
             train(
                 FrameOnly(self.composer),
@@ -154,7 +148,6 @@ class WarmupTrainer:
                 log=log,
                 rewind=rewind,
             )
-            self._fit()
         first = settings.frame_steps + 1
         return train(
             self.composer,
@@ -177,16 +170,6 @@ class WarmupTrainer:
             self.composer.frame[: self.slots] = 0
             for place, token in enumerate(self.model.encode(FRAME_TEXT)[: self.composer.num_latents - self.slots]):
                 self.composer.frame[self.slots + place] = embeddings[token].to(self.composer.frame)
-
-    def _fit(self) -> None:
-        words = self.words.learned[: self.settings.fit_words]
-        if words and self._share_a_tokenizer():
-            right = fit_projection(self.composer, self.model, words)
-            logger.info("warmup: the projection puts %.0f%% of %d words next to themselves", 100 * right, len(words))
-
-    def _share_a_tokenizer(self) -> bool:
-        ours, theirs = self.model.tokenizer, self.composer.backbone.tokenizer
-        return ours is theirs or ours.get_vocab() == theirs.get_vocab()
 
     # The frame
 
@@ -289,43 +272,3 @@ class WarmupTrainer:
         """Mean surprise in nats a response; the share of responses that are likelier than all others together."""
         loss = -logps.mean().item()
         return -loss, {"eval_loss": loss, share: (logps > math.log(0.5)).float().mean().item()}
-
-
-def fit_projection(composer: Composer, agents: LanguageModel, words: Sequence[str], penalty: float = 0.1) -> float:
-    """Begin the projection by ridge regression: final states before a known word -> the agents' embedding of that word.
-
-    The regression has an intercept, which goes into the frames of the open gates. The adapter acts as it is.
-
-    Args:
-        composer: with slots.
-        agents: who will read the latents; of the composer's tokenizer.
-        words: n words, each one token.
-        penalty: of the squared weights, relative to the mean squared state.
-
-    Returns:
-        The share of the words that are the nearest of all n to what their state is projected to.
-    """
-    with torch.no_grad():
-        batches = [words[i : i + FIT_BATCH] for i in range(0, len(words), FIT_BATCH)]
-        states = torch.cat([_states(composer.backbone, batch) for batch in batches]).to(
-            composer.dtype
-        )  # [n, d_composer]
-        embeddings = agents.model.get_input_embeddings().weight
-        targets = embeddings[[agents.encode(word)[0] for word in words]].to(states)  # [n, d_agent]
-        x, y = states - states.mean(0), targets - targets.mean(0)
-        squares = x.T @ x
-        ridge = penalty * squares.diagonal().mean() * torch.eye(len(squares)).to(squares)
-        weight = torch.linalg.solve(squares + ridge, x.T @ y).T  # [d_agent, d_composer]
-        intercept = targets.mean(0) - weight @ states.mean(0)
-        composer.projection.weight.copy_(weight)
-        composer.frame.add_(composer.gate[:, None] * intercept)
-        nearest = torch.cdist(states @ weight.T + intercept, targets).argmin(1)
-        return (nearest == torch.arange(len(words), device=nearest.device)).float().mean().item()
-
-
-def _states(backbone: LanguageModel, words: Sequence[str]) -> Tensor:
-    """Final states [n, d_composer] at the end of `FIT_TEXT`, for n words."""
-    ids, real = pad([backbone.encode(FIT_TEXT.format(word=word)) for word in words], backbone.device)
-    embeddings = backbone.model.get_input_embeddings()(ids)
-    hidden = hidden_states(backbone.model, embeddings, real[:, :0], real)
-    return hidden[torch.arange(len(ids), device=ids.device), real.sum(1) - 1]

@@ -79,12 +79,14 @@ class Lesson:
 
 
 def words_of(model: LanguageModel, seed: int, held_out_share: float = 0.1) -> Words:
-    """Lower-case words of three letters or more that are one token, with a blank before them and without."""
-    found = []
-    for token in range(len(model.tokenizer)):
-        text = model.spell([token])
-        if re.fullmatch(r"[a-z]{3,12}", text) and model.encode(text) == [token] and len(model.encode(f" {text}")) == 1:
-            found.append(text)
+    """Lower-case words of four letters or more that are one token, with a blank before them and without."""
+    texts = model.tokenizer.batch_decode([[token] for token in range(len(model.tokenizer))])
+    plain = [text for text in texts if re.fullmatch(r"[a-z]{4,12}", text)]
+    alone, behind = (
+        model.tokenizer([before + text for text in plain], add_special_tokens=False)["input_ids"]
+        for before in ("", " ")
+    )
+    found = [text for text, a, b in zip(plain, alone, behind, strict=True) if len(a) == len(b) == 1]
     Random(seed).shuffle(found)  # noqa: S311 - an order, not a secret
     aside = int(len(found) * held_out_share)
     return Words(tuple(found[aside:]), tuple(found[:aside]))

@@ -186,6 +186,7 @@ def test_with_slots_the_first_latents_are_soft_tokens_and_all_are_in_a_frame(
         assert_close(row[2], behind, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
 def test_the_shares_of_a_slots_word_add_up_to_one_over_the_agents_tokens(make: Callable) -> None:
     composer = make(other=True, slots=2)
     shares = composer.word_shares(composer.read(["a text"])[:, :2])

@@ -104,8 +104,8 @@ class Composer(nn.Module):
             initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
                 the agents' token embeddings.
             slots: latents, from the first, that hold words. None is the paper's form, without slots and frames.
-            sharpness: logits of a slot's word are multiplied by it; more is nearer to one token, and leaves less to learn
-                from.
+            sharpness: logits of a slot's word are multiplied by it; more is nearer to one token, and leaves less to
+                learn from.
             cue: what the composer reads after its text, but for the last token, as whose embedding each query begins.
                 None adds nothing, and queries begin at random.
             seed: of the initial weights.

@@ -7,7 +7,7 @@ hide.
 import hashlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Before torch is first imported: workers of pytest-xdist would otherwise fight over the cores. No test asks the hub.
@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+
+from wordy import WORDS
 
 SENTENCES = [
     "What is 12 + 7? The answer is 19.",
@@ -81,6 +83,31 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     _save_model(folder, config, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wordy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers and width 32 with tied embeddings, of whose tokens some 180 are words."""
+    from transformers import LlamaConfig
+
+    folder = tmp_path_factory.mktemp("wordy_llama")
+    config = LlamaConfig(
+        vocab_size=_save_tokenizer(folder, vocab_size=1200, sentences=[*SENTENCES, *(f"{w} {w}" for w in WORDS)]),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    _save_model(folder, config, seed=3)
     return folder
 
 
@@ -152,8 +179,8 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
 
 
-def _save_tokenizer(folder: Path, vocab_size: int) -> int:
-    """Byte-level BPE trained on our sentences, ChatML specials first; every text can be encoded and decoded exactly."""
+def _save_tokenizer(folder: Path, vocab_size: int, sentences: Sequence[str] = SENTENCES) -> int:
+    """Byte-level BPE trained on sentences, ChatML specials first; every text can be encoded and decoded exactly."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -166,8 +193,8 @@ def _save_tokenizer(folder: Path, vocab_size: int) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(SENTENCES, trainer)
-    assert bpe.get_vocab_size() == vocab_size
+    bpe.train_from_iterator(sentences, trainer)
+    assert sentences is not SENTENCES or bpe.get_vocab_size() == vocab_size
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<|im_start|>",
@@ -179,7 +206,7 @@ def _save_tokenizer(folder: Path, vocab_size: int) -> int:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    return vocab_size
+    return int(bpe.get_vocab_size())
 
 
 def _save_model(folder: Path, config: object, seed: int) -> None:

@@ -89,7 +89,7 @@ QUICKSTART = {
     "lmpo": recipes.train_lmpo,
     "evaluate": recipes.compare,
 }
-PHASES = {**QUICKSTART, "grpo": recipes.train_grpo}
+PHASES = {**QUICKSTART, "warmup": recipes.train_warmup, "grpo": recipes.train_grpo}
 
 
 def do(config, *phases):
@@ -132,7 +132,7 @@ def notes(config, name, folder="memories"):
 def assert_same(ours, theirs, *phases):
     assert metrics(ours) == metrics(theirs)
     assert exported(ours) == exported(theirs)
-    for phase in set(phases) & {"sft", "lmpo", "grpo"}:
+    for phase in set(phases) & {"warmup", "sft", "lmpo", "grpo"}:
         left, right = weights(ours, phase), weights(theirs, phase)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -258,6 +258,58 @@ def test_training_interrupted_at_some_writes_goes_on_to_the_same_weights(configu
         interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, phase))
         do(cut, phase)
         assert_same(cut, whole, phase)
+
+
+@pytest.fixture
+def configure_wordy(configure, wordy_model_dir):
+    """With slots, and agents that have words."""
+    options = (
+        f"model.name={wordy_model_dir}",
+        "composer.slots=1",
+        "composer.template='{memory}'",
+        "warmup.frame_steps=2",
+        "warmup.copy_steps=2",
+        "warmup.lessons_per_step=2",
+        "warmup.words_per_prompt=2",
+        "warmup.save_every=1",
+        "warmup.eval_every=2",
+        "sft.initial=warmup",
+        "lmpo.initial=warmup",
+    )
+    return lambda run, *more: configure(run, *options, *more)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warm_up_interrupted_at_some_writes_goes_on_to_the_same_weights(configure_wordy, monkeypatch, capsys):
+    whole = configure_wordy("whole")
+    do(whole, "warmup")
+    assert [row["step"] for row in metrics(whole)] == [0, 1, 2, 2, 3, 4, 5, 5]
+    assert not (Path(whole.run) / "bank.sqlite").exists()
+    reached = set()
+    for number in (9, 15, 20, 27, 33):
+        cut = configure_wordy(f"cut-{number}")
+        interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, "warmup"))
+        folder = Path(cut.run) / "warmup" / "checkpoints"
+        reached.add((recipes._steps_done(folder / "frame"), recipes._steps_done(folder)))
+        do(cut, "warmup")
+        assert metrics(cut) == metrics(whole)
+        assert all(torch.equal(w, weights(cut, "warmup")[name]) for name, w in weights(whole, "warmup").items())
+    assert len(reached) > 3
+    capsys.readouterr()
+    do(whole, "warmup")
+    assert "warmup: finished already, 2 steps" in capsys.readouterr().out
+
+
+def test_trainings_start_from_the_warm_up_and_its_composer_is_evaluated(configure_wordy):
+    config = configure_wordy("run", "sft.num_steps=1", "sft.eval_every=1", "sft.eval_tasks=1", "sft.learning_rate=1e-9",
+                             "evaluate.memories=[latent:warmup]")  # fmt: skip
+    do(config, "collect")
+    with pytest.raises(CheckpointError, match="no checkpoint of warmup here; run `latentmem train warmup`"):
+        do(config, "sft")
+    do(config, "warmup", "sft", "evaluate")
+    begun, warm = weights(config, "sft"), weights(config, "warmup")
+    assert all(torch.allclose(begun[name], warm[name], atol=1e-6) for name in warm)
+    assert [row["name"] for row in results(config)["memories"]] == ["latent:warmup"]
 
 
 def test_evaluation_killed_at_some_writes_goes_on_to_the_same_results(configure, monkeypatch):

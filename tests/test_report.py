@@ -286,6 +286,29 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert str(twins[1]) in text
 
 
+def test_the_warm_up_and_what_sft_gets_exactly_right_are_shown_where_there_were_any(tmp_path: Path) -> None:
+    rows: list[dict] = [{"phase": "warmup", "step": s, "eval_loss": 3.0 - s, "framed": 0.2 * s} for s in (0, 1)]
+    rows += [{"phase": "warmup", "step": s, "eval_loss": 4.0 - s, "copied": 0.2 * s, "loss": 1.0} for s in (2, 3)]
+    rows += [{"phase": "sft", "step": s, "loss": 1.0, "eval_accuracy": 0.3 * s} for s in (1, 2)]
+    pages = []
+    for name, lines in (("warm", rows), ("cold", [])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+        pages.append(Page(write_report([folder])))
+    titles = [img["alt"].partition(".")[0] for img in pages[0].all("img")]
+    assert titles == [
+        "Loss over the steps of SFT",
+        "Share of held-out responses that are said exactly over the steps of SFT",
+        "Loss over the steps of WARMUP",
+        "Loss on held-out words over the steps of WARMUP",
+        "Share of held-out words said from a slot over the steps of WARMUP",
+        "Share of held-out words copied by the composer over the steps of WARMUP",
+    ]
+    assert "Warm-up" in pages[0].text
+    assert "Warm-up" not in pages[1].text
+
+
 def test_training_of_the_agents_is_shown_where_there_was_any(tmp_path: Path) -> None:
     rows = [{"phase": "grpo", "step": step, "reward": 0.1 * step} for step in (1, 2)]
     pages = []

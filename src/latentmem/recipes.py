@@ -173,7 +173,9 @@ _MEASURED = 48
 _LOOKED_AT = 64
 """Failures of a bank that are read to see whether they hold feedback."""
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
-"""Sections that matter to every phase."""
+"""Sections that matter to every phase but the warm-up."""
+_WARMUP_SETUP = ("seed", "team", "model", "composer", "memory")
+"""Sections that matter to the warm-up, which reads neither data nor bank and plays nothing."""
 
 
 def collect(config: Config, parts: "_Parts | None" = None) -> None:
@@ -229,9 +231,8 @@ def train_warmup(config: Config, parts: "_Parts | None" = None) -> None:
         section = config.warmup
         if _is_finished(config, "warmup", section.copy_steps, run):
             return
-        composer = parts.latent_memory().composer
         trainer = WarmupTrainer(
-            composer,
+            parts.composer(),
             parts.model,
             parts.train_teams,
             partial(
@@ -246,7 +247,8 @@ def train_warmup(config: Config, parts: "_Parts | None" = None) -> None:
             WarmupSettings(**_fields(WarmupSettings, section)),
             seed=stream_seed(config.seed, "warmup"),
         )
-        _train(config, "warmup", run, trainer.train, section.frame_steps + section.copy_steps, "loss")
+        done = _warmup_steps_done(_checkpoints(config, "warmup"), section.frame_steps)
+        _train(config, "warmup", run, trainer.train, section.frame_steps + section.copy_steps, "loss", done)
 
 
 def train_sft(config: Config, parts: "_Parts | None" = None) -> None:
@@ -804,14 +806,18 @@ class _Parts:
         _restore(memory, untrained)
         return memory
 
-    def latent_memory(self, bank: ExperienceBank | None = None) -> LatentMemory:
-        """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
+    def composer(self) -> Composer:
+        """The one composer, untrained again."""
         composer, untrained = self._composer
         _restore(composer, untrained)
+        return composer
+
+    def latent_memory(self, bank: ExperienceBank | None = None) -> LatentMemory:
+        """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
         section, ledger = self.config.bank, Ledger()
         return LatentMemory(
             self._recalling(bank or self.bank),
-            composer,
+            self.composer(),
             section.num_retrieved,
             section.only_successes,
             rate=self._rater(ledger),
@@ -1094,7 +1100,7 @@ def _completed(sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def _sections(config: Config, phase: str) -> dict[str, Any]:
     values = config.model_dump(mode="json", by_alias=True)
     keys = [
-        *_SETUP,
+        *(_WARMUP_SETUP if phase == "warmup" else _SETUP),
         "evaluate" if phase in EVALUATIONS.values() else phase,
         *(["train_teams"] if config.train_teams else []),
     ]
@@ -1281,6 +1287,13 @@ def _steps_done(folder: Path) -> int:
     return int(newest.name.removeprefix("step-")) if newest else 0
 
 
+def _warmup_steps_done(folder: Path, frame_steps: int) -> int:
+    """As the warm-up counts them: the copy's first row is that of step `frame_steps + 1`."""
+    if newest_checkpoint(folder) is None:
+        return _steps_done(folder / "frame")
+    return frame_steps + 1 + _steps_done(folder)
+
+
 def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) -> bool:
     folder = _checkpoints(config, phase)
     if newest_checkpoint(folder) is None or _steps_done(folder) < num_steps:
@@ -1298,16 +1311,18 @@ def _train(
     train: Callable[[Path, Callable[[dict[str, Any]], None], Callable[[int], None]], object],
     num_steps: int,
     shown: str,
+    done: int | None = None,
 ) -> None:
     folder = _checkpoints(config, phase)
-    with progress(num_steps, phase, "step", _steps_done(folder), shown=run is not None) as bar:
+    begun = _steps_done(folder) if done is None else done
+    with progress(num_steps, phase, "step", begun, shown=run is not None) as bar:
 
         def log(metrics: dict[str, Any]) -> None:
             if run is not None:
                 run.log(metrics)
                 figures = {key: f"{metrics[key]:.3f}" for key in (shown, "eval_loss", "eval_reward") if key in metrics}
                 bar.set_postfix(figures, refresh=False)
-                bar.update(metrics["step"] - bar.n)
+                bar.update(min(metrics["step"], num_steps) - bar.n)
 
         def rewind(step: int) -> None:
             if run is not None:

@@ -128,7 +128,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         ablated=ablated,
         varied=varied,
         samples={record.name: _sample(record) for record in records},
-        phases={phase: [r for r in records if r.rows(phase)] for phase in ("collect", "sft", "lmpo", "grpo")},
+        phases={phase: [r for r in records if r.rows(phase)] for phase in SHOWN_PHASES},
         nonce=secrets.token_urlsafe(16),
     )
     write_atomic(out / "report.html", to_bytes(page))
@@ -575,10 +575,16 @@ CURVES = (
             ("kl", f"KL to the {'initial composer' if phase == 'lmpo' else 'untrained agents'}", _field("kl")),
         )
     ),
+    Curve("warmup", "loss", "Loss", _field("loss")),
+    Curve("warmup", "eval_loss", "Loss on held-out words", _field("eval_loss")),
+    Curve("warmup", "framed", "Share of held-out words said from a slot", _field("framed")),
+    Curve("warmup", "copied", "Share of held-out words copied by the composer", _field("copied")),
     Curve("sft", "loss", "Loss", _field("loss")),
     Curve("sft", "eval_loss", "Loss on held-out trajectories", _field("eval_loss")),
     Curve("sft", "carried", _CARRIED, _field("carried"), ("carried_low", "carried_high")),
+    Curve("sft", "eval_accuracy", "Share of held-out responses that are said exactly", _field("eval_accuracy")),
 )
+SHOWN_PHASES = ("collect", "warmup", "sft", "lmpo", "grpo")
 
 
 def _learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str, list[str]]]:

@@ -286,6 +286,69 @@ def test_what_a_memory_needs_is_trained_also_for_its_controls_and_nothing_else(m
     assert not (alone.folder / "banks").exists()
 
 
+@pytest.fixture
+def warm(make, wordy_model_dir):
+    """A grid whose composers have a slot, of agents that have words; `sections` are laid over those of COMMON."""
+
+    def warm(folder="g", *, sections=None, **grid):
+        own = {
+            "model": {"name": str(wordy_model_dir), "device": "cpu", "dtype": "float32"},
+            "composer": COMMON["composer"] | {"slots": 1, "template": "{memory}"},
+            "warmup": {
+                "frame_steps": 1, "copy_steps": 1, "lessons_per_step": 2, "words_per_prompt": 2, "eval_every": None,
+            },
+            "sft": COMMON["sft"] | {"initial": "warmup"},
+        }  # fmt: skip
+        return make(folder, sections=own | (sections or {}), **grid)
+
+    return warm
+
+
+def test_a_warm_up_is_played_first_for_whoever_starts_from_it(warm, trained):
+    started = {"lmpo": COMMON["lmpo"] | {"initial": "warmup"}}
+    assert play_grid(warm("a", memories=["latent:lmpo:random"], sections=started))["failures"] == []
+    assert trained == ["warmup", "lmpo"]
+    trained.clear()
+    through = {"lmpo": COMMON["lmpo"] | {"initial": "sft"}}
+    assert play_grid(warm("b", memories=["none", "latent:lmpo"], sections=through))["failures"] == []
+    assert trained == ["warmup", "sft", "lmpo"]
+    trained.clear()
+    assert play_grid(warm("c", memories=["latent:warmup"]))["failures"] == []
+    assert trained == ["warmup"]
+    trained.clear()
+    assert play_grid(warm("d", memories=["latent:lmpo"]))["failures"] == []
+    assert trained == ["lmpo"]
+
+
+def test_runs_that_warm_up_alike_share_one_whatever_their_data_and_what_follows(warm, trained):
+    axes = {"benchmarks": {"sums": {"data": SUMS}, "gcds": {"data": GCDS}}, "memories": ["latent:sft"]}
+    variants = {"one": {}, "two": {"sft.learning_rate": 1e-5}, "k2": {"composer.num_latents": 2}}
+    grid = warm(**axes, variants=variants)
+    assert play_grid(grid)["failures"] == []
+    assert trained.count("warmup") == 2  # of three latents and of two
+    assert trained.count("sft") == 2 * 3
+    found = {
+        variant: {path.read_bytes() for path in grid.folder.glob(f"cells/*-{variant}-*/warmup/**/composer.safetensors")}
+        for variant in variants
+    }
+    assert found["one"] == found["two"] != found["k2"]
+
+
+def test_what_was_warmed_up_otherwise_is_not_trained_on_alike(warm, trained):
+    variants = {"one": {}, "two": {"warmup.copy_steps": 2}}
+    play_grid(warm(memories=["latent:sft"], variants=variants, sections={"train_teams": ["autogen"]}))
+    assert trained == ["warmup", "sft"] * 2
+
+
+def test_with_demonstrations_of_the_domain_sft_needs_no_success(warm, trained):
+    data = {"kind": "hidden_facts", "train_entities": 4, "dev_entities": 2, "test_entities": 2}
+    sections = {"sft": COMMON["sft"] | {"initial": "warmup", "demonstrations": "domain", "eval_tasks": 1}}
+    grid = warm(benchmarks={"facts": {"data": data}}, teams=["solo"], memories=["latent:sft"], sections=sections)
+    assert play_grid(grid)["failures"] == []
+    assert trained == ["warmup", "sft"]
+    assert not any(trajectory.success for trajectory in exported(grid.runs[0].config.bank.path))
+
+
 def test_a_control_is_compared_with_its_memory_alone(make):
     found = play_grid(make(memories=["none", "text", "latent:untrained", "latent:untrained:other-task"]))
     control = found["rows"][3]

@@ -14,9 +14,10 @@ from latentmem.config import MemorySection, read_values
 from latentmem.errors import CheckpointError, ConfigError, ModelError
 from latentmem.grid.file import load_grid
 from latentmem.memory.checkpoints import read_checkpoint, write_checkpoint
-from latentmem.memory.composer import Composer
+from latentmem.memory.composer import Composer, first_tokens
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Role, Step, Task, Trajectory
+from wordy import WORDS as WORDY
 
 K = 3
 TASK = Task(id="1", domain="sums", text="What is 12 + 7?")
@@ -159,6 +160,139 @@ def test_text_beyond_the_window_is_told(make: Callable) -> None:
     composer = make(max_prompt_tokens=10_000)
     with pytest.raises(ModelError, match=r"^the composer's text needs \d+ tokens .* window is 2048"):
         composer.compose(["x " * 4000])
+
+
+# Slots and a cue
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_with_slots_the_first_latents_are_soft_tokens_and_all_are_in_a_frame(
+    make: Callable, other: bool, tiny_model_dir: Path
+) -> None:
+    composer = make(other, slots=2, sharpness=1.5)
+    change(composer)
+    backbone = composer.backbone
+    agents = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu")
+    embeddings = agents.model.get_input_embeddings().weight
+    said_as = first_tokens(backbone, agents if other else backbone)
+    assert composer.projection.bias is None
+    found = composer.compose(["a text", "another, longer text"])
+    for row, state in zip(found, composer.read(["a text", "another, longer text"]), strict=True):
+        for k in range(2):
+            powers = (1.5 * backbone.model.get_output_embeddings()(state[k])).exp()
+            word = sum(p / powers.sum() * embeddings[said_as[v]] for v, p in enumerate(powers))
+            assert_close(row[k], composer.gate[k] * word + composer.frame[k], atol=1e-5, rtol=1e-4)
+        behind = composer.projection.weight @ state[2] + composer.frame[2]
+        assert_close(row[2], behind, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_shares_of_a_slots_word_add_up_to_one_over_the_agents_tokens(make: Callable) -> None:
+    composer = make(other=True, slots=2)
+    shares = composer.word_shares(composer.read(["a text"])[:, :2])
+    assert shares.shape == (1, 2, 320)
+    assert_close(shares.sum(-1), torch.ones(1, 2))
+    sharp = make(other=True, slots=2, sharpness=50.0)
+    assert float(sharp.word_shares(sharp.read(["a text"])[:, :2]).max(-1).values.min()) > float(shares.max())
+
+
+@pytest.mark.parametrize(("other", "agents_other"), [(False, False), (True, False), (False, True)])
+def test_untrained_latents_with_slots_are_line_breaks_plus_a_word_in_the_slots_and_a_little_behind_them(
+    make: Callable, other: bool, agents_other: bool, tiny_model_dir: Path, other_model_dir: Path
+) -> None:
+    composer = make(other, agents_other, slots=1, initial_scale=0.3)
+    agents = LanguageModel.from_pretrained(str(other_model_dir if agents_other else tiny_model_dir), "cpu")
+    embeddings = agents.model.get_input_embeddings().weight
+    (line_break,) = agents.encode("\n")
+    text = composer.prompt(TASK, ROLE, [])
+    added = composer.compose([text])[0].detach() - embeddings[line_break]
+    wanted = 0.3 * float(embeddings.square().mean().sqrt())
+    assert float(added[1:].square().mean().sqrt()) == pytest.approx(wanted, rel=0.2)
+    shares = composer.word_shares(composer.read([text])[:, :1])[0, 0]
+    assert_close(added[0], shares @ embeddings, atol=1e-5, rtol=1e-4)
+
+
+def test_gates_and_frames_are_trained(make: Callable) -> None:
+    composer = make(slots=2)
+    assert {name for name in composer.trainable() if "lora" not in name} == {
+        "query_latents", "projection.weight", "gate", "frame",
+    }  # fmt: skip
+    assert composer.gate.tolist() == [1, 1]
+    composer.compose(["a text"]).sum().backward()
+    assert all(p.grad is not None for p in composer.trainable().values())
+    assert (composer.gate.grad != 0).all()
+    assert (composer.frame.grad == 1).all()
+    assert (composer.query_latents.grad[:2] != 0).any()  # through the words, too
+
+
+def test_a_word_behind_a_blank_is_said_as_the_word_alone(wordy_model_dir: Path) -> None:
+    model = LanguageModel.from_pretrained(str(wordy_model_dir), "cpu")
+    found = first_tokens(model, model)
+    for word in WORDY[:20]:
+        (alone,), (behind,) = model.encode(word), model.encode(f" {word}")
+        assert alone != behind
+        assert found[alone] == found[behind] == alone
+    assert found[0:3] == [0, 1, 2]  # control tokens
+    (half,) = model.tokenizer.convert_tokens_to_ids(["Ã"])
+    assert found[half] == half
+
+
+def test_a_word_is_said_by_agents_of_another_tokenizer_as_they_would_begin_it(
+    wordy_model_dir: Path, tiny_model_dir: Path
+) -> None:
+    composer, agents = (LanguageModel.from_pretrained(str(path), "cpu") for path in (wordy_model_dir, tiny_model_dir))
+    found = first_tokens(composer, agents)
+    for word in WORDY[:20]:
+        (behind,) = composer.encode(f" {word}")
+        assert found[behind] == agents.encode(word)[0]
+    assert max(found) < len(agents.tokenizer)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_cue_is_read_after_the_text_and_its_last_token_begins_each_query(make: Callable, other: bool) -> None:
+    composer = make(other, cue=" The answer is")
+    backbone = composer.backbone
+    embeddings = backbone.model.get_input_embeddings().weight
+    *before, last = backbone.encode(" The answer is")
+    assert before
+    assert torch.equal(composer.query_latents.detach(), embeddings[last].expand(K, -1))
+    ids = torch.tensor([[*backbone.encode("a text"), *before]])
+    inputs = torch.cat([embeddings[ids], composer.query_latents[None]], dim=1)
+    slow = backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[0, -K:]
+    assert_close(composer.read(["a text", "another, longer text"])[0], slow, atol=1e-5, rtol=1e-5)
+
+
+def test_more_slots_than_latents_and_an_empty_cue_are_refused(make: Callable) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(slots=4)
+    assert str(error.value) == "composer.slots is 4, but there are 3 latents; give 1 to 3"
+    with pytest.raises(ConfigError) as error:
+        make(cue="")
+    assert str(error.value) == "composer.cue is empty; give it some words, or null"
+
+
+def test_slots_and_cue_come_back_from_disk(make: Callable, tmp_path: Path) -> None:
+    composer = make(slots=2, cue="The answer is")
+    change(composer)
+    composer.save_pretrained(tmp_path)
+    loaded = Composer.from_pretrained(tmp_path)
+    assert (loaded.slots, loaded.cue) == (2, "The answer is")
+    with torch.no_grad():
+        assert torch.equal(loaded.compose(["a text"]), composer.compose(["a text"]))
+
+
+def test_a_checkpoint_from_before_slots_is_one_without(make: Callable, tmp_path: Path) -> None:
+    composer = make()
+    composer.save_pretrained(tmp_path / "now")
+    settings, tensors = read_checkpoint(tmp_path / "now")
+    write_checkpoint(
+        tmp_path / "old", {k: v for k, v in settings.items() if k not in ("slots", "sharpness", "cue")}, tensors
+    )
+    loaded = Composer.from_pretrained(tmp_path / "old")
+    assert (loaded.slots, loaded.cue) == (None, None)
+    for changed, says in (({"slots": 1}, "slots None, this composer 1"), ({"cue": "It is"}, "cue None, this composer")):
+        with pytest.raises(CheckpointError, match=says):
+            make(**changed).load_weights(tmp_path / "old")
 
 
 # The text it reads
@@ -332,6 +466,9 @@ def test_save_load_save_gives_identical_bytes_and_latents(make: Callable, tmp_pa
         ({"alpha": 8.0}, "alpha 4.0, this composer 8.0"),
         ({"target_modules": ("q_proj",)}, "target_modules ['q_proj', 'v_proj'], this composer ['q_proj']"),
         ({"template": "{task}"}, "template"),
+        ({"slots": 1}, "slots None, this composer 1"),
+        ({"sharpness": 4.0}, "sharpness 2.0, this composer 4.0"),
+        ({"cue": "It is"}, "cue None, this composer 'It is'"),
         ({"other": True}, "d_composer 32, this composer 48"),
         ({"agents_other": True}, "d_agent 32, this composer 48"),
     ],

@@ -104,6 +104,15 @@ CASES = {
         ["a", "b", "a", "b"],
     ),
     "a single prompt": ([BEGIN], ["a"]),
+    "groups that share a beginning": (
+        [BEGIN[:4] + TAILS[0], BEGIN[:6] + TAILS[2], BEGIN[:4] + TAILS[1], BEGIN[:6] + TAILS[1], BEGIN[:4] + TAILS[0]],
+        ["a", "b", "a", "b", "a"],
+    ),
+    "groups of one that share a beginning": ([BEGIN + tail for tail in TAILS], ["a", "b", "c"]),
+    "a group beside groups of one": (
+        [BEGIN[:3] + TAILS[2], BEGIN + TAILS[0], BEGIN[:3] + TAILS[0], BEGIN + TAILS[1]],
+        ["a", "b", "c", "b"],
+    ),
 }
 
 
@@ -150,6 +159,30 @@ def test_beginnings_that_were_kept_are_not_read_again_and_are_the_same(
     assert prefix.seen.sum(1).tolist() == [len(prompt) for prompt in prompts]
 
 
+SHARING = {
+    # columns that pass: what all share, once; then the different beginnings, padded to the longest of them
+    "groups that share a beginning": (4, 2 * 2),
+    "groups of one that share a beginning": (9, 0),
+    "a group beside groups of one": (3, 2 * 6),
+}
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_what_the_prompts_of_all_groups_begin_with_passes_the_model_once(model: PreTrainedModel, case: str) -> None:
+    prompts, groups = CASES[case]
+    passed: list[int] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: passed.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    try:
+        begun = read_beginnings(model, prompts, groups)
+    finally:
+        handle.remove()
+    assert passed == [count for count in SHARING[case] if count]
+    assert begun.prefix is not None
+    assert begun.prefix.seen.sum(1).tolist()[begun.rows["a"]] == begun.lengths["a"]
+
+
 def test_beginnings_read_longest_ago_are_forgotten_first(model: PreTrainedModel) -> None:
     kept = Kept(positions=12)
     first, second, third = ([BEGIN[i:] + tail for tail in ([1, 2], [3])] for i in (3, 4, 5))  # 6, 5 and 4 in common
@@ -180,7 +213,7 @@ def test_response_logps_equal_the_whole_sequence_scored_at_once(
     model: PreTrainedModel, plain: PreTrainedModel, case: str, with_latents: bool
 ) -> None:
     prompts, groups = CASES[case]
-    responses = tokens(16, 6, 1, 3, 6)[: len(prompts)]
+    responses = tokens(16, 6, 1, 3, 6, 2)[: len(prompts)]
     latents = make_latents(model, len(prompts)) if with_latents else None
     ids, mask = pad(responses, model.device)
     got = response_logps(model, prefill(model, prompts, groups, ROOM), latents, ids, mask, temperature=0.7)

@@ -153,17 +153,28 @@ def _play(
 def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list[str]]]:
     """What comes before the evaluation, and the memories of this run that need it, as do controls of them."""
     names = run.config.evaluate.memories
-    warmed_up = ("latent:sft", "latent:lmpo") if run.config.lmpo.initial == "sft" else ("latent:sft",)
 
-    def users(*memories: str) -> list[str]:
-        return [name for name in names if split_control(name)[0] in memories]
+    def users(phase: str) -> list[str]:
+        return [name for name in names if phase in _trainings(run.config, split_control(name)[0])]
 
     return [
         *([("collect", recipes.collect, [*filter(needs_bank, names)])] if run.config.bank.path is None else []),
-        ("sft", recipes.train_sft, users(*warmed_up)),
-        ("lmpo", recipes.train_lmpo, users("latent:lmpo")),
+        ("warmup", recipes.train_warmup, users("warmup")),
+        ("sft", recipes.train_sft, users("sft")),
+        ("lmpo", recipes.train_lmpo, users("lmpo")),
         ("grpo", recipes.train_grpo, users("grpo")),
     ]
+
+
+def _trainings(config: Config, memory: str) -> list[str]:
+    """The trainings of this run that a memory needs: its own, the one that it started from, and so on."""
+    initial = {"lmpo": config.lmpo.initial, "sft": config.sft.initial}
+    needed: list[str] = []
+    phase = memory.removeprefix("latent:")
+    while phase in ("warmup", "sft", "lmpo", "grpo"):
+        needed.append(phase)
+        phase = initial.get(phase, "")
+    return needed
 
 
 def _evaluate(config: Config, parts: Any, lines: dict[str, str]) -> Row | None:
@@ -251,9 +262,8 @@ def _key(run: GridRun, phase: str, memory: str | None = None) -> str | None:
     bank = run.bank.name if run.bank is not None else config.run
     parts: list[Any] = [phase, memory]
     if memory is None:
-        parts += [recipes.what_decides(config, phase), bank if phase != "grpo" else None]
-        if phase == "lmpo" and config.lmpo.initial == "sft":
-            parts.append(config.sft.model_dump(mode="json"))
+        parts += [recipes.what_decides(config, phase), None if phase in ("warmup", "grpo") else bank]
+        parts += [getattr(config, before).model_dump(mode="json") for before in _trainings(config, phase)[1:]]
     elif memory in ("none", "text") and not config.evaluate.online:
         values = config.model_dump(mode="json")
         parts += [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]

@@ -312,7 +312,7 @@ class Beginnings:
     """What the prompts of each group begin with alike, read once for the group; what all begin with, once for all."""
 
     prefix: Prefix | None
-    """One row a group; None where no group shares anything."""
+    """One row for each different beginning; None where nothing is shared."""
     rows: dict[str, int]
     """Each group's row."""
     lengths: dict[str, int]
@@ -378,8 +378,9 @@ def read_beginnings(
         members.setdefault(group, []).append(prompt)
     shared = common_length(prompts) if len(members) > 1 else 0
     lengths = {group: common_length(rows) if len(rows) > 1 else shared for group, rows in members.items()}
-    rows = {group: row for row, group in enumerate(members)}
-    beginnings = [tuple(all_[0][: lengths[group]]) for group, all_ in members.items()]
+    begins = {group: tuple(rows[0][: lengths[group]]) for group, rows in members.items()}
+    beginnings = list(dict.fromkeys(begins.values()))  # prompts that are alone in their groups have the same one
+    rows = {group: beginnings.index(tokens) for group, tokens in begins.items()}
     longest = max(lengths.values())
     if not longest:
         return Beginnings(None, rows, lengths)

@@ -119,10 +119,10 @@ class WarmupTrainer:
         self.settings = settings
         self.seed = seed
         self.words = words_of(model, stream_seed(seed, "words"))
-        if len(self.words.held_out) < MIN_WORDS:
+        if (found := len(self.words.learned) + len(self.words.held_out)) < MIN_WORDS:
             raise TrainingError(
-                f"model {model.name!r} has {len(self.words.learned) + len(self.words.held_out)} words of four letters "
-                "or more that are one token, too few to warm up with; leave `train warmup` out"
+                f"model {model.name!r} has {found} words of four letters or more that are one token; expected "
+                f"{MIN_WORDS} to warm up with; leave `train warmup` out"
             )
         self.eos = int(model.tokenizer.eos_token_id)
 

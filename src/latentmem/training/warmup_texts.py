@@ -13,7 +13,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Role, Step, Task, Trajectory
 
-MIN_WORDS = 16
+MIN_WORDS = 160
 """Fewer words teach a list, not reading."""
 
 SYSTEMS = (

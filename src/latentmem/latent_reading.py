@@ -25,6 +25,8 @@ MAX_CHARACTERS = 60
 """Longest response told in a table."""
 FORMAT_VERSION = 1
 """Version of `readings_as_json`."""
+READING_SUFFIX = ".read.json"
+"""Of the file beside a memory's trajectories."""
 
 _ROWS = 8192
 """Rows of the vocabulary that are compared at once."""
@@ -133,9 +135,7 @@ def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limi
     sampled = model.respond(prompts, Sampling(temperature=0, max_response_tokens=limit))
     with_all = _score(model, message, latents[None])
     without = _score(model, message, torch.stack(left) if num > 1 else None)
-    return [
-        WithoutLatent(response.text, logp - with_all[0]) for response, logp in zip(sampled, without, strict=True)
-    ]
+    return [WithoutLatent(response.text, logp - with_all[0]) for response, logp in zip(sampled, without, strict=True)]
 
 
 def _score(model: LanguageModel, message: Message, latents: Tensor | None) -> list[float]:
@@ -170,9 +170,7 @@ def visible(text: str) -> str:
     >>> print(visible("a\n\u202eb\\"))
     a\n\u202eb\\
     """
-    return "".join(
-        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def format_reading(

@@ -1,9 +1,11 @@
-"""What each latent says, in words: the tokens of the agents' vocabulary that are nearest to what it holds.
+"""What each latent says, in words: the tokens of the agents' vocabulary that are nearest to it.
 
-Nearness is the cosine, and each latent's cosines are set against their own mean and spread over the vocabulary: how
-near a text's tokens are to each other, and to anything, differs from model to model, but how far one stands out does
-not. With slots a latent holds `gate[k] * projection(h[k])`; its frame is the same for every task and is read by itself.
-What a latent is good for is another question, so it is also left out, and the response compared.
+Latents are given in the place of token embeddings, so they are read as points among those. All embeddings of a model
+have much in common, which is taken off both sides first; and each latent's cosines are set against their own spread
+over the vocabulary, for how near tokens are to each other differs from model to model, but how far one stands out does
+not. A latent is read whole, its frame included: a warmed up composer keeps in the frame what all words have in common,
+and what is left without it is near to no word. What a latent is good for is another question, so it is also left out,
+and the response compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,9 @@ FORMAT_VERSION = 1
 READING_SUFFIX = ".read.json"
 """Of the file beside a memory's trajectories."""
 
+SHARPNESS = 2.0
+"""At it a token that stands out by 7 spreads has most of the share, and the farthest that chance brings among 50,000
+tokens, by about 4, a hundredth."""
 _ROWS = 8192
 """Rows of the vocabulary that are compared at once."""
 _NOTHING = "-"
@@ -40,9 +45,10 @@ class LatentReading:
     gate: float | None
     """None for a composer without slots."""
     length: float
-    """Length of what it holds, relative to that of the agents' token embeddings (root mean square)."""
+    """Length of what is composed, `gate[k] * weight @ h[k]` without frame or bias, relative to that of the agents'
+    token embeddings (root mean square). At 0 the latent is the same for every task."""
     nearest: tuple[tuple[str, float], ...]
-    """Tokens and their shares, nearest first; empty where the latent holds nothing."""
+    """Tokens and their shares, nearest first."""
     frame: tuple[str, float] | None
     """The token nearest to the frame and its share; None without slots, or where the frame is zero."""
 
@@ -60,9 +66,9 @@ class WithoutLatent:
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int = NUM_NEAREST) -> list[list[tuple[int, float]]]:
     """The tokens nearest to each vector, with their shares.
 
-    Let c_v be the cosine of the vector and the embedding of token v, and z_v = (c_v - mean) / std over the vocabulary
-    (the population's std). The share of token v is softmax(z)_v: the shares of all tokens sum to 1, do not depend on
-    the vector's length, and are equal where no token stands out.
+    Let c_v be the cosine of vector and embedding of token v after the mean embedding is taken off both, and
+    z_v = (c_v - mean) / std over the vocabulary (the population's std). The share of token v is softmax(2 z)_v. The
+    shares of all tokens sum to 1, and are equal where no token stands out.
 
     Args:
         vectors: [K, d].
@@ -70,15 +76,17 @@ def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int = NUM_NEAREST) ->
         k: how many tokens.
 
     Returns:
-        K lists of at most k token ids and shares, nearest first; an empty list for a vector of zeros.
+        K lists of at most k token ids and shares, nearest first.
     """
-    directions = normalize(vectors.float(), dim=1)
-    cosines = torch.cat([directions @ normalize(rows.float(), dim=1).T for rows in embeddings.split(_ROWS)], dim=1)
+    centre = embeddings.float().mean(dim=0)
+    directions = normalize(vectors.float() - centre, dim=1)
+    blocks = (embeddings[i : i + _ROWS].float() - centre for i in range(0, len(embeddings), _ROWS))
+    parts = [directions @ normalize(rows, dim=1).T for rows in blocks]
+    cosines = torch.cat(parts, dim=1)
     spread = cosines.std(dim=1, correction=0, keepdim=True).clamp(min=1e-6)
-    shares = ((cosines - cosines.mean(dim=1, keepdim=True)) / spread).softmax(dim=1)  # [K, V]
+    shares = (SHARPNESS * (cosines - cosines.mean(dim=1, keepdim=True)) / spread).softmax(dim=1)  # [K, V]
     top = shares.topk(min(k, shares.shape[1]), dim=1)
-    found = [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-    return [row if vector.any() else [] for vector, row in zip(vectors, found, strict=True)]
+    return [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -93,15 +101,19 @@ def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list
     embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; none of padding
     latents = latents.to(embeddings.device)
     gates: list[float] | list[None] = [None] * len(latents)
-    frames: list[tuple[tuple[str, float], ...]] = [()] * len(latents)
-    if composer.slots is not None:
+    frames: list[tuple[str, float] | None] = [None] * len(latents)
+    if composer.slots is None:
+        composed = latents - composer.projection.bias.to(latents)
+    else:
         frame = composer.frame.to(latents)
-        gates, frames, latents = composer.gate.tolist(), _spelled(agents, frame, embeddings, 1), latents - frame
+        composed = latents - frame
+        gates = composer.gate.tolist()
+        nearest = _spelled(agents, frame, embeddings, 1)
+        frames = [tokens[0] if row.any() else None for row, tokens in zip(frame, nearest, strict=True)]
     usual = embeddings.float().square().sum(1).mean().sqrt()
-    lengths = (latents.float().norm(dim=1) / usual).tolist()
-    nearest = _spelled(agents, latents, embeddings, NUM_NEAREST)
-    rows = zip(gates, lengths, nearest, frames, strict=True)
-    return [LatentReading(gate, length, tokens, frame[0] if frame else None) for gate, length, tokens, frame in rows]
+    lengths = (composed.float().norm(dim=1) / usual).tolist()
+    rows = zip(gates, lengths, _spelled(agents, latents, embeddings, NUM_NEAREST), frames, strict=True)
+    return [LatentReading(*row) for row in rows]
 
 
 def _spelled(agents: LanguageModel, vectors: Tensor, embeddings: Tensor, k: int) -> list[tuple[tuple[str, float], ...]]:
@@ -222,7 +234,8 @@ def _told(tokens: Sequence[tuple[str, float]]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{visible(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}...")}"'
+    shown = visible(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}...")
+    return '"' + shown.replace('"', '\\"') + '"'
 
 
 def readings_as_json(

@@ -467,7 +467,7 @@ def _write_reading(parts: "_Parts", name: str, folder: Path, tasks: Sequence[Tas
 
 
 def _before(config: Config, name: str) -> str | None:
-    """The memory that a latent one was before training: warmed up, where this run has done so; None for an untrained one."""
+    """What a latent memory was before it was trained: the warmed up one where this run has it; None if untrained."""
     if name == "latent:untrained":
         return None
     warmed_up = name != "latent:warmup" and selected_checkpoint(_checkpoints(config, "warmup")) is not None

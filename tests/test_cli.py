@@ -526,10 +526,68 @@ def test_mistakes_when_prompts_are_to_be_shown(prints, fails, folder):
     assert "no checkpoint of sft here" in fails("show", "prompts", c, "--memory", "latent:sft")
 
 
+READ = r"^(\w[\w ]*)  \(memory (\S+?)(?:, before: (\S+))?\)\n(latent  gate .*)\n((?:\d+ .*\n)+)with all: \".*\"$"
+
+
+def test_show_latents_prints_what_each_latent_says_and_does_for_each_role(prints, folder):
+    c = folder / "c.yaml"
+    prints("collect", c)
+    kept = {path for path in (folder / "run").rglob("*") if path.is_file()}
+    out = prints("show", "latents", c, "--task", "2", "--split", "test")
+    assert out.startswith("task 2 of 2 in the test split: popqa:11\nmemory latent:untrained, of 6 trajectories in ")
+    tables = re.findall(READ, out, re.MULTILINE)
+    assert [(role, name, before) for role, name, before, *_ in tables] == [
+        ("assistant", "latent:untrained", ""), ("user proxy", "latent:untrained", "")
+    ]  # fmt: skip
+    for *_, header, rows in tables:
+        assert header.split("  ")[-1].strip() == "without it"
+        assert [row.split()[:2] for row in rows.splitlines()] == [["1", "-"], ["2", "-"], ["3", "-"]]
+        assert all(re.search(r"(the same|\".*\") \([+-]\d+\.\d\d nats\)$", row) for row in rows.splitlines())
+        assert rows.count(r"\n 1.00") + rows.count(r"\n 0.9") == 3  # latents begin as line breaks
+    now = {path for path in (folder / "run").rglob("*") if path.is_file()}
+    assert {path.name for path in now - kept} <= {"bank.sqlite.index"}  # derived from the bank by any search
+    assert ExperienceBank(folder / "run" / "bank.sqlite").info().num_trajectories == 6
+
+
+def test_show_latents_shows_the_memory_trained_last_beside_the_untrained_one(prints, folder):
+    c, slots = folder / "c.yaml", "composer.slots=1"
+    prints("collect", c, slots)
+    prints("train", "lmpo", c, slots)
+    out = prints("show", "latents", c, slots)
+    tables = re.findall(READ, out, re.MULTILINE)
+    assert [table[:3] for table in tables] == [
+        (role, "latent:lmpo", "latent:untrained") for role in ("assistant", "user proxy")
+    ]
+    for *_, header, rows in tables:
+        columns = ["latent", "gate", "length", "nearest after", "nearest before", "frame", "without it"]
+        assert re.split("  +", header) == columns
+        assert [round(float(row.split()[1])) for row in rows.splitlines()] == [1, 0, 0]
+    before = prints("show", "latents", c, slots, "--memory", "latent:untrained")
+    assert [out.count("nearest before"), before.count("nearest before")] == [2, 0]
+
+
+def test_mistakes_when_latents_are_to_be_shown(prints, fails, folder):
+    c = folder / "c.yaml"
+    for name in ("text", "none", "latent:untrained:random"):
+        assert fails("show", "latents", c, "--memory", name) == (
+            f"show latents: memory {name} has no latents of its own; name a latent one without a control, such as "
+            "latent:untrained"
+        )
+    assert fails("show", "latents", c, "--task", "7") == (
+        "task 7 of the train split is asked for, but it has 6 tasks; give a number from 1 to 6"
+    )
+    assert fails("show", "latents", c) == (
+        f"{folder}/run/bank.sqlite: memory latent:untrained needs a bank, and there is none yet; run `latentmem "
+        "collect` with this configuration first"
+    )
+    prints("collect", c, "collect.num_tasks=1")
+    assert "no checkpoint of sft here" in fails("show", "latents", c, "--memory", "latent:sft")
+
+
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
     nested = {"train": ("grpo", "lmpo", "sft"), "bank": ("info", "search", "export", "import", "verify", "delete"),
-              "checkpoint": ("info", "import"), "retriever": ("serve",), "show": ("prompts",)}  # fmt: skip
+              "checkpoint": ("info", "import"), "retriever": ("serve",), "show": ("latents", "prompts")}  # fmt: skip
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))

@@ -685,6 +685,36 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
     assert kept.domains == ("chain_sum",) * 4
 
 
+def test_what_latents_say_is_kept_read_once_and_forgotten_with_an_outdated_memory(configure, monkeypatch):
+    config = configure("run", 'evaluate.memories=["none","latent:untrained","latent:lmpo","latent:lmpo:random"]')
+    do(config, "collect", "lmpo", "evaluate")
+    folder = Path(config.run) / "evaluate"
+    assert {path.name for path in folder.glob("*.read.json")} == {"latent-untrained.read.json", "latent-lmpo.read.json"}
+    path = folder / "latent-lmpo.read.json"
+    found = json.loads(path.read_text())
+    assert (found["memory"], found["before"]) == ("latent:lmpo", "latent:untrained")
+    kept = read_latents(folder / "latent-lmpo.safetensors")
+    assert [task["task"] for task in found["tasks"]] == list(kept.tasks[:3])
+    untrained = json.loads((folder / "latent-untrained.read.json").read_text())
+    assert untrained["before"] is None
+    for task, earlier in zip(found["tasks"], untrained["tasks"], strict=True):
+        assert [role["role"] for role in task["roles"]] == list(kept.roles)
+        for role, other in zip(task["roles"], earlier["roles"], strict=True):
+            assert other["before"] is None
+            # Composed again from the episode's text, in another batch.
+            for one, again in zip(role["before"], other["after"], strict=True):
+                assert one["length"] == pytest.approx(again["length"], abs=1e-3)
+                assert one["nearest"][0][0] == again["nearest"][0][0]
+            assert role["after"] != role["before"]
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "read_out", lambda *_: pytest.fail("read again"))
+        do(config, "evaluate")
+    assert path.read_bytes() == before
+    recipes.forget(folder, "latent:lmpo")
+    assert not path.exists()
+
+
 def test_the_prompts_of_a_control_can_be_shown(configure, capsys):
     config = configure("run")
     do(config, "collect")

@@ -404,6 +404,28 @@ def test_damaged_latents_are_a_line_on_the_page(tmp_path: Path) -> None:
     assert "Map of the latents" not in text
 
 
+def test_what_latents_say_is_a_table_for_each_task_and_role_and_hostile_tokens_are_text(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "read", num_tasks=2, num_steps=0)
+    after = [
+        {"gate": 1.0, "length": 0.9, "nearest": [[HOSTILE[0], 0.93], ["b", 0.02]], "frame": ["is", 0.4]},
+        {"gate": 0.0, "length": 0.0, "nearest": [["is", 0.97]], "frame": None},
+    ]
+    roles = [{"role": "scout", "after": after, "before": None}, {"role": "<b>", "after": after, "before": after}]
+    value = {"memory": "latent:lmpo", "before": "latent:untrained", "tasks": [{"task": "t1", "roles": roles}]}
+    path = folder / "evaluate" / "latent-lmpo.read.json"
+    path.write_text(json.dumps(value))
+    page = Page(write_report([folder]))
+    assert "What the latents of latent:lmpo say" in page.text
+    assert "t1, scout" in page.text
+    assert "t1, <b>" in page.text
+    assert page.text.count(f"{HOSTILE[0]} 0.93, b 0.02") == 3
+    assert page.text.count("nearest in latent:untrained") == 1
+    path.write_text('{"tasks": [{"task": "t1", "roles": [{"role": "r"}]}]}')
+    text = Page(write_report([folder])).text
+    assert "latent-lmpo.read.json: damaged ('before'); remove it and run `latentmem evaluate` again." in text
+    assert "What the latents of" not in text
+
+
 def test_runs_that_differ_in_one_key_are_drawn_against_it(tmp_path: Path) -> None:
     runs = []
     for k in (4, 2):

@@ -94,20 +94,35 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
-    show = commands.add_parser("show", help="show exactly what the agents read")
+    show = commands.add_parser("show", help="show exactly what the agents read, and what latents say")
     shown = show.add_subparsers(required=True, metavar="WHAT")
-    prompts = shown.add_parser("prompts", help="play one task and print each agent's prompt; nothing is stored")
-    _takes_config(prompts)
-    prompts.add_argument("--task", type=_count, default=1, metavar="N", help="its number in the split (default 1)")
-    prompts.add_argument(
-        "--split", choices=("experience", "train", "dev", "test"), default="train", help="whose task (default train)"
-    )
-    prompts.add_argument(
-        "--memory",
-        metavar="NAME",
-        help="as in evaluate.memories (default: latent:untrained if there is a bank, else none)",
-    )
-    prompts.set_defaults(run=_show_prompts)
+    for name, text, default, run in (
+        (
+            "prompts",
+            "play one task and print each agent's prompt; nothing is stored",
+            "latent:untrained if there is a bank, else none",
+            _show_prompts,
+        ),
+        (
+            "latents",
+            "play one task and print what each latent says, said before training, and does; nothing is stored",
+            "the latent memory of the run that is furthest trained",
+            _show_latents,
+        ),
+    ):
+        parser_of = shown.add_parser(name, help=text, description=text)
+        _takes_config(parser_of)
+        parser_of.add_argument(
+            "--task", type=_count, default=1, metavar="N", help="its number in the split (default 1)"
+        )
+        parser_of.add_argument(
+            "--split",
+            choices=("experience", "train", "dev", "test"),
+            default="train",
+            help="whose task (default train)",
+        )
+        parser_of.add_argument("--memory", metavar="NAME", help=f"as in evaluate.memories (default: {default})")
+        parser_of.set_defaults(run=run)
 
     report = commands.add_parser("report", help="tables and plots of runs: an HTML page, PNG and JSON")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
@@ -263,13 +278,24 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _show_prompts(options: argparse.Namespace) -> None:
-    from latentmem.config import load_config
-
-    named = [] if options.memory is None else [f"evaluate.memories={json.dumps([options.memory])}"]
-    config = load_config(options.config, [*options.overrides, *named])  # which refuses a memory that is none
+    config = _config_to_show(options)
     from latentmem.recipes import show_prompts
 
     show_prompts(config, options.split, options.task, options.memory)
+
+
+def _show_latents(options: argparse.Namespace) -> None:
+    config = _config_to_show(options)
+    from latentmem.recipes import show_latents
+
+    show_latents(config, options.split, options.task, options.memory)
+
+
+def _config_to_show(options: argparse.Namespace) -> "Config":
+    from latentmem.config import load_config
+
+    named = [] if options.memory is None else [f"evaluate.memories={json.dumps([options.memory])}"]
+    return load_config(options.config, [*options.overrides, *named])  # which refuses a memory that is none
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -56,6 +56,15 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError, suggest
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
+from latentmem.kept_latents import SUFFIX, read_latents
+from latentmem.latent_reading import (
+    READING_SUFFIX,
+    LatentReading,
+    format_reading,
+    leave_out_each,
+    read_out,
+    readings_as_json,
+)
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.controls import (
@@ -105,7 +114,7 @@ from latentmem.training.optimization import (
 from latentmem.training.policies import AgentsPolicy, LatentPolicy, Policy
 from latentmem.training.sft import SFTSettings, SFTTrainer
 from latentmem.training.warmup import WarmupSettings, WarmupTrainer
-from latentmem.trajectory import Task, Trajectory
+from latentmem.trajectory import Recalled, Task, Trajectory
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -170,6 +179,8 @@ RESULTS = {"test": "results.json", "dev": "results-dev.json"}
 """The file of the results of each split."""
 _MEASURED = 48
 """Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
+_READ_TASKS = 3
+"""Tasks of an evaluation whose latents are read out."""
 _LOOKED_AT = 64
 """Failures of a bank that are read to see whether they hold feedback."""
 _SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
@@ -427,7 +438,49 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
         if run is not None:
             write_atomic(run.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
+            for name in names:
+                _write_reading(parts, name, folder, tasks)
+        processes.wait()  # a composer that is spread over the processes needs the others to read out
     return results
+
+
+def _write_reading(parts: "_Parts", name: str, folder: Path, tasks: Sequence[Task]) -> None:
+    """What a latent memory's latents say at the first tasks whose latents were kept, as a file beside them.
+
+    Those after training are read from what was kept, those before are composed again from the texts of the episodes.
+    Roles that said nothing are left out.
+    """
+    path, kept_path = (folder / f"{file_stem(name)}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
+    if path.exists() or not kept_path.exists():
+        return
+    kept = read_latents(kept_path)
+    lines = (folder / f"{file_stem(name)}.jsonl").read_bytes().split(b"\n")
+    place = {task.key: i for i, task in enumerate(tasks)}
+    after: dict[str, dict[str, list[LatentReading]]] = {}
+    texts: dict[tuple[str, str], str] = {}
+    memory = parts.memory(name)
+    assert isinstance(memory, LatentMemory)
+    for row, key in enumerate(kept.tasks[:_READ_TASKS]):
+        episode = Trajectory.from_json(lines[place[key]], f"{kept_path}")
+        spoke = {message.role: message.recalled.text for message in episode.messages}
+        texts |= {(key, role): text for role, text in spoke.items()}
+        after[key] = {
+            role: read_out(memory.composer, parts.model, torch.from_numpy(kept.latents[row, column]))
+            for column, role in enumerate(kept.roles)
+            if role in spoke
+        }
+    before = _before(parts.config, name)
+    said = {} if before is None else parts.read_texts(before, list(texts.values()))
+    read = {key: {role: (found, said.get(texts[key, role])) for role, found in after[key].items()} for key in after}
+    write_atomic(path, json.dumps(readings_as_json(name, before, read), indent=1, allow_nan=False) + "\n")
+
+
+def _before(config: Config, name: str) -> str | None:
+    """What a latent memory was before it was trained: the warmed up one where this run has it; None if untrained."""
+    if name == "latent:untrained":
+        return None
+    warmed_up = name != "latent:warmup" and selected_checkpoint(_checkpoints(config, "warmup")) is not None
+    return "latent:warmup" if warmed_up else "latent:untrained"
 
 
 def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
@@ -444,15 +497,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         BankError: a memory of a bank that is not there.
     """
     parts = _Parts(config)
-    tasks = parts.tasks[split]
-    if not tasks:
-        having = ", ".join(name for name, found in parts.tasks.items() if found)
-        raise ConfigError(f"a task of the {split} split is asked for, but these data have none; they have {having}")
-    if number > len(tasks):
-        raise ConfigError(
-            f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
-            f"{len(tasks)}"
-        )
+    task, which = _task_to_show(parts, split, number)
     has_bank = parts.bank_path.exists()
     name = memory or ("latent:untrained" if has_bank else "none")
     if needs_bank(name) and not has_bank:
@@ -460,7 +505,6 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first, or show memory none"
         )
-    task = tasks[number - 1]
     num_turns = min(config.max_turns, 2)
     limit = parts.sampling.max_response_tokens
     with TemporaryDirectory() as scratch:
@@ -484,13 +528,98 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         else ""
     )
     _say(
-        f"task {number} of {len(tasks)} in the {split} split: {task.key}\n"
+        f"{which}\n"
         f"memory {name}{bank}\n{asked}"
         f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
         f"{num_turns} of at most {config.max_turns} turns.\n\n"
         f"{format_prompts(parts.model, rollouts.trajectories[0], composer)}\n\n"
         f"{_origins(config, name)}{_templates(config, composer)}{_rivals_words(config, name)}"
     )
+
+
+def _task_to_show(parts: "_Parts", split: Split, number: int) -> tuple[Task, str]:
+    """A task by its number in a split, from 1, and how it is called.
+
+    Raises:
+        ConfigError: the split has fewer tasks, or none.
+    """
+    tasks = parts.tasks[split]
+    if not tasks:
+        having = ", ".join(name for name, found in parts.tasks.items() if found)
+        raise ConfigError(f"a task of the {split} split is asked for, but these data have none; they have {having}")
+    if number > len(tasks):
+        raise ConfigError(
+            f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
+            f"{len(tasks)}"
+        )
+    task = tasks[number - 1]
+    return task, f"task {number} of {len(tasks)} in the {split} split: {task.key}"
+
+
+def show_latents(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
+    """Play one turn of a task and print what each latent says, said before training, and does; nothing is stored.
+
+    Args:
+        config: the experiment.
+        split: whose task.
+        number: of the task in its split, from 1.
+        memory: a latent one, its name as in `evaluate.memories`; None is the one of this run that was trained last.
+
+    Raises:
+        ConfigError: the memory is no latent one; the split has fewer tasks, or none.
+        BankError: there is no bank.
+        CheckpointError: the memory was not trained yet.
+    """
+    name = memory or _trained_last(config)
+    if not name.startswith("latent:") or split_control(name)[1] is not None:
+        raise ConfigError(
+            f"show latents: memory {name} has no latents of its own; name a latent one without a control, such as "
+            "latent:untrained"
+        )
+    parts = _Parts(config)
+    task, which = _task_to_show(parts, split, number)
+    if not parts.bank_path.exists():
+        raise BankError(
+            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            "configuration first"
+        )
+    before = _before(config, name)
+    chosen = parts.memory(name)  # a missing checkpoint is told before anything is composed
+    assert isinstance(chosen, LatentMemory)
+    texts = [record.text for record in chosen.records([(task, role) for role in parts.team.roles])]
+    earlier = {} if before is None else parts.read_texts(before, texts)
+    chosen = parts.memory(name)  # there is one composer, and it was the other's
+    assert isinstance(chosen, LatentMemory)
+    limit = parts.sampling.max_response_tokens
+    greedy = Sampling(temperature=0, max_response_tokens=limit)
+    played = rollout(parts.team, chosen, parts.model, [task], parts.domain.start, sampling=greedy)
+    said = {message.role: message for message in reversed(played.trajectories[0].messages)}
+    tables = []
+    for role in parts.team.roles:
+        recall = played.recalls[task.key, role.name]
+        assert recall.latents is not None
+        message = said.get(role.name)
+        tables.append(
+            format_reading(
+                f"{role.name}  (memory {name}{f', before: {before}' if before else ''})",
+                read_out(chosen.composer, parts.model, recall.latents),
+                earlier.get(recall.record.text),
+                leave_out_each(parts.model, message, recall.latents, limit) if message else [],
+                message.response if message else "",
+            )
+        )
+    _say(
+        f"{which}\n"
+        f"memory {name}, of {len(parts.bank)} trajectories in {parts.bank_path}\n"
+        f"The responses are real: {parts.model.name}, greedy, at most {limit} tokens each, each role's first one.\n\n"
+        + "\n\n".join(tables)
+    )
+
+
+def _trained_last(config: Config) -> str:
+    """The latent memory of a run that is furthest trained."""
+    done = [phase for phase in ("lmpo", "sft", "warmup") if selected_checkpoint(_checkpoints(config, phase))]
+    return f"latent:{done[0] if done else 'untrained'}"
 
 
 def _shown_memory(parts: "_Parts", name: str, scratch: Path) -> tuple[Memory, str]:
@@ -823,6 +952,18 @@ class _Parts:
             rate=self._rater(ledger),
             ledger=ledger,
         )
+
+    def read_texts(self, name: str, texts: Sequence[str]) -> dict[str, list[LatentReading]]:
+        """What the latents say that a latent memory composes from each text. The composer is that memory's then."""
+        memory = self.memory(name)
+        assert isinstance(memory, LatentMemory)
+        records = [Recalled(kind=memory.kind, text=text) for text in texts]
+        found = {recall.record.text: recall.latents for recall in memory.compose(records)}
+        return {
+            text: read_out(memory.composer, self.model, latents)
+            for text, latents in found.items()
+            if latents is not None
+        }
 
     @property
     def methods(self) -> Mapping[str, Callable[[Ledger], Method]]:

@@ -75,6 +75,8 @@ class RunRecord:
     """By memory; those of `evaluate`."""
     latents: dict[str, KeptLatents]
     """By memory; those that were kept."""
+    readings: dict[str, list[tuple[str, list[list[str]]]]]
+    """By memory, what its latents say: titles and tables, one for each task and role."""
     notes: list[str]
     """What is missing or could not be read."""
 
@@ -274,6 +276,7 @@ def _read_run(folder: Path) -> RunRecord:
         check_schema(folder / "results.json", results, SCHEMA_VERSION)
     trajectories = _read_trajectories(folder / "evaluate", results or {}, notes)
     latents = _read_latents(folder / "evaluate", results or {}, notes)
+    readings = _read_readings(folder / "evaluate", results or {}, notes)
     if not trajectories:
         notes.append("No trajectories to show: evaluate/ holds none.")
     config = folder / "config.yaml"
@@ -286,6 +289,7 @@ def _read_run(folder: Path) -> RunRecord:
         results=results,
         trajectories=trajectories,
         latents=latents,
+        readings=readings,
         notes=notes,
     )
 
@@ -335,6 +339,44 @@ def _read_latents(folder: Path, results: Row, notes: list[str]) -> dict[str, Kep
             f"No latents were kept of {', '.join(without)}, so there is no map of them; evaluate in a new run folder."
         )
     return latents
+
+
+def _read_readings(folder: Path, results: Row, notes: list[str]) -> dict[str, list[tuple[str, list[list[str]]]]]:
+    """What each evaluated memory's latents say, as tables; a file that cannot be read is a note."""
+    readings = {}
+    for stem, name in _stems(results).items():
+        path = folder / f"{stem}.read.json"
+        if path.exists():
+            try:
+                found = read_json(path)
+                readings[name] = [
+                    (f"{task['task']}, {role['role']}", _reading_cells(role, found["before"]))
+                    for task in found["tasks"]
+                    for role in task["roles"]
+                ]
+            except (RunError, LookupError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                notes.append(f"{path}: damaged ({reason}); remove it and run `latentmem evaluate` again.")
+    return readings
+
+
+def _reading_cells(role: Row, before: str | None) -> list[list[str]]:
+    """Header and rows of what one role's latents say."""
+
+    def told(tokens: Iterable[Any]) -> str:
+        return ", ".join(f"{token} {share:.2f}" for token, share in tokens) or MISSING
+
+    columns = {
+        "latent": [str(number) for number in range(1, len(role["after"]) + 1)],
+        "gate": [MISSING if latent["gate"] is None else f"{latent['gate']:.2f}" for latent in role["after"]],
+        "length": [f"{latent['length']:.2f}" for latent in role["after"]],
+        "nearest": [told(latent["nearest"]) for latent in role["after"]],
+    }
+    if role["before"] is not None:
+        columns[f"nearest in {before}"] = [told(latent["nearest"]) for latent in role["before"]]
+    if any(latent["frame"] for latent in role["after"]):
+        columns["frame"] = [told([latent["frame"]] if latent["frame"] else []) for latent in role["after"]]
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
 def _memories(results: Row) -> list[Row]:

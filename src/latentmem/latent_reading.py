@@ -1,0 +1,279 @@
+"""What each latent says, in words: the tokens of the agents' vocabulary that are nearest to it.
+
+Latents are given in the place of token embeddings, so they are read as points among those. All embeddings of a model
+have much in common, which is taken off both sides first; and each latent's cosines are set against their own spread
+over the vocabulary, for how near tokens are to each other differs from model to model, but how far one stands out does
+not. A latent is read whole, its frame included: a warmed up composer keeps in the frame what all words have in common,
+and what is left without it is near to no word. What a latent is good for is another question, so it is also left out,
+and the response compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from latentmem.memory.composer import Composer
+from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.prefix import check_window, judge_responses, pad, prefill
+from latentmem.trajectory import Message
+
+NUM_NEAREST = 3
+"""Tokens told of each latent."""
+MAX_CHARACTERS = 60
+"""Longest response told in a table."""
+FORMAT_VERSION = 1
+"""Version of `readings_as_json`."""
+READING_SUFFIX = ".read.json"
+"""Of the file beside a memory's trajectories."""
+
+SHARPNESS = 2.0
+"""At it a token that stands out by 7 spreads has most of the share, and the farthest that chance brings among 50,000
+tokens, by about 4, a hundredth."""
+_ROWS = 8192
+"""Rows of the vocabulary that are compared at once."""
+_NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class LatentReading:
+    """What one latent says."""
+
+    gate: float | None
+    """None for a composer without slots."""
+    length: float
+    """Length of what is composed, `gate[k] * weight @ h[k]` without frame or bias, relative to that of the agents'
+    token embeddings (root mean square). At 0 the latent is the same for every task."""
+    nearest: tuple[tuple[str, float], ...]
+    """Tokens and their shares, nearest first."""
+    frame: tuple[str, float] | None
+    """The token nearest to the frame and its share; None without slots, or where the frame is zero."""
+
+
+@dataclass(frozen=True)
+class WithoutLatent:
+    """What becomes of a greedy response when one latent is left out."""
+
+    response: str
+    """The greedy response to the other latents."""
+    change: float
+    """Log-probability of the original response with the other latents minus that with all, in nats."""
+
+
+def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int = NUM_NEAREST) -> list[list[tuple[int, float]]]:
+    """The tokens nearest to each vector, with their shares.
+
+    Let c_v be the cosine of vector and embedding of token v after the mean embedding is taken off both, and
+    z_v = (c_v - mean) / std over the vocabulary (the population's std). The share of token v is softmax(2 z)_v. The
+    shares of all tokens sum to 1, and are equal where no token stands out.
+
+    Args:
+        vectors: [K, d].
+        embeddings: [V, d], of the tokens.
+        k: how many tokens.
+
+    Returns:
+        K lists of at most k token ids and shares, nearest first.
+    """
+    centre = embeddings.float().mean(dim=0)
+    directions = normalize(vectors.float() - centre, dim=1)
+    blocks = (embeddings[i : i + _ROWS].float() - centre for i in range(0, len(embeddings), _ROWS))
+    parts = [directions @ normalize(rows, dim=1).T for rows in blocks]
+    cosines = torch.cat(parts, dim=1)
+    spread = cosines.std(dim=1, correction=0, keepdim=True).clamp(min=1e-6)
+    shares = (SHARPNESS * (cosines - cosines.mean(dim=1, keepdim=True)) / spread).softmax(dim=1)  # [K, V]
+    top = shares.topk(min(k, shares.shape[1]), dim=1)
+    return [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list[LatentReading]:
+    """What K latents say that the composer has composed with the weights that it has now.
+
+    Args:
+        composer: as it was when it composed them.
+        agents: whose vocabulary is read from.
+        latents: [K, d_agent].
+    """
+    embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; none of padding
+    latents = latents.to(embeddings.device)
+    gates: list[float] | list[None] = [None] * len(latents)
+    frames: list[tuple[str, float] | None] = [None] * len(latents)
+    if composer.slots is None:
+        composed = latents - composer.projection.bias.to(latents)
+    else:
+        frame = composer.frame.to(latents)
+        composed = latents - frame
+        gates = composer.gate.tolist()
+        nearest = _spelled(agents, frame, embeddings, 1)
+        frames = [tokens[0] if row.any() else None for row, tokens in zip(frame, nearest, strict=True)]
+    usual = embeddings.float().square().sum(1).mean().sqrt()
+    lengths = (composed.float().norm(dim=1) / usual).tolist()
+    rows = zip(gates, lengths, _spelled(agents, latents, embeddings, NUM_NEAREST), frames, strict=True)
+    return [LatentReading(*row) for row in rows]
+
+
+def _spelled(agents: LanguageModel, vectors: Tensor, embeddings: Tensor, k: int) -> list[tuple[tuple[str, float], ...]]:
+    found = nearest_tokens(vectors, embeddings, k)
+    return [tuple((spell_token(agents, token), share) for token, share in row) for row in found]
+
+
+@torch.no_grad()
+def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limit: int) -> list[WithoutLatent]:
+    """For each latent: the greedy response without it, and how much less likely the original response becomes.
+
+    The K - 1 other latents close up. The original response is scored, token by token as it was sampled, not sampled
+    again.
+
+    Args:
+        model: the agents.
+        message: what was said with all latents.
+        latents: [K, d_agent], what the message's role was given.
+        limit: longest response, in tokens.
+
+    Raises:
+        ModelError: the prompt does not fit the context window.
+    """
+    num = len(latents)
+    left = [torch.cat([latents[:k], latents[k + 1 :]]) for k in range(num)]
+    user = message.recalled.before(message.user)
+    prompts = [
+        Prompt(message.role, message.system, user, f"{message.role} without a latent", seed=0, latents=rest)
+        for rest in (left if num > 1 else [None])
+    ]
+    sampled = model.respond(prompts, Sampling(temperature=0, max_response_tokens=limit))
+    with_all = _score(model, message, latents[None])
+    without = _score(model, message, torch.stack(left) if num > 1 else None)
+    return [WithoutLatent(response.text, logp - with_all[0]) for response, logp in zip(sampled, without, strict=True)]
+
+
+def _score(model: LanguageModel, message: Message, latents: Tensor | None) -> list[float]:
+    """Log-probability of a message's response after each of B latent memories [B, K, d_agent], or after none."""
+    rows, num_latents = (1, 0) if latents is None else latents.shape[:2]
+    ids = model.encode_prompt(message.system, message.recalled.before(message.user))
+    response, mask = pad([message.token_ids] * rows, model.device)
+    room = num_latents + response.shape[1]
+    check_window(model.model, len(ids) + room, f"the prompt of {message.role!r}")
+    given = None if latents is None else latents.to(model.device, model.model.dtype)
+    with model.as_agent() as agent:
+        prefix = prefill(agent, [ids] * rows, ["one"] * rows, room)
+        logps, _ = judge_responses(agent, prefix, given, response, mask)
+    scores: list[float] = logps.sum(1).tolist()
+    return scores
+
+
+# In words
+
+
+def spell_token(model: LanguageModel, token: int) -> str:
+    """A token's text with blanks visible; a piece of a character, which is no text, by the tokenizer's name for it."""
+    text = model.spell([token])
+    if not text or "\ufffd" in text:
+        text = str(model.tokenizer.convert_ids_to_tokens(token))
+    return visible(text).replace(" ", "\u2423")
+
+
+def visible(text: str) -> str:
+    r"""The text on one line, with what cannot be seen, or moves what is around it, written as in a Python string.
+
+    >>> print(visible("a\n\u202eb\\"))
+    a\n\u202eb\\
+    """
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def format_reading(
+    title: str,
+    after: Sequence[LatentReading],
+    before: Sequence[LatentReading] | None,
+    without: Sequence[WithoutLatent],
+    response: str,
+) -> str:
+    """The table of one role.
+
+    Args:
+        title: stands above it.
+        after: what each of the K latents says.
+        before: what each said before training, if it was trained.
+        without: what becomes of the response without each; empty if the role said nothing.
+        response: what the role said with all latents.
+    """
+    cells = reading_cells(after, before)
+    if without:
+        cells[0].append("without it")
+        for row, found in zip(cells[1:], without, strict=True):
+            said = "the same" if found.response == response else _quoted(found.response)
+            row.append(f"{said} ({found.change:+.2f} nats)")
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    said = f"with all: {_quoted(response)}" if without else "it said nothing in the first turn"
+    return "\n".join([title, *lines, said])
+
+
+def reading_cells(after: Sequence[LatentReading], before: Sequence[LatentReading] | None) -> list[list[str]]:
+    """Header and rows of a table; frames and what was before only where there are any."""
+    columns = {
+        "latent": [str(number) for number in range(1, len(after) + 1)],
+        "gate": [_NOTHING if found.gate is None else f"{found.gate:.2f}" for found in after],
+        "length": [f"{found.length:.2f}" for found in after],
+        "nearest": [_told(found.nearest) for found in after],
+    }
+    if before is not None:
+        columns["nearest after"] = columns.pop("nearest")
+        columns["nearest before"] = [_told(found.nearest) for found in before]
+    if any(found.frame for found in after):
+        columns["frame"] = [_told([found.frame] if found.frame else []) for found in after]
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
+
+
+def _told(tokens: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{token} {share:.2f}" for token, share in tokens) or _NOTHING
+
+
+def _quoted(text: str) -> str:
+    shown = visible(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}...")
+    return '"' + shown.replace('"', '\\"') + '"'
+
+
+def readings_as_json(
+    memory: str,
+    before: str | None,
+    tasks: Mapping[str, Mapping[str, tuple[Sequence[LatentReading], Sequence[LatentReading] | None]]],
+) -> dict[str, Any]:
+    """What a memory's latents say at some tasks, as JSON values.
+
+    Args:
+        memory: its name.
+        before: name of what it was before training, if it was trained.
+        tasks: by the task's key and the role's name, what each latent says and said before.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "memory": memory,
+        "before": before,
+        "tasks": [
+            {
+                "task": task,
+                "roles": [
+                    {"role": role, "after": _values(after), "before": None if before is None else _values(before)}
+                    for role, (after, before) in roles.items()
+                ],
+            }
+            for task, roles in tasks.items()
+        ],
+    }
+
+
+def _values(readings: Sequence[LatentReading]) -> list[dict[str, Any]]:
+    return [
+        {
+            "gate": found.gate,
+            "length": round(found.length, 4),
+            "nearest": [[token, round(share, 4)] for token, share in found.nearest],
+            "frame": None if found.frame is None else [found.frame[0], round(found.frame[1], 4)],
+        }
+        for found in readings
+    ]

@@ -1404,3 +1404,10 @@ def test_failures_with_feedback_that_are_never_recalled_are_told_once(
     told = [record.getMessage() for record in caplog.records if "stored episodes are failures" in record.getMessage()]
     assert len(told) == (expected is not None)
     assert all(expected in line and "set bank.only_successes to false" in line for line in told)
+
+
+def test_experience_is_recalled_and_not_trained_on(configure):
+    config = configure("run", "bank.experience_tasks=4", "collect.num_tasks=null")
+    do(config, "collect")
+    with pytest.raises(TrainingError, match=r"experience tasks only, .* set sft.demonstrations"):
+        do(config, "sft")

@@ -3,9 +3,8 @@
 Latents are given in the place of token embeddings, so they are read as points among those. All embeddings of a model
 have much in common, which is taken off both sides first; and each latent's cosines are set against their own spread
 over the vocabulary, for how near tokens are to each other differs from model to model, but how far one stands out does
-not. A latent is read whole, its frame included: a warmed up composer keeps in the frame what all words have in common,
-and what is left without it is near to no word. What a latent is good for is another question, so it is also left out,
-and the response compared.
+not. A slot is read without its frame: what is left is a soft token. Any other latent is read whole. What a latent is
+good for is another question, so it is also left out, and the response compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,9 +42,9 @@ class LatentReading:
     """What one latent says."""
 
     gate: float | None
-    """None for a composer without slots."""
+    """None for a latent that is no slot."""
     length: float
-    """Length of what is composed, `gate[k] * weight @ h[k]` without frame or bias, relative to that of the agents'
+    """Length of what is composed, a slot's word or a projection, without frame or bias, relative to that of the agents'
     token embeddings (root mean square). At 0 the latent is the same for every task."""
     nearest: tuple[tuple[str, float], ...]
     """Tokens and their shares, nearest first."""
@@ -100,14 +99,15 @@ def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list
     """
     embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; none of padding
     latents = latents.to(embeddings.device)
-    gates: list[float] | list[None] = [None] * len(latents)
+    gates: list[float | None] = [None] * len(latents)
     frames: list[tuple[str, float] | None] = [None] * len(latents)
     if composer.slots is None:
         composed = latents - composer.projection.bias.to(latents)
     else:
         frame = composer.frame.to(latents)
         composed = latents - frame
-        gates = composer.gate.tolist()
+        gates[: composer.slots] = composer.gate.tolist()
+        latents = torch.cat([composed[: composer.slots], latents[composer.slots :]])
         nearest = _spelled(agents, frame, embeddings, 1)
         frames = [tokens[0] if row.any() else None for row, tokens in zip(frame, nearest, strict=True)]
     usual = embeddings.float().square().sum(1).mean().sqrt()

@@ -43,10 +43,10 @@ class LatentReading:
     """What one latent says."""
 
     gate: float | None
-    """None for a composer without slots."""
+    """None for a latent that is no slot."""
     length: float
-    """Length of what is composed, `gate[k] * weight @ h[k]` without frame or bias, relative to that of the agents'
-    token embeddings (root mean square). At 0 the latent is the same for every task."""
+    """Length of what is composed, a slot's word or the projected state, without frame or bias, relative to that of the
+    agents' token embeddings (root mean square). At 0 the latent is the same for every task."""
     nearest: tuple[tuple[str, float], ...]
     """Tokens and their shares, nearest first."""
     frame: tuple[str, float] | None
@@ -100,14 +100,14 @@ def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list
     """
     embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; none of padding
     latents = latents.to(embeddings.device)
-    gates: list[float] | list[None] = [None] * len(latents)
+    gates: list[float | None] = [None] * len(latents)
     frames: list[tuple[str, float] | None] = [None] * len(latents)
     if composer.slots is None:
         composed = latents - composer.projection.bias.to(latents)
     else:
         frame = composer.frame.to(latents)
         composed = latents - frame
-        gates = composer.gate.tolist()
+        gates = [*composer.gate.tolist(), *[None] * (len(latents) - composer.slots)]  # behind the slots there are none
         nearest = _spelled(agents, frame, embeddings, 1)
         frames = [tokens[0] if row.any() else None for row, tokens in zip(frame, nearest, strict=True)]
     usual = embeddings.float().square().sum(1).mean().sqrt()

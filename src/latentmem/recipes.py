@@ -177,7 +177,7 @@ EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of an evaluation of each split: neither is held to how the other was started."""
 RESULTS = {"test": "results.json", "dev": "results-dev.json"}
 """The file of the results of each split."""
-_MEASURED = 48
+_MEASURED = 32
 """Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
 _READ_TASKS = 3
 """Tasks of an evaluation whose latents are read out."""
@@ -432,6 +432,7 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 processes=processes,
                 bank=parts.bank if any(map(needs_bank, names)) else None,
                 held_out=parts.shown(tasks[:_MEASURED], parts.team),
+                starts={f"latent:{phase}": f"latent:{first}" for phase, first in parts.initials.items()},
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
@@ -1071,6 +1072,11 @@ class _Parts:
             )
             for one in shown
         ]
+
+    @property
+    def initials(self) -> dict[str, str]:
+        """What each training of a composer starts from, as the configuration names it."""
+        return {"sft": self.config.sft.initial, "lmpo": self.config.lmpo.initial}
 
     def initial(self, which: str) -> Path | None:
         """The checkpoint that a training starts from; None where it starts untrained."""

@@ -311,8 +311,8 @@ def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list
         stored = [t for t in parts.bank if t.task.key not in experience]
         if not stored:
             raise TrainingError(
-                f"{parts.bank.path} holds episodes of experience tasks only, which are recalled and not trained on; set "
-                "sft.demonstrations to what is to be learned"
+                f"{parts.bank.path} holds episodes of experience tasks only, which are recalled and not trained on; "
+                "set sft.demonstrations to what is to be learned"
             )
         return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
     train = [one for one in shown if one.task.key not in keys]

@@ -413,7 +413,10 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         folder = Path(config.run) / phase
         copies = folder if section.online else None
         sampling = Sampling(
-            section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
+            section.temperature,
+            parts.sampling.top_p,
+            parts.sampling.top_k,
+            section.max_response_tokens or parts.sampling.max_response_tokens,
         )
         with progress(len(tasks) * len(names), "evaluate", "task", shown=run is not None) as bar:
 

@@ -832,6 +832,9 @@ class EvaluateSection(Section):
     """Episodes played side by side; a batch is what an interrupted evaluation repeats."""
     temperature: NonNegativeFloat = 0.0
     """Of the evaluated agents; 0 is greedy."""
+    max_response_tokens: PositiveInt | None = None
+    """Longest response of one agent, its EOS included; null: as in `sampling`. A memory that was trained to short
+    answers is compared fairly only with room for the longer ones of the others."""
     online: bool = False
     """Let each memory store its test trajectories as it goes, in a copy of the bank."""
     num_bootstraps: PositiveInt = 10_000

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def evaluate(
     processes: Processes | None = None,
     bank: ExperienceBank | None = None,
     held_out: Sequence[Trajectory] | None = None,
+    starts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Play the tasks once under each memory and compare; then measure what each of them carries.
 
@@ -104,6 +106,7 @@ def evaluate(
             change meanwhile, unless `online`.
         held_out: successes on tasks that nothing was learned from, whose responses are scored for `carried`; None is,
             of each task, the episode of the first memory that solved it.
+        starts: of memories that were trained from another one, that one's name; they are compared with it.
 
     Returns:
         The table as plain JSON values; see docs/evaluation.md.
@@ -153,7 +156,7 @@ def evaluate(
             carried |= {name: carry(name, make) for name, make in memories.items() if _may_carry(name)}
     answers = _tasks_of_sources(bank, played)
     rows = [
-        _row(name, *played[name], played, seed, num_bootstraps)
+        _row(name, *played[name], played, seed, num_bootstraps, starts.get(name))
         | {"carried": carried[name]}
         | _retrieval(played[name][0], answers)
         for name in memories
@@ -349,6 +352,7 @@ def _row(
     played: Mapping[str, tuple[list[Trajectory], list[Cost]]],
     seed: int,
     num_bootstraps: int,
+    start: str | None,
 ) -> dict[str, Any]:
     successes = [int(t.success) for t in trajectories]
     rewards = [t.reward for t in trajectories]
@@ -391,6 +395,11 @@ def _row(
         if other in played and other != name:
             theirs = [int(t.success) for t in played[other][0]]
             row[f"vs_{other}"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
+    row["start"] = start
+    row["vs_start"] = None
+    if start is not None and start in played:
+        theirs = [int(t.success) for t in played[start][0]]
+        row["vs_start"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
     real, control = split_control(name)
     if control is not None and real in played:
         theirs = [int(t.success) for t in played[real][0]]

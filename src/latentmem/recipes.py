@@ -177,7 +177,7 @@ EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of an evaluation of each split: neither is held to how the other was started."""
 RESULTS = {"test": "results.json", "dev": "results-dev.json"}
 """The file of the results of each split."""
-_MEASURED = 48
+_MEASURED = 32
 """Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
 _READ_TASKS = 3
 """Tasks of an evaluation whose latents are read out."""
@@ -307,7 +307,13 @@ def _lessons(parts: "_Parts", aside: list[Task]) -> tuple[list[Trajectory], list
     keys = {task.key for task in aside}
     shown = parts.demonstrated([*parts.train_tasks, *aside])
     if shown is None:
-        stored = list(parts.bank)
+        experience = {task.key for task in parts.tasks["experience"]}
+        stored = [t for t in parts.bank if t.task.key not in experience]
+        if not stored:
+            raise TrainingError(
+                f"{parts.bank.path} holds episodes of experience tasks only, which are recalled and not trained on; "
+                "set sft.demonstrations to what is to be learned"
+            )
         return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
     train = [one for one in shown if one.task.key not in keys]
     if not train:
@@ -407,7 +413,10 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
         folder = Path(config.run) / phase
         copies = folder if section.online else None
         sampling = Sampling(
-            section.temperature, parts.sampling.top_p, parts.sampling.top_k, parts.sampling.max_response_tokens
+            section.temperature,
+            parts.sampling.top_p,
+            parts.sampling.top_k,
+            section.max_response_tokens or parts.sampling.max_response_tokens,
         )
         with progress(len(tasks) * len(names), "evaluate", "task", shown=run is not None) as bar:
 
@@ -432,6 +441,7 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 processes=processes,
                 bank=parts.bank if any(map(needs_bank, names)) else None,
                 held_out=parts.shown(tasks[:_MEASURED], parts.team),
+                starts={f"latent:{phase}": f"latent:{first}" for phase, first in parts.initials.items()},
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
@@ -1071,6 +1081,11 @@ class _Parts:
             )
             for one in shown
         ]
+
+    @property
+    def initials(self) -> dict[str, str]:
+        """What each training of a composer starts from, as the configuration names it."""
+        return {"sft": self.config.sft.initial, "lmpo": self.config.lmpo.initial}
 
     def initial(self, which: str) -> Path | None:
         """The checkpoint that a training starts from; None where it starts untrained."""

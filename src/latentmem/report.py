@@ -399,12 +399,13 @@ def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
     against_none = {m["name"] for m in memories if m.get("vs_none")}
     for memory in memories:
         # Of a control one question is asked: what does the memory itself lose?
-        for baseline in ("real",) if memory.get("vs_real") else ("none", "text"):
+        for baseline in ("real",) if memory.get("vs_real") else ("none", "text", "start"):
             found = _dict(memory.get(f"vs_{baseline}"))
             # "none against text" is "text against none" told twice, and would be corrected for twice.
             twice = memory["name"] == "none" and "text" in against_none
             if found and not twice and _has(found, "difference", "p_value"):
-                yield memory["name"], compared_with(memory["name"], baseline), found
+                other = memory.get("start") if baseline == "start" else compared_with(memory["name"], baseline)
+                yield memory["name"], str(other), found
 
 
 def compared_with(memory: str, baseline: str) -> str:
@@ -553,6 +554,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "p vs none": lambda memory: p_cell(_number(_dict(memory.get("vs_none")).get("p_value"))),
     "vs text, points": lambda memory: points_cell(_dict(memory.get("vs_text"))),
     "p vs text": lambda memory: p_cell(_number(_dict(memory.get("vs_text")).get("p_value"))),
+    "vs its start, points": lambda memory: points_cell(_dict(memory.get("vs_start"))),
+    "p vs its start": lambda memory: p_cell(_number(_dict(memory.get("vs_start")).get("p_value"))),
     "vs real, points": lambda memory: points_cell(_dict(memory.get("vs_real"))),
     "p vs real": lambda memory: p_cell(_number(_dict(memory.get("vs_real")).get("p_value"))),
     "carried, nats [95%]": carried_cell,

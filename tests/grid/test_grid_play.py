@@ -298,6 +298,7 @@ def warm(make, wordy_model_dir):
                 "frame_steps": 1, "copy_steps": 1, "lessons_per_step": 2, "words_per_prompt": 2, "eval_every": None,
             },
             "sft": COMMON["sft"] | {"initial": "warmup"},
+            "collect": {"num_tasks": None, "batch_size": 8},  # enough for a success or two
         }  # fmt: skip
         return make(folder, sections=own | (sections or {}), **grid)
 

@@ -586,9 +586,13 @@ def test_mistakes_when_latents_are_to_be_shown(prints, fails, folder):
 
 def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
-    nested = {"train": ("grpo", "lmpo", "sft", "warmup"),
-              "bank": ("info", "search", "export", "import", "verify", "delete"),
-              "checkpoint": ("info", "import"), "retriever": ("serve",), "show": ("latents", "prompts")}  # fmt: skip
+    nested = {
+        "train": ("grpo", "lmpo", "sft", "warmup"),
+        "bank": ("info", "search", "export", "import", "verify", "delete"),
+        "checkpoint": ("info", "import"),
+        "retriever": ("serve",),
+        "show": ("latents", "prompts"),
+    }
     for name, parser in subparsers(cli._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))

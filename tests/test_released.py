@@ -128,6 +128,7 @@ def test_an_imported_composer_computes_what_a_plain_model_with_merged_adapters_d
         "base_model": str(tiny_model_dir), "agents": str(tiny_model_dir), "num_latents": 3, "d_composer": 32,
         "d_agent": 32, "rank": 2, "alpha": 5.0, "target_modules": ["k_proj", "q_proj"], "template": TEMPLATE,
         "words": MemorySection().model_dump(exclude={"text"}), "max_prompt_tokens": 77,
+        "slots": None, "sharpness": 2.0, "cue": None,
     }  # fmt: skip
     ids = composer.backbone.encode("a memory of similar tasks")
     expected = plain_latents(tiny_model_dir, load_file(file), ids, ALPHA / RANK)

@@ -623,7 +623,8 @@ class OptimizerFields(Section):
     last one is."""
     eval_tasks: PositiveInt = 32
     """Tasks set aside if `eval_every` is set: the first of the dev split, or all that it has; where the data have none,
-    the last of the train split, which then are not trained on. `sft` sets aside the last tasks that are collected."""
+    the last of the train split, which then are not trained on. `sft` from the bank takes the last train tasks
+    always."""
     save_every: PositiveInt = 5
     """Steps between checkpoints."""
 

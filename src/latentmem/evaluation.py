@@ -8,6 +8,8 @@ batch is the same computation whoever plays it, and so are the numbers, however 
 import ctypes
 import hashlib
 import json
+import logging
+import math
 import os
 import re
 import resource
@@ -38,6 +40,8 @@ from latentmem.runs import append, read_json, write_atomic
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1
 
@@ -238,6 +242,9 @@ def _carried(
     roles = {role.name: role for role in team.roles}
     measured = measure_carried(make(), model, trajectories, lambda t: roles, seed=seed, processes=processes)
     found = None if measured is None else measured.as_json()
+    if measured is not None and not math.isfinite(measured.total.difference):
+        logger.warning("evaluate: %s gives values that are not finite; what it carries cannot be told", name)
+        found = None
     if processes.is_first:
         write_atomic(path, json.dumps({"of": of, "carried": found}, indent=1, allow_nan=False) + "\n")
     return found

@@ -54,7 +54,7 @@ from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
-from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, TrainingError, suggest
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError, suggest
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.kept_latents import SUFFIX, read_latents
 from latentmem.latent_reading import (
@@ -240,7 +240,7 @@ def train_warmup(config: Config, parts: "_Parts | None" = None) -> None:
     """Let agents and composer learn to pass words on, before any data."""
     with _phase(config, "warmup", parts) as (processes, parts, run):
         section = config.warmup
-        if _is_finished(config, "warmup", section.copy_steps, run):
+        if _is_finished(config, "warmup", section.copy_steps, run, section.frame_steps):
             return
         trainer = WarmupTrainer(
             parts.composer(),
@@ -463,7 +463,11 @@ def _write_reading(parts: "_Parts", name: str, folder: Path, tasks: Sequence[Tas
     path, kept_path = (folder / f"{file_stem(name)}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
     if path.exists() or not kept_path.exists():
         return
-    kept = read_latents(kept_path)
+    try:
+        kept = read_latents(kept_path)
+    except RunError as error:  # the report tells it too; the results are no worse for it
+        logger.warning("%s", error)
+        return
     lines = (folder / f"{file_stem(name)}.jsonl").read_bytes().split(b"\n")
     place = {task.key: i for i, task in enumerate(tasks)}
     after: dict[str, dict[str, list[LatentReading]]] = {}
@@ -486,11 +490,16 @@ def _write_reading(parts: "_Parts", name: str, folder: Path, tasks: Sequence[Tas
 
 
 def _before(config: Config, name: str) -> str | None:
-    """What a latent memory was before it was trained: the warmed up one where this run has it; None if untrained."""
+    """What a latent memory was before it was trained on tasks: warmed up, untrained, or a folder; None if untrained."""
     if name == "latent:untrained":
         return None
-    warmed_up = name != "latent:warmup" and selected_checkpoint(_checkpoints(config, "warmup")) is not None
-    return "latent:warmup" if warmed_up else "latent:untrained"
+    initials = {"lmpo": config.lmpo.initial, "sft": config.sft.initial}
+    phase = name.removeprefix("latent:")
+    if phase not in initials:
+        return "latent:untrained"
+    while phase in initials:
+        phase = initials[phase]
+    return f"latent:{phase}"
 
 
 def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
@@ -723,7 +732,7 @@ def quickstart(config: Config) -> None:
         ("evaluate: memories compared on held-out tasks", compare),
     ]
     for title, recipe in phases:
-        if recipe is train_warmup and config.sft.initial != "warmup":
+        if recipe is train_warmup and "warmup" not in (config.sft.initial, config.lmpo.initial):
             continue
         if processes.is_first:
             _say(f"\n== {title}")
@@ -1062,10 +1071,15 @@ class _Parts:
         return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
 
     def shown(self, tasks: Sequence[Task], players: Team | Teams) -> list[Trajectory] | None:
-        """The right responses to some tasks, where the data can demonstrate them; None where they cannot."""
+        """The right responses to some tasks; None where the data cannot tell them of every role that speaks."""
         if not isinstance(self.domain, Demonstrator):
             return None
-        return self.act_out([Demonstration(t, self.domain.demonstrations(t), t.key) for t in tasks], players)
+        shown = [Demonstration(task, self.domain.demonstrations(task), task.key) for task in tasks]
+        teams = players.teams if isinstance(players, Teams) else (players,)
+        roles = {role.name for team in teams for role in team.roles}
+        if any("" not in one.said and not roles <= one.said.keys() for one in shown):
+            return None
+        return self.act_out(shown, players)
 
     def act_out(self, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
         """Demonstrations as trajectories, by default of the teams that train."""
@@ -1136,9 +1150,9 @@ class _Parts:
         return _last(self.train_tasks, count, f"{name}.eval_tasks", "train")
 
     def held_out_tasks(self, section: SFTSection) -> list[Task]:
-        """The last tasks that are collected: SFT needs episodes of what it sets aside, and dev tasks are not played."""
+        """The last train tasks: SFT needs episodes of what it sets aside, and dev tasks are not played."""
         count = section.eval_tasks if section.eval_every else 0
-        return _last(self.collected_tasks, count, "sft.eval_tasks", self.collected_split)
+        return _last(self.train_tasks, count, "sft.eval_tasks", "train")
 
     def _recalling(self, bank: ExperienceBank) -> ExperienceBank:
         """The bank; where only its successes are recalled, a warning, once, if that leaves out what matters."""
@@ -1240,14 +1254,18 @@ def _open_run(config: Config, phase: str, domain: Domain) -> Run:
     skipped = {split: domain.skipped(split) for split in get_args(Split)}
     told = {split: counts for split, counts in skipped.items() if counts or split in ("train", "test")}
     sections = _sections(config, phase)
-    complete = partial(_completed, names=[*sections])
+    data = config.model_dump(mode="json", by_alias=True)["data"]
+    complete = partial(_completed, data, names=[*sections])
     return Run.open(Path(config.run), dump_config(config), phase, sections, told, free, complete)
 
 
-def _completed(sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The sections that a phase was started with, and others of `names`; missing keys are at their defaults."""
+def _completed(data: Any, sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The sections that a phase was started with, and others of `names`; missing keys are at their defaults.
+
+    Data have none: a phase that does not keep its own takes those of now, which are not told.
+    """
     try:
-        values = parse_config({"run": "unnamed", **sections}).model_dump(mode="json", by_alias=True)
+        values = parse_config({"run": "unnamed", "data": data, **sections}).model_dump(mode="json", by_alias=True)
     except ConfigError:  # they have a key that is no more, which then is told as the difference
         return sections
     return {key: values[key] for key in dict.fromkeys([*sections, *names])}
@@ -1450,13 +1468,14 @@ def _warmup_steps_done(folder: Path, frame_steps: int) -> int:
     return frame_steps + 1 + _steps_done(folder)
 
 
-def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None) -> bool:
+def _is_finished(config: Config, phase: str, num_steps: int, run: Run | None, earlier_steps: int = 0) -> bool:
+    """Whether a training is done, which is told; `earlier_steps` were done in a folder of their own."""
     folder = _checkpoints(config, phase)
     if newest_checkpoint(folder) is None or _steps_done(folder) < num_steps:
         return False
     if run is not None:
         remove_others(folder)
-        _say(f"{phase}: finished already, {num_steps} steps; {selected_checkpoint(folder)} is selected")
+        _say(f"{phase}: finished already, {earlier_steps + num_steps} steps; {selected_checkpoint(folder)} is selected")
     return True
 
 

@@ -79,7 +79,7 @@ def rate(domain, tasks, say):
 
 def rolled(domain, tasks, says="apple"):
     """Trajectories of a team that always says the same: by default a word that is no value."""
-    team = load_team("pair" if domain.roles else "solo")
+    team = load_team("pair" if domain._needs else "solo")
     model = ScriptedModel({role.name: [says] for role in team.roles})
     return rollout(team, NoMemory(), model, tasks, domain.start, sampling=SAMPLING, workers=1).trajectories
 
@@ -154,7 +154,7 @@ def test_what_is_demonstrated_is_right_in_every_split(name):
         assert set(shown) == set(WORLDS[name].get("needs", {""}))
         outcome = played(domain, task, lambda role, shown=shown: shown[role])
         assert (outcome.reward, outcome.done) == (1, True)
-        assert outcome.info["extracted"] == (shown if domain.roles else shown[""])
+        assert outcome.info["extracted"] == (shown if domain._needs else shown[""])
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -469,7 +469,6 @@ def test_several_words_earn_the_share_of_positions_that_are_right():
 
 def test_each_role_is_judged_by_what_it_says_itself():
     domain = world(attributes=3, needs={"scout": ("cargo", "password"), "porter": ("emblem",)})
-    assert domain.roles == ("scout", "porter")
     task = domain.tasks("test")[0]
     assert task.id == "test-000-arrival"
     shown = domain.demonstrations(task)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_world import TASKS, World
 
+from latentmem.carrying import roles_of_teams
 from latentmem.errors import TrainingError
 from latentmem.processes import Processes
 from latentmem.teams.team import Agent, FixedTeam
@@ -158,8 +159,8 @@ def test_process_without_an_example_takes_part(world: World) -> None:
 
 
 def test_roles_are_those_of_the_team(world: World) -> None:
-    assert {role.name for role in world.team.roles} == set(trainer_of(world).roles[world.team.name])
-    assert all(isinstance(role, Role) for role in trainer_of(world).roles[world.team.name].values())
+    roles = trainer_of(world).roles_of(world.trajectories[0])
+    assert {name: role.name for name, role in roles.items()} == {role.name: role.name for role in world.team.roles}
     assert len(TASKS) == len(world.trajectories)
 
 
@@ -171,7 +172,7 @@ def test_of_several_teams_each_trajectory_is_told_with_its_own_teams_profiles(wo
         for i, team in enumerate((world.team.name, "twin", "strangers"))
     )
     trainer = trainer_of(world)
-    trainer.roles = {team.name: {role.name: role for role in team.roles} for team in (world.team, twin)}
+    trainer.roles_of = roles_of_teams((world.team, twin))
     assert trainer._usable([ours, theirs, strangers]) == [ours, theirs]
     for trajectory in (ours, theirs):
         texts = [example.composer_text for example in trainer._examples([trajectory])]

@@ -254,11 +254,6 @@ class HiddenFactsDomain:
         self._grouped = bool(held_out_values or any(self._shares.values()) or "wrong" in self._outcomes)
         self._instructions = instructions or self._built_in_instructions()
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that are judged by what they say themselves; a team has to have them."""
-        return tuple(self._needs)
-
     def skipped(self, split: Split) -> dict[str, int]:
         """Nothing: the tasks are made, not read."""
         return {}

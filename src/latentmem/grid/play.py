@@ -267,7 +267,9 @@ def _key(run: GridRun, phase: str, memory: str | None = None) -> str | None:
     elif memory in ("none", "text") and not config.evaluate.online:
         values = config.model_dump(mode="json")
         parts += [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]
-        parts.append({key: values["evaluate"][key] for key in ("num_tasks", "batch_size", "temperature")})
+        parts.append(
+            {key: values["evaluate"][key] for key in ("num_tasks", "batch_size", "temperature", "max_response_tokens")}
+        )
         if config.evaluate.temperature:
             parts.append(config.seed)
         if memory == "text":

@@ -389,20 +389,19 @@ def first_tokens(composer: LanguageModel, agents: LanguageModel) -> list[int]:
     """For each token of the composer, [V_composer], the agents' token that a response of this text would begin with.
 
     A composer that goes on writing puts a blank before a word, and an agent that begins to speak does not; so the text
-    counts without what blanks it begins with. A token of which nothing is left stays as it is, as far as the agents
-    have one of that number.
+    counts without what blanks it begins with, unless it is nothing but blanks. What ends a text, ends a response.
     """
     texts = composer.tokenizer.batch_decode([[token] for token in range(len(composer.tokenizer))])
     bare = [text.lstrip() for text in texts]
-    encoded = agents.tokenizer([text or "." for text in bare], add_special_tokens=False)["input_ids"]
-    same = composer.tokenizer is agents.tokenizer
-    found = []
-    for token, (text, stripped, ids) in enumerate(zip(texts, bare, encoded, strict=True)):
-        if same and (text == stripped or len(ids) != 1):  # its own token, also where it is half a character
-            found.append(token)
-        else:
-            found.append(ids[0] if stripped and ids else min(token, len(agents.tokenizer) - 1))
-    return found
+    said = [stripped or text or "." for text, stripped in zip(texts, bare, strict=True)]
+    encoded = agents.tokenizer(said, add_special_tokens=False)["input_ids"]
+    end = int(agents.tokenizer.eos_token_id)
+    if composer.tokenizer is agents.tokenizer:  # a token is its own, also where it is half a character
+        return [
+            ids[0] if stripped != text and stripped and len(ids) == 1 else token
+            for token, (text, stripped, ids) in enumerate(zip(texts, bare, encoded, strict=True))
+        ]
+    return [end if token in composer.eos_ids or not ids else ids[0] for token, ids in enumerate(encoded)]
 
 
 def composer_words(words: MemorySection) -> dict[str, str]:

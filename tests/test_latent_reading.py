@@ -51,13 +51,13 @@ def embeddings(model: LanguageModel) -> torch.Tensor:
 
 
 def test_shares_are_those_worked_out_by_hand() -> None:
-    """Without the mean (5, 5) four tokens point right, up, left and down; a vector to the right of it is compared."""
-    table = torch.tensor([[7.0, 5.0], [5.0, 8.0], [3.0, 5.0], [5.0, 2.0]])
-    vector = torch.tensor([[5.5, 5.0]])
-    # Cosines 1, 0, -1, 0: mean 0, spread sqrt(1/2), so z is sqrt(2), 0, -sqrt(2), 0, and shares are as exp(2 z).
-    weights = [math.exp(2 * math.sqrt(2)), 1, math.exp(-2 * math.sqrt(2)), 1]
-    found = dict(nearest_tokens(vector, table, 4)[0])
-    assert found == {token: pytest.approx(weight / sum(weights)) for token, weight in enumerate(weights)}
+    # Without the mean (5, 7) the tokens are at (4, 3), (4, -3), (-4, 3) and (-4, -3), the vector at (2.1, 22).
+    table = torch.tensor([[9.0, 10.0], [9.0, 4.0], [1.0, 10.0], [1.0, 4.0]])
+    found = dict(nearest_tokens(torch.tensor([[7.1, 29.0]]), table, 4)[0])
+    # Lengths are 5 and 22.1, so the cosines are (84 + 660, 84 - 660, -84 + 660, -84 - 660) / 1105.
+    weights = [math.exp(30 * product / 1105) for product in (744, -576, 576, -744)]
+    assert list(found) == [0, 2, 1, 3]
+    assert found == {token: pytest.approx(weight / sum(weights), rel=1e-4) for token, weight in enumerate(weights)}
 
 
 def test_nearest_tokens_of_a_large_vocabulary_are_those_of_a_slow_search() -> None:
@@ -66,11 +66,9 @@ def test_nearest_tokens_of_a_large_vocabulary_are_those_of_a_slow_search() -> No
     centre = table.mean(0)
     for vector, row in zip(vectors, nearest_tokens(vectors, table, 2), strict=True):
         cosines = torch.cosine_similarity((vector - centre).expand(9000, -1), table - centre, dim=1)
-        z = (cosines - cosines.mean()) / cosines.std(correction=0)
         assert [token for token, _ in row] == cosines.argsort(descending=True)[:2].tolist()
-        assert [share for _, share in row] == pytest.approx(
-            (2 * z).softmax(0).sort(descending=True).values[:2].tolist()
-        )
+        shares = (30 * cosines).softmax(0).sort(descending=True).values
+        assert [share for _, share in row] == pytest.approx(shares[:2].tolist(), rel=1e-3)
 
 
 def test_a_vector_among_equal_tokens_is_shared_evenly() -> None:
@@ -81,21 +79,28 @@ def test_a_vector_among_equal_tokens_is_shared_evenly() -> None:
 # What a composer put into its latents
 
 
-def test_a_slot_is_read_without_its_frame_and_other_latents_whole(
+def test_of_a_slot_its_word_is_read_and_other_latents_whole(
     model: LanguageModel, composer_on: Callable[..., Composer]
 ) -> None:
-    composer = composer_on(model, num_latents=3, rank=2, slots=1)
+    composer = composer_on(model, num_latents=4, rank=2, slots=2)
     table = embeddings(model).detach()
     with torch.no_grad():
-        composer.frame[:] = table[[20, 21, 22]]
-        composer.frame[2] = 0
-    found = read_out(composer, model, torch.stack([table[30] + table[20], table[21], torch.zeros(32)]))
-    assert [row.gate for row in found] == [1, None, None]
-    assert [row.nearest[0][0] for row in found[:2]] == [spell_token(model, 30), spell_token(model, 21)]
-    assert [row.frame and row.frame[0] for row in found] == [spell_token(model, 20), spell_token(model, 21), None]
+        composer.gate[:] = torch.tensor([0.5, 0.0])
+        composer.frame[:] = table[[20, 21, 22, 23]]
+        composer.frame[3] = 0
+    latents = torch.stack([0.5 * table[30] + table[20], table[21], table[31], table[32]])
+    found = read_out(composer, model, latents)
+    assert [row.gate for row in found] == [0.5, 0, None, None]
+    # The word at its own length, a closed slot by its frame, and what is no slot as it is.
+    for row, token in zip(found, [30, 21, 31, 32], strict=True):
+        (expected,) = nearest_tokens(table[[token]], table)
+        assert expected[0][0] == token
+        assert [told for told, _ in row.nearest] == [spell_token(model, near) for near, _ in expected]
+        assert [share for _, share in row.nearest] == pytest.approx([share for _, share in expected], rel=1e-3)
+    assert [row.frame and row.frame[0] for row in found] == [*(spell_token(model, i) for i in (20, 21, 22)), None]
     usual = table.square().sum(1).mean().sqrt()
-    lengths = [float(table[30].norm() / usual), 0, 0]
-    assert [row.length for row in found] == pytest.approx(lengths)
+    lengths = [0.5 * table[30].norm(), torch.tensor(0.0), (table[31] - table[22]).norm(), table[32].norm()]
+    assert [row.length for row in found] == pytest.approx([float(length / usual) for length in lengths], abs=1e-6)
 
 
 def test_without_slots_what_is_composed_is_all_but_the_bias(

@@ -397,20 +397,17 @@ def _row(
         "successes": successes,
         "rewards": rewards,
     }
-    for other in ("none", "text"):
-        row[f"vs_{other}"] = None
-        if other in played and other != name:
-            theirs = [int(t.success) for t in played[other][0]]
-            row[f"vs_{other}"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
-    row["start"] = start
-    row["vs_start"] = None
-    if start is not None and start in played:
-        theirs = [int(t.success) for t in played[start][0]]
-        row["vs_start"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
+
+    def against(other: str | None) -> dict[str, Any] | None:
+        if other is None or other == name or other not in played:
+            return None
+        theirs = [int(t.success) for t in played[other][0]]
+        return asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
+
+    row |= {"vs_none": against("none"), "vs_text": against("text"), "start": start, "vs_start": against(start)}
     real, control = split_control(name)
     if control is not None and real in played:
-        theirs = [int(t.success) for t in played[real][0]]
-        row["vs_real"] = asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
+        row["vs_real"] = against(real)
     return row
 
 

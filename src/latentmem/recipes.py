@@ -441,7 +441,7 @@ def play_test(config: Config, parts: "_Parts | None" = None) -> dict[str, Any]:
                 processes=processes,
                 bank=parts.bank if any(map(needs_bank, names)) else None,
                 held_out=parts.shown(tasks[:_MEASURED], parts.team),
-                starts={f"latent:{phase}": f"latent:{first}" for phase, first in parts.initials.items()},
+                starts={f"latent:{phase}": f"latent:{first}" for phase, first in initials(config).items()},
             )
         for row in results["memories"]:
             row["learning"] = parts.learning(row["name"], copies)
@@ -493,12 +493,12 @@ def _before(config: Config, name: str) -> str | None:
     """What a latent memory was before it was trained on tasks: warmed up, untrained, or a folder; None if untrained."""
     if name == "latent:untrained":
         return None
-    initials = {"lmpo": config.lmpo.initial, "sft": config.sft.initial}
+    began = initials(config)
     phase = name.removeprefix("latent:")
-    if phase not in initials:
+    if phase not in began:
         return "latent:untrained"
-    while phase in initials:
-        phase = initials[phase]
+    while phase in began:
+        phase = began[phase]
     return f"latent:{phase}"
 
 
@@ -1063,8 +1063,7 @@ class _Parts:
             return None
         if source == "domain":
             assert isinstance(self.domain, Demonstrator)
-            different = {task.key: task for task in tasks}
-            return [Demonstration(task, self.domain.demonstrations(task), key) for key, task in different.items()]
+            return _told_by(self.domain, tasks)
         keys = {task.key for task in tasks}
         known = [task for split in get_args(Split) for task in self.domain.tasks(split)]
         roles = {role.name for team in (*self.train_teams, self.team) for role in team.roles}
@@ -1074,7 +1073,7 @@ class _Parts:
         """The right responses to some tasks; None where the data cannot tell them of every role that speaks."""
         if not isinstance(self.domain, Demonstrator):
             return None
-        shown = [Demonstration(task, self.domain.demonstrations(task), task.key) for task in tasks]
+        shown = _told_by(self.domain, tasks)
         teams = players.teams if isinstance(players, Teams) else (players,)
         roles = {role.name for team in teams for role in team.roles}
         if any("" not in one.said and not roles <= one.said.keys() for one in shown):
@@ -1095,11 +1094,6 @@ class _Parts:
             )
             for one in shown
         ]
-
-    @property
-    def initials(self) -> dict[str, str]:
-        """What each training of a composer starts from, as the configuration names it."""
-        return {"sft": self.config.sft.initial, "lmpo": self.config.lmpo.initial}
 
     def initial(self, which: str) -> Path | None:
         """The checkpoint that a training starts from; None where it starts untrained."""
@@ -1289,9 +1283,20 @@ def what_decides(config: Config, phase: str) -> dict[str, Any]:
     return sections
 
 
+def initials(config: Config) -> dict[str, str]:
+    """What each training of a composer starts from, as the configuration names it."""
+    return {"sft": config.sft.initial, "lmpo": config.lmpo.initial}
+
+
 def _plays_itself(config: Config, phase: str) -> bool:
     """Whether it is the team that plays in a phase, and not others in its place."""
     return phase in EVALUATIONS.values() or not config.train_teams
+
+
+def _told_by(domain: Demonstrator, tasks: Sequence[Task]) -> list[Demonstration]:
+    """What a domain demonstrates of some tasks, of each once."""
+    different = {task.key: task for task in tasks}
+    return [Demonstration(task, domain.demonstrations(task), key) for key, task in different.items()]
 
 
 def _with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split, list[Task]]:

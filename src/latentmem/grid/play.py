@@ -168,7 +168,7 @@ def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list
 
 def _trainings(config: Config, memory: str) -> list[str]:
     """The trainings of this run that a memory needs: its own, the one that it started from, and so on."""
-    initial = {"lmpo": config.lmpo.initial, "sft": config.sft.initial}
+    initial = recipes.initials(config)
     needed: list[str] = []
     phase = memory.removeprefix("latent:")
     while phase in ("warmup", "sft", "lmpo", "grpo"):

@@ -214,6 +214,17 @@ class Optimization:
         self.adamw.zero_grad()
         return good, norm
 
+    def move(self, step: int, loss: float) -> dict[str, float]:
+        """`step`, told as the metrics that `train` asks for."""
+        good, norm = self.step(step, loss)
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": self.rate(step),
+            "updated": float(good),
+            "bad": float(not good),
+        }
+
     def save(self, path: Path) -> None:
         """Write AdamW's moments, by parameter name; all processes call this, the first writes.
 

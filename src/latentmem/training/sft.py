@@ -173,15 +173,7 @@ class SFTTrainer:
 
         loss = accumulate(self.memory.composer, self.model, examples, loss_of, self.settings.micro_batch_positions)
         loss = self.processes.sum({"loss": loss})["loss"]
-        good, norm = self.optimization.step(progress.step, loss)
-        return {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": self.optimization.rate(progress.step),
-            "tokens": tokens,
-            "updated": float(good),
-            "bad": float(not good),
-        }
+        return {**self.optimization.move(progress.step, loss), "tokens": tokens}
 
     def held_out_loss(self) -> float:
         """Mean cross-entropy a token on the held-out trajectories, in nats."""

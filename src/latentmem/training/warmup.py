@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -108,7 +108,8 @@ class WarmupTrainer:
         self.slots = composer.slots
         self.model = model
         self.teams = tuple(teams)
-        self.framing = optimize(FrameOnly(composer), num_steps=settings.frame_steps, learning_rate=settings.frame_rate)
+        self.frame_only = FrameOnly(composer)
+        self.framing = optimize(self.frame_only, num_steps=settings.frame_steps, learning_rate=settings.frame_rate)
         self.copying = optimize(
             composer,
             num_steps=settings.copy_steps,
@@ -133,30 +134,25 @@ class WarmupTrainer:
         on: step 0 of the copy comes after the last of the frame.
         """
         settings = self.settings
+        go = partial(train, processes=self.processes, save_every=settings.save_every, eval_every=settings.eval_every)
         if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold the frame
             self._open_slots()
-            train(
-                FrameOnly(self.composer),
+            go(
+                self.frame_only,
                 self.framing,
                 folder / "frame",
-                self.processes,
                 num_steps=settings.frame_steps,
-                save_every=settings.save_every,
-                eval_every=settings.eval_every,
                 take_step=self._frame_step,
                 evaluate=self._evaluate_frame,
                 log=log,
                 rewind=rewind,
             )
         first = settings.frame_steps + 1
-        return train(
+        return go(
             self.composer,
             self.copying,
             folder,
-            self.processes,
             num_steps=settings.copy_steps,
-            save_every=settings.save_every,
-            eval_every=settings.eval_every,
             take_step=self._copy_step,
             evaluate=self._evaluate_copy,
             log=lambda metrics: log({**metrics, "step": metrics["step"] + first}),
@@ -194,7 +190,7 @@ class WarmupTrainer:
             loss = -logps.sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        return self._moved(self.framing, progress.step, total)
+        return self.framing.move(progress.step, self.processes.sum({"loss": total})["loss"])
 
     def _shown(self, lessons: Sequence[Lesson]) -> Tensor:
         """Latents [B, K, d_agent]: the embeddings of each lesson's words in the slots, and the frame around them."""
@@ -224,7 +220,7 @@ class WarmupTrainer:
             return -logps.sum() / tokens
 
         loss = accumulate(self.composer, self.model, examples, loss_of, settings.micro_batch_positions)
-        return self._moved(self.copying, progress.step, loss)
+        return self.copying.move(progress.step, self.processes.sum({"loss": loss})["loss"])
 
     @torch.no_grad()
     def _evaluate_copy(self, step: int) -> tuple[float, dict[str, float]]:
@@ -256,17 +252,6 @@ class WarmupTrainer:
 
     def _num_tokens(self, examples: Sequence[Example]) -> float:
         return self.processes.sum({"tokens": float(sum(len(example.token_ids) for example in examples))})["tokens"]
-
-    def _moved(self, optimization: Optimization, step: int, loss: float) -> dict[str, float]:
-        loss = self.processes.sum({"loss": loss})["loss"]
-        good, norm = optimization.step(step, loss)
-        return {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": optimization.rate(step),
-            "updated": float(good),
-            "bad": float(not good),
-        }
 
     def _scores(self, logps: Tensor, share: str) -> tuple[float, dict[str, float]]:
         """Mean surprise in nats a response; the share of responses that are likelier than all others together."""

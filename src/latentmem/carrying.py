@@ -198,15 +198,14 @@ def _score(
     queries = {(t.team, t.task.key, m.role): (t.task, roles_of(t)[m.role]) for t, m in said}
     own = dict(zip(queries, memory.recall_many([*queries.values()]), strict=True))
     theirs = dict(zip(queries, other_memory.recall_many([*queries.values()]), strict=True))
-    rows: list[_Row] = []
+    given: list[tuple[Message, Recall]] = []
     pairs: list[tuple[int, int]] = []
     for trajectory, message in said:
         key = (trajectory.team, trajectory.task.key, message.role)
-        pairs.append((len(rows), len(rows) + (not _same(own[key], theirs[key]))))
-        rows.append(_row(model, message, own[key]))
-        if not _same(own[key], theirs[key]):
-            rows.append(_row(model, message, theirs[key]))
-    logps = _logps(model, rows, positions)
+        recalls = [own[key]] if _same(own[key], theirs[key]) else [own[key], theirs[key]]
+        pairs.append((len(given), len(given) + len(recalls) - 1))
+        given += [(message, recall) for recall in recalls]
+    logps = message_logps(model, given, positions)
     scored, following = [], iter(pairs)
     for trajectory in trajectories:
         messages = _said(trajectory, roles_of)
@@ -259,8 +258,20 @@ def _differing(messages: Sequence[Message], others: Sequence[Message]) -> list[T
 
 
 @torch.no_grad()
-def _logps(model: LanguageModel, rows: Sequence[_Row], positions: int) -> list[Tensor]:
-    """Log-probabilities [T] float64 of each row's tokens at temperature 1."""
+def message_logps(
+    model: LanguageModel, given: Sequence[tuple[Message, Recall]], positions: int = POSITIONS
+) -> list[Tensor]:
+    """How likely each message's tokens are under what is recalled for it: [T] float64 each, at temperature 1.
+
+    Args:
+        model: the agents.
+        given: messages, each with a recall in the place of what it was given when it was sampled.
+        positions: passed through the model at once, at most, but for a single longer message.
+
+    Raises:
+        ModelError: a message does not fit the model's window.
+    """
+    rows = [_row(model, message, recall) for message, recall in given]
     check_window(model.model, max(row.length for row in rows), "a stored message")
     result: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in _batches(rows, positions):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from latentmem.carrying import message_logps
 from latentmem.memory.composer import Composer
+from latentmem.memory.memory import Recall
 from latentmem.models.language_model import LanguageModel, Prompt, Sampling
-from latentmem.models.prefix import check_window, judge_responses, pad, prefill
 from latentmem.trajectory import Message
 
 NUM_NEAREST = 3
@@ -141,31 +142,16 @@ def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limi
         ModelError: the prompt does not fit the context window.
     """
     num = len(latents)
-    left = [torch.cat([latents[:k], latents[k + 1 :]]) for k in range(num)]
+    left = [torch.cat([latents[:k], latents[k + 1 :]]) if num > 1 else None for k in range(num)]
     user = message.recalled.before(message.user)
     prompts = [
         Prompt(message.role, message.system, user, f"{message.role} without a latent", seed=0, latents=rest)
-        for rest in (left if num > 1 else [None])
+        for rest in left
     ]
     sampled = model.respond(prompts, Sampling(temperature=0, max_response_tokens=limit))
-    with_all = _score(model, message, latents[None])
-    without = _score(model, message, torch.stack(left) if num > 1 else None)
-    return [WithoutLatent(response.text, logp - with_all[0]) for response, logp in zip(sampled, without, strict=True)]
-
-
-def _score(model: LanguageModel, message: Message, latents: Tensor | None) -> list[float]:
-    """Log-probability of a message's response after each of B latent memories [B, K, d_agent], or after none."""
-    rows, num_latents = (1, 0) if latents is None else latents.shape[:2]
-    ids = model.encode_prompt(message.system, message.recalled.before(message.user))
-    response, mask = pad([message.token_ids] * rows, model.device)
-    room = num_latents + response.shape[1]
-    check_window(model.model, len(ids) + room, f"the prompt of {message.role!r}")
-    given = None if latents is None else latents.to(model.device, model.model.dtype)
-    with model.as_agent() as agent:
-        prefix = prefill(agent, [ids] * rows, ["one"] * rows, room)
-        logps, _ = judge_responses(agent, prefix, given, response, mask)
-    scores: list[float] = logps.sum(1).tolist()
-    return scores
+    given = [(message, Recall(message.recalled, rest)) for rest in (latents, *left)]
+    with_all, *without = (float(logps.sum()) for logps in message_logps(model, given))
+    return [WithoutLatent(response.text, logp - with_all) for response, logp in zip(sampled, without, strict=True)]
 
 
 # In words

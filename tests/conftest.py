@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is first imported: workers of pytest-xdist would otherwise fight over the cores. No test asks the hub.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -39,24 +40,8 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers and width 32: 4 heads, 2 of keys and values, tied embeddings, float32, 320 tokens."""
-    from transformers import LlamaConfig
-
     folder = tmp_path_factory.mktemp("tiny_llama")
-    config = LlamaConfig(
-        vocab_size=_save_tokenizer(folder, vocab_size=320),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    config = llama_config(_save_tokenizer(folder, vocab_size=320))
     _save_model(folder, config, seed=1)
     return folder
 
@@ -89,23 +74,9 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wordy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers and width 32 with tied embeddings, of whose tokens some 180 are words."""
-    from transformers import LlamaConfig
-
     folder = tmp_path_factory.mktemp("wordy_llama")
-    config = LlamaConfig(
-        vocab_size=_save_tokenizer(folder, vocab_size=1200, sentences=[*SENTENCES, *(f"{w} {w}" for w in WORDS)]),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
+    config = llama_config(
+        _save_tokenizer(folder, vocab_size=1200, sentences=[*SENTENCES, *(f"{w} {w}" for w in WORDS)])
     )
     _save_model(folder, config, seed=3)
     return folder
@@ -177,6 +148,27 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
             return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
 
     monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
+
+
+def llama_config(vocab_size: int, tied: bool = True) -> Any:
+    """Of a Llama of 2 layers and width 32, with 4 heads, 2 of keys and values."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
 
 
 def _save_tokenizer(folder: Path, vocab_size: int, sentences: Sequence[str] = SENTENCES) -> int:

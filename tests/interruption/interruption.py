@@ -505,27 +505,13 @@ def _size_before_the_next_page(metrics: Path, phase: str) -> int:
 def make_model(folder: Path) -> None:
     """A random Llama of 2 layers and width 32 that likes to say 1, the answer of every other task."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     sys.path.append(str(HERE.parent))
-    from conftest import _save_tokenizer
+    from conftest import _save_tokenizer, llama_config
 
     folder.mkdir()
-    config = LlamaConfig(
-        vocab_size=_save_tokenizer(folder, vocab_size=320),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    config = llama_config(_save_tokenizer(folder, vocab_size=320), tied=False)
     torch.set_num_threads(1)
     torch.manual_seed(1)
     model = LlamaForCausalLM(config)

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentmem.kept_readings import LatentReading, readings_as_json
 from latentmem.latent_reading import (
-    LatentReading,
     WithoutLatent,
     format_reading,
     leave_out_each,
     nearest_tokens,
     read_out,
-    readings_as_json,
     spell_token,
     visible,
 )

@@ -57,14 +57,8 @@ from latentmem.environments.search import SearchDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError, suggest
 from latentmem.evaluation import check_online, evaluate, file_stem, forget
 from latentmem.kept_latents import SUFFIX, read_latents
-from latentmem.latent_reading import (
-    READING_SUFFIX,
-    LatentReading,
-    format_reading,
-    leave_out_each,
-    read_out,
-    readings_as_json,
-)
+from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_json
+from latentmem.latent_reading import format_reading, leave_out_each, read_out
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.controls import (

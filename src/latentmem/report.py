@@ -27,6 +27,7 @@ from latentmem.config import split_control
 from latentmem.errors import RunError
 from latentmem.figures import COLOURS, STYLES, THEMES, Picture, add_legend, dress, in_both_themes, label, png
 from latentmem.kept_latents import SUFFIX, KeptLatents, read_latents
+from latentmem.kept_readings import READING_SUFFIX, LatentReading, reading_cells
 from latentmem.latent_map import LatentMap, describe, draw_maps, latent_cells, latents_as_json, map_latents
 from latentmem.runs import Metrics, read_json, read_metrics, write_atomic
 from latentmem.stats import holm
@@ -345,7 +346,7 @@ def _read_readings(folder: Path, results: Row, notes: list[str]) -> dict[str, li
     """What each evaluated memory's latents say, as tables; a file that cannot be read is a note."""
     readings = {}
     for stem, name in _stems(results).items():
-        path = folder / f"{stem}.read.json"
+        path = folder / f"{stem}{READING_SUFFIX}"
         if path.exists():
             try:
                 found = read_json(path)
@@ -362,21 +363,9 @@ def _read_readings(folder: Path, results: Row, notes: list[str]) -> dict[str, li
 
 def _reading_cells(role: Row, before: str | None) -> list[list[str]]:
     """Header and rows of what one role's latents say."""
-
-    def told(tokens: Iterable[Any]) -> str:
-        return ", ".join(f"{token} {share:.2f}" for token, share in tokens) or MISSING
-
-    columns = {
-        "latent": [str(number) for number in range(1, len(role["after"]) + 1)],
-        "gate": [MISSING if latent["gate"] is None else f"{latent['gate']:.2f}" for latent in role["after"]],
-        "length": [f"{latent['length']:.2f}" for latent in role["after"]],
-        "nearest": [told(latent["nearest"]) for latent in role["after"]],
-    }
-    if role["before"] is not None:
-        columns[f"nearest in {before}"] = [told(latent["nearest"]) for latent in role["before"]]
-    if any(latent["frame"] for latent in role["after"]):
-        columns["frame"] = [told([latent["frame"]] if latent["frame"] else []) for latent in role["after"]]
-    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    after = [LatentReading(**latent) for latent in role["after"]]
+    earlier = None if role["before"] is None else [LatentReading(**latent) for latent in role["before"]]
+    return reading_cells(after, earlier, ("nearest", f"nearest in {before}"))
 
 
 def _memories(results: Row) -> list[Row]:

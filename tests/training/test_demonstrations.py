@@ -109,6 +109,16 @@ def test_rows_are_read_with_their_places(tmp_path: Path) -> None:
     ]
 
 
+def test_an_id_that_two_domains_have_is_told_and_their_keys_tell_them_apart(tmp_path: Path) -> None:
+    path = tmp_path / "said.jsonl"
+    tasks = [Task(domain="a", id="1", text="one"), Task(domain="b", id="1", text="two"), TASKS[0]]
+    path.write_text(json.dumps({"task": "1", "responses": {"": "x"}}))
+    with pytest.raises(BadRowError, match=r"jsonl:1: 2 tasks have the id '1'; write 'a:1' or 'b:1'$"):
+        read_demonstrations(path, tasks, [])
+    path.write_text(json.dumps({"task": "b:1", "responses": {"": "x"}}))
+    assert [one.task for one in read_demonstrations(path, tasks, [])] == [tasks[1]]
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

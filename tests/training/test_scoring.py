@@ -58,6 +58,32 @@ def test_accumulated_gradients_equal_one_plain_backward_pass(make_world: Callabl
     assert all(p.grad is None for p in world.model.model.parameters())
 
 
+def test_equal_messages_are_scored_once_and_count_as_often_as_they_were_said(world, monkeypatch) -> None:
+    wake(world.composer)
+    once = examples_of(world.play(), world.model)[:3]
+    examples = [once[0], once[1], once[0], once[2], once[0]]
+
+    def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
+        return (logps.exp().sum(1) * torch.tensor([1.0 + row for row in rows])).sum()
+
+    loss = plain_loss(world.composer, world.model, examples, loss_of)
+    loss.backward()
+    expected = take_gradients(world.composer)
+    scored: list[Example] = []
+    monkeypatch.setattr(
+        "latentmem.training.scoring.score",
+        lambda model, chosen, *rest: (scored.extend(chosen), score(model, chosen, *rest))[1],
+    )
+    found = accumulate(world.composer, world.model, examples, loss_of, LARGE)
+    assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert_same_gradients(take_gradients(world.composer), expected, 1e-4)
+    assert sorted(scored, key=once.index) == once
+    ((rows, logps, _),) = score_all(world.composer, world.model, examples, LARGE)
+    first, second, third = (rows.index(row) for row in (0, 2, 4))
+    assert torch.equal(logps[first], logps[second])
+    assert torch.equal(logps[first], logps[third])
+
+
 def off_policy_loss(composer: Composer, model: LanguageModel, examples: list[Example]) -> LossOf:
     """LMPO's loss with everything in it: old and reference log-probs apart from today's, both clips, the KL term.
 

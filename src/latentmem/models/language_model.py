@@ -34,8 +34,10 @@ PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 _CUT = "\ud800"
 """Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
 
+_FIRST_CHECKS = frozenset({2, 4})
 _CHECK_EVERY = 8
-"""Decoding steps between looks at which rows have ended; each look makes a GPU wait."""
+"""Decoding steps between looks at which rows have ended, after the first ones, for agents may answer with one word;
+each look makes a GPU wait."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,7 @@ def decode(
         ended = ended | torch.isin(chosen, eos)
         if t == length - 1:
             break
-        if t % _CHECK_EVERY == _CHECK_EVERY - 1:
+        if t + 1 in _FIRST_CHECKS or (t + 1) % _CHECK_EVERY == 0:
             num_ended = int(ended.sum())
             if num_ended == len(alive):
                 return tokens[:, : t + 1], logps[:, : t + 1]

@@ -101,9 +101,9 @@ def _message(call: Call, response: str, model: LanguageModel) -> Message:
 
 
 def read_demonstrations(path: Path, tasks: Sequence[Task], roles: Collection[str]) -> list[Demonstration]:
-    """Demonstrations from JSON Lines, rows of `task` (an id) and `responses` (an object of texts by role).
+    """Demonstrations from JSON Lines, rows of `task` and `responses` (an object of texts by role).
 
-    A task may have several.
+    `task` is an id, or, where several domains of a mix have the same one, `DOMAIN:ID`. A task may have several rows.
 
     Args:
         path: the file.
@@ -112,20 +112,33 @@ def read_demonstrations(path: Path, tasks: Sequence[Task], roles: Collection[str
 
     Raises:
         BadRowError: a row that is no object, lacks a field, or has one of another type; a task or role that is not
-            known; a blank response, or none.
+            known; an id that several tasks have; a blank response, or none.
         DataError: no such file, or no row in it.
     """
-    by_id = {task.id: task for task in tasks if task.id is not None}
-    found = [_demonstration(row, by_id, roles) for row in read_rows(path)]
+    by_name = _by_name(tasks)
+    found = [_demonstration(row, by_name, roles) for row in read_rows(path)]
     if not found:
         raise DataError(f"{path}: expected at least one demonstration, found none")
     return found
 
 
-def _demonstration(row: Row, by_id: Mapping[str, Task], roles: Collection[str]) -> Demonstration:
+def _by_name(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+    """The tasks that a row may mean by each name: an id, or the key that tells apart tasks of one id."""
+    once = {task.key: task for task in tasks if task.id is not None}
+    by_name: dict[str, list[Task]] = {}
+    for task in once.values():
+        by_name.setdefault(str(task.id), []).append(task)
+    return by_name | {key: [task] for key, task in once.items()}
+
+
+def _demonstration(row: Row, by_name: Mapping[str, Sequence[Task]], roles: Collection[str]) -> Demonstration:
     name = row.text("task")
-    if name not in by_id:
-        raise BadRowError("unknown task", f"{row.where}: task {name[:80]!r} is not in the data; {_hint(name, by_id)}")
+    meant = by_name.get(name, [])
+    if not meant:
+        raise BadRowError("unknown task", f"{row.where}: task {name[:80]!r} is not in the data; {_hint(name, by_name)}")
+    if len(meant) > 1:
+        keys = " or ".join(repr(task.key[:80]) for task in meant)
+        raise BadRowError("ambiguous task", f"{row.where}: {len(meant)} tasks have the id {name[:80]!r}; write {keys}")
     responses = Row(row.field("responses", dict), f"{row.where}: responses")
     if not responses.values:
         raise BadRowError("blank", f"{responses.where}: is empty; expected a text for each role")
@@ -134,7 +147,7 @@ def _demonstration(row: Row, by_id: Mapping[str, Task], roles: Collection[str]) 
             raise BadRowError(
                 "unknown role", f"{responses.where}: no team has a role {role[:80]!r}; {suggest(role[:80], roles)}"
             )
-    return Demonstration(by_id[name], {role: responses.text(role) for role in responses.values}, row.where)
+    return Demonstration(meant[0], {role: responses.text(role) for role in responses.values}, row.where)
 
 
 def _hint(name: str, known: Collection[str]) -> str:

@@ -1,6 +1,7 @@
 """From stored messages to log-probabilities with gradients, fast and within bounded memory.
 
-Equal composer texts are composed once, however many messages use the result. The graph is cut at the latents: scoring
+Equal composer texts are composed once, however many messages use the result, and equal messages of a micro-batch are
+scored once: rollouts of one task often say the same. The graph is cut at the latents: scoring
 runs in micro-batches whose gradients meet there, and then the composer's own graph is walked once. No graph outlives
 its micro-batch, and the result is that of one big backward pass.
 """
@@ -195,10 +196,10 @@ def accumulate(
         latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
         leaf = latents.detach().requires_grad_()  # [U, K, d_agent]
         for rows in micro_batches:
-            chosen = [examples[row] for row in rows]
+            chosen, again = _different([examples[row] for row in rows], model.device)
             index = torch.tensor([place[example.composer_text] for example in chosen], device=leaf.device)
             logps, mask = score(model, chosen, leaf[index].to(model.device), begun)
-            loss = loss_of(rows, logps, mask)
+            loss = loss_of(rows, logps[again], mask[again])
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         (composer.compose(texts) if composed else latents).backward(leaf.grad)  # type: ignore[no-untyped-call]
@@ -214,8 +215,9 @@ def score_all(
     composed: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; the arguments are `accumulate`'s."""
-    for rows, chosen, latents, begun in _composed(composer, model, examples, budget, composed):
-        yield rows, *score(model, chosen, latents, begun)
+    for rows, chosen, again, latents, begun in _composed(composer, model, examples, budget, composed):
+        logps, mask = score(model, chosen, latents, begun)
+        yield rows, logps[again], mask[again]
 
 
 @torch.no_grad()
@@ -223,8 +225,9 @@ def judge_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """Rows of each micro-batch, and what `judge` says of them."""
-    for rows, chosen, latents, begun in _composed(composer, model, examples, budget, None):
-        yield rows, *judge(model, chosen, latents, begun)
+    for rows, chosen, again, latents, begun in _composed(composer, model, examples, budget, None):
+        logps, exact, mask = judge(model, chosen, latents, begun)
+        yield rows, logps[again], exact[again], mask[again]
 
 
 def _composed(
@@ -233,14 +236,22 @@ def _composed(
     examples: Sequence[Example],
     budget: int,
     composed: Mapping[str, Tensor] | None,
-) -> Iterator[tuple[list[int], list[Example], Tensor, Beginnings]]:
-    """Rows of each micro-batch, their examples, latents [B, K, d_agent] and beginnings."""
+) -> Iterator[tuple[list[int], list[Example], Tensor, Tensor, Beginnings]]:
+    """Rows of each micro-batch, and of its different examples: the place that each row has among them, [B], their
+    latents [D, K, d_agent] and beginnings.
+    """
     for micro_batches in blocks(composer, examples, budget):
         texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
         place = {text: i for i, text in enumerate(texts)}
         latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
         begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
         for rows in micro_batches:
-            chosen = [examples[row] for row in rows]
+            chosen, again = _different([examples[row] for row in rows], model.device)
             index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
-            yield rows, chosen, latents[index].to(model.device), begun
+            yield rows, chosen, again, latents[index].to(model.device), begun
+
+
+def _different(examples: Sequence[Example], device: torch.device) -> tuple[list[Example], Tensor]:
+    """The examples without repetitions, and the place that each of the given ones has among them, [B] long."""
+    places = {example: i for i, example in enumerate(dict.fromkeys(examples))}
+    return list(places), torch.tensor([places[example] for example in examples], device=device)

@@ -5,6 +5,8 @@ BIN := .venv/bin
 # Byte code is compiled when a file is first imported, not for every file of every package during the install.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 QUICKSTART_ARGS ?=
+# Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test check slow bench clean
 

@@ -165,6 +165,25 @@ def test_a_sample_does_not_depend_on_neighbours_or_batch_size(lm: LanguageModel,
     assert [s.token_ids for s in apart] == [s.token_ids for s in together]
 
 
+def test_rollouts_of_one_task_are_read_once_and_drawn_apart(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = make_prompts(lm, latents=True)[:2]
+    second = replace(second, user="Another question.")
+    alike = [replace(first, seed=seed) for seed in range(3)]
+    prompts = [alike[0], second, alike[1], replace(second, latents=first.latents), alike[2]]
+    sampling = Sampling(temperature=1.5, max_response_tokens=6)
+    apart = [lm.respond([prompt], sampling)[0] for prompt in prompts]
+    read: list[int] = []
+    monkeypatch.setattr(
+        module, "prefill", lambda model, ids, *rest: read.append(len(ids)) or prefill(model, ids, *rest)
+    )
+    together = lm.respond(prompts, sampling)
+    assert read == [3]
+    assert [one.token_ids for one in together] == [one.token_ids for one in apart]
+    assert len({one.token_ids for one in together}) == 5
+    for one, other in zip(together, apart, strict=True):
+        assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-5, rtol=1e-5)
+
+
 def test_another_seed_gives_another_sample_and_the_same_seed_the_same(lm: LanguageModel) -> None:
     prompt = make_prompts(lm)[2]
     sampling = Sampling(temperature=1.5, max_response_tokens=9)

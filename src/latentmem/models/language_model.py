@@ -233,19 +233,26 @@ class LanguageModel:
         room = num_latents + sampling.max_response_tokens
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
         check_window(self.model, len(ids[longest]) + room, what)
+        # Rollouts of one task ask the same with the same latents: what differs between them begins with the first draw.
+        places: dict[tuple[tuple[int, ...], int], int] = {}
+        asked = zip(map(tuple, ids), (id(prompt.latents) for prompt in prompts), strict=True)
+        again = [places.setdefault(kind, len(places)) for kind in asked]
+        rows = [again.index(place) for place in range(len(places))]  # the first of each kind
         with self.as_agent(adapter) as model:
-            groups = [prompt.group for prompt in prompts]
+            once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
             kept = self.kept if adapter is None else None  # trained agents read their prompts again, with gradients
-            prefix = prefill(model, ids, groups, room, read_beginnings(model, ids, groups, kept))
+            prefix = prefill(model, once, groups, room, read_beginnings(model, ids, [p.group for p in prompts], kept))
             if latents is not None:
-                latents = latents.to(self.device, model.dtype)
+                latents = latents[rows].to(self.device, model.dtype)
                 real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
                 prefix.extend(model, latents, real)
+            if len(rows) < len(prompts):
+                prefix = prefix.select(torch.tensor(again, device=self.device))
             draws = draw_uniform([prompt.seed for prompt in prompts], sampling.max_response_tokens).to(self.device)
             tokens, logps = decode(model, prefix, draws, sampling, self.eos_ids)
         results = []
-        rows = zip(prompts, ids, tokens.tolist(), logps.tolist(), strict=True)
-        for prompt, prompt_ids, row_tokens, row_logps in rows:
+        drawn = zip(prompts, ids, tokens.tolist(), logps.tolist(), strict=True)
+        for prompt, prompt_ids, row_tokens, row_logps in drawn:
             end = next((i + 1 for i, token in enumerate(row_tokens) if token in self.eos_ids), None)
             length = end or len(row_tokens)
             if not all(map(math.isfinite, row_logps[:length])):

@@ -64,9 +64,11 @@ class Size:
     chat_tokens: int = 150
     new_tokens: int = 48
     rounds: int = 3
+    heavy: bool = True
+    """Whether programs that import torch are started too."""
 
 
-QUICK = Size(2, 2, 2, 40, 6, 40, 3, 200, 4, 90, 5, 1)
+QUICK = Size(2, 2, 2, 40, 6, 40, 3, 200, 4, 90, 5, 1, heavy=False)
 
 
 @dataclass(frozen=True)
@@ -389,9 +391,9 @@ def measure_startup(name: str, size: Size) -> dict[str, Any]:
         "python": "pass",
         "import_latentmem": "import latentmem",
         "help": "from latentmem.cli import main; main(['--help'])",
-        "import_torch_and_transformers": "import torch, transformers",
-        "load_the_model": load,
     }
+    if size.heavy:
+        programs |= {"import_torch_and_transformers": "import torch, transformers", "load_the_model": load}
     commands = {key: [sys.executable, "-c", program] for key, program in programs.items()}
     run = partial(subprocess.run, stdout=subprocess.DEVNULL, check=False)
     seconds = median_seconds({key: partial(run, command) for key, command in commands.items()}, size.rounds)

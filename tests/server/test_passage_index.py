@@ -208,12 +208,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+import torch
 from latentmem.server import passage_index
 from latentmem.server.corpus import Corpus
 
 passages, root, method, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 passage_index.SHARD = 2
-passage_index._bm25s()  # imported once, for all children
+passage_index._bm25s()  # imported once, for all children, as torch is
 os.fsync = lambda _: None  # a killed process leaves what it wrote to the kernel
 
 def embed(texts):

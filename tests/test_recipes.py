@@ -1117,16 +1117,17 @@ def test_memories_that_learn_do_so_before_they_are_compared_and_say_what_it_cost
     assert "user\nHere is how the team handled similar tasks before:" in out
 
 
-def test_metagpt_is_text_memory_of_unrated_successes_whatever_text_is_set_to(configure):
+def test_metagpt_is_text_memory_that_is_not_rated(configure):
     config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700")
     do(config, "collect")
-    parts = recipes._Parts(config)
-    memory = parts.memory("metagpt")
-    asked = parts.tasks["test"][0]
-    nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True)]
-    assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
-    assert parts.memory("text").success is None
-    assert memory.rate is None
+    for only in (True, False):
+        parts = recipes._Parts(configure("run", "bank.rating=logits", f"bank.only_successes={only}"))
+        memory = parts.memory("metagpt")
+        asked = parts.tasks["test"][0]
+        nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True if only else None)]
+        assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
+        assert (memory.rate, parts.memory("text").rate is None) == (None, False)
+        parts.close()
 
 
 def test_learning_and_comparing_killed_at_some_writes_go_on_to_the_same_notes_and_results(configure, monkeypatch):

@@ -904,7 +904,9 @@ class _Parts:
                 self.config.memory,
                 ledger,
             ),
-            "metagpt": lambda: TextMemory(bank, section.num_retrieved, words=self.config.memory),
+            "metagpt": lambda: TextMemory(
+                self._recalling(bank), section.num_retrieved, section.only_successes, words=self.config.memory
+            ),
             "latent:untrained": lambda: self.latent_memory(bank),
         }
         if real in memories:
@@ -981,7 +983,8 @@ class _Parts:
     @property
     def methods(self) -> Mapping[str, Callable[[Ledger], Method]]:
         """The memories that learn with a language model's help, by name; each is given where to write its expenses."""
-        section, words, k = self.config.rivals, self.config.memory, self.config.bank.num_retrieved
+        section, words = self.config.rivals, self.config.memory
+        k, only = self.config.bank.num_retrieved, self.config.bank.only_successes
 
         def scribe(ledger: Ledger) -> Scribe:
             return Scribe(self.model, ledger, section.max_response_tokens, section.max_episode_characters)
@@ -991,12 +994,16 @@ class _Parts:
             limit = self.config.bank.rating_max_tokens
             importance = Rater(self.model, prompt, limit, system=system, words=words, ledger=ledger, needed=["episode"])
             raters = {"model": self.model.name, "rating_max_tokens": limit}
-            return Stream(self._relevance(ledger), importance, k, section.generative, words, raters)
+            return Stream(
+                self._relevance(ledger), importance, k, section.generative, words, raters, only_successes=only
+            )
 
         return {
-            "voyager": lambda ledger: Summaries(scribe(ledger), Similarity(self.embedder), k, section.voyager, words),
+            "voyager": lambda ledger: Summaries(
+                scribe(ledger), Similarity(self.embedder), k, section.voyager, words, only_successes=only
+            ),
             "generative": stream,
-            "oagents": lambda ledger: Insights(scribe(ledger), k, section.insights, words),
+            "oagents": lambda ledger: Insights(scribe(ledger), k, section.insights, words, only_successes=only),
             "gmemory": lambda ledger: Graph(
                 scribe(ledger),
                 Similarity(self.embedder),
@@ -1005,6 +1012,7 @@ class _Parts:
                 section.gmemory,
                 section.insights,
                 words,
+                only_successes=only,
             ),
         }
 
@@ -1028,7 +1036,9 @@ class _Parts:
                 write_atomic(copy, path.read_bytes())
             path = copy
         ledger = Ledger()
-        return LearnedMemory(bank, self.methods[name](ledger), path, ledger, self.config.rivals.batch_size)
+        return LearnedMemory(
+            self._recalling(bank), self.methods[name](ledger), path, ledger, self.config.rivals.batch_size
+        )
 
     def _rater(self, ledger: Ledger) -> Rater | None:
         """How candidates are rated before they are recalled, if they are."""

@@ -63,21 +63,23 @@ def rate(pairs: Any) -> list[float]:
     return [1.0 + len(episode.task.text) % 9 for _, episode in pairs]
 
 
-def methods(embed: Embed, model: ScriptedModel, ledger: Ledger) -> dict[str, Any]:
+def methods(embed: Embed, model: ScriptedModel, ledger: Ledger, only: bool) -> dict[str, Any]:
     scribe = Scribe(model, ledger)
     return {
-        "voyager": Summaries(scribe, Similarity(embed), 2),
-        "generative": Stream(rate, rate, 2),
-        "oagents": Insights(scribe, 2),
-        "gmemory": Graph(scribe, Similarity(embed), rate, 2, GMemorySection(threshold=0.2)),
+        "voyager": Summaries(scribe, Similarity(embed), 2, only_successes=only),
+        "generative": Stream(rate, rate, 2, only_successes=only),
+        "oagents": Insights(scribe, 2, only_successes=only),
+        "gmemory": Graph(scribe, Similarity(embed), rate, 2, GMemorySection(threshold=0.2), only_successes=only),
     }
 
 
-def make(name: str, bank: ExperienceBank, path: Path, model: ScriptedModel, batch_size: int = 3) -> LearnedMemory:
+def make(
+    name: str, bank: ExperienceBank, path: Path, model: ScriptedModel, batch_size: int = 3, only: bool = True
+) -> LearnedMemory:
     ledger = Ledger()
     embed = bank._embed_function
     assert embed is not None
-    return LearnedMemory(bank, methods(embed, model, ledger)[name], path, ledger, batch_size)  # type: ignore[arg-type]
+    return LearnedMemory(bank, methods(embed, model, ledger, only)[name], path, ledger, batch_size)  # type: ignore[arg-type]
 
 
 def lived(count: int) -> list[Trajectory]:
@@ -120,6 +122,21 @@ def test_a_kill_between_two_batches_leads_to_the_notes_of_an_undisturbed_run(
     assert (again.notes, again.learned, again.digest) == (undisturbed.notes, undisturbed.learned, undisturbed.digest)
     queries = [(ASKED, role) for role in ROLES]
     assert [r.record for r in again.recall_many(queries)] == [r.record for r in undisturbed.recall_many(queries)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_failures_are_told_where_the_configuration_says_so_and_notes_without_them_are_made_again(
+    bank: ExperienceBank, tmp_path: Path, name: str
+) -> None:
+    failures = [one for one in lived(9) if not one.success]
+    bank.add(failures)
+    path, queries = tmp_path / "notes.json", [(ASKED, role) for role in ROLES]
+    told = {}
+    for only in (True, False, True):
+        memory = make(name, bank, path, Answering(), only=only)
+        memory.learn()
+        told[only] = {source for recall in memory.recall_many(queries) for source in recall.record.sources}
+    assert (told[True], bool(told[False]), told[False] <= {one.id for one in failures}) == (set(), True, True)
 
 
 @pytest.mark.parametrize("name", ALL)

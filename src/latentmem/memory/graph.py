@@ -5,7 +5,7 @@ After Zhang et al. 2025, "G-Memory" (arXiv 2506.07398), sections 3 and 4. Its th
   most similar older ones. A recall starts at the nearest nodes and follows edges for some hops.
 - *Insight graph.* Insights, each with the nodes that support it. A recall takes those that a reached node supports.
 - *Interaction graph.* Who said what, having read whom. A language model condenses it to what mattered; among the
-  reached successes, those rated as most helpful for the task are told so condensed.
+  reached episodes, by default successes, those rated as most helpful for the task are told so condensed.
 For each role a language model then picks what of the insights concerns that role (the paper's projection).
 
 What differs:
@@ -51,22 +51,26 @@ class Graph:
         section: GMemorySection = GMemorySection(),  # noqa: B008 - it is frozen
         insights: InsightsSection = InsightsSection(),  # noqa: B008
         words: MemorySection = MemorySection(),  # noqa: B008
+        *,
+        only_successes: bool = True,
     ) -> None:
         """Take what the method asks with.
 
         Args:
             scribe: condenses, writes insights and briefs.
             similarity: of task texts.
-            rate: how helpful a success is for a task.
+            rate: how helpful an episode is for a task.
             num_retrieved: condensed episodes told.
             section: shape of the graph, and prompts.
             insights: how insights are learned and told.
             words: how tasks and outcomes are told.
+            only_successes: whether failures are left out of what is told condensed.
         """
         self.scribe = scribe
         self.similarity = similarity
         self.rate = rate
         self.num_retrieved = num_retrieved
+        self.only_successes = only_successes
         self.section = section
         self.insights = insights
         self.words = words
@@ -109,13 +113,13 @@ class Graph:
         mend(notes["insights"], told, self.scribe, self.insights, self.words.nothing)
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """Condensed successes, the same for all roles, and a brief for each."""
+        """Condensed episodes, the same for all roles, and a brief for each."""
         tasks = {task.key: task for task, _ in queries}
         nodes = notes["nodes"]
         own = {key: set(bank.ids_of(task)) for key, task in tasks.items()}
         reached = self._reached(nodes, list(tasks.values()), own)
         candidates = {
-            key: bank.get([nodes[i]["id"] for i in found if nodes[i]["solved"]][: self.section.max_candidates])
+            key: bank.get([nodes[i]["id"] for i in found if self._may_tell(nodes[i])][: self.section.max_candidates])
             for key, found in reached.items()
         }
         best = best_rated(self.rate, list(tasks.values()), candidates, self.num_retrieved)
@@ -136,6 +140,9 @@ class Graph:
             sources = tuple(trajectory.id for trajectory in found)
             records.append(Recalled(kind=self.kind, text="\n\n".join(filter(None, parts)), sources=sources))
         return records
+
+    def _may_tell(self, node: Mapping[str, Any]) -> bool:
+        return node["solved"] or not self.only_successes
 
     def _links(self, text: str, nodes: Sequence[Mapping[str, Any]]) -> list[int]:
         (row,) = self.similarity([text], [node["task"] for node in nodes])

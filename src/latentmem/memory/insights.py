@@ -41,7 +41,7 @@ _OPERATION = re.compile(_BULLET + r"(ADD|EDIT|AGREE|REMOVE)\b\**\s*#?([0-9]{0,4}
 
 
 class Insights:
-    """Insights and the nearest successes; notes: {"insights": a list of `Insight`}."""
+    """Insights and the nearest episodes, by default successes; notes: {"insights": a list of `Insight`}."""
 
     kind = "oagents"
 
@@ -51,9 +51,12 @@ class Insights:
         num_retrieved: int = 3,
         section: InsightsSection = InsightsSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
+        *,
+        only_successes: bool = True,
     ) -> None:
         self.scribe = scribe
         self.num_retrieved = num_retrieved
+        self.success = True if only_successes else None
         self.section = section
         self.words = words
 
@@ -73,9 +76,9 @@ class Insights:
         mend(notes["insights"], told, self.scribe, self.section, self.words.nothing)
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """All insights, the best first, and the nearest successes; all roles are told the same."""
+        """All insights, the best first, and the nearest episodes; all roles are told the same."""
         tasks = list({task.key: task for task, _ in queries}.values())
-        hits = bank.search_many(tasks, k=self.num_retrieved, success=True)
+        hits = bank.search_many(tasks, k=self.num_retrieved, success=self.success)
         told = {}
         for task, found in zip(tasks, hits, strict=True):
             episodes = [hit.trajectory for hit in found]

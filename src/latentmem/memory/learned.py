@@ -271,6 +271,15 @@ class Similarity:
         return np.stack([self._known[text] for text in texts])
 
 
+def failures_too(success: bool | None) -> dict[str, Any]:
+    """What the settings of notes add where failures are learned from as well; nothing where successes alone are.
+
+    >>> failures_too(None), failures_too(True)
+    ({'only_successes': False}, {})
+    """
+    return {} if success else {"only_successes": False}
+
+
 def _counts(ledger: Ledger) -> dict[str, Any]:
     return {**vars(ledger), "malformed": dict(ledger.malformed)}
 

@@ -5,8 +5,8 @@ the candidates and they are added up, all weights 1. What differs here:
 - Relevance is a language model's rating for the task at hand, as where memories of teams are compared, not a cosine;
   the cosine chooses the candidates, twice as many as are told.
 - A rating is the expected value of an answer from 1 to 10 (see `rating`), not a number parsed from a reply.
-- Recency decays by 0.995 with each success stored later. A bank has no hours; and to count from the last recall, as
-  the paper does, would let what one batch is told depend on which batches were played before it, and by whom.
+- Recency decays by 0.995 with each rated episode stored later. A bank has no hours; and to count from the last recall,
+  as the paper does, would let what one batch is told depend on which batches were played before it, and by whom.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from typing import Any
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import GenerativeSection, MemorySection
-from latentmem.memory.learned import EPISODE_WORDS, Notes
+from latentmem.memory.learned import EPISODE_WORDS, Notes, failures_too
 from latentmem.memory.memory import tell
 from latentmem.memory.retrieval import Rate
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
 class Stream:
-    """Successes with their importance; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
+    """Episodes with their importance; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
 
     kind = "generative"
 
@@ -33,6 +33,8 @@ class Stream:
         section: GenerativeSection = GenerativeSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
         raters: Mapping[str, Any] | None = None,
+        *,
+        only_successes: bool = True,
     ) -> None:
         """Take what rates.
 
@@ -43,10 +45,12 @@ class Stream:
             section: weights, decay and prompt.
             words: how episodes are told.
             raters: what the ratings of importance depend on besides.
+            only_successes: whether failures are left out.
         """
         self.relevance = relevance
         self.importance = importance
         self.num_retrieved = num_retrieved
+        self.success = True if only_successes else None
         self.section = section
         self.words = words
         self.raters = dict(raters or {})
@@ -55,22 +59,23 @@ class Stream:
     def settings(self) -> Mapping[str, Any]:
         """The prompt, and how episodes are told; no weights, for importance is the same under any."""
         prompts = {"importance": self.section.importance, "importance_system": self.section.importance_system}
-        return self.raters | prompts | {"words": self.words.model_dump(include=EPISODE_WORDS)}
+        words = {"words": self.words.model_dump(include=EPISODE_WORDS)}
+        return self.raters | prompts | words | failures_too(self.success)
 
     def begin(self) -> Notes:
         """Nothing is rated."""
         return {"importance": {}}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
-        """Rate the successes, all at once."""
-        solved = [episode for episode in episodes if episode.success]
-        ratings = self.importance([(episode.task, episode) for episode in solved])
-        notes["importance"] |= {episode.id: rating for episode, rating in zip(solved, ratings, strict=True)}
+        """Rate the episodes that may be told, all at once."""
+        kept = [episode for episode in episodes if episode.success or not self.success]
+        ratings = self.importance([(episode.task, episode) for episode in kept])
+        notes["importance"] |= {episode.id: rating for episode, rating in zip(kept, ratings, strict=True)}
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
         """The candidates of the highest scores, the nearer where equal; all roles are told the same."""
         tasks = list({task.key: task for task, _ in queries}.values())
-        hits = bank.search_many(tasks, k=2 * self.num_retrieved, success=True)
+        hits = bank.search_many(tasks, k=2 * self.num_retrieved, success=self.success)
         importance: dict[str, float] = notes["importance"]
         ages = {id_: age for age, id_ in enumerate(reversed(importance))}
         candidates = [[hit.trajectory for hit in found if hit.trajectory.id in ages] for found in hits]

@@ -1,7 +1,8 @@
-"""Voyager's memory: each success is kept under what a language model says it is good for, and found by that.
+"""Voyager's memory: each episode is kept under what a language model says it is good for, and found by that.
 
 After Wang et al. 2023, "Voyager" (arXiv 2305.16291), section 2.2, the skill library: a verified program is the value,
-the embedding of a generated description its key. Here a successful episode takes the program's place. Voyager has its
+the embedding of a generated description its key. Here an episode takes the program's place,
+by default a successful one. Voyager has its
 model write a plan and asks with that; the task's own text is asked with here, as in the comparisons of G-Memory.
 """
 
@@ -12,14 +13,14 @@ import numpy as np
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection, VoyagerSection
-from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
+from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity, failures_too
 from latentmem.memory.memory import describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
 class Summaries:
-    """Keys written by a language model, one for each success; notes: {"summaries": {trajectory id: text}}."""
+    """Keys written by a language model, one for each episode; notes: {"summaries": {trajectory id: text}}."""
 
     kind = "voyager"
 
@@ -30,19 +31,24 @@ class Summaries:
         num_retrieved: int = 3,
         section: VoyagerSection = VoyagerSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
+        *,
+        only_successes: bool = True,
     ) -> None:
         self.scribe = scribe
         self.similarity = similarity
         self.num_retrieved = num_retrieved
+        self.success = True if only_successes else None
         self.section = section
         self.words = words
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Model, prompt, and how episodes are told."""
-        return self.scribe.settings | {
+        return {
+            **self.scribe.settings,
             "voyager": self.section.model_dump(),
             "words": self.words.model_dump(include=EPISODE_WORDS),
+            **failures_too(self.success),
         }
 
     def begin(self) -> Notes:
@@ -50,12 +56,12 @@ class Summaries:
         return {"summaries": {}}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
-        """Have all successes summarised at once. An empty reply is counted, and the task's text is the key."""
-        solved = [episode for episode in episodes if episode.success]
-        texts = [self.scribe.shorten(describe(episode, self.words)) for episode in solved]
+        """Have the episodes that may be told summarised at once. For an empty reply, which counts, the task stands."""
+        kept = [episode for episode in episodes if episode.success or not self.success]
+        texts = [self.scribe.shorten(describe(episode, self.words)) for episode in kept]
         prompts = [fill(self.section.summary, episode=text) for text in texts]
         replies = self.scribe.ask("summary", self.section.system, prompts)
-        for episode, reply in zip(solved, replies, strict=True):
+        for episode, reply in zip(kept, replies, strict=True):
             if not reply:
                 self.scribe.ledger.malformed["empty summary"] += 1
             notes["summaries"][episode.id] = reply or episode.task.text

@@ -1,9 +1,9 @@
 """Memory as text in the prompt: the nearest trajectories, the same for every role.
 
-This is the plain rival that latent memory is compared with. With successes only and no rating it is also what MetaGPT
-(arXiv 2308.00352) stands for where memories of teams are compared (G-Memory, arXiv 2506.07398; LatentMem): its pool of
-shared messages made to last beyond one task, by giving the next team the nearest successful trajectories as examples.
-The memory called `metagpt` is therefore this class, held to those settings.
+This is the plain rival that latent memory is compared with. Without rating it is also what MetaGPT (arXiv 2308.00352)
+stands for where memories of teams are compared (G-Memory, arXiv 2506.07398; LatentMem): its pool of shared messages
+made to last beyond one task, by giving the next team the nearest trajectories as examples. The memory called
+`metagpt` is therefore this class, without a rater.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 
 class TextMemory:
-    """The nearest successes of a bank, placed as text before each agent's prompt."""
+    """The nearest episodes of a bank, by default successes, placed as text before each agent's prompt."""
 
     kind = "text"
     composing_seconds = 0.0

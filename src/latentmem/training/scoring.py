@@ -1,9 +1,9 @@
 """From stored messages to log-probabilities with gradients, fast and within bounded memory.
 
-Equal composer texts are composed once, however many messages use the result, and equal messages of a micro-batch are
-scored once: rollouts of one task often say the same. The graph is cut at the latents: scoring
-runs in micro-batches whose gradients meet there, and then the composer's own graph is walked once. No graph outlives
-its micro-batch, and the result is that of one big backward pass.
+Equal composer texts are composed once, however many messages use the result. Equal messages of a micro-batch are
+scored once: rollouts of one task often say the same. The graph is cut at the latents: scoring runs in micro-batches
+whose gradients meet there, and then the composer's own graph is walked once. No graph outlives its micro-batch, and the
+result is that of one big backward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,16 +189,11 @@ def accumulate(
         The summed loss.
     """
     total = torch.zeros((), device=model.device)
-    for micro_batches in blocks(composer, examples, budget):
-        texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
-        place = {text: i for i, text in enumerate(texts)}
-        begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
-        latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
+    for block in blocks(composer, examples, budget):
+        texts, latents = _composed(composer, examples, block, composed)
         leaf = latents.detach().requires_grad_()  # [U, K, d_agent]
-        for rows in micro_batches:
-            chosen, again = _different([examples[row] for row in rows], model.device)
-            index = torch.tensor([place[example.composer_text] for example in chosen], device=leaf.device)
-            logps, mask = score(model, chosen, leaf[index].to(model.device), begun)
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, leaf):
+            logps, mask = score(model, chosen, given, begun)
             loss = loss_of(rows, logps[again], mask[again])
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -215,9 +210,11 @@ def score_all(
     composed: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; the arguments are `accumulate`'s."""
-    for rows, chosen, again, latents, begun in _composed(composer, model, examples, budget, composed):
-        logps, mask = score(model, chosen, latents, begun)
-        yield rows, logps[again], mask[again]
+    for block in blocks(composer, examples, budget):
+        texts, latents = _composed(composer, examples, block, composed)
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents):
+            logps, mask = score(model, chosen, given, begun)
+            yield rows, logps[again], mask[again]
 
 
 @torch.no_grad()
@@ -225,30 +222,33 @@ def judge_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """Rows of each micro-batch, and what `judge` says of them."""
-    for rows, chosen, again, latents, begun in _composed(composer, model, examples, budget, None):
-        logps, exact, mask = judge(model, chosen, latents, begun)
-        yield rows, logps[again], exact[again], mask[again]
+    for block in blocks(composer, examples, budget):
+        texts, latents = _composed(composer, examples, block, None)
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents):
+            logps, exact, mask = judge(model, chosen, given, begun)
+            yield rows, logps[again], exact[again], mask[again]
 
 
 def _composed(
-    composer: Composer,
-    model: LanguageModel,
-    examples: Sequence[Example],
-    budget: int,
-    composed: Mapping[str, Tensor] | None,
+    composer: Composer, examples: Sequence[Example], block: list[list[int]], composed: Mapping[str, Tensor] | None
+) -> tuple[list[str], Tensor]:
+    """The different texts of a block, U of them, and their latents [U, K, d_agent]."""
+    texts = list(dict.fromkeys(examples[row].composer_text for batch in block for row in batch))
+    return texts, torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
+
+
+def _parts(
+    model: LanguageModel, examples: Sequence[Example], block: list[list[int]], texts: Sequence[str], latents: Tensor
 ) -> Iterator[tuple[list[int], list[Example], Tensor, Tensor, Beginnings]]:
-    """Rows of each micro-batch, and of its different examples: the place that each row has among them, [B], their
-    latents [D, K, d_agent] and beginnings.
+    """For each micro-batch of a block: its B rows, their D different examples, the place [B] of each row among these,
+    the latents [D, K, d_agent] of these, and what the block's prompts begin with.
     """
-    for micro_batches in blocks(composer, examples, budget):
-        texts = list(dict.fromkeys(examples[row].composer_text for batch in micro_batches for row in batch))
-        place = {text: i for i, text in enumerate(texts)}
-        latents = torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
-        begun = read_prompts(model, [examples[row] for batch in micro_batches for row in batch])
-        for rows in micro_batches:
-            chosen, again = _different([examples[row] for row in rows], model.device)
-            index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
-            yield rows, chosen, again, latents[index].to(model.device), begun
+    place = {text: i for i, text in enumerate(texts)}
+    begun = read_prompts(model, [examples[row] for batch in block for row in batch])
+    for rows in block:
+        chosen, again = _different([examples[row] for row in rows], model.device)
+        index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)
+        yield rows, chosen, again, latents[index].to(model.device), begun
 
 
 def _different(examples: Sequence[Example], device: torch.device) -> tuple[list[Example], Tensor]:

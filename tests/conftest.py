@@ -131,7 +131,7 @@ def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[li
         def __call__(self, texts: list[str]) -> np.ndarray:
             return fake_embed(texts)
 
-    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
+    monkeypatch.setattr(recipes.parts, "Embedder", FakeEmbedder)
     monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 

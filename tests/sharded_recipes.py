@@ -26,8 +26,8 @@ def embed(texts):
 
 def prepare(deeds: list) -> None:
     test_recipes.FakeEmbedder.embed = staticmethod(embed)
-    recipes.Embedder = test_recipes.FakeEmbedder
-    recipes.write_report = lambda runs: "no report"
+    recipes.parts.Embedder = test_recipes.FakeEmbedder
+    recipes.evaluate.write_report = lambda runs: "no report"
     mistaken = [deed[1] for deed in deeds if deed[0] == "stumble"]
 
     def start(self, task):

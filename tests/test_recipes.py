@@ -19,9 +19,20 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
+from latentmem.models.language_model import LanguageModel
+from latentmem.progress import progress
+from latentmem.recipes.domains import DOMAINS
+from latentmem.recipes.folders import steps_done, warmup_steps_done
+from latentmem.recipes.lessons import right_responses
+from latentmem.recipes.memories import made_of, memory_of
+from latentmem.recipes.phase import open_run
 from latentmem.report import _read_run, write_report
 from latentmem.rollout import rollout
+from latentmem.runs import Run
 from latentmem.teams.team import load_team
+from latentmem.training.lmpo import LMPOTrainer
+from latentmem.training.optimization import selected_checkpoint
+from latentmem.training.sft import SFTTrainer
 from latentmem.trajectory import Step, Task, Trajectory
 from peers import together
 
@@ -63,14 +74,14 @@ class FakeEmbedder:
 def embedder(monkeypatch, fake_embed):
     monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
     monkeypatch.setattr(FakeEmbedder, "made", 0)
-    monkeypatch.setattr(recipes, "Embedder", FakeEmbedder)
+    monkeypatch.setattr(recipes.parts, "Embedder", FakeEmbedder)
     return FakeEmbedder
 
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Figures take longer than all the rest; one test draws them."""
-    monkeypatch.setattr(recipes, "write_report", lambda runs: "no report")
+    monkeypatch.setattr(recipes.evaluate, "write_report", lambda runs: "no report")
 
 
 @pytest.fixture
@@ -109,7 +120,7 @@ def exported(config):
 
 
 def weights(config, phase):
-    folder = recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints")
+    folder = selected_checkpoint(Path(config.run) / phase / "checkpoints")
     return read_checkpoint(folder, kind_of(folder))[1]
 
 
@@ -164,7 +175,7 @@ def interrupted_at_sync(number, monkeypatch, action):
 
 
 def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, embedder, capsys, monkeypatch):
-    monkeypatch.setattr(recipes, "write_report", write_report)
+    monkeypatch.setattr(recipes.evaluate, "write_report", write_report)
     whole, parts = configure("whole"), configure("parts")
     recipes.quickstart(whole)
     assert embedder.made == 1
@@ -175,7 +186,7 @@ def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, e
         "== lmpo: the composer learns from the team's reward",
         "== evaluate: memories compared on held-out tasks",
     ]
-    monkeypatch.setattr(recipes, "write_report", lambda runs: None)
+    monkeypatch.setattr(recipes.evaluate, "write_report", lambda runs: None)
     do(parts, *QUICKSTART)
     assert_same(whole, parts, *QUICKSTART)
     run = Path(whole.run)
@@ -192,7 +203,7 @@ def test_the_banks_of_a_run_are_searched_as_configured(configure, monkeypatch):
         opened.append((Path(path).name, settings["index"]))
         return ExperienceBank(path, *arguments, **settings)
 
-    monkeypatch.setattr(recipes, "ExperienceBank", opening)
+    monkeypatch.setattr(recipes.parts, "ExperienceBank", opening)
     monkeypatch.setattr(bank_approximate, "_FEW_ROWS", 4)
     config = configure(
         "run", "bank.index=approximate", "evaluate.online=true", "evaluate.memories=[text]", "evaluate.batch_size=4"
@@ -219,7 +230,7 @@ def test_a_finished_phase_says_so_and_changes_nothing(configure, capsys, monkeyp
     do(config, "collect", "sft", "lmpo")
     before = {p: p.read_bytes() for p in Path(config.run).rglob("*") if p.is_file() and p.suffix != ".sqlite"}
     capsys.readouterr()
-    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
     do(config, "collect", "sft", "lmpo")
     out = capsys.readouterr().out
     assert "collect: finished already, 8 train tasks; the bank has 16 trajectories" in out
@@ -289,7 +300,7 @@ def test_a_warm_up_interrupted_at_some_writes_goes_on_to_the_same_weights(config
         cut = configure_wordy(f"cut-{number}")
         interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, "warmup"))
         folder = Path(cut.run) / "warmup" / "checkpoints"
-        reached.add(recipes._warmup_steps_done(folder, frame_steps=2))
+        reached.add(warmup_steps_done(folder, frame_steps=2))
         do(cut, "warmup")
         assert metrics(cut) == metrics(whole)
         assert all(torch.equal(w, weights(cut, "warmup")[name]) for name, w in weights(whole, "warmup").items())
@@ -370,7 +381,7 @@ def written(folder, *rows):
 
 
 def said(config, numbers, text="It is {}."):
-    tasks = recipes._Parts(config).train_tasks
+    tasks = recipes.Parts(config).train_tasks
     return [{"task": tasks[i].id, "responses": {"": text.format(i)}} for i in numbers]
 
 
@@ -386,7 +397,7 @@ def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_we
     options = (f"sft.demonstrations={path}", "sft.eval_every=1", "sft.eval_tasks=3")
     whole = configure("whole", *options)
     do(whole, "collect", "sft")
-    keys = [recipes._Parts(whole).train_tasks[i].key for i in (9, 10)]
+    keys = [recipes.Parts(whole).train_tasks[i].key for i in (9, 10)]
     assert [(row["step"], row["task"]) for row in dev(whole)] == [(s, key) for s in range(4) for key in keys]
     evaluated = [row for row in metrics(whole) if "eval_accuracy" in row]
     assert [row["step"] for row in evaluated] == [0, 1, 2, 3]
@@ -396,7 +407,7 @@ def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_we
         cut = configure(f"cut-{number}", *options)
         do(cut, "collect")
         interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, "sft"))
-        saved = recipes._steps_done(Path(cut.run) / "sft" / "checkpoints")
+        saved = steps_done(Path(cut.run) / "sft" / "checkpoints")
         torn += any(row["step"] > saved for row in dev(cut))
         with (Path(cut.run) / "sft" / "dev.jsonl").open("a") as file:
             file.write('{"step": 1, "ta')
@@ -409,17 +420,19 @@ def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_we
 def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_aside(configure, monkeypatch):
     text = "as {} is told"
 
-    class Telling(recipes.ReasoningDomain):
+    class Telling(ReasoningDomain):
         def demonstrations(self, task):
             return {"": text.format(task.id)}
 
-    monkeypatch.setattr(recipes, "ReasoningDomain", Telling)
+    monkeypatch.setattr(recipes.domains, "ReasoningDomain", Telling)
     config = configure("run", "sft.demonstrations=domain", "sft.eval_every=3", "sft.eval_tasks=2", "sft.num_steps=1")
     do(config, "collect")
     made = []
-    real = recipes.SFTTrainer
-    monkeypatch.setattr(recipes, "SFTTrainer", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[0])
-    parts = recipes._Parts(config)
+    real = SFTTrainer
+    monkeypatch.setattr(
+        recipes.train, "SFTTrainer", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[0]
+    )
+    parts = recipes.Parts(config)
     recipes.train_sft(config, parts)
     (trainer,) = made
     tasks = parts.train_tasks
@@ -431,23 +444,23 @@ def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_asi
     assert "Say something." in second.system
     role = parts.team.roles[1]
     assert trainer._examples(trainer.trajectories[3:4])[1].composer_text == (
-        parts.memory("latent:untrained").recall(tasks[3], role).record.text
+        memory_of(parts, "latent:untrained").recall(tasks[3], role).record.text
     )
-    shown = parts.shown(parts.tasks["test"], parts.team)
+    shown = right_responses(parts, parts.tasks["test"], parts.team)
     assert shown is not None
     assert [t.task for t in shown] == parts.tasks["test"]
 
 
 def test_data_that_demonstrate_nothing_show_nothing(configure):
-    parts = recipes._Parts(configure("run"))
-    assert parts.shown(parts.train_tasks, parts.team) is None
+    parts = recipes.Parts(configure("run"))
+    assert right_responses(parts, parts.train_tasks, parts.team) is None
 
 
 def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkeypatch):
     config = configure("run")
     do(config, "collect")
     alone = [{**row, "responses": {"assistant": "a"}} for row in said(config, (0,))]
-    monkeypatch.setattr(recipes.SFTTrainer, "__init__", lambda *_: pytest.fail("a trainer was made"))
+    monkeypatch.setattr(SFTTrainer, "__init__", lambda *_: pytest.fail("a trainer was made"))
     for rows, override, kind, message in [
         (
             said(config, (10,)),
@@ -469,7 +482,7 @@ def test_sft_and_lmpo_start_where_they_are_told(configure):
     first = configure("first")
     do(first, "collect", "sft")
     trained = weights(first, "sft")
-    folder = recipes.selected_checkpoint(Path(first.run) / "sft" / "checkpoints")
+    folder = selected_checkpoint(Path(first.run) / "sft" / "checkpoints")
     # A phase before sft keeps its checkpoints as every phase does.
     (Path(first.run) / "warmup").mkdir()
     shutil.copytree(Path(first.run) / "sft" / "checkpoints", Path(first.run) / "warmup" / "checkpoints")
@@ -482,10 +495,10 @@ def test_sft_and_lmpo_start_where_they_are_told(configure):
     for config, phase in ((other, "sft"), (again, "lmpo")):
         found = weights(config, phase)
         assert all(torch.allclose(found[name], value, rtol=0, atol=1e-20) for name, value in trained.items())
-    parts = recipes._Parts(again)
-    memory = parts.memory("latent:warmup")
+    parts = recipes.Parts(again)
+    memory = memory_of(parts, "latent:warmup")
     assert all(torch.equal(memory.composer.trainable()[name], value) for name, value in trained.items())
-    assert parts.inputs("latent:warmup") == parts.inputs("latent:sft") != parts.inputs("latent:untrained")
+    assert made_of(parts, "latent:warmup") == made_of(parts, "latent:sft") != made_of(parts, "latent:untrained")
     with pytest.raises(CheckpointError, match="no checkpoint of warmup here; run `latentmem train warmup` with this"):
         do(configure("none", bank, "sft.initial=warmup"), "sft")
 
@@ -543,7 +556,7 @@ def test_an_online_evaluation_learns_into_copies_and_leaves_the_runs_bank_alone(
 def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them(configure, tmp_path):
     config = configure("run")
     do(config, "collect", "sft", "lmpo")
-    folders = [recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("sft", "lmpo")]
+    folders = [selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("sft", "lmpo")]
     names = [f"latent:{folder}" for folder in folders]
     compared = configure("run", f"evaluate.memories={json.dumps([*names, 'latent:sft'])}")
     do(compared, "evaluate")
@@ -588,9 +601,9 @@ def test_each_memory_plays_bit_for_bit_as_if_it_were_alone(configure, order):
     do(alone, "collect", "evaluate")
     config = configure("run")
     do(config, "collect", "grpo")
-    trained = recipes.selected_checkpoint(Path(config.run) / "grpo" / "checkpoints")
+    trained = selected_checkpoint(Path(config.run) / "grpo" / "checkpoints")
     first = Path(config.run) / "first"
-    recipes._Parts(config).parametric_memory().save_pretrained(first)  # untrained
+    recipes.Parts(config).parametric_memory().save_pretrained(first)  # untrained
     do(configure("run", f"evaluate.memories={order.replace('FOLDER', str(first))}"), "evaluate")
     for name in ("none", "latent-untrained"):
         assert played(config, name) == played(alone, name)
@@ -621,9 +634,7 @@ def test_agents_that_are_not_there_or_are_a_composer_are_told(configure):
     with pytest.raises(CheckpointError, match=r"run: no checkpoint of grpo here; run `latentmem train grpo` with this"):
         do(config, "evaluate")
     do(config, "collect", "lmpo", "grpo")
-    composer, agents = (
-        recipes.selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("lmpo", "grpo")
-    )
+    composer, agents = (selected_checkpoint(Path(config.run) / phase / "checkpoints") for phase in ("lmpo", "grpo"))
 
     def refused(run, *options):
         with pytest.raises(CheckpointError) as error:
@@ -677,8 +688,8 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
     rows = results(config)["memories"]
     assert ["vs_real" in row for row in rows] == [False, True, True, True]
     kept = read_latents(Path(config.run) / "evaluate" / "latent-lmpo.safetensors")
-    memory = recipes._Parts(config).memory("latent:lmpo")
-    tasks = {t.key: t for t in recipes._Parts(config).tasks["test"]}
+    memory = memory_of(recipes.Parts(config), "latent:lmpo")
+    tasks = {t.key: t for t in recipes.Parts(config).tasks["test"]}
     again = memory.recall(tasks[kept.tasks[2]], next(r for r in load_team("autogen").roles if r.name == kept.roles[1]))
     torch.testing.assert_close(torch.from_numpy(kept.latents[2, 1]), again.latents, rtol=0, atol=1e-5)
     assert kept.domains == ("chain_sum",) * 4
@@ -707,10 +718,10 @@ def test_what_latents_say_is_kept_read_once_and_forgotten_with_an_outdated_memor
             assert role["after"] != role["before"]
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "read_out", lambda *_: pytest.fail("read again"))
+        patch.setattr(recipes.readings, "read_out", lambda *_: pytest.fail("read again"))
         do(config, "evaluate")
     assert path.read_bytes() == before
-    recipes.forget(folder, "latent:lmpo")
+    evaluation.forget(folder, "latent:lmpo")
     assert not path.exists()
 
 
@@ -730,7 +741,7 @@ def test_the_prompts_of_a_control_can_be_shown(configure, capsys):
 
 
 def test_a_control_that_cannot_be_is_told_before_a_model_is_loaded(configure, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
     alone = tmp_path / "alone.yaml"
     alone.write_text(
         "name: alone\nagents: [{role: solver, profile: Solves., system: You solve., user: '{task}'}]\nanswer: solver\n"
@@ -784,9 +795,10 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
     do(config, "evaluate")
     assert (measured, carried(config)) == (["text"], found)
     measured.clear()
-    parts = recipes._Parts(config)
-    parts.bank.add(rollout(parts.team, parts.memory("none"), parts.model, parts.train_tasks[8:9], parts.domain.start,
-                           sampling=parts.sampling).trajectories)  # fmt: skip
+    parts = recipes.Parts(config)
+    none, tasks = memory_of(parts, "none"), parts.train_tasks[8:9]
+    played = rollout(parts.team, none, parts.model, tasks, parts.domain.start, sampling=parts.sampling)
+    parts.bank.add(played.trajectories)
     do(config, "evaluate")
     assert sorted(measured) == ["latent", "text", "voyager"]
 
@@ -794,9 +806,9 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
 def test_what_the_data_demonstrate_is_measured_by_in_place_of_what_was_played(configure, monkeypatch):
     config = configure("run", "evaluate.memories=[text]")
     do(config, "collect")
-    solved = [t for t in recipes._Parts(config).bank if t.success]
+    solved = [t for t in recipes.Parts(config).bank if t.success]
     for shown, num_tasks in ((solved, len({t.task.key for t in solved})), (solved[:1], None)):
-        monkeypatch.setattr(recipes._Parts, "shown", lambda self, tasks, players, shown=shown: shown)
+        monkeypatch.setattr(recipes.evaluate, "right_responses", lambda *_, shown=shown: shown)
         (row,) = recipes.play_test(config)["memories"]
         assert (row["carried"] and row["carried"]["num_tasks"]) == num_tasks
 
@@ -828,7 +840,7 @@ def test_training_says_so_where_nothing_was_collected_to_measure_by(configure, c
 def peers(monkeypatch):
     """Runs an action in several threads that the recipes take for processes; returns what became of each."""
     here = threading.local()
-    real, lock = recipes.LanguageModel.from_pretrained, threading.Lock()
+    real, lock = LanguageModel.from_pretrained, threading.Lock()
 
     def from_pretrained(*args):
         with lock:  # transformers changes settings of the whole process while it loads
@@ -841,8 +853,8 @@ def peers(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(processes, "_SILENT_SECONDS", 0.0)
-            patch.setattr(recipes, "Processes", lambda: here.peer)
-            patch.setattr(recipes.LanguageModel, "from_pretrained", from_pretrained)
+            patch.setattr(recipes.phase, "Processes", lambda: here.peer)
+            patch.setattr(LanguageModel, "from_pretrained", from_pretrained)
             return together(size, act)
 
     return run
@@ -922,7 +934,7 @@ def test_several_processes_evaluate_to_the_very_results_of_one(configure, peers,
 def test_quickstart_takes_several_processes_through_all_phases(configure, peers, monkeypatch, capsys):
     seen = []
     for name in ("collect", "train_sft", "train_lmpo", "compare"):
-        monkeypatch.setattr(recipes, name, lambda config, parts, name=name: seen.append(name))
+        monkeypatch.setattr(recipes.main_path, name, lambda config, parts, name=name: seen.append(name))
     assert peers(2, lambda: recipes.quickstart(configure("run"))) == [None, None]
     assert sorted(seen) == sorted(["collect", "train_sft", "train_lmpo", "compare"] * 2)
     assert capsys.readouterr().out.count("== ") == 4
@@ -953,7 +965,7 @@ def test_a_mistake_that_only_one_process_meets_ends_all_and_is_told_there(config
 
     config = configure("run")
     do(config, "collect")
-    with recipes._open_run(config, "sft", recipes._Parts(config).domain):
+    with open_run(config, "sft", recipes.Parts(config).domain):
         first, second = peers(2, lambda: do(config, "collect"))
     assert isinstance(first, RunError)  # only the first opens the run
     assert "is working in this run folder" in str(first)
@@ -981,15 +993,15 @@ def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     config = configure("run")
     do(config, "collect")
     seen, opened = [], []
-    really = recipes.Run.open
-    monkeypatch.setattr(recipes.Run, "open", lambda *args: opened.append(args) or really(*args))
+    really = Run.open
+    monkeypatch.setattr(Run, "open", lambda *args: opened.append(args) or really(*args))
 
     def train(self, folder, log, rewind, **kwargs):
         log({"step": 1, "loss": 0.0, "reward": 0.0})
         rewind(1)
         seen.append((self.processes.rank, folder))
 
-    trainer = recipes.SFTTrainer if phase == "sft" else recipes.LMPOTrainer
+    trainer = SFTTrainer if phase == "sft" else LMPOTrainer
     monkeypatch.setattr(trainer, "train", train)
     capfd.readouterr()
     assert peers(2, lambda: do(config, phase)) == [None, None]
@@ -1010,7 +1022,7 @@ def test_a_packaged_benchmark_takes_real_rows_from_files(shared_dir, name):
     if name in ("bigcodebench", "humaneval", "kodcode", "mbpp"):
         overrides.append("data.sandbox.level=none")
     config = load_config(name, overrides)
-    domain = recipes.DOMAINS[type(config.data)](config.data)
+    domain = DOMAINS[type(config.data)](config.data)
     for split in ("train", "test"):
         path = Path(shared_dir, "data", name, f"{split}.jsonl")
         assert len(domain.tasks(split)) == path.read_bytes().strip().count(b"\n") + 1
@@ -1034,7 +1046,7 @@ def test_a_role_that_is_judged_has_to_be_in_every_team_that_plays(mixed):
     def parts(*teams, **needs):
         facts = FACTS | ({"needs": needs} if needs else {})
         data = {"kind": "mix", "train": [{"data": facts}], "test": [{"data": facts}]} if mixed else facts
-        return recipes._Parts(parse_config({"run": "r", "data": data, "team": teams[0], "train_teams": teams[1:]}))
+        return recipes.Parts(parse_config({"run": "r", "data": data, "team": teams[0], "train_teams": teams[1:]}))
 
     assert len(parts("pair").tasks["test"]) == 100
     for teams, needs, message in (
@@ -1053,8 +1065,8 @@ def test_a_role_that_is_judged_has_to_be_in_every_team_that_plays(mixed):
 def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(configure):
     config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700", "collect.memory=text")
     do(config, "collect")
-    parts = recipes._Parts(config)
-    memories = [parts.memory(name) for name in ("text", "latent:untrained")]
+    parts = recipes.Parts(config)
+    memories = [memory_of(parts, name) for name in ("text", "latent:untrained")]
     raters = [memory.rate for memory in memories]
     assert raters[0] is not raters[1]
     assert {rater.max_prompt_tokens for rater in raters} == {700}
@@ -1072,7 +1084,7 @@ def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(
 def test_nothing_is_rated_by_default(configure):
     config = configure("run")
     do(config, "collect")
-    assert {recipes._Parts(config).memory(name).rate for name in ("text", "latent:untrained")} == {None}
+    assert {memory_of(recipes.Parts(config), name).rate for name in ("text", "latent:untrained")} == {None}
 
 
 # Memories that learn
@@ -1121,12 +1133,12 @@ def test_metagpt_is_text_memory_that_is_not_rated(configure):
     config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700")
     do(config, "collect")
     for only in (True, False):
-        parts = recipes._Parts(configure("run", "bank.rating=logits", f"bank.only_successes={only}"))
-        memory = parts.memory("metagpt")
+        parts = recipes.Parts(configure("run", "bank.rating=logits", f"bank.only_successes={only}"))
+        memory = memory_of(parts, "metagpt")
         asked = parts.tasks["test"][0]
         nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True if only else None)]
         assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
-        assert (memory.rate, parts.memory("text").rate is None) == (None, False)
+        assert (memory.rate, memory_of(parts, "text").rate is None) == (None, False)
         parts.close()
 
 
@@ -1203,7 +1215,7 @@ def test_a_phase_refuses_to_go_on_with_other_settings(configure):
 
 
 def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, monkeypatch):
-    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(LanguageModel, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
     for override, message in [
         ("team=autogem", "no such team"),
         ("data.families.0.name=chain_som", "did you mean 'chain_sum'"),
@@ -1220,7 +1232,7 @@ def test_mistakes_in_cheap_parts_are_told_before_a_model_is_loaded(configure, mo
 
 
 def test_progress_in_a_log_file_is_few_whole_lines(capfd):
-    with recipes.progress(1000, "collect", "task") as bar:
+    with progress(1000, "collect", "task") as bar:
         for i in range(1000):
             bar.set_postfix(reward=i, refresh=False)
             bar.update(1)
@@ -1252,7 +1264,7 @@ def test_every_kind_of_data_lets_its_instructions_be_replaced(configure, tmp_pat
     told = []
     for changed in ("", ", instructions: Be brief."):
         section = configure("run", "data=" + data.replace("FOLDER", str(tmp_path)) + changed + "}").data
-        domain = recipes.DOMAINS[type(section)](section)
+        domain = DOMAINS[type(section)](section)
         told.append(domain.start(domain.tasks("test")[0]).instructions)
     assert len(told[0]) > 50
     assert told[1] == "Be brief."
@@ -1285,7 +1297,7 @@ def test_the_experience_split_is_played_into_the_bank_and_nothing_else_is(config
     bank = ExperienceBank(Path(config.run) / "bank.sqlite")
     assert {t.task.id for t in bank} == {f"experience-{i}" for i in range(4)}
     assert "episodes succeeded, on 4 experience tasks; " in capsys.readouterr().out
-    parts = recipes._Parts(config)
+    parts = recipes.Parts(config)
     assert [task.id for task in parts.eval_tasks("lmpo", config.lmpo)] == ["dev-0", "dev-1"]
     assert len(parts.train_tasks) == 12  # none was set aside
     assert [
@@ -1294,28 +1306,28 @@ def test_the_experience_split_is_played_into_the_bank_and_nothing_else_is(config
     with pytest.raises(
         ConfigError, match=r"bank.experience_tasks is 2, but these data have .* of 6 tasks; set it to 0"
     ):
-        recipes._Parts(configure("run", "bank.experience_tasks=2"))
+        recipes.Parts(configure("run", "bank.experience_tasks=2"))
 
 
 def test_the_first_train_tasks_become_experience_where_the_data_have_none(configure):
-    train = recipes._Parts(configure("run")).train_tasks
+    train = recipes.Parts(configure("run")).train_tasks
     config = configure(
         "run", "bank.experience_tasks=5", "collect.num_tasks=null", "lmpo.eval_every=1", "lmpo.eval_tasks=3"
     )
-    parts = recipes._Parts(config)
+    parts = recipes.Parts(config)
     assert parts.collected_tasks == train[:5]
     assert parts.train_tasks == train[5:]
     assert parts.eval_tasks("lmpo", config.lmpo) == train[-3:]
     with pytest.raises(ConfigError, match=r"experience_tasks is 12, but the train split has 12 tasks; set it lower"):
-        recipes._Parts(configure("run", "bank.experience_tasks=12"))
+        recipes.Parts(configure("run", "bank.experience_tasks=12"))
     with pytest.raises(ConfigError, match=r"lmpo.eval_tasks is 7, but the train split has 7 tasks"):
-        recipes._Parts(config).eval_tasks("lmpo", config.lmpo.model_copy(update={"eval_tasks": 7}))
+        recipes.Parts(config).eval_tasks("lmpo", config.lmpo.model_copy(update={"eval_tasks": 7}))
 
 
 def test_a_dev_evaluation_and_one_of_test_stand_side_by_side(configure, caplog, capsys):
     options = ("evaluate.memories=[none]", "lmpo.eval_tasks=3")
     test, dev = configure("run", *options), configure("run", *options, "evaluate.split=dev")
-    train = recipes._Parts(test).train_tasks
+    train = recipes.Parts(test).train_tasks
     do(test, "evaluate")
     do(dev, "evaluate")
     run = Path(test.run)
@@ -1372,7 +1384,7 @@ def test_a_run_that_was_started_before_a_key_was_known_goes_on(configure, capsys
 
 
 def failures(config, num_failures, num_successes, observation):
-    parts = recipes._Parts(config)
+    parts = recipes.Parts(config)
 
     def episode(i, success):
         step = Step(messages=(), action="a", observation=observation)
@@ -1400,7 +1412,7 @@ def test_failures_with_feedback_that_are_never_recalled_are_told_once(
     config = configure("run", f"bank.only_successes={only_successes}")
     parts = failures(config, num_failures, num_successes, observation)
     for name in ("none", "text", "latent:untrained", "metagpt"):
-        parts.memory(name)
+        memory_of(parts, name)
     told = [record.getMessage() for record in caplog.records if "stored episodes are failures" in record.getMessage()]
     assert len(told) == (expected is not None)
     assert all(expected in line and "set bank.only_successes to false" in line for line in told)

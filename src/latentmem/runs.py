@@ -9,7 +9,7 @@
                         sft/dev.jsonl one line per evaluated step and held-out task
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
-With several processes only rank 0 opens the run. Loads no torch.
+With several processes only rank 0 opens the run; the others have a `SilentRun`. Loads no torch.
 """
 
 import errno
@@ -176,6 +176,22 @@ class Run:
             RunError: a line is no JSON, or the file cannot be written.
         """
         _keep_lines(self.phase_folder / name, lambda row: row.get("step", 0) <= step)
+
+
+class SilentRun:
+    """The run in the processes that do not write it: what it is told is dropped."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Drop the line."""
+
+    def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Drop the rows."""
+
+    def rewind_metrics(self, phase: str, step: int) -> None:
+        """Leave the file to the first process."""
+
+    def rewind_details(self, name: str, step: int) -> None:
+        """Leave the file to the first process."""
 
 
 def read_metrics(path: Path) -> Metrics:

@@ -19,6 +19,7 @@ from latentmem.grid import play
 from latentmem.grid.file import load_grid
 from latentmem.grid.play import play_grid
 from latentmem.memory.text import TextMemory
+from latentmem.models.language_model import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("no_embedding_model", "lucky", "no_figures")
 
@@ -71,7 +72,7 @@ def make(tmp_path, tiny_model_dir):
 def calls(monkeypatch):
     """What is played and loaded, counted: episodes by phase and memory, models."""
     counts = Counter()
-    rollout, from_pretrained = recipes.rollout, recipes.LanguageModel.from_pretrained
+    rollout, from_pretrained = recipes.collecting.rollout, LanguageModel.from_pretrained
 
     def counted(where):
         def playing(team, memory, model, tasks, *args, **kwargs):
@@ -85,8 +86,8 @@ def calls(monkeypatch):
         return from_pretrained(*args, **kwargs)
 
     monkeypatch.setattr("latentmem.evaluation.rollout", counted("evaluate"))
-    monkeypatch.setattr(recipes, "rollout", counted("collect"))
-    monkeypatch.setattr(recipes.LanguageModel, "from_pretrained", loading)
+    monkeypatch.setattr(recipes.collecting, "rollout", counted("collect"))
+    monkeypatch.setattr(LanguageModel, "from_pretrained", loading)
     return counts
 
 
@@ -201,13 +202,13 @@ def test_parts_of_a_grid_may_be_played_apart_and_are_gathered_by_the_whole(make,
 @pytest.fixture
 def trained(monkeypatch):
     """Which phases took steps, in order."""
-    phases, train = [], recipes._train
+    phases, train = [], recipes.train._train
 
-    def counted(config, phase, *args):
-        phases.append(phase)
-        return train(config, phase, *args)
+    def counted(here, *args):
+        phases.append(here.name)
+        return train(here, *args)
 
-    monkeypatch.setattr(recipes, "_train", counted)
+    monkeypatch.setattr(recipes.train, "_train", counted)
     return phases
 
 
@@ -489,7 +490,7 @@ def test_several_processes_are_refused(make, monkeypatch):
 @pytest.fixture
 def learned_from(monkeypatch):
     """For each step of LMPO: what was played by whom."""
-    steps, rollout = [], recipes.rollout
+    steps, rollout = [], recipes.collecting.rollout
 
     def watching(*args, **kwargs):
         played = rollout(*args, **kwargs)

@@ -1,0 +1,31 @@
+"""The recipes: each phase of an experiment, built from a whole configuration and run.
+
+These are the only rooms that see a whole configuration, and the only ones that choose by name; they build the parts
+from their sections and let them run.
+"""
+
+from latentmem.recipes.collecting import collect
+from latentmem.recipes.evaluate import compare, play_test
+from latentmem.recipes.main_path import quickstart
+from latentmem.recipes.parts import Parts, Shared
+from latentmem.recipes.phase import initials, what_decides
+from latentmem.recipes.prompts import show_prompts
+from latentmem.recipes.readings import show_latents
+from latentmem.recipes.train import train_grpo, train_lmpo, train_sft, train_warmup
+
+__all__ = [
+    "Parts",
+    "Shared",
+    "collect",
+    "compare",
+    "initials",
+    "play_test",
+    "quickstart",
+    "show_latents",
+    "show_prompts",
+    "train_grpo",
+    "train_lmpo",
+    "train_sft",
+    "train_warmup",
+    "what_decides",
+]

@@ -1,0 +1,135 @@
+"""The team plays, and the bank fills."""
+
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from latentmem.config import Config
+from latentmem.memory.memory import Memory
+from latentmem.models.language_model import stream_seed
+from latentmem.progress import progress
+from latentmem.recipes.memories import learn, memory_of
+from latentmem.recipes.parts import Parts
+from latentmem.recipes.phase import begin
+from latentmem.rollout import rollout
+from latentmem.runs import Run, write_atomic
+from latentmem.trajectory import Task, Trajectory
+
+T = TypeVar("T")
+
+
+def collect(config: Config, parts: Parts | None = None) -> None:
+    """Play the experience split, or the train split where there is none; store every trajectory, failures too.
+
+    A batch is written down before it is stored, so that one which was stored but not yet counted when the process died
+    is not played again, with a memory that holds it already, but taken from there.
+    """
+    with begin(config, "collect", parts) as here:
+        section, parts, processes = config.collect, here.parts, here.processes
+        tasks = parts.collected_tasks[: section.num_tasks]
+        done = processes.from_first(lambda: _go_on_collecting(here.opened, parts, len(tasks)))
+        if done == len(tasks):
+            here.say(
+                f"collect: finished already, {done} {parts.collected_split} tasks; "
+                f"the bank has {len(parts.bank)} trajectories"
+            )
+            return
+        memory = memory_of(parts, "latent:untrained" if section.memory == "latent" else section.memory)
+        learn(memory, processes)
+        play = partial(_play, config, parts, memory)
+        per_batch = max(1, section.batch_size // section.rollouts_per_task)
+        # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
+        # plays it. With memory a batch recalls what the one before it stored, and the tasks of one are dealt out.
+        per_round = per_batch if section.memory != "none" else per_batch * processes.size
+        with progress(len(tasks), "collect", "task", done, shown=here.is_first) as bar:
+            for start in range(done, len(tasks), per_round):
+                batch = tasks[start : start + per_round]
+                per_share = per_batch if section.memory == "none" else ceil(len(batch) / processes.size)
+                shares = processes.map(play, _chunks(batch, per_share))
+                if here.opened is not None:
+                    played = [trajectory for share in shares for trajectory in share]
+                    for trajectories in _chunks(played, per_batch * section.rollouts_per_task):
+                        _write_down(_batch_file(here.opened), trajectories)
+                        state = _store_batch(here.opened, parts)
+                        bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
+                        bar.update(state["tasks"] - bar.n)
+                learn(memory, processes)  # all wait until it is stored: the next batch may recall it
+        if here.opened is not None:
+            state = here.opened.state
+            failed = f", {state['errors']} ended in an error" if state["errors"] else ""
+            here.say(
+                f"collect: {state['successes']} of {state['episodes']} episodes succeeded{failed}, on "
+                f"{state['tasks']} {parts.collected_split} tasks; "
+                f"{parts.bank.path} has {len(parts.bank)} trajectories"
+            )
+
+
+def _play(config: Config, parts: Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:
+    return rollout(
+        parts.players,
+        memory,
+        parts.model,
+        tasks,
+        parts.domain.start,
+        sampling=parts.sampling,
+        group_size=config.collect.rollouts_per_task,
+        seed=stream_seed(config.seed, "collect"),
+        max_turns=config.max_turns,
+    ).trajectories
+
+
+def _go_on_collecting(run: Run | None, parts: Parts, num_tasks: int) -> int:
+    """Store what was written down but not counted when the last process died; how many tasks are done."""
+    assert run is not None
+    done: int = run.state.get("tasks", 0)
+    for counted in run.phase_folder.glob("batch-*.jsonl"):
+        if counted != _batch_file(run):
+            counted.unlink()
+    if done < num_tasks:
+        run.rewind_metrics("collect", done)
+        if _batch_file(run).exists():
+            done = _store_batch(run, parts)["tasks"]
+    return done
+
+
+def _batch_file(run: Run) -> Path:
+    """Where the batch that follows those counted is written down."""
+    return run.phase_folder / f"batch-{run.state.get('tasks', 0):06d}.jsonl"
+
+
+def _write_down(path: Path, trajectories: list[Trajectory]) -> None:
+    lines = "".join(trajectory.to_json() + "\n" for trajectory in trajectories)
+    write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+
+
+def _store_batch(run: Run, parts: Parts) -> dict[str, Any]:
+    """Store and count the batch that was written down; the counts."""
+    path = _batch_file(run)
+    rows = path.read_bytes().split(b"\n")[:-1]
+    trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+    parts.bank.add(trajectories)
+    state = {"tasks": 0, "episodes": 0, "successes": 0, "errors": 0} | run.state
+    successes = sum(t.success for t in trajectories)
+    errors = sum(t.error is not None for t in trajectories)
+    state["tasks"] += len(trajectories) // parts.config.collect.rollouts_per_task
+    state["episodes"] += len(trajectories)
+    state["successes"] += successes
+    state["errors"] += errors
+    run.log(
+        {
+            "step": state["tasks"],
+            "episodes": len(trajectories),
+            "successes": successes,
+            "reward": sum(t.reward for t in trajectories) / len(trajectories),
+            "errors": errors,
+            "stored": len(parts.bank),
+        }
+    )
+    run.state = state
+    path.unlink()
+    return state
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

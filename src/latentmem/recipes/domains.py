@@ -1,0 +1,127 @@
+"""What is played: the domain of each kind of data, its splits, and the tasks that are set aside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from latentmem.config import (
+    CodeSection,
+    HiddenFactsSection,
+    MixPart,
+    MixSection,
+    PDDLSection,
+    QASection,
+    ReasoningSection,
+)
+from latentmem.environments.code import CodeDomain
+from latentmem.environments.environment import Domain, Split
+from latentmem.environments.hidden_facts import HiddenFactsDomain
+from latentmem.environments.mix import MixDomain, Part
+from latentmem.environments.pddl import PDDLDomain
+from latentmem.environments.qa import QADomain
+from latentmem.environments.reasoning import ReasoningDomain
+from latentmem.environments.search import SearchDomain
+from latentmem.errors import ConfigError, suggest
+from latentmem.teams.turn import Team
+from latentmem.trajectory import Task
+
+
+def _questions(section: QASection) -> Domain:
+    questions = QADomain(
+        schema=section.schema_, train=section.train, test=section.test, instructions=section.instructions
+    )
+    return questions if section.search is None else SearchDomain(questions, section.search)
+
+
+def _parts_of_mix(parts: Sequence[MixPart]) -> list[Part]:
+    return [Part(DOMAINS[type(part.data)](part.data), part.max_turns) for part in parts]
+
+
+DOMAINS: dict[type, Callable[[Any], Domain]] = {
+    ReasoningSection: lambda s: ReasoningDomain(
+        families=s.families,
+        train_size=s.train_size,
+        test_size=s.test_size,
+        seed=s.seed,
+        instructions=s.instructions,
+    ),
+    QASection: _questions,
+    CodeSection: lambda s: CodeDomain(
+        schema=s.schema_,
+        train=s.train,
+        test=s.test,
+        sandbox=s.sandbox,
+        prompt=s.prompt,
+        instructions=s.instructions,
+    ),
+    PDDLSection: lambda s: PDDLDomain(
+        worlds=s.worlds,
+        size=s.size,
+        train_size=s.train_size,
+        test_size=s.test_size,
+        seed=s.seed,
+        path=s.path,
+        instructions=s.instructions,
+    ),
+    HiddenFactsSection: lambda s: HiddenFactsDomain(**{key: value for key, value in s if key != "kind"}),
+    MixSection: lambda s: MixDomain(_parts_of_mix(s.train), _parts_of_mix(s.test)),
+}
+
+
+def check_roles(data: Any, teams: Sequence[Team]) -> None:
+    """Refuse data that judge a role which a team does not have."""
+    sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
+    for section in sections:
+        for role in section.needs if isinstance(section, HiddenFactsSection) else ():
+            for team in teams:
+                known = [member.name for member in team.roles]
+                if role not in known:
+                    raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")
+
+
+def with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split, list[Task]]:
+    """The splits; where there is no experience split, the first `count` train tasks are one."""
+    experience, train = found["experience"], found["train"]
+    if count and experience:
+        raise ConfigError(
+            f"bank.experience_tasks is {count}, but these data have an experience split of their own, of "
+            f"{len(experience)} tasks; set it to 0"
+        )
+    if count >= len(train):
+        raise ConfigError(
+            f"bank.experience_tasks is {count}, but the train split has {len(train)} tasks; "
+            "set it lower, so that some are left to train on"
+        )
+    return {**found, "experience": experience or train[:count], "train": train[count:]}
+
+
+def last_tasks(tasks: list[Task], count: int, key: str, split: Split) -> list[Task]:
+    """The last tasks of a split, which are set aside.
+
+    Raises:
+        ConfigError: none would be left; `key` is where the count stands.
+    """
+    if count >= len(tasks):
+        raise ConfigError(
+            f"{key} is {count}, but the {split} split has {len(tasks)} tasks; "
+            "set it lower, so that some are left to train on"
+        )
+    return tasks[len(tasks) - count :]
+
+
+def task_to_show(splits: Mapping[Split, list[Task]], split: Split, number: int) -> tuple[Task, str]:
+    """A task by its number in a split, from 1, and how it is called.
+
+    Raises:
+        ConfigError: the split has fewer tasks, or none.
+    """
+    tasks = splits[split]
+    if not tasks:
+        having = ", ".join(name for name, found in splits.items() if found)
+        raise ConfigError(f"a task of the {split} split is asked for, but these data have none; they have {having}")
+    if number > len(tasks):
+        raise ConfigError(
+            f"task {number} of the {split} split is asked for, but it has {len(tasks)} tasks; give a number from 1 to "
+            f"{len(tasks)}"
+        )
+    task = tasks[number - 1]
+    return task, f"task {number} of {len(tasks)} in the {split} split: {task.key}"

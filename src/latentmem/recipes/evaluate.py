@@ -1,0 +1,108 @@
+"""Memories compared on held-out tasks, under equal conditions."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from latentmem.config import Config, needs_bank
+from latentmem.evaluation import evaluate, forget
+from latentmem.models.language_model import Sampling, stream_seed
+from latentmem.progress import progress
+from latentmem.recipes.folders import EVALUATIONS, RESULTS
+from latentmem.recipes.lessons import right_responses
+from latentmem.recipes.memories import learn, learning, made_of, memory_of
+from latentmem.recipes.parts import Parts
+from latentmem.recipes.phase import Phase, begin, initials
+from latentmem.recipes.readings import write_reading
+from latentmem.report import format_table, write_report
+from latentmem.runs import Run, write_atomic
+
+logger = logging.getLogger(__name__)
+
+_MEASURED = 32
+"""Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
+
+
+def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
+    """Evaluate each memory; write the results and, of the test split, the report; return the results."""
+    with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
+        results = _play(here)
+    if here.is_first and config.evaluate.split == "test":
+        page = f"report: {write_report([Path(config.run)])}"
+    else:
+        page = f"dev split, for choices: {Path(config.run) / RESULTS['dev']}"
+    here.say(f"{format_table(results)}\n{page}")
+    return results
+
+
+def play_test(config: Config, parts: Parts | None = None) -> dict[str, Any]:
+    """Evaluate each memory on `evaluate.split`; write results.json, or that of the dev split; return the results."""
+    with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
+        return _play(here)
+
+
+def _play(here: Phase) -> dict[str, Any]:
+    """Evaluate each memory, and write down the results and what latents say."""
+    config, parts, processes = here.config, here.parts, here.processes
+    section = config.evaluate
+    tasks = parts.asked_tasks[: section.num_tasks]
+    names = section.memories
+    made = [memory_of(parts, name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
+    for memory in made:
+        learn(memory, processes, shown=True)
+    if here.opened is not None:
+        _forget_outdated(here.opened, {name: made_of(parts, name) for name in names})
+    folder = Path(config.run) / here.name
+    copies = folder if section.online else None
+    sampling = Sampling(
+        section.temperature,
+        parts.sampling.top_p,
+        parts.sampling.top_k,
+        section.max_response_tokens or parts.sampling.max_response_tokens,
+    )
+    with progress(len(tasks) * len(names), "evaluate", "task", shown=here.is_first) as bar:
+
+        def show(name: str, num_tasks: int, reward: float) -> None:
+            bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
+            bar.update(names.index(name) * len(tasks) + num_tasks - bar.n)
+
+        results = evaluate(
+            parts.team,
+            parts.model,
+            {name: partial(memory_of, parts, name, copies) for name in names},
+            tasks,
+            parts.domain.start,
+            folder,
+            sampling=sampling,
+            seed=stream_seed(config.seed, "evaluate"),
+            batch_size=section.batch_size,
+            max_turns=config.max_turns,
+            online=section.online,
+            num_bootstraps=section.num_bootstraps,
+            on_progress=show,
+            processes=processes,
+            bank=parts.bank if any(map(needs_bank, names)) else None,
+            held_out=right_responses(parts, tasks[:_MEASURED], parts.team),
+            starts={f"latent:{phase}": f"latent:{first}" for phase, first in initials(config).items()},
+        )
+    for row in results["memories"]:
+        row["learning"] = learning(parts, row["name"], copies)
+    results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
+    if here.opened is not None:
+        write_atomic(here.opened.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
+        for name in names:
+            write_reading(parts, name, folder, tasks)
+    processes.wait()  # a composer that is spread over the processes needs the others to read out
+    return results
+
+
+def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:
+    """Drop the trajectories of memories whose composer or bank has changed since they were evaluated."""
+    before = run.state.get("inputs", {})
+    for name, now in inputs.items():
+        if before.get(name, now) != now:
+            logger.warning("evaluate: %s has changed since it was evaluated; it is evaluated again", name)
+            forget(run.phase_folder, name)
+    run.state = {"inputs": before | inputs}

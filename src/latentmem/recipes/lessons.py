@@ -1,0 +1,122 @@
+"""What is learned from, and what is held out to be measured with: demonstrations and stored episodes."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from latentmem.carrying import measure_carried, roles_of_teams, scorable
+from latentmem.environments.environment import Demonstrator, Split
+from latentmem.errors import TrainingError
+from latentmem.memory.latent import LatentMemory
+from latentmem.models.language_model import stream_seed
+from latentmem.processes import Processes
+from latentmem.recipes.parts import Parts
+from latentmem.teams.turn import Team, Teams
+from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
+from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+def lessons(parts: Parts, aside: list[Task]) -> tuple[list[Trajectory], list[Trajectory]]:
+    """What SFT learns from, and what it is held to.
+
+    Whole tasks are set aside, so that no episode of theirs is learned from.
+    """
+    keys = {task.key for task in aside}
+    shown = demonstrated(parts, [*parts.train_tasks, *aside])
+    if shown is None:
+        experience = {task.key for task in parts.tasks["experience"]}
+        stored = [t for t in parts.bank if t.task.key not in experience]
+        if not stored:
+            raise TrainingError(
+                f"{parts.bank.path} holds episodes of experience tasks only, which are recalled and not trained on; "
+                "set sft.demonstrations to what is to be learned"
+            )
+        return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
+    train = [one for one in shown if one.task.key not in keys]
+    if not train:
+        raise TrainingError(
+            f"sft.demonstrations is {parts.config.sft.demonstrations}: there is none of a train task that is trained "
+            f"on, of {len(shown)} in all; add some, or set sft.eval_tasks lower"
+        )
+    return act_out(parts, train), act_out(parts, [one for one in shown if one.task.key in keys])
+
+
+def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | None:
+    """Demonstrations of some tasks, as `sft.demonstrations` says; None where the bank's successes are learned.
+
+    Raises:
+        DataError: a row that cannot be used.
+    """
+    source = parts.config.sft.demonstrations
+    if source == "bank":
+        return None
+    if source == "domain":
+        assert isinstance(parts.domain, Demonstrator)
+        return _told_by(parts.domain, tasks)
+    keys = {task.key for task in tasks}
+    known = [task for split in get_args(Split) for task in parts.domain.tasks(split)]
+    roles = {role.name for team in (*parts.train_teams, parts.team) for role in team.roles}
+    return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
+
+
+def right_responses(parts: Parts, tasks: Sequence[Task], players: Team | Teams) -> list[Trajectory] | None:
+    """The right responses to some tasks; None where the data cannot tell them of every role that speaks."""
+    if not isinstance(parts.domain, Demonstrator):
+        return None
+    shown = _told_by(parts.domain, tasks)
+    teams = players.teams if isinstance(players, Teams) else (players,)
+    roles = {role.name for team in teams for role in team.roles}
+    if any("" not in one.said and not roles <= one.said.keys() for one in shown):
+        return None
+    return act_out(parts, shown, players)
+
+
+def act_out(parts: Parts, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
+    """Demonstrations as trajectories, by default of the teams that train."""
+    players = players or parts.players
+    return [
+        demonstrate(
+            players.of(one.task) if isinstance(players, Teams) else players,
+            one.task,
+            parts.domain.start(one.task).instructions,
+            one.said,
+            parts.model,
+            one.where,
+        )
+        for one in shown
+    ]
+
+
+def carried_by(
+    parts: Parts, memory: LatentMemory, held_out: Sequence[Trajectory], phase: str, processes: Processes
+) -> Callable[[], Mapping[str, float]] | None:
+    """What measures, whenever it is called, what a memory carries; None where too few tasks have successes."""
+    roles_of = roles_of_teams(parts.train_teams)
+    solved = scorable(held_out, parts.model, roles_of)
+    if len({trajectory.task.key for trajectory in solved}) < 2:
+        if held_out:
+            logger.warning("%s: the held-out tasks have too few successes to measure what latents carry", phase)
+        return None
+
+    def measure() -> Mapping[str, float]:
+        with parts.bank.frozen("training"):
+            found = measure_carried(
+                memory,
+                parts.model,
+                solved,
+                roles_of,
+                seed=stream_seed(parts.config.seed, "carried"),
+                processes=processes,
+            )
+        return {} if found is None else found.metrics()
+
+    return measure
+
+
+def _told_by(domain: Demonstrator, tasks: Sequence[Task]) -> list[Demonstration]:
+    """What a domain demonstrates of some tasks, of each once."""
+    different = {task.key: task for task in tasks}
+    return [Demonstration(task, domain.demonstrations(task), key) for key, task in different.items()]

@@ -1,0 +1,261 @@
+"""How each memory is made, by its name in the configuration, and what it is made of."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import is_parametric, split_control
+from latentmem.evaluation import file_stem
+from latentmem.memory.checkpoints import kind_of, weights_file
+from latentmem.memory.controls import (
+    ControlMemory,
+    Replace,
+    another_of,
+    corrupted,
+    empty,
+    filler,
+    irrelevant,
+    other_role,
+    random_latents,
+    shuffled,
+    zero_latents,
+)
+from latentmem.memory.graph import Graph
+from latentmem.memory.insights import Insights
+from latentmem.memory.latent import LatentMemory
+from latentmem.memory.learned import LearnedMemory, Method, Scribe, Similarity
+from latentmem.memory.memory import Ledger, Memory, NoMemory
+from latentmem.memory.rating import Rater
+from latentmem.memory.stream import Stream
+from latentmem.memory.summaries import Summaries
+from latentmem.memory.text import TextMemory
+from latentmem.models.language_model import stream_seed
+from latentmem.processes import Processes
+from latentmem.progress import progress
+from latentmem.recipes.parts import Parts
+from latentmem.runs import write_atomic
+from latentmem.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 64
+"""Failures of a bank that are read to see whether they hold feedback."""
+
+
+def memory_of(parts: Parts, name: str, copies: Path | None = None) -> Memory:
+    """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
+    if name == "none":
+        return NoMemory()
+    if is_parametric(name):
+        parametric = parts.parametric_memory()
+        parametric.load_weights(parts.checkpoint(name))
+        return parametric
+    real, control = split_control(name)
+    if control is not None:
+        replace = _replace(parts, control)  # a mistake in it is told before a model is loaded
+    bank = parts.bank if copies is None else parts.bank_copy(copies / f"{file_stem(name)}.sqlite")
+    if name in methods(parts):
+        return learned(parts, name, bank, copies)
+    section, ledger = parts.config.bank, Ledger()
+    memories: Mapping[str, Callable[[], LatentMemory | TextMemory]] = {
+        "text": lambda: TextMemory(
+            _recalling(parts, bank),
+            section.num_retrieved,
+            section.only_successes,
+            _rater(parts, ledger),
+            parts.config.memory,
+            ledger,
+        ),
+        "metagpt": lambda: TextMemory(
+            _recalling(parts, bank), section.num_retrieved, section.only_successes, words=parts.config.memory
+        ),
+        "latent:untrained": lambda: latent_memory(parts, bank),
+    }
+    if real in memories:
+        memory = memories[real]()
+    else:
+        checkpoint = parts.checkpoint(real.removeprefix("latent:"))
+        memory = latent = latent_memory(parts, bank)
+        latent.composer.load_weights(checkpoint)
+    return memory if control is None else ControlMemory(memory, replace)
+
+
+def _replace(parts: Parts, control: str) -> Replace:
+    seed = stream_seed(parts.config.seed, control)
+    controls: Mapping[str, Callable[[], Replace]] = {
+        "empty": empty,
+        "shuffle": lambda: shuffled(seed),
+        "irrelevant": lambda: irrelevant(another_of(parts.asked_tasks, seed)),
+        "corrupt": lambda: corrupted(seed),
+        "filler": filler,
+        "other-role": lambda: other_role(parts.team.roles),
+        "random": lambda: random_latents(seed),
+        "zero": zero_latents,
+    }
+    return controls[control]()
+
+
+def latent_memory(parts: Parts, bank: ExperienceBank | None = None) -> LatentMemory:
+    """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
+    section, ledger = parts.config.bank, Ledger()
+    return LatentMemory(
+        _recalling(parts, bank or parts.bank),
+        parts.composer(),
+        section.num_retrieved,
+        section.only_successes,
+        rate=_rater(parts, ledger),
+        ledger=ledger,
+    )
+
+
+# Memories that learn
+
+
+def methods(parts: Parts) -> Mapping[str, Callable[[Ledger], Method]]:
+    """The memories that learn with a language model's help, by name; each is given where to write its expenses."""
+    section, words = parts.config.rivals, parts.config.memory
+    k, only = parts.config.bank.num_retrieved, parts.config.bank.only_successes
+
+    def scribe(ledger: Ledger) -> Scribe:
+        return Scribe(parts.model, ledger, section.max_response_tokens, section.max_episode_characters)
+
+    def stream(ledger: Ledger) -> Method:
+        prompt, system = section.generative.importance, section.generative.importance_system
+        limit = parts.config.bank.rating_max_tokens
+        importance = Rater(parts.model, prompt, limit, system=system, words=words, ledger=ledger, needed=["episode"])
+        raters = {"model": parts.model.name, "rating_max_tokens": limit}
+        return Stream(_relevance(parts, ledger), importance, k, section.generative, words, raters, only_successes=only)
+
+    return {
+        "voyager": lambda ledger: Summaries(
+            scribe(ledger), Similarity(parts.embedder), k, section.voyager, words, only_successes=only
+        ),
+        "generative": stream,
+        "oagents": lambda ledger: Insights(scribe(ledger), k, section.insights, words, only_successes=only),
+        "gmemory": lambda ledger: Graph(
+            scribe(ledger),
+            Similarity(parts.embedder),
+            _relevance(parts, ledger),
+            k,
+            section.gmemory,
+            section.insights,
+            words,
+            only_successes=only,
+        ),
+    }
+
+
+def notes_path(parts: Parts, name: str) -> Path:
+    """Where a memory that learns keeps what it has learned from the bank."""
+    return Path(parts.config.run) / "memories" / f"{name}.json"
+
+
+def learning(parts: Parts, name: str, copies: Path | None = None) -> dict[str, Any] | None:
+    """What a memory that learns has spent on it, and from how many trajectories; None for the others."""
+    if name not in methods(parts):
+        return None
+    memory = learned(parts, name, parts.bank, copies)
+    return {"num_trajectories": len(memory.learned), **memory.costs}
+
+
+def learned(parts: Parts, name: str, bank: ExperienceBank, copies: Path | None = None) -> LearnedMemory:
+    """A memory that learns, with its notes; with a copy of them, kept in the folder `copies`, if given."""
+    path = notes_path(parts, name)
+    if copies is not None:
+        copy = copies / path.name
+        if path.exists() and not copy.exists():
+            write_atomic(copy, path.read_bytes())
+        path = copy
+    ledger = Ledger()
+    return LearnedMemory(
+        _recalling(parts, bank), methods(parts)[name](ledger), path, ledger, parts.config.rivals.batch_size
+    )
+
+
+def learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
+    """Let a memory that learns catch up with the bank: the first process does, the others then read what it wrote."""
+    if processes.is_first and isinstance(memory, LearnedMemory):
+        catch_up(memory, shown)
+    processes.wait()
+    if not processes.is_first and isinstance(memory, LearnedMemory):
+        memory.learn()
+
+
+def catch_up(memory: LearnedMemory, shown: bool = True) -> None:
+    """Let a memory learn what the bank holds and its notes lack."""
+    num_all, known = len(memory.bank), len(memory.learned)
+    with progress(num_all, f"{memory.kind} learns", "episode", known, shown and known < num_all) as bar:
+        memory.learn(lambda num: bar.update(num - bar.n))
+
+
+# What they share
+
+
+def _rater(parts: Parts, ledger: Ledger) -> Rater | None:
+    """How candidates are rated before they are recalled, if they are."""
+    return None if parts.config.bank.rating == "none" else _relevance(parts, ledger)
+
+
+def _relevance(parts: Parts, ledger: Ledger) -> Rater:
+    """A new one for each memory: it keeps its ratings, and of memories that are compared each pays for its own."""
+    section = parts.config.bank
+    return Rater(
+        parts.model,
+        section.rating_template,
+        section.rating_max_tokens,
+        system=section.rating_system,
+        words=parts.config.memory,
+        ledger=ledger,
+    )
+
+
+def made_of(parts: Parts, name: str) -> str:
+    """What a memory is made of: how much the bank holds, what was learned from it, weights that were trained."""
+    if name == "none":
+        return ""
+    if is_parametric(name):
+        return f"weights {_digest(parts.checkpoint(name))}"
+    which = split_control(name)[0].removeprefix("latent:")
+    bank = f"bank of {len(parts.bank)}"
+    if name in methods(parts):
+        return f"{bank}, notes {learned(parts, name, parts.bank).digest}"
+    if which in ("text", "metagpt", "untrained"):
+        return bank
+    return f"{bank}, weights {_digest(parts.checkpoint(which))}"
+
+
+def _digest(checkpoint: Path) -> str:
+    return hashlib.sha256(weights_file(checkpoint, kind_of(checkpoint)).read_bytes()).hexdigest()
+
+
+def _recalling(parts: Parts, bank: ExperienceBank) -> ExperienceBank:
+    """The bank; where only its successes are recalled, a warning, once, if that leaves out what matters."""
+    if parts.has_warned or not parts.config.bank.only_successes:
+        return bank
+    info = bank.info()
+    num_failures = info.num_trajectories - info.num_successes
+    if num_failures and not info.num_successes:
+        logger.warning(
+            "%s: all %d stored episodes are failures, so nothing is ever recalled; set bank.only_successes to "
+            "false to recall failures too",
+            bank.path,
+            num_failures,
+        )
+        parts.has_warned = True
+    elif num_failures > info.num_successes and _any_feedback(bank.newest(_LOOKED_AT, success=False)):
+        logger.warning(
+            "%s: %d of %d stored episodes are failures and never recalled, nor is the feedback in them; set "
+            "bank.only_successes to false to recall them too",
+            bank.path,
+            num_failures,
+            info.num_trajectories,
+        )
+        parts.has_warned = True
+    return bank
+
+
+def _any_feedback(trajectories: Sequence[Trajectory]) -> bool:
+    return any(step.observation for trajectory in trajectories for step in trajectory.steps)

@@ -1,0 +1,290 @@
+"""What is built of what: the parts that the phases of a run share, each made once, when it is first asked for.
+
+Cheap parts are made at once, so that a mistake in them is told before a model is loaded.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from latentmem.bank import ExperienceBank
+from latentmem.config import Config, OptimizerFields, SFTSection
+from latentmem.environments.environment import Demonstrator, Domain, Split
+from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
+from latentmem.memory.composer import FIELDS, Composer
+from latentmem.memory.parametric import ParametricMemory
+from latentmem.memory.rating import check_rating_template
+from latentmem.models.embedder import Embedder
+from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.models.sharding import shard
+from latentmem.processes import Processes, sharding_asked
+from latentmem.recipes.domains import DOMAINS, check_roles, last_tasks, with_experience
+from latentmem.recipes.folders import checkpoints_of, steps_done
+from latentmem.teams.team import load_team
+from latentmem.teams.turn import Team, Teams
+from latentmem.templates import check_template
+from latentmem.training.optimization import Trained, selected_checkpoint
+from latentmem.trajectory import Task
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Shared:
+    """What the runs of one process have in common: of equal settings each model, embedder and domain is made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def parts(self, config: Config) -> "Parts":
+        """What the phases of a run are made of; to be closed before another's, for one backbone carries one composer.
+
+        Raises:
+            LatentMemError: a mistake in what is cheap to make: the team, the templates, the data.
+        """
+        return Parts(config, self)
+
+    def get(self, make: Callable[[], T], *settings: Any) -> T:
+        """What was made of equal settings before, or now."""
+        key = repr(settings)
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
+class Parts:
+    """What the phases of one run are made of."""
+
+    def __init__(self, config: Config, shared: Shared | None = None) -> None:
+        self.config = config
+        self.shared = shared or Shared()
+        self.sharding = sharding_asked()
+        self.team = load_team(config.team)
+        self.train_teams: tuple[Team, ...] = tuple(map(load_team, config.train_teams)) or (self.team,)
+        self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
+        check_roles(config.data, (self.team, *self.train_teams))
+        if config.composer.template is not None:
+            check_template(config.composer.template, FIELDS, "composer.template")
+        if config.bank.rating_template is not None:
+            check_rating_template(config.bank.rating_template)
+        self.domain: Domain = self.shared.get(lambda: DOMAINS[type(config.data)](config.data), config.data)
+        found: dict[Split, list[Task]] = {split: self.domain.tasks(split) for split in get_args(Split)}
+        needed: tuple[Split, ...] = ("train", "test")
+        for split in needed:
+            if not found[split]:
+                raise DataError(f"data: the {split} split is empty; expected at least one task")
+        if config.sft.demonstrations == "domain" and not isinstance(self.domain, Demonstrator):
+            raise ConfigError(
+                f"sft.demonstrations is domain, but data of kind {config.data.kind} demonstrates nothing; set it to "
+                "bank, or to a .jsonl file of demonstrations"
+            )
+        self.tasks = with_experience(found, config.bank.experience_tasks)
+        """Of each split; of experience and dev there may be none."""
+        self.train_tasks = self.tasks["train"]
+        self.has_warned = False
+        """Whether it was told that what matters in the bank is not recalled."""
+        section = config.sampling
+        self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
+
+    # Tasks
+
+    @property
+    def collected_split(self) -> Split:
+        """What is played into the bank."""
+        return "experience" if self.tasks["experience"] else "train"
+
+    @property
+    def collected_tasks(self) -> list[Task]:
+        """Its tasks."""
+        return self.tasks[self.collected_split]
+
+    @cached_property
+    def asked_tasks(self) -> list[Task]:
+        """The tasks that memories are evaluated on."""
+        if self.config.evaluate.split == "test" or self.tasks["dev"]:
+            return self.tasks[self.config.evaluate.split]
+        if self.config.lmpo.eval_every is None:
+            logger.warning(
+                "evaluate.split is dev, and these data have no dev split: the last %d train tasks are taken, which "
+                "lmpo trains on too unless lmpo.eval_every is set",
+                self.config.lmpo.eval_tasks,
+            )
+        return last_tasks(self.train_tasks, self.config.lmpo.eval_tasks, "lmpo.eval_tasks", "train")
+
+    def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
+        """Tasks for choosing checkpoints: the first of the dev split, or the last train tasks where there is none."""
+        count = section.eval_tasks if section.eval_every else 0
+        if self.tasks["dev"]:
+            return self.tasks["dev"][:count]
+        return last_tasks(self.train_tasks, count, f"{name}.eval_tasks", "train")
+
+    def held_out_tasks(self, section: SFTSection) -> list[Task]:
+        """The last train tasks: SFT needs episodes of what it sets aside, and dev tasks are not played."""
+        count = section.eval_tasks if section.eval_every else 0
+        return last_tasks(self.train_tasks, count, "sft.eval_tasks", "train")
+
+    # Models
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The agents."""
+        return self._load("agents", self.config.model.name)
+
+    def _load(self, use: str, name: str) -> LanguageModel:
+        section = self.config.model
+        place = _spread if self.sharding == "fsdp" else None
+        return self.shared.get(
+            lambda: LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place),
+            use,
+            name,
+            section,
+        )
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What the bank searches with."""
+        name = self.config.bank.embedder
+        return self.shared.get(lambda: Embedder(name), "embedder", name)
+
+    @cached_property
+    def _composer(self) -> tuple[Composer, dict[str, torch.Tensor]]:
+        """The one composer, and its weights as they were untrained."""
+        section = self.config.composer
+        base = self.model if section.model is None else self._load("composer", section.model)
+        composer = Composer(
+            base,
+            self.model,
+            num_latents=section.num_latents,
+            rank=section.rank,
+            alpha=section.alpha,
+            target_modules=section.target_modules,
+            template=section.template,
+            max_prompt_tokens=section.max_prompt_tokens,
+            initial_scale=section.initial_scale,
+            slots=section.slots,
+            sharpness=section.sharpness,
+            cue=section.cue,
+            seed=stream_seed(self.config.seed, "composer"),
+            words=self.config.memory,
+        )
+        return composer, _copied(composer)
+
+    def composer(self) -> Composer:
+        """The one composer, untrained again."""
+        composer, untrained = self._composer
+        _restore(composer, untrained)
+        return composer
+
+    @cached_property
+    def _parametric(self) -> tuple[ParametricMemory, dict[str, torch.Tensor]]:
+        """The one adapter of the agents, and its weights as they were untrained."""
+        section = self.config.grpo
+        memory = ParametricMemory(
+            self.model,
+            rank=section.rank,
+            alpha=section.alpha,
+            target_modules=section.target_modules,
+            seed=stream_seed(self.config.seed, "grpo"),
+        )
+        return memory, _copied(memory)
+
+    def parametric_memory(self) -> ParametricMemory:
+        """Agents with an untrained adapter. There is one: the memory made last is the one to use."""
+        memory, untrained = self._parametric
+        _restore(memory, untrained)
+        return memory
+
+    def initial(self, which: str) -> Path | None:
+        """The checkpoint that a training starts from; None where it starts untrained."""
+        return None if which == "untrained" else self.checkpoint(which)
+
+    def checkpoint(self, which: str) -> Path:
+        """What a phase of this run selected, or the folder itself."""
+        if which not in ("warmup", "sft", "lmpo", "grpo"):
+            return Path(which.removeprefix("grpo:"))
+        folder = checkpoints_of(self.config, which)
+        found = selected_checkpoint(folder)
+        if found is None:
+            raise CheckpointError(
+                f"{self.config.run}: no checkpoint of {which} here; "
+                f"run `latentmem train {which}` with this configuration first"
+            )
+        sections = self.config
+        lengths = {
+            "warmup": sections.warmup.copy_steps,
+            "sft": sections.sft.num_steps,
+            "lmpo": sections.lmpo.num_steps,
+            "grpo": sections.grpo.num_steps,
+        }
+        steps, wanted = steps_done(folder), lengths[which]
+        if steps < wanted:
+            logger.warning("%s has done %d of its %d steps; its checkpoint so far is used", which, steps, wanted)
+        return found
+
+    # The bank
+
+    @property
+    def bank_path(self) -> Path:
+        """Where the run's bank is, or the one that the configuration names."""
+        return Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+
+    @cached_property
+    def bank(self) -> ExperienceBank:
+        """The run's bank, or the one that the configuration names."""
+        return self._open_bank(self.bank_path)
+
+    def bank_copy(self, path: Path) -> ExperienceBank:
+        """A copy of the bank at `path`, made if it is not there yet.
+
+        Raises:
+            BankError: it cannot be copied.
+        """
+        assert self.bank.path.exists()
+        if not path.exists():
+            fresh = path.with_suffix(".fresh")
+            fresh.unlink(missing_ok=True)
+            try:
+                # Closed before it is renamed: only then is all of it in the one file.
+                with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
+                    source.backup(target)
+            except sqlite3.Error as error:
+                raise BankError(
+                    f"{fresh}: the bank cannot be copied here ({error}); free some space and run the same command again"
+                ) from None
+            fresh.rename(path)
+        return self._open_bank(path)
+
+    def _open_bank(self, path: Path) -> ExperienceBank:
+        return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
+
+    def close(self) -> None:
+        """Let go of the bank and of the backbone; these parts are of no use afterwards."""
+        made = vars(self)
+        if "bank" in made:
+            self.bank.close()
+        if "_composer" in made:
+            self._composer[0].detach()
+        if "_parametric" in made:
+            self._parametric[0].detach()
+
+
+def _spread(model: PreTrainedModel, device: torch.device) -> None:
+    Processes().wait()  # a process that could not load its model says so here, before the others rely on it
+    shard(model, device)
+
+
+def _copied(trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trained.trainable().items()}
+
+
+def _restore(trained: Trained, weights: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in trained.trainable().items():
+        parameter.data.copy_(weights[name])

@@ -1,0 +1,157 @@
+"""What latents say: read out while memories are evaluated, and shown for one task."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from latentmem.config import Config, split_control
+from latentmem.environments.environment import Split
+from latentmem.errors import BankError, ConfigError, RunError
+from latentmem.evaluation import file_stem
+from latentmem.kept_latents import SUFFIX, read_latents
+from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_json
+from latentmem.latent_reading import format_reading, leave_out_each, read_out
+from latentmem.memory.latent import LatentMemory
+from latentmem.models.language_model import Sampling
+from latentmem.recipes.domains import task_to_show
+from latentmem.recipes.folders import checkpoints_of
+from latentmem.recipes.memories import memory_of
+from latentmem.recipes.parts import Parts
+from latentmem.recipes.phase import initials, say
+from latentmem.rollout import rollout
+from latentmem.runs import write_atomic
+from latentmem.training.optimization import selected_checkpoint
+from latentmem.trajectory import Recalled, Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_READ_TASKS = 3
+"""Tasks of an evaluation whose latents are read out."""
+
+
+def write_reading(parts: Parts, name: str, folder: Path, tasks: Sequence[Task]) -> None:
+    """What a latent memory's latents say at the first tasks whose latents were kept, as a file beside them.
+
+    Those after training are read from what was kept, those before are composed again from the texts of the episodes.
+    Roles that said nothing are left out.
+    """
+    path, kept_path = (folder / f"{file_stem(name)}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
+    if path.exists() or not kept_path.exists():
+        return
+    try:
+        kept = read_latents(kept_path)
+    except RunError as error:  # the report tells it too; the results are no worse for it
+        logger.warning("%s", error)
+        return
+    lines = (folder / f"{file_stem(name)}.jsonl").read_bytes().split(b"\n")
+    place = {task.key: i for i, task in enumerate(tasks)}
+    after: dict[str, dict[str, list[LatentReading]]] = {}
+    texts: dict[tuple[str, str], str] = {}
+    memory = memory_of(parts, name)
+    assert isinstance(memory, LatentMemory)
+    for row, key in enumerate(kept.tasks[:_READ_TASKS]):
+        episode = Trajectory.from_json(lines[place[key]], f"{kept_path}")
+        spoke = {message.role: message.recalled.text for message in episode.messages}
+        texts |= {(key, role): text for role, text in spoke.items()}
+        after[key] = {
+            role: read_out(memory.composer, parts.model, torch.from_numpy(kept.latents[row, column]))
+            for column, role in enumerate(kept.roles)
+            if role in spoke
+        }
+    before = _before(parts.config, name)
+    said = {} if before is None else _read_texts(parts, before, list(texts.values()))
+    read = {key: {role: (found, said.get(texts[key, role])) for role, found in after[key].items()} for key in after}
+    write_atomic(path, json.dumps(readings_as_json(name, before, read), indent=1, allow_nan=False) + "\n")
+
+
+def _read_texts(parts: Parts, name: str, texts: Sequence[str]) -> dict[str, list[LatentReading]]:
+    """What the latents say that a latent memory composes from each text. The composer is that memory's then."""
+    memory = memory_of(parts, name)
+    assert isinstance(memory, LatentMemory)
+    records = [Recalled(kind=memory.kind, text=text) for text in texts]
+    found = {recall.record.text: recall.latents for recall in memory.compose(records)}
+    return {
+        text: read_out(memory.composer, parts.model, latents) for text, latents in found.items() if latents is not None
+    }
+
+
+def _before(config: Config, name: str) -> str | None:
+    """What a latent memory was before it was trained on tasks: warmed up, untrained, or a folder; None if untrained."""
+    if name == "latent:untrained":
+        return None
+    began = initials(config)
+    phase = name.removeprefix("latent:")
+    if phase not in began:
+        return "latent:untrained"
+    while phase in began:
+        phase = began[phase]
+    return f"latent:{phase}"
+
+
+def show_latents(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
+    """Play one turn of a task and print what each latent says, said before training, and does; nothing is stored.
+
+    Args:
+        config: the experiment.
+        split: whose task.
+        number: of the task in its split, from 1.
+        memory: a latent one, its name as in `evaluate.memories`; None is the one of this run that was trained last.
+
+    Raises:
+        ConfigError: the memory is no latent one; the split has fewer tasks, or none.
+        BankError: there is no bank.
+        CheckpointError: the memory was not trained yet.
+    """
+    name = memory or _trained_last(config)
+    if not name.startswith("latent:") or split_control(name)[1] is not None:
+        raise ConfigError(
+            f"show latents: memory {name} has no latents of its own; name a latent one without a control, such as "
+            "latent:untrained"
+        )
+    parts = Parts(config)
+    task, which = task_to_show(parts.tasks, split, number)
+    if not parts.bank_path.exists():
+        raise BankError(
+            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            "configuration first"
+        )
+    before = _before(config, name)
+    chosen = memory_of(parts, name)  # a missing checkpoint is told before anything is composed
+    assert isinstance(chosen, LatentMemory)
+    texts = [record.text for record in chosen.records([(task, role) for role in parts.team.roles])]
+    earlier = {} if before is None else _read_texts(parts, before, texts)
+    chosen = memory_of(parts, name)  # there is one composer, and it was the other's
+    assert isinstance(chosen, LatentMemory)
+    limit = parts.sampling.max_response_tokens
+    greedy = Sampling(temperature=0, max_response_tokens=limit)
+    played = rollout(parts.team, chosen, parts.model, [task], parts.domain.start, sampling=greedy)
+    said = {message.role: message for message in reversed(played.trajectories[0].messages)}
+    tables = []
+    for role in parts.team.roles:
+        recall = played.recalls[task.key, role.name]
+        assert recall.latents is not None
+        message = said.get(role.name)
+        tables.append(
+            format_reading(
+                f"{role.name}  (memory {name}{f', before: {before}' if before else ''})",
+                read_out(chosen.composer, parts.model, recall.latents),
+                earlier.get(recall.record.text),
+                leave_out_each(parts.model, message, recall.latents, limit) if message else [],
+                message.response if message else "",
+            )
+        )
+    say(
+        f"{which}\n"
+        f"memory {name}, of {len(parts.bank)} trajectories in {parts.bank_path}\n"
+        f"The responses are real: {parts.model.name}, greedy, at most {limit} tokens each, each role's first one.\n\n"
+        + "\n\n".join(tables)
+    )
+
+
+def _trained_last(config: Config) -> str:
+    """The latent memory of a run that is furthest trained."""
+    done = [phase for phase in ("lmpo", "sft", "warmup") if selected_checkpoint(checkpoints_of(config, phase))]
+    return f"latent:{done[0] if done else 'untrained'}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from latentmem.ablation import ablation_cells, differing_keys, draw_ablation, find_ablation
+from latentmem.report.ablation import ablation_cells, differing_keys, draw_ablation, find_ablation
 
 
 def config(num_latents: Any = 8, **keys: Any) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentmem.kept_latents import KeptLatents
-from latentmem.latent_map import describe, draw_maps, latent_cells, latents_as_json, map_latents
+from latentmem.report.latent_map import describe, draw_maps, latent_cells, latents_as_json, map_latents
 
 
 def kept(role: float, domain: float, task: float, rest: float, num_roles: int = 2, num_domains: int = 2) -> KeptLatents:

@@ -26,7 +26,8 @@ from latentmem.recipes.folders import steps_done, warmup_steps_done
 from latentmem.recipes.lessons import right_responses
 from latentmem.recipes.memories import made_of, memory_of
 from latentmem.recipes.phase import open_run
-from latentmem.report import _read_run, write_report
+from latentmem.report import write_report
+from latentmem.report.read import read_run
 from latentmem.rollout import rollout
 from latentmem.runs import Run
 from latentmem.teams.team import load_team
@@ -564,7 +565,7 @@ def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them
     first, second, sft = results(compared)["memories"]
     assert first["rewards"] == sft["rewards"]
     assert len({row["trajectories"] for row in (first, second, sft)}) == 3
-    record = _read_run(Path(config.run))
+    record = read_run(Path(config.run))
     assert list(record.trajectories) == [*names, "latent:sft"]
     assert all(len(rows) == 4 for rows in record.trajectories.values())
 

@@ -10,10 +10,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from latentmem import report
 from latentmem.errors import RunError
 from latentmem.kept_latents import KeptLatents, keep_latents
-from latentmem.report import format_markdown, format_table, verdict, write_report
+from latentmem.report import curves, format_markdown, format_table, samples, verdict, write_report
 from latentmem.stats import mcnemar, paired_bootstrap, wilson_interval
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
@@ -529,20 +528,20 @@ def test_hits_and_groups_are_shown_where_tasks_have_them(tmp_path: Path) -> None
 
 
 def test_what_latents_carry_is_drawn_over_the_steps_with_its_band() -> None:
-    curve = next(c for c in report.CURVES if (c.phase, c.key) == ("sft", "carried"))
+    curve = next(c for c in curves.CURVES if (c.phase, c.key) == ("sft", "carried"))
     rows = [
         {"step": 0, "eval_loss": 1.0, "carried": 0.0, "carried_low": -0.1, "carried_high": 0.1},
         {"step": 1, "loss": 1.0},
         {"step": 2, "carried": 0.5, "carried_low": None, "carried_high": 0.6},
         {"step": 4, "carried": 1.0, "carried_low": 0.8, "carried_high": 1.2},
     ]
-    assert report._series(rows, curve) == [(0, 0.0), (2, 0.5), (4, 1.0)]
-    assert report._band(rows, curve) == [(0, -0.1, 0.1), (4, 0.8, 1.2)]
-    loss = next(c for c in report.CURVES if (c.phase, c.key) == ("sft", "loss"))
-    assert report._band(rows, loss) == []
-    plain = report._draw_curve({"a": report._series(rows, curve)}, {"a": []}, {"a": "a"}, "light")
-    banded = report._draw_curve(
-        {"a": report._series(rows, curve)}, {"a": report._band(rows, curve)}, {"a": "a"}, "light"
+    assert curves._series(rows, curve) == [(0, 0.0), (2, 0.5), (4, 1.0)]
+    assert curves._band(rows, curve) == [(0, -0.1, 0.1), (4, 0.8, 1.2)]
+    loss = next(c for c in curves.CURVES if (c.phase, c.key) == ("sft", "loss"))
+    assert curves._band(rows, loss) == []
+    plain = curves._draw_curve({"a": curves._series(rows, curve)}, {"a": []}, {"a": "a"}, "light")
+    banded = curves._draw_curve(
+        {"a": curves._series(rows, curve)}, {"a": curves._band(rows, curve)}, {"a": "a"}, "light"
     )
     assert plain != banded
 
@@ -651,11 +650,11 @@ def test_markdown_escapes_what_would_break_the_table() -> None:
 
 
 def test_long_texts_are_cut_and_the_rest_is_counted() -> None:
-    assert report._clip("x" * 8_005) == "x" * 8_000 + "… (5 more characters)"
+    assert samples._clip("x" * 8_005) == "x" * 8_000 + "… (5 more characters)"
 
 
 def test_curves_of_several_runs_are_told_apart_by_what_differs_in_their_folders():
-    told = report._told_apart(["runs/a/cells/k2", "runs/a/cells/k4", "runs/a/cells/k4/again"])
+    told = curves._told_apart(["runs/a/cells/k2", "runs/a/cells/k4", "runs/a/cells/k4/again"])
     assert list(told.values()) == ["k2", "k4", "k4/again"]
-    assert list(report._told_apart(["runs/mine"]).values()) == ["mine"]
-    assert list(report._told_apart(["/x/a", "runs/a"]).values()) == ["/x/a", "runs/a"]
+    assert list(curves._told_apart(["runs/mine"]).values()) == ["mine"]
+    assert list(curves._told_apart(["/x/a", "runs/a"]).values()) == ["/x/a", "runs/a"]

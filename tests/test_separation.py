@@ -5,7 +5,14 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from latentmem.separation import Separation, Shares, principal_axes, separation_by_domain, separation_by_role, shares
+from latentmem.report.separation import (
+    Separation,
+    Shares,
+    principal_axes,
+    separation_by_domain,
+    separation_by_role,
+    shares,
+)
 
 
 def table(seed: int, num_tasks: int = 4, num_roles: int = 3, width: int = 5) -> np.ndarray:

@@ -13,30 +13,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latentmem.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
 from latentmem.grid.file import team_name
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
-from latentmem.report import (
+from latentmem.report.cells import (
     MISSING,
     accuracy_cell,
-    aligned,
     carried_cell,
-    check_schema,
-    compared_with,
     errors_cell,
-    escape_markdown,
-    findings,
-    make_folder,
-    markdown_table,
     memory_tokens_cell,
     p_cell,
     per_task_cell,
     points_cell,
     seconds_cell,
     table_cells,
-    template,
-    to_bytes,
 )
+from latentmem.report.figures import COLOURS, THEMES, Picture, dress, in_both_themes, label, png
+from latentmem.report.page import make_folder, template, to_bytes
+from latentmem.report.read import check_schema
+from latentmem.report.tables import aligned, escape_markdown, markdown_table
+from latentmem.report.verdict import compared_with, findings
 from latentmem.runs import read_json, write_atomic
 
 Row = dict[str, Any]

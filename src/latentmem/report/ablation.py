@@ -13,7 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from latentmem.config import FILLS_BANK, FILLS_BANK_IN_BANK
-from latentmem.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
+from latentmem.report.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
 
 NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
 """Keys that may differ without being what the runs are about."""

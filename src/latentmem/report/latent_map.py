@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from latentmem.figures import COLOURS, MARKERS, THEMES, Picture, add_legend, dress, in_both_themes, label, png
 from latentmem.kept_latents import KeptLatents
-from latentmem.separation import (
+from latentmem.report.figures import COLOURS, MARKERS, THEMES, Picture, add_legend, dress, in_both_themes, label, png
+from latentmem.report.separation import (
     Array,
     Separation,
     Shares,

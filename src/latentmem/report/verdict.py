@@ -1,0 +1,129 @@
+"""What numbers allow to say, in sentences: derived in one place, for page, terminal and Markdown alike."""
+
+from collections.abc import Iterable
+
+from latentmem.config import split_control
+from latentmem.report.cells import carried_cell, p_cell, points_cell
+from latentmem.report.values import Row, as_dict, has, memories_in, number
+from latentmem.stats import holm
+
+MUCH_CARRIED = 0.1
+"""Nats a response below which a memory is said to carry a trace."""
+
+
+def verdict(results: Row) -> list[str]:
+    """What the numbers of a results.json allow to say, in sentences; p-values are corrected for their number (Holm)."""
+    memories = memories_in(results)
+    num_tasks = results.get("num_tasks", 0)
+    sentences = []
+    widths = [(m["accuracy_high"] - m["accuracy_low"]) / 2 for m in memories if has(m, "accuracy_low", "accuracy_high")]
+    if widths:
+        sentences.append(
+            f"With {num_tasks} tasks the 95% interval of an accuracy is up to ±{100 * max(widths):.0f} points."
+        )
+    comparisons = list(_comparisons(memories))
+    if not comparisons:
+        sentences.append("No memory was compared with none or text, so nothing is said about which is better.")
+    else:
+        sentences += findings(comparisons)
+    for memory in memories:
+        sentences += _carries(str(memory["name"]), as_dict(memory.get("carried")))
+    for memory in memories:
+        if memory.get("num_errors"):
+            sentences.append(
+                f"{memory['name']}: {memory['num_errors']} of {num_tasks} episodes ended in an error, not an answer."
+            )
+        if (memory.get("no_answer") or 0) >= 0.1:
+            sentences.append(f"{memory['name']}: no answer could be read in {memory['no_answer']:.0%} of the episodes.")
+        sentences += _expenses(memory)
+    if memories:
+        seed = f" ({results['seed']})" if "seed" in results else ""
+        sentences.append(f"The intervals cover the choice of tasks, not the luck of training: this is one seed{seed}.")
+    return sentences
+
+
+def _carries(name: str, carried: Row) -> list[str]:
+    """Whether it matters to the agents what a memory was made from."""
+    if not has(carried, "nats", "low", "high", "num_tasks"):
+        return []
+    size = f"{carried_cell({'carried': carried})} nats a response"
+    over = f"over another task's memory, on {carried['num_tasks']} tasks"
+    if carried["low"] > 0:
+        what = "what it read" if carried["nats"] >= MUCH_CARRIED else "a trace of what it read"
+        return [f"{name} carries {what}: {size} {over}."]
+    told = f"as far as {carried['num_tasks']} tasks tell (carried {size})"
+    if name.startswith("latent:") and name != "latent:untrained":
+        return [f"{name} works as a learned prompt: content does not matter, {told}."]
+    return [f"{name} carries nothing that helps, {told}."]
+
+
+def _expenses(memory: Row) -> list[str]:
+    """What a memory that learns took before it was asked, and how much of what it was told could not be used."""
+    sentences = []
+    learning = as_dict(memory.get("learning"))
+    if has(learning, "num_trajectories", "prompt_tokens", "generated_tokens", "seconds"):
+        unused = sum(number(count) or 0 for count in as_dict(learning.get("malformed")).values())
+        sentences.append(
+            f"{memory['name']}: learned from {learning['num_trajectories']} trajectories before; a language model read "
+            f"{learning['prompt_tokens']} tokens for it and wrote {learning['generated_tokens']}, in "
+            f"{learning['seconds']:.0f} s; {unused} of its replies, or lines of them, could not be used."
+        )
+    if memory.get("memory_malformed"):
+        sentences.append(f"{memory['name']}: {memory['memory_malformed']} replies could not be used while recalling.")
+    return sentences
+
+
+def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
+    against_none = {m["name"] for m in memories if m.get("vs_none")}
+    for memory in memories:
+        # Of a control one question is asked: what does the memory itself lose?
+        for baseline in ("real",) if memory.get("vs_real") else ("none", "text", "start"):
+            found = as_dict(memory.get(f"vs_{baseline}"))
+            # "none against text" is "text against none" told twice, and would be corrected for twice.
+            twice = memory["name"] == "none" and "text" in against_none
+            if found and not twice and has(found, "difference", "p_value"):
+                other = memory.get("start") if baseline == "start" else compared_with(memory["name"], baseline)
+                yield memory["name"], str(other), found
+
+
+def compared_with(memory: str, baseline: str) -> str:
+    """The memory that a baseline is: of `real`, the one that `memory` is a control of."""
+    return split_control(memory)[0] if baseline == "real" else baseline
+
+
+def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:
+    """What may be said of comparisons, in sentences; their p-values are corrected for their number (Holm).
+
+    Args:
+        comparisons: what is compared, with which baseline, and `difference`, `low`, `high` and `p_value`.
+    """
+    p_values = [found["p_value"] for _, _, found in comparisons]
+    adjusted = holm(p_values)
+    count = len(comparisons)
+    corrected = f" after correction for {count} comparisons" if count > 1 else ""
+    sentences = []
+    for (name, baseline, found), p in zip(comparisons, adjusted, strict=True):
+        if p < 0.05:
+            word = "better" if found["difference"] > 0 else "worse"
+            sentences.append(
+                f"{name} against {baseline}: {points_cell(found)} points, {word}, significant at 5% "
+                f"(p {_equals(p)}{corrected})."
+            )
+    if not sentences:
+        which = f"None of the {count} differences is" if count > 1 else "The difference is not"
+        sentences.append(f"{which} significant at 5% (smallest p {_equals(min(adjusted))}{corrected}).")
+    elif len(sentences) < count:
+        rest = count - len(sentences)
+        sentences.append(f"The other {rest} differences are not." if rest > 1 else "The other difference is not.")
+    alone = [
+        f"{name} against {baseline} (p {_equals(p)})"
+        for (name, baseline, _), p, q in zip(comparisons, p_values, adjusted, strict=True)
+        if p < 0.05 <= q
+    ]
+    if alone:
+        sentences.append(f"Below 5% only before that correction, and so no finding: {', '.join(alone)}.")
+    return sentences
+
+
+def _equals(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p_cell(p)}"

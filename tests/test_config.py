@@ -17,9 +17,9 @@ from latentmem.config import (
     load_config,
     packaged_configs,
     parse_config,
-    split_control,
 )
 from latentmem.errors import ConfigError
+from latentmem.memory_names import MemoryName
 
 DATA = "data: {kind: reasoning_gym, families: [{name: chain_sum}]}\n"
 ROWS = "run: r\ndata: {kind: qa, schema: popqa, train: {path: a}, test: {path: b}}\n"
@@ -47,7 +47,7 @@ def test_overrides_reach_sections_lists_and_parts_that_the_file_leaves_out(load)
     )
     assert (config.lmpo.group_size, config.sampling.temperature, config.run) == (4, 0.5, "a=b")
     assert config.data.families[0].params == {"max_terms": 2}
-    assert config.evaluate.memories == ("none",)
+    assert [*map(str, config.evaluate.memories)] == ["none"]
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3", "1.e-4"])
@@ -309,8 +309,8 @@ def default(field):
     if isinstance(value, Section):
         return "see below"
     style = '"' if isinstance(value, str) and "\n" in value else None
-    listed = list(value) if isinstance(value, tuple) else value
-    text = yaml.dump(listed, default_flow_style=True, default_style=style, width=1000)
+    plain = [str(one) if isinstance(one, MemoryName) else one for one in value] if isinstance(value, tuple) else value
+    text = yaml.dump(plain, default_flow_style=True, default_style=style, width=1000)
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 
 
@@ -341,14 +341,29 @@ def test_the_documented_keys_are_those_of_the_schema():
 
 
 def test_a_control_is_told_from_the_memory_it_controls_and_folders_keep_their_colons():
-    assert split_control("latent:runs/a:b/best:other-role") == ("latent:runs/a:b/best", "other-role")
-    assert split_control("latent:lmpo:other-task") == ("latent:lmpo", "irrelevant")  # as older results call it
-    assert split_control("metagpt:filler") == ("metagpt", "filler")
-    for name in ("none", "text", "latent:lmpo", "latent:runs/a:b", "latent:random", "text:random", "latent:a:Random"):
-        assert split_control(name) == (name, None)
-    names = ("latent:untrained:other-task", "latent:runs/a:b:random", "latent:runs/a:randm", "text:empty")
-    for name in names:
-        assert EvaluateSection(memories=(name,)).memories == (name,)
+    for text, parts in {
+        "latent:runs/a:b/best:other-role": ("latent", "runs/a:b/best", "other-role"),
+        "latent:lmpo:other-task": ("latent", "lmpo", "irrelevant"),  # as older results call it
+        "metagpt:filler": ("metagpt", "", "filler"),
+        "none": ("none", "", None),
+        "latent:lmpo": ("latent", "lmpo", None),
+        "latent:runs/a:b": ("latent", "runs/a:b", None),
+        "latent:random": ("latent", "random", None),
+        "latent:a:Random": ("latent", "a:Random", None),
+        "text:random": ("text", "random", None),
+        "grpo:runs/a:empty": ("grpo", "runs/a:empty", None),
+    }.items():
+        name = MemoryName.parse(text)
+        assert ((name.kind, name.checkpoint, name.control), str(name)) == (parts, text)
+        assert str(name.real) + (f":{text.rpartition(':')[2]}" if name.control else "") == text
+    names = ["latent:untrained:other-task", "latent:runs/a:b:random", "latent:runs/a:randm", "text:empty"]
+    section = EvaluateSection(memories=names)
+    assert [*map(str, section.memories)] == section.model_dump(mode="json")["memories"] == names
+
+
+def test_what_is_no_name_among_memories_is_told(load):
+    with pytest.raises(ConfigError, match=r"evaluate.memories has 5; expected the names of memories"):
+        load("", "evaluate.memories=[none, 5]")
 
 
 if __name__ == "__main__":

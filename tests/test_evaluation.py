@@ -13,9 +13,10 @@ from killing import killed_at_sync
 from latentmem.bank import ExperienceBank
 from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, ConfigError, RunError
-from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, file_stem, forget
+from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, forget
 from latentmem.kept_latents import read_latents
 from latentmem.memory.memory import NoMemory, Recall, Spent
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.stats import wilson_interval
@@ -282,7 +283,7 @@ def test_trajectories_of_other_tasks_are_refused(tmp_path):
 
 def test_a_forgotten_memory_is_played_again_and_no_other(tmp_path):
     compare(tmp_path)
-    forget(tmp_path, "text")
+    forget(tmp_path, MemoryName.parse("text"))
     model = Scripted(ANSWERS)
     compare(tmp_path, model)
     assert model.num_calls == 2
@@ -388,7 +389,7 @@ def test_latents_are_kept_by_task_and_role_with_what_each_task_is_one_of(tmp_pat
     assert kept.latents.shape == (4, 2, 2, 3)
     assert kept.latents[:, :, 1, 2].tolist() == [[0, 1], [10, 11], [20, 21], [30, 31]]
     assert len(list(tmp_path.glob("*.safetensors"))) == 1  # neither of no memory nor of a control
-    forget(tmp_path, "latent:lmpo")
+    forget(tmp_path, MemoryName.parse("latent:lmpo"))
     assert not list(tmp_path.glob("latent-lmpo.*"))
 
 
@@ -576,21 +577,21 @@ def test_nothing_is_learned_unless_online(tmp_path):
 
 
 def test_files_are_called_as_their_memories_and_never_collide_or_leave_the_folder(tmp_path):
-    assert file_stem("none") == "none"
-    assert file_stem("latent:lmpo") == "latent-lmpo"
-    assert file_stem("latent:lmpo:other-role") == "latent-lmpo-other-role"
+    assert MemoryName.parse("none").file_stem == "none"
+    assert MemoryName.parse("latent:lmpo").file_stem == "latent-lmpo"
+    assert MemoryName.parse("latent:lmpo:other-role").file_stem == "latent-lmpo-other-role"
     names = [
         "latent:lmpo", "latent:LMPO", "latent:lmpo/", "latent-lmpo", "latent:a/b", "latent:a_b", "latent:a:b",
         "latent:a-b", "latent:/a/b", "latent:../a/b", "latent:..", "latent:a/b.x", "latent:a/b.y",
         "latent:lmpo:random", "latent:lmpo-random", "latent:lmpo:randoms",
         "latent:" + "x" * 300, "latent:" + "x" * 301, "latent:ä", "latent: ", "latent:*",
     ]  # fmt: skip
-    stems = [file_stem(name) for name in names]
+    stems = [MemoryName.parse(name).file_stem for name in names]
     assert len({stem.lower() for stem in stems}) == len(names)
     for stem in stems:
         assert (tmp_path / f"{stem}.jsonl").parent == tmp_path
         (tmp_path / f"{stem}.jsonl").touch()
-    forget(tmp_path, "latent:a/b.x")
+    forget(tmp_path, MemoryName.parse("latent:a/b.x"))
     assert len(list(tmp_path.iterdir())) == len(names) - 1
 
 
@@ -600,4 +601,4 @@ def test_results_name_the_file_of_each_memory(tmp_path):
         sampling=GREEDY, num_bootstraps=10,
     )  # fmt: skip
     (path,) = tmp_path.glob("*.jsonl")
-    assert path.name == f"{file_stem('latent:../x')}.jsonl"
+    assert path.name == f"{MemoryName.parse('latent:../x').file_stem}.jsonl"

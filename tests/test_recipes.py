@@ -19,6 +19,7 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import LanguageModel
 from latentmem.progress import progress
 from latentmem.recipes.domains import DOMAINS
@@ -38,6 +39,7 @@ from latentmem.trajectory import Step, Task, Trajectory
 from peers import together
 
 pytestmark = pytest.mark.usefixtures("lucky")
+named = MemoryName.parse
 
 CONFIG = """
 run: {run}
@@ -192,7 +194,7 @@ def test_the_phases_one_by_one_and_the_quickstart_give_the_same_run(configure, e
     assert_same(whole, parts, *QUICKSTART)
     run = Path(whole.run)
     assert (run / "report" / "report.html").exists()
-    assert [row["name"] for row in results(whole)["memories"]] == list(whole.evaluate.memories)
+    assert [row["name"] for row in results(whole)["memories"]] == [*map(str, whole.evaluate.memories)]
     assert len([row for row in metrics(whole) if row["phase"] == "collect"]) == 4  # 2 tasks x 2 rollouts a batch
     assert {row["phase"] for row in metrics(whole)} == {"collect", "sft", "lmpo"}
 
@@ -445,7 +447,7 @@ def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_asi
     assert "Say something." in second.system
     role = parts.team.roles[1]
     assert trainer._examples(trainer.trajectories[3:4])[1].composer_text == (
-        memory_of(parts, "latent:untrained").recall(tasks[3], role).record.text
+        memory_of(parts, named("latent:untrained")).recall(tasks[3], role).record.text
     )
     shown = right_responses(parts, parts.tasks["test"], parts.team)
     assert shown is not None
@@ -497,9 +499,13 @@ def test_sft_and_lmpo_start_where_they_are_told(configure):
         found = weights(config, phase)
         assert all(torch.allclose(found[name], value, rtol=0, atol=1e-20) for name, value in trained.items())
     parts = recipes.Parts(again)
-    memory = memory_of(parts, "latent:warmup")
+    memory = memory_of(parts, named("latent:warmup"))
     assert all(torch.equal(memory.composer.trainable()[name], value) for name, value in trained.items())
-    assert made_of(parts, "latent:warmup") == made_of(parts, "latent:sft") != made_of(parts, "latent:untrained")
+    assert (
+        made_of(parts, named("latent:warmup"))
+        == made_of(parts, named("latent:sft"))
+        != made_of(parts, named("latent:untrained"))
+    )
     with pytest.raises(CheckpointError, match="no checkpoint of warmup here; run `latentmem train warmup` with this"):
         do(configure("none", bank, "sft.initial=warmup"), "sft")
 
@@ -689,7 +695,7 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
     rows = results(config)["memories"]
     assert ["vs_real" in row for row in rows] == [False, True, True, True]
     kept = read_latents(Path(config.run) / "evaluate" / "latent-lmpo.safetensors")
-    memory = memory_of(recipes.Parts(config), "latent:lmpo")
+    memory = memory_of(recipes.Parts(config), named("latent:lmpo"))
     tasks = {t.key: t for t in recipes.Parts(config).tasks["test"]}
     again = memory.recall(tasks[kept.tasks[2]], next(r for r in load_team("autogen").roles if r.name == kept.roles[1]))
     torch.testing.assert_close(torch.from_numpy(kept.latents[2, 1]), again.latents, rtol=0, atol=1e-5)
@@ -722,7 +728,7 @@ def test_what_latents_say_is_kept_read_once_and_forgotten_with_an_outdated_memor
         patch.setattr(recipes.readings, "read_out", lambda *_: pytest.fail("read again"))
         do(config, "evaluate")
     assert path.read_bytes() == before
-    evaluation.forget(folder, "latent:lmpo")
+    evaluation.forget(folder, named("latent:lmpo"))
     assert not path.exists()
 
 
@@ -797,7 +803,7 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
     assert (measured, carried(config)) == (["text"], found)
     measured.clear()
     parts = recipes.Parts(config)
-    none, tasks = memory_of(parts, "none"), parts.train_tasks[8:9]
+    none, tasks = memory_of(parts, named("none")), parts.train_tasks[8:9]
     played = rollout(parts.team, none, parts.model, tasks, parts.domain.start, sampling=parts.sampling)
     parts.bank.add(played.trajectories)
     do(config, "evaluate")
@@ -1067,7 +1073,7 @@ def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(
     config = configure("run", "bank.rating=logits", "bank.rating_max_tokens=700", "collect.memory=text")
     do(config, "collect")
     parts = recipes.Parts(config)
-    memories = [memory_of(parts, name) for name in ("text", "latent:untrained")]
+    memories = [memory_of(parts, named(name)) for name in ("text", "latent:untrained")]
     raters = [memory.rate for memory in memories]
     assert raters[0] is not raters[1]
     assert {rater.max_prompt_tokens for rater in raters} == {700}
@@ -1085,7 +1091,7 @@ def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(
 def test_nothing_is_rated_by_default(configure):
     config = configure("run")
     do(config, "collect")
-    assert {memory_of(recipes.Parts(config), name).rate for name in ("text", "latent:untrained")} == {None}
+    assert {memory_of(recipes.Parts(config), named(name)).rate for name in ("text", "latent:untrained")} == {None}
 
 
 # Memories that learn
@@ -1135,11 +1141,11 @@ def test_metagpt_is_text_memory_that_is_not_rated(configure):
     do(config, "collect")
     for only in (True, False):
         parts = recipes.Parts(configure("run", "bank.rating=logits", f"bank.only_successes={only}"))
-        memory = memory_of(parts, "metagpt")
+        memory = memory_of(parts, named("metagpt"))
         asked = parts.tasks["test"][0]
         nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True if only else None)]
         assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
-        assert (memory.rate, memory_of(parts, "text").rate is None) == (None, False)
+        assert (memory.rate, memory_of(parts, named("text")).rate is None) == (None, False)
         parts.close()
 
 
@@ -1413,7 +1419,7 @@ def test_failures_with_feedback_that_are_never_recalled_are_told_once(
     config = configure("run", f"bank.only_successes={only_successes}")
     parts = failures(config, num_failures, num_successes, observation)
     for name in ("none", "text", "latent:untrained", "metagpt"):
-        memory_of(parts, name)
+        memory_of(parts, named(name))
     told = [record.getMessage() for record in caplog.records if "stored episodes are failures" in record.getMessage()]
     assert len(told) == (expected is not None)
     assert all(expected in line and "set bank.only_successes to false" in line for line in told)

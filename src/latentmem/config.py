@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from latentmem.errors import ConfigError, suggest
+from latentmem.memory_names import DEFAULT_MEMORIES, MemoryName, known_memory
 from latentmem.templates import check_template
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -42,6 +44,29 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """YAML has lists; a frozen section holds tuples."""
+
+
+def _named(value: Any) -> Any:
+    """Names of memories as a user writes them, taken apart; what is no list is left to the type."""
+    if not isinstance(value, tuple):
+        return value
+    for name in value:
+        if not isinstance(name, str | MemoryName):
+            raise ValueError(f"has {name!r}; expected the names of memories")
+    names = tuple(name if isinstance(name, MemoryName) else known_memory(name) for name in value)
+    if len(set(names)) != len(names):
+        raise ValueError("names one memory twice")
+    return names
+
+
+MemoryNames = Annotated[
+    tuple[MemoryName, ...],
+    BeforeValidator(_named),
+    AsTuple,
+    Field(min_length=1),
+    PlainSerializer(lambda names: [str(name) for name in names]),
+]
+"""As `evaluate.memories`; written down as texts again."""
 
 
 class ModelSection(Section):
@@ -771,45 +796,6 @@ class GRPOSection(GroupFields, OptimizerFields):
     of memory, not of the result (but for `bnpo`)."""
 
 
-MEMORIES = ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")
-RIVALS = ("metagpt", "voyager", "generative", "oagents", "gmemory")
-
-
-def is_parametric(memory: str) -> bool:
-    """Whether a memory, by its name in `evaluate.memories`, is agents that were trained themselves."""
-    return memory.partition(":")[0] == "grpo"
-
-
-def needs_bank(memory: str) -> bool:
-    """Whether a memory recalls from a bank."""
-    return memory != "none" and not is_parametric(memory)
-
-
-LATENT_CONTROLS = ("other-role", "random", "zero")
-"""Controls that replace latents themselves, or what only latents depend on: of latent memories alone."""
-
-CONTROLS = ("empty", "shuffle", "irrelevant", "corrupt", "filler", *LATENT_CONTROLS)
-"""What may follow the name of a memory that retrieves, as in `latent:lmpo:shuffle`: see docs/analysis.md."""
-
-_OLDER_CONTROLS = {"other-task": "irrelevant"}
-"""Names of controls in older configurations and results, and what they are called now."""
-
-_TOLD_AS_TEXT = ("text", "metagpt")
-"""Memories of text that retrieve and tell, and so have controls."""
-
-
-def split_control(name: str) -> tuple[str, str | None]:
-    """The memory that a name is a control of, and the control; the name itself and None for any other.
-
-    >>> split_control("latent:lmpo:random"), split_control("text:other-task"), split_control("latent:lmpo")
-    (('latent:lmpo', 'random'), ('text', 'irrelevant'), ('latent:lmpo', None))
-    """
-    memory, _, last = name.rpartition(":")
-    control = _OLDER_CONTROLS.get(last, last)
-    of_text = memory in _TOLD_AS_TEXT and control not in LATENT_CONTROLS
-    return (memory, control) if control in CONTROLS and (of_text or memory.startswith("latent:")) else (name, None)
-
-
 FILLS_BANK = ("seed", "team", "train_teams", "max_turns", "data", "model", "sampling", "collect")
 """Sections and keys that, with some of `bank`, decide what collecting without memory leaves in a bank."""
 FILLS_BANK_IN_BANK = ("embedder", "experience_tasks")
@@ -819,7 +805,7 @@ FILLS_BANK_IN_BANK = ("embedder", "experience_tasks")
 class EvaluateSection(Section):
     """Comparing memories on the test split, or on the dev split."""
 
-    memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
+    memories: MemoryNames = DEFAULT_MEMORIES
     """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
     one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
     memory) or grpo:FOLDER. text, metagpt or a latent one followed by :empty, :shuffle, :irrelevant, :corrupt or :filler
@@ -840,31 +826,6 @@ class EvaluateSection(Section):
     """Let each memory store its test trajectories as it goes, in a copy of the bank."""
     num_bootstraps: PositiveInt = 10_000
     """Resamples of the tasks, for intervals and p-values."""
-
-    @field_validator("memories")
-    @classmethod
-    def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            real, control = split_control(name)
-            first, _, last = name.partition(":")
-            if first in _TOLD_AS_TEXT and last in LATENT_CONTROLS:
-                raise ValueError(
-                    f"names {name!r}, but {last} is a control of latents, and {first} gives none; take one of "
-                    f"{', '.join(c for c in CONTROLS if c not in LATENT_CONTROLS)}, or a latent memory"
-                )
-            if first in _TOLD_AS_TEXT and last and control is None:
-                known = [f"{first}:{control}" for control in CONTROLS if control not in LATENT_CONTROLS]
-                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
-            if real not in ("none", "text", "grpo", *RIVALS) and not re.fullmatch(r"(latent|grpo):.+", name):
-                known = [*MEMORIES, "latent:warmup", "latent:FOLDER", *RIVALS, "grpo", "grpo:FOLDER"]
-                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
-            of_run = re.fullmatch(r"(latent:(?:untrained|warmup|sft|lmpo)):.*", name)
-            if of_run and (real, control is None) != (of_run[1], False):
-                known = [f"{of_run[1]}:{control}" for control in CONTROLS]
-                raise ValueError(f"names {name!r}, which is no memory; {suggest(name, known)}")
-        if len(set(map(split_control, value))) != len(value):
-            raise ValueError("names one memory twice")
-        return value
 
 
 class Config(Section):

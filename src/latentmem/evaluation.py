@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import resource
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +27,11 @@ from pydantic import JsonValue
 
 from latentmem.bank import ExperienceBank
 from latentmem.carrying import measure_carried
-from latentmem.config import CONTROLS, is_parametric, split_control
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import AgentModel, LanguageModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
@@ -127,9 +126,10 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     kept_tasks = _kept_tasks(tasks)
     played: dict[str, tuple[list[Trajectory], list[Cost]]] = {}
+    names = {name: MemoryName.parse(name) for name in memories}
     with nullcontext() if bank is None or online else bank.frozen("an evaluation"):
         for name, make in memories.items():
-            path = folder / f"{file_stem(name)}.jsonl"
+            path = folder / f"{names[name].file_stem}.jsonl"
             trajectories, costs = processes.from_first(partial(_resume, path, tasks))
             if trajectories:
                 on_progress(name, len(trajectories), _mean_reward(trajectories))
@@ -138,7 +138,7 @@ def evaluate(
                 if online:
                     _learn(memory, trajectories)
                 # A control's latents say nothing about its composer.
-                kept = kept_tasks if split_control(name)[1] is None else frozenset[str]()
+                kept = kept_tasks if names[name].control is None else frozenset[str]()
                 play = partial(_play, team, memory, model, start, sampling, seed, max_turns, kept)
                 per_round = batch_size * processes.size
                 for i in range(len(trajectories), len(tasks), per_round):
@@ -157,10 +157,10 @@ def evaluate(
         # Scripted agents score nothing; a memory that has learned from these very tasks has nothing left to be asked.
         if isinstance(model, LanguageModel) and not online:
             carry = partial(_carried, team, model, scored, seed, folder, processes)
-            carried |= {name: carry(name, make) for name, make in memories.items() if _may_carry(name)}
+            carried |= {name: carry(names[name], make) for name, make in memories.items() if names[name].may_carry}
     answers = _tasks_of_sources(bank, played)
     rows = [
-        _row(name, *played[name], played, seed, num_bootstraps, starts.get(name))
+        _row(names[name], *played[name], played, seed, num_bootstraps, starts.get(name))
         | {"carried": carried[name]}
         | _retrieval(played[name][0], answers)
         for name in memories
@@ -178,18 +178,6 @@ def evaluate(
     }
 
 
-def file_stem(name: str) -> str:
-    """How the files of a memory are called: as the memory where that is a file's name, else with a hash of its name.
-
-    >>> file_stem("latent:lmpo"), file_stem("latent:../a run/best")
-    ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
-    """
-    if re.fullmatch(rf"[a-z]{{1,20}}(:[a-z]{{1,20}})?(:({'|'.join([*CONTROLS, 'other-task'])}))?", name):
-        return name.replace(":", "-")
-    readable = re.sub(r"[^\w.]+", "_", name.partition(":")[2] or name)[-40:].strip("_")
-    return f"{name.partition(':')[0]}-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
 def check_online(online: bool, processes: Processes) -> None:
     """Refuse to share an evaluation in which each batch learns from the one before it.
 
@@ -203,15 +191,10 @@ def check_online(online: bool, processes: Processes) -> None:
         )
 
 
-def forget(folder: Path, name: str) -> None:
+def forget(folder: Path, name: MemoryName) -> None:
     """Remove what was recorded of a memory, so that it is played again from the first task."""
-    for path in folder.glob(f"{file_stem(name)}.*"):
+    for path in folder.glob(f"{name.file_stem}.*"):
         path.unlink()
-
-
-def _may_carry(name: str) -> bool:
-    """Whether there is anything to measure: a control is what a memory is measured with."""
-    return name != "none" and not is_parametric(name) and split_control(name)[1] is None
 
 
 def _first_successes(
@@ -229,11 +212,11 @@ def _carried(
     seed: int,
     folder: Path,
     processes: Processes,
-    name: str,
+    name: MemoryName,
     make: Callable[[], Memory],
 ) -> dict[str, Any] | None:
     """What a memory carries; measured once for these trajectories, and kept beside its own."""
-    path = folder / f"{file_stem(name)}.carried.json"
+    path = folder / f"{name.file_stem}.carried.json"
     of = hashlib.sha256(json.dumps([seed, model.name, [t.id for t in trajectories]]).encode()).hexdigest()
     kept = processes.from_first(lambda: read_json(path) if path.exists() else {})
     if kept.get("of") == of:
@@ -353,7 +336,7 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def _row(
-    name: str,
+    name: MemoryName,
     trajectories: Sequence[Trajectory],
     costs: Sequence[Cost],
     played: Mapping[str, tuple[list[Trajectory], list[Cost]]],
@@ -374,8 +357,8 @@ def _row(
         for part in ("recall", "composing", "generation", "environment")
     }
     row: dict[str, Any] = {
-        "name": name,
-        "trajectories": f"{file_stem(name)}.jsonl",
+        "name": str(name),
+        "trajectories": f"{name.file_stem}.jsonl",
         "accuracy": sum(successes) / num,
         "accuracy_low": low,
         "accuracy_high": high,
@@ -399,15 +382,14 @@ def _row(
     }
 
     def against(other: str | None) -> dict[str, Any] | None:
-        if other is None or other == name or other not in played:
+        if other is None or other == str(name) or other not in played:
             return None
         theirs = [int(t.success) for t in played[other][0]]
         return asdict(paired_bootstrap(successes, theirs, num_bootstraps, seed))
 
     row |= {"vs_none": against("none"), "vs_text": against("text"), "start": start, "vs_start": against(start)}
-    real, control = split_control(name)
-    if control is not None and real in played:
-        row["vs_real"] = against(real)
+    if name.control is not None and str(name.real) in played:
+        row["vs_real"] = against(str(name.real))
     return row
 
 

@@ -53,7 +53,7 @@ def test_every_combination_is_an_ordinary_run_in_a_folder_with_a_readable_name(l
     config = grid.runs[-1].config
     assert config.run == "runs/g/cells/gcds-macnet-k2-seed7"
     assert (config.team, config.seed, config.max_turns, config.composer.num_latents) == ("macnet", 7, 3, 2)
-    assert (config.lmpo.num_steps, config.evaluate.memories) == (3, ("none", "text"))
+    assert (config.lmpo.num_steps, [*map(str, config.evaluate.memories)]) == (3, ["none", "text"])
     assert config.data.families[0].name == "gcd"
 
 

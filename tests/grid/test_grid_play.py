@@ -14,7 +14,6 @@ from latentmem import cli, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.errors import ConfigError, DataError, LatentMemError
-from latentmem.evaluation import file_stem
 from latentmem.grid import play
 from latentmem.grid.file import load_grid
 from latentmem.grid.play import play_grid
@@ -147,7 +146,7 @@ def test_a_run_of_a_grid_is_what_the_ordinary_commands_make_of_its_configuration
         t.to_json() for t in exported(run.config.bank.path)
     ]
     for name in run.config.evaluate.memories:
-        ours, theirs = (Path(folder) / "evaluate" / f"{file_stem(name)}.jsonl" for folder in (run.config.run, alone))
+        ours, theirs = (Path(folder) / "evaluate" / f"{name.file_stem}.jsonl" for folder in (run.config.run, alone))
         assert ours.read_bytes() == theirs.read_bytes()
 
 

@@ -16,25 +16,24 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from latentmem.config import (
     FILLS_BANK,
     FILLS_BANK_IN_BANK,
-    MEMORIES,
     AsTuple,
     BankSection,
     Config,
-    EvaluateSection,
+    MemoryNames,
     Section,
     Text,
     load_config,
-    needs_bank,
     parse_config,
     parse_section,
     read_values,
 )
 from latentmem.errors import ConfigError
+from latentmem.memory_names import DEFAULT_MEMORIES
 
 Changes = dict[str, JsonValue]
 """Dotted keys and values, to be laid over a configuration."""
@@ -62,7 +61,7 @@ class GridSection(Section):
     taken; or keys and values, `base` among them for such a configuration to begin with."""
     teams: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = ("autogen",)
     """Packaged teams or files of teams."""
-    memories: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = MEMORIES
+    memories: MemoryNames = DEFAULT_MEMORIES
     """As `evaluate.memories`; what they need is collected and trained first."""
     seeds: Annotated[tuple[int, ...], AsTuple, Field(min_length=1)] = (0,)
     """Of all randomness but that of the tasks, which are the same for all."""
@@ -71,14 +70,6 @@ class GridSection(Section):
     leave_out: Literal["none", "benchmark", "team"] = "none"
     """`benchmark`: a run learns from all other benchmarks and is evaluated on this one; `team`: likewise, all other
     teams collect and train."""
-
-    @field_validator("memories")
-    @classmethod
-    def _known_memories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            return EvaluateSection(memories=value).memories
-        except ValidationError as error:
-            raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Self:
@@ -171,7 +162,7 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
             "run": str(folder / "cells" / place.name),
             "team": team,
             "seed": seed,
-            "evaluate.memories": list(section.memories),
+            "evaluate.memories": [*map(str, section.memories)],
         }
         run_values = overlay(overlay(benchmarks[name], run), changes)
         if section.leave_out == "benchmark":
@@ -268,7 +259,7 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     if (
         config.bank.path is not None
         or config.collect.memory != "none"
-        or not any(map(needs_bank, config.evaluate.memories))
+        or not any(name.needs_bank for name in config.evaluate.memories)
     ):
         return None
     values = config.model_dump(mode="json", by_alias=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from latentmem import recipes
-from latentmem.config import Config, dump_config, needs_bank, split_control
+from latentmem.config import Config, dump_config
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
-from latentmem.evaluation import file_stem
 from latentmem.grid.file import Grid, GridRun, team_name
 from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
+from latentmem.memory_names import MemoryName
 from latentmem.processes import Processes
 from latentmem.runs import lock, read_json, write_atomic
 
@@ -57,7 +57,7 @@ def play_grid(grid: Grid) -> Row:
     for i, run in enumerate(grid.runs):
         began = time.perf_counter()
         results = _finished(run)
-        lines: dict[str, str] = {}
+        lines: dict[MemoryName, str] = {}
         is_new = results is None
         if results is not None:
             for phase, _, users in _phases(run):
@@ -69,11 +69,11 @@ def play_grid(grid: Grid) -> Row:
             missing = banks[run.bank.name] if run.bank is not None else None
             results, lines = _play(run, shared, done, missing)
         teller.tell(run, results, lines, time.perf_counter() - began if is_new else None)
-        failures += [Failure(run.place, memory, line) for memory, line in lines.items()]
+        failures += [Failure(run.place, str(memory), line) for memory, line in lines.items()]
         if results is not None:
             played.append(Played(run.place, results))
             for row in results["memories"]:
-                done.add(run, "evaluate", row["name"])
+                done.add(run, "evaluate", MemoryName.parse(row["name"]))
         if is_new or i == len(grid.runs) - 1:
             table = _tell_results(grid, played, failures, teller.num_cells)
     _say(write_tables(grid.folder, table))
@@ -119,13 +119,13 @@ def _collect(config: Config, shared: recipes.Shared) -> str | None:
 
 def _play(
     run: GridRun, shared: recipes.Shared, done: "_Done", missing: str | None
-) -> tuple[Row | None, dict[str, str]]:
+) -> tuple[Row | None, dict[MemoryName, str]]:
     """The results of a run, of those memories that could be played; for each of the others why it could not.
 
     `missing` says why its bank could not be filled.
     """
     names = run.config.evaluate.memories
-    lines = {} if missing is None else dict.fromkeys(filter(needs_bank, names), missing)
+    lines = {} if missing is None else dict.fromkeys((name for name in names if name.needs_bank), missing)
     parts = shared.parts(run.config)
     try:
         for phase, recipe, users in _phases(run):
@@ -150,15 +150,16 @@ def _play(
     return results, lines
 
 
-def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list[str]]]:
+def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list[MemoryName]]]:
     """What comes before the evaluation, and the memories of this run that need it, as do controls of them."""
     names = run.config.evaluate.memories
+    recalling = [name for name in names if name.needs_bank]
 
-    def users(phase: str) -> list[str]:
-        return [name for name in names if phase in _trainings(run.config, split_control(name)[0])]
+    def users(phase: str) -> list[MemoryName]:
+        return [name for name in names if phase in _trainings(run.config, _training(name))]
 
     return [
-        *([("collect", recipes.collect, [*filter(needs_bank, names)])] if run.config.bank.path is None else []),
+        *([("collect", recipes.collect, recalling)] if run.config.bank.path is None else []),
         ("warmup", recipes.train_warmup, users("warmup")),
         ("sft", recipes.train_sft, users("sft")),
         ("lmpo", recipes.train_lmpo, users("lmpo")),
@@ -166,21 +167,25 @@ def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list
     ]
 
 
-def _trainings(config: Config, memory: str) -> list[str]:
-    """The trainings of this run that a memory needs: its own, the one that it started from, and so on."""
+def _training(memory: MemoryName) -> str:
+    """What a memory's weights are of: a training of its run, or a folder; nothing where it has none."""
+    return memory.checkpoint or memory.kind
+
+
+def _trainings(config: Config, phase: str) -> list[str]:
+    """A training of this run, the one that it started from, and so on; none where it is no training."""
     initial = recipes.initials(config)
     needed: list[str] = []
-    phase = memory.removeprefix("latent:")
     while phase in ("warmup", "sft", "lmpo", "grpo"):
         needed.append(phase)
         phase = initial.get(phase, "")
     return needed
 
 
-def _evaluate(config: Config, parts: Any, lines: dict[str, str]) -> Row | None:
+def _evaluate(config: Config, parts: Any, lines: dict[MemoryName, str]) -> Row | None:
     """Play the memories that nothing is told of in `lines` yet; if they fail, find out by trying each alone."""
 
-    def play(names: list[str]) -> Row:
+    def play(names: list[MemoryName]) -> Row:
         section = config.evaluate.model_copy(update={"memories": tuple(names)})
         return recipes.play_test(config.model_copy(update={"evaluate": section}), parts)
 
@@ -209,7 +214,7 @@ class _Done:
     def __init__(self) -> None:
         self._folders: dict[str, Path] = {}
 
-    def add(self, run: GridRun, phase: str, memory: str | None = None) -> None:
+    def add(self, run: GridRun, phase: str, memory: MemoryName | None = None) -> None:
         """A phase that a run has done; of `evaluate`, one memory's part."""
         key = _key(run, phase, memory)
         folder = Path(run.config.run) / phase
@@ -235,13 +240,13 @@ class _Done:
         except OSError as error:
             raise RunError(f"{folder}: cannot be copied from {source} ({error})") from None
 
-    def copy_episodes(self, run: GridRun, memory: str) -> None:
+    def copy_episodes(self, run: GridRun, memory: MemoryName) -> None:
         """Begin the evaluation of a memory that the same team has played the same tasks with.
 
         Raises:
             RunError: it cannot be written.
         """
-        folder, stem = Path(run.config.run) / "evaluate", file_stem(memory)
+        folder, stem = Path(run.config.run) / "evaluate", memory.file_stem
         source = self._folders.get(_key(run, "evaluate", memory) or "")
         if source is None or (folder / f"{stem}.costs").exists():
             return
@@ -253,18 +258,18 @@ class _Done:
             raise RunError(f"{folder}: {memory} cannot be copied from {source} ({error})") from None
 
 
-def _key(run: GridRun, phase: str, memory: str | None = None) -> str | None:
+def _key(run: GridRun, phase: str, memory: MemoryName | None = None) -> str | None:
     """Equal for runs of which a phase is one computation; None where that is not looked into.
 
     Banks are compared by the phase that filled them; what others have left in one may change between two runs.
     """
     config = run.config
     bank = run.bank.name if run.bank is not None else config.run
-    parts: list[Any] = [phase, memory]
+    parts: list[Any] = [phase, None if memory is None else str(memory)]
     if memory is None:
         parts += [recipes.what_decides(config, phase), None if phase in ("warmup", "grpo") else bank]
         parts += [getattr(config, before).model_dump(mode="json") for before in _trainings(config, phase)[1:]]
-    elif memory in ("none", "text") and not config.evaluate.online:
+    elif str(memory) in ("none", "text") and not config.evaluate.online:
         values = config.model_dump(mode="json")
         parts += [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]
         parts.append(
@@ -272,7 +277,7 @@ def _key(run: GridRun, phase: str, memory: str | None = None) -> str | None:
         )
         if config.evaluate.temperature:
             parts.append(config.seed)
-        if memory == "text":
+        if memory.kind == "text":
             parts += [values["bank"], values["memory"], bank]
     else:
         return None
@@ -288,7 +293,7 @@ class _Teller:
         self._num_played = 0
         self._seconds = 0.0
 
-    def tell(self, run: GridRun, results: Row | None, lines: dict[str, str], seconds: float | None) -> None:
+    def tell(self, run: GridRun, results: Row | None, lines: dict[MemoryName, str], seconds: float | None) -> None:
         """Tell of a run's cells; `seconds` is what they took, None if they were done before."""
         rows = {row["name"]: row for row in (results or {"memories": []})["memories"]}
         names = run.config.evaluate.memories
@@ -300,7 +305,7 @@ class _Teller:
             if name in lines:
                 said = f"failed: {lines[name]}"
             else:
-                row = rows[name]
+                row = rows[str(name)]
                 said = f"{100 * row['accuracy']:.1f}% ({sum(row['successes'])} of {len(row['successes'])})"
             if seconds is None:
                 said += ", done before"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from latentmem.grid.file import team_name
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
+from latentmem.memory_names import MemoryName
 from latentmem.report.cells import (
     MISSING,
     accuracy_cell,
@@ -315,7 +316,7 @@ def _draw(rows: Sequence[Row], theme: str) -> bytes:
     for row in rows:
         axes = panels[teams.index(row["team"])][benchmarks.index(row["benchmark"])]
         at = names.index((row["variant"], row["memory"]))
-        latent = row["memory"].startswith("latent")
+        latent = MemoryName.parse(row["memory"]).is_latent
         axes.barh(at, 100 * row["accuracy"], height=0.65, color=COLOURS[0] if latent else "#8a8a8a")
         ends = [100 * row["accuracy_low"], 100 * row["accuracy_high"]]
         axes.plot(ends, [at, at], color=text, linewidth=1.2, marker="|", ms=6)

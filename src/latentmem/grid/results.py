@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from latentmem.config import split_control
 from latentmem.errors import RunError
 from latentmem.grid.file import GridSection, Place
+from latentmem.memory_names import MemoryName
 from latentmem.stats import crossed_comparison, crossed_interval, holm
 
 SCHEMA_VERSION = 1
@@ -254,9 +254,10 @@ def _compared(
 
 def _other(memory: str, baseline: str, played: Collection[str]) -> str | None:
     """The memory that one is compared with, each pair once: none against text is text against none."""
-    real, control = split_control(memory)
-    if control is not None and real in played:  # one question is asked of it: what does the memory itself lose?
-        return real if baseline == "real" else None
+    name = MemoryName.parse(memory)
+    if name.control is not None and str(name.real) in played:
+        # Of a control one question is asked: what does the memory itself lose?
+        return str(name.real) if baseline == "real" else None
     return baseline if baseline in played and memory not in ("none", baseline) else None
 
 

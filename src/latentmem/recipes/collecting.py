@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from latentmem.config import Config
 from latentmem.memory.memory import Memory
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.memories import learn, memory_of
@@ -35,7 +36,8 @@ def collect(config: Config, parts: Parts | None = None) -> None:
                 f"the bank has {len(parts.bank)} trajectories"
             )
             return
-        memory = memory_of(parts, "latent:untrained" if section.memory == "latent" else section.memory)
+        kind = "latent:untrained" if section.memory == "latent" else section.memory
+        memory = memory_of(parts, MemoryName.parse(kind))
         learn(memory, processes)
         play = partial(_play, config, parts, memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentmem.config import Config, needs_bank
+from latentmem.config import Config
 from latentmem.evaluation import evaluate, forget
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling, stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
@@ -49,6 +50,7 @@ def _play(here: Phase) -> dict[str, Any]:
     section = config.evaluate
     tasks = parts.asked_tasks[: section.num_tasks]
     names = section.memories
+    texts = [*map(str, names)]
     made = [memory_of(parts, name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
     for memory in made:
         learn(memory, processes, shown=True)
@@ -66,12 +68,12 @@ def _play(here: Phase) -> dict[str, Any]:
 
         def show(name: str, num_tasks: int, reward: float) -> None:
             bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
-            bar.update(names.index(name) * len(tasks) + num_tasks - bar.n)
+            bar.update(texts.index(name) * len(tasks) + num_tasks - bar.n)
 
         results = evaluate(
             parts.team,
             parts.model,
-            {name: partial(memory_of, parts, name, copies) for name in names},
+            {str(name): partial(memory_of, parts, name, copies) for name in names},
             tasks,
             parts.domain.start,
             folder,
@@ -83,12 +85,12 @@ def _play(here: Phase) -> dict[str, Any]:
             num_bootstraps=section.num_bootstraps,
             on_progress=show,
             processes=processes,
-            bank=parts.bank if any(map(needs_bank, names)) else None,
+            bank=parts.bank if any(name.needs_bank for name in names) else None,
             held_out=right_responses(parts, tasks[:_MEASURED], parts.team),
             starts={f"latent:{phase}": f"latent:{first}" for phase, first in initials(config).items()},
         )
-    for row in results["memories"]:
-        row["learning"] = learning(parts, row["name"], copies)
+    for name, row in zip(names, results["memories"], strict=True):
+        row["learning"] = learning(parts, name, copies)
     results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
     if here.opened is not None:
         write_atomic(here.opened.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -98,11 +100,11 @@ def _play(here: Phase) -> dict[str, Any]:
     return results
 
 
-def _forget_outdated(run: Run, inputs: dict[str, str]) -> None:
+def _forget_outdated(run: Run, inputs: dict[MemoryName, str]) -> None:
     """Drop the trajectories of memories whose composer or bank has changed since they were evaluated."""
     before = run.state.get("inputs", {})
     for name, now in inputs.items():
-        if before.get(name, now) != now:
+        if before.get(str(name), now) != now:
             logger.warning("evaluate: %s has changed since it was evaluated; it is evaluated again", name)
             forget(run.phase_folder, name)
-    run.state = {"inputs": before | inputs}
+    run.state = {"inputs": before | {str(name): now for name, now in inputs.items()}}

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import is_parametric, split_control
-from latentmem.evaluation import file_stem
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.controls import (
     ControlMemory,
@@ -32,6 +30,7 @@ from latentmem.memory.rating import Rater
 from latentmem.memory.stream import Stream
 from latentmem.memory.summaries import Summaries
 from latentmem.memory.text import TextMemory
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.progress import progress
@@ -45,42 +44,37 @@ _LOOKED_AT = 64
 """Failures of a bank that are read to see whether they hold feedback."""
 
 
-def memory_of(parts: Parts, name: str, copies: Path | None = None) -> Memory:
-    """A memory by its name in the configuration; over a copy of the bank, kept in the folder `copies`, if given."""
-    if name == "none":
+def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Memory:
+    """A memory by its name; over a copy of the bank, kept in the folder `copies`, if given."""
+    if name.kind == "none":
         return NoMemory()
-    if is_parametric(name):
+    if name.kind == "grpo":
         parametric = parts.parametric_memory()
-        parametric.load_weights(parts.checkpoint(name))
+        parametric.load_weights(parts.checkpoint(name.checkpoint or "grpo"))
         return parametric
-    real, control = split_control(name)
-    if control is not None:
-        replace = _replace(parts, control)  # a mistake in it is told before a model is loaded
-    bank = parts.bank if copies is None else parts.bank_copy(copies / f"{file_stem(name)}.sqlite")
-    if name in methods(parts):
-        return learned(parts, name, bank, copies)
+    if name.control is not None:
+        replace = _replace(parts, name.control)  # a mistake in it is told before a model is loaded
+    bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
+    if name.learns:
+        return learned(parts, name.kind, bank, copies)
+    memory = _latent(parts, bank, name.checkpoint) if name.is_latent else _text(parts, bank, name.kind)
+    return memory if name.control is None else ControlMemory(memory, replace)
+
+
+def _latent(parts: Parts, bank: ExperienceBank, checkpoint: str) -> LatentMemory:
+    folder = parts.initial(checkpoint)  # what is not there is told before a composer is made
+    memory = latent_memory(parts, bank)
+    if folder is not None:
+        memory.composer.load_weights(folder)
+    return memory
+
+
+def _text(parts: Parts, bank: ExperienceBank, kind: str) -> TextMemory:
     section, ledger = parts.config.bank, Ledger()
-    memories: Mapping[str, Callable[[], LatentMemory | TextMemory]] = {
-        "text": lambda: TextMemory(
-            _recalling(parts, bank),
-            section.num_retrieved,
-            section.only_successes,
-            _rater(parts, ledger),
-            parts.config.memory,
-            ledger,
-        ),
-        "metagpt": lambda: TextMemory(
-            _recalling(parts, bank), section.num_retrieved, section.only_successes, words=parts.config.memory
-        ),
-        "latent:untrained": lambda: latent_memory(parts, bank),
-    }
-    if real in memories:
-        memory = memories[real]()
-    else:
-        checkpoint = parts.checkpoint(real.removeprefix("latent:"))
-        memory = latent = latent_memory(parts, bank)
-        latent.composer.load_weights(checkpoint)
-    return memory if control is None else ControlMemory(memory, replace)
+    rate = _rater(parts, ledger) if kind == "text" else None
+    return TextMemory(
+        _recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory, ledger
+    )
 
 
 def _replace(parts: Parts, control: str) -> Replace:
@@ -148,22 +142,22 @@ def methods(parts: Parts) -> Mapping[str, Callable[[Ledger], Method]]:
     }
 
 
-def notes_path(parts: Parts, name: str) -> Path:
+def notes_path(parts: Parts, kind: str) -> Path:
     """Where a memory that learns keeps what it has learned from the bank."""
-    return Path(parts.config.run) / "memories" / f"{name}.json"
+    return Path(parts.config.run) / "memories" / f"{kind}.json"
 
 
-def learning(parts: Parts, name: str, copies: Path | None = None) -> dict[str, Any] | None:
+def learning(parts: Parts, name: MemoryName, copies: Path | None = None) -> dict[str, Any] | None:
     """What a memory that learns has spent on it, and from how many trajectories; None for the others."""
-    if name not in methods(parts):
+    if not name.learns:
         return None
-    memory = learned(parts, name, parts.bank, copies)
+    memory = learned(parts, name.kind, parts.bank, copies)
     return {"num_trajectories": len(memory.learned), **memory.costs}
 
 
-def learned(parts: Parts, name: str, bank: ExperienceBank, copies: Path | None = None) -> LearnedMemory:
+def learned(parts: Parts, kind: str, bank: ExperienceBank, copies: Path | None = None) -> LearnedMemory:
     """A memory that learns, with its notes; with a copy of them, kept in the folder `copies`, if given."""
-    path = notes_path(parts, name)
+    path = notes_path(parts, kind)
     if copies is not None:
         copy = copies / path.name
         if path.exists() and not copy.exists():
@@ -171,7 +165,7 @@ def learned(parts: Parts, name: str, bank: ExperienceBank, copies: Path | None =
         path = copy
     ledger = Ledger()
     return LearnedMemory(
-        _recalling(parts, bank), methods(parts)[name](ledger), path, ledger, parts.config.rivals.batch_size
+        _recalling(parts, bank), methods(parts)[kind](ledger), path, ledger, parts.config.rivals.batch_size
     )
 
 
@@ -212,19 +206,18 @@ def _relevance(parts: Parts, ledger: Ledger) -> Rater:
     )
 
 
-def made_of(parts: Parts, name: str) -> str:
+def made_of(parts: Parts, name: MemoryName) -> str:
     """What a memory is made of: how much the bank holds, what was learned from it, weights that were trained."""
-    if name == "none":
+    if name.kind == "none":
         return ""
-    if is_parametric(name):
-        return f"weights {_digest(parts.checkpoint(name))}"
-    which = split_control(name)[0].removeprefix("latent:")
+    if name.kind == "grpo":
+        return f"weights {_digest(parts.checkpoint(name.checkpoint or 'grpo'))}"
     bank = f"bank of {len(parts.bank)}"
-    if name in methods(parts):
-        return f"{bank}, notes {learned(parts, name, parts.bank).digest}"
-    if which in ("text", "metagpt", "untrained"):
+    if name.learns:
+        return f"{bank}, notes {learned(parts, name.kind, parts.bank).digest}"
+    if not name.is_trained:
         return bank
-    return f"{bank}, weights {_digest(parts.checkpoint(which))}"
+    return f"{bank}, weights {_digest(parts.checkpoint(name.checkpoint))}"
 
 
 def _digest(checkpoint: Path) -> str:

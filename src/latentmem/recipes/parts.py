@@ -209,7 +209,7 @@ class Parts:
     def checkpoint(self, which: str) -> Path:
         """What a phase of this run selected, or the folder itself."""
         if which not in ("warmup", "sft", "lmpo", "grpo"):
-            return Path(which.removeprefix("grpo:"))
+            return Path(which)
         folder = checkpoints_of(self.config, which)
         found = selected_checkpoint(folder)
         if found is None:

@@ -5,14 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from latentmem.config import (
-    RIVALS,
     Config,
     MemorySection,
     MixSection,
     QASection,
     RivalsSection,
-    needs_bank,
-    split_control,
 )
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError
@@ -20,10 +17,11 @@ from latentmem.memory.composer import Composer
 from latentmem.memory.controls import ControlMemory
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory
+from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling
 from latentmem.prompts import format_prompts
 from latentmem.recipes.domains import task_to_show
-from latentmem.recipes.memories import catch_up, learned, memory_of, methods, notes_path
+from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import say
 from latentmem.rollout import rollout
@@ -46,8 +44,8 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
     parts = Parts(config)
     task, which = task_to_show(parts.tasks, split, number)
     has_bank = parts.bank_path.exists()
-    name = memory or ("latent:untrained" if has_bank else "none")
-    if needs_bank(name) and not has_bank:
+    name = MemoryName.parse(memory or ("latent:untrained" if has_bank else "none"))
+    if name.needs_bank and not has_bank:
         raise BankError(
             f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first, or show memory none"
@@ -65,7 +63,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             sampling=Sampling(temperature=0, max_response_tokens=limit),
             max_turns=num_turns,
         )
-    bank = f", of {len(parts.bank)} trajectories in {parts.bank_path}{source}" if needs_bank(name) else ""
+    bank = f", of {len(parts.bank)} trajectories in {parts.bank_path}{source}" if name.needs_bank else ""
     latent = chosen.memory if isinstance(chosen, ControlMemory) else chosen
     composer = latent.composer if isinstance(latent, LatentMemory) else None
     spent = rollouts.spent
@@ -84,19 +82,19 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
     )
 
 
-def _shown_memory(parts: Parts, name: str, scratch: Path) -> tuple[Memory, str]:
+def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory, str]:
     """A memory to show, and where its notes are from; what it has not learned yet it learns for this page alone."""
-    if name not in methods(parts):
+    if not name.learns:
         return memory_of(parts, name), ""
-    memory = learned(parts, name, parts.bank, scratch)
-    path, known, num_all = notes_path(parts, name), len(memory.learned), len(parts.bank)
+    memory = learned(parts, name.kind, parts.bank, scratch)
+    path, known, num_all = notes_path(parts, name.kind), len(memory.learned), len(parts.bank)
     if known == num_all:
         return memory, f", as learned in {path}"
     catch_up(memory)
     return memory, f"; {num_all - known} of them, which {path} lacks, were learned for this page and not kept"
 
 
-def _origins(config: Config, memory: str) -> str:
+def _origins(config: Config, memory: MemoryName) -> str:
     """Where the words of a prompt come from, and what replaces them."""
 
     def origin(value: str | None) -> str:
@@ -113,19 +111,19 @@ def _origins(config: Config, memory: str) -> str:
         *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),
     ]
-    if needs_bank(memory):
+    if memory.needs_bank:
         words = "set in the configuration: " + ", ".join(changed) if changed else "built in"
         rows.append(("words of the memory", "memory", words))
-    rated = memory in ("generative", "gmemory") or (
-        needs_bank(memory) and split_control(memory)[0] not in RIVALS and config.bank.rating != "none"
+    rated = memory.kind in ("generative", "gmemory") or (
+        memory.kind in ("text", "latent") and config.bank.rating != "none"
     )
     if rated:
         rows.append(("how ratings are asked", "bank.rating_template", origin(config.bank.rating_template)))
         rows.append(("and its system prompt", "bank.rating_system", origin(config.bank.rating_system)))
-    for section in _RIVALS_SECTIONS.get(memory, ()):
+    for section in _RIVALS_SECTIONS.get(memory.kind, ()):
         same = getattr(config.rivals, section) == getattr(RivalsSection(), section)
         rows.append((f"what {memory} asks and tells", f"rivals.{section}", origin(None if same else "")))
-    if memory.startswith("latent"):
+    if memory.is_latent:
         rows.append(("the composer's text", "composer.template", origin(config.composer.template)))
     table = [("what", "key that replaces it", "where it comes from now"), *rows]
     widths = [max(len(row[i]) for row in table) for i in range(2)]
@@ -150,9 +148,9 @@ _RIVALS_SECTIONS = {
 """The sections of `rivals` that each memory reads."""
 
 
-def _rivals_words(config: Config, memory: str) -> str:
+def _rivals_words(config: Config, memory: MemoryName) -> str:
     """What a memory that learns asks and tells, ready to be copied into a configuration."""
-    sections = {name: getattr(config.rivals, name).model_dump() for name in _RIVALS_SECTIONS.get(memory, ())}
+    sections = {name: getattr(config.rivals, name).model_dump() for name in _RIVALS_SECTIONS.get(memory.kind, ())}
     if not sections:
         return ""
     lines = [

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from latentmem.config import Config, split_control
+from latentmem.config import Config
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError, ConfigError, RunError
-from latentmem.evaluation import file_stem
 from latentmem.kept_latents import SUFFIX, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_json
 from latentmem.latent_reading import format_reading, leave_out_each, read_out
 from latentmem.memory.latent import LatentMemory
+from latentmem.memory_names import TRAININGS, MemoryName
 from latentmem.models.language_model import Sampling
 from latentmem.recipes.domains import task_to_show
 from latentmem.recipes.folders import checkpoints_of
@@ -32,13 +32,13 @@ _READ_TASKS = 3
 """Tasks of an evaluation whose latents are read out."""
 
 
-def write_reading(parts: Parts, name: str, folder: Path, tasks: Sequence[Task]) -> None:
+def write_reading(parts: Parts, name: MemoryName, folder: Path, tasks: Sequence[Task]) -> None:
     """What a latent memory's latents say at the first tasks whose latents were kept, as a file beside them.
 
     Those after training are read from what was kept, those before are composed again from the texts of the episodes.
     Roles that said nothing are left out.
     """
-    path, kept_path = (folder / f"{file_stem(name)}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
+    path, kept_path = (folder / f"{name.file_stem}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
     if path.exists() or not kept_path.exists():
         return
     try:
@@ -46,7 +46,7 @@ def write_reading(parts: Parts, name: str, folder: Path, tasks: Sequence[Task]) 
     except RunError as error:  # the report tells it too; the results are no worse for it
         logger.warning("%s", error)
         return
-    lines = (folder / f"{file_stem(name)}.jsonl").read_bytes().split(b"\n")
+    lines = (folder / f"{name.file_stem}.jsonl").read_bytes().split(b"\n")
     place = {task.key: i for i, task in enumerate(tasks)}
     after: dict[str, dict[str, list[LatentReading]]] = {}
     texts: dict[tuple[str, str], str] = {}
@@ -64,10 +64,11 @@ def write_reading(parts: Parts, name: str, folder: Path, tasks: Sequence[Task]) 
     before = _before(parts.config, name)
     said = {} if before is None else _read_texts(parts, before, list(texts.values()))
     read = {key: {role: (found, said.get(texts[key, role])) for role, found in after[key].items()} for key in after}
-    write_atomic(path, json.dumps(readings_as_json(name, before, read), indent=1, allow_nan=False) + "\n")
+    content = readings_as_json(str(name), None if before is None else str(before), read)
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _read_texts(parts: Parts, name: str, texts: Sequence[str]) -> dict[str, list[LatentReading]]:
+def _read_texts(parts: Parts, name: MemoryName, texts: Sequence[str]) -> dict[str, list[LatentReading]]:
     """What the latents say that a latent memory composes from each text. The composer is that memory's then."""
     memory = memory_of(parts, name)
     assert isinstance(memory, LatentMemory)
@@ -78,17 +79,16 @@ def _read_texts(parts: Parts, name: str, texts: Sequence[str]) -> dict[str, list
     }
 
 
-def _before(config: Config, name: str) -> str | None:
+def _before(config: Config, name: MemoryName) -> MemoryName | None:
     """What a latent memory was before it was trained on tasks: warmed up, untrained, or a folder; None if untrained."""
-    if name == "latent:untrained":
+    if not name.is_trained:
         return None
-    began = initials(config)
-    phase = name.removeprefix("latent:")
-    if phase not in began:
-        return "latent:untrained"
-    while phase in began:
-        phase = began[phase]
-    return f"latent:{phase}"
+    began, checkpoint = initials(config), name.checkpoint
+    if checkpoint not in began:
+        return MemoryName.parse("latent:untrained")
+    while checkpoint in began:
+        checkpoint = began[checkpoint]
+    return MemoryName.parse(f"latent:{checkpoint}")
 
 
 def show_latents(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
@@ -105,8 +105,8 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
         BankError: there is no bank.
         CheckpointError: the memory was not trained yet.
     """
-    name = memory or _trained_last(config)
-    if not name.startswith("latent:") or split_control(name)[1] is not None:
+    name = _trained_last(config) if memory is None else MemoryName.parse(memory)
+    if not name.is_latent or name.control is not None:
         raise ConfigError(
             f"show latents: memory {name} has no latents of its own; name a latent one without a control, such as "
             "latent:untrained"
@@ -151,7 +151,7 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
     )
 
 
-def _trained_last(config: Config) -> str:
+def _trained_last(config: Config) -> MemoryName:
     """The latent memory of a run that is furthest trained."""
-    done = [phase for phase in ("lmpo", "sft", "warmup") if selected_checkpoint(checkpoints_of(config, phase))]
-    return f"latent:{done[0] if done else 'untrained'}"
+    done = [phase for phase in reversed(TRAININGS) if selected_checkpoint(checkpoints_of(config, phase))]
+    return MemoryName.parse(f"latent:{done[0] if done else 'untrained'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from latentmem.memory_names import MemoryName
 from latentmem.report.cells import accuracy_cell
 from latentmem.report.figures import COLOURS, STYLES, THEMES, Picture, add_legend, dress, in_both_themes, label, png
 from latentmem.report.read import RunRecord
@@ -179,7 +180,7 @@ def _draw_bars(memories: list[Row], theme: str) -> bytes:
     text = THEMES[theme][0]
     for i, m in enumerate(memories):
         accuracy = 100 * m["accuracy"]
-        latent = str(m["name"]).startswith("latent")
+        latent = MemoryName.parse(str(m["name"])).is_latent
         axes.barh(i, accuracy, height=0.6, color=COLOURS[0] if latent else "#8a8a8a")
         end = accuracy
         if has(m, "accuracy_low", "accuracy_high"):

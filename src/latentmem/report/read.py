@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentmem.config import split_control
 from latentmem.errors import RunError
 from latentmem.kept_latents import SUFFIX, KeptLatents, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, reading_cells
+from latentmem.memory_names import MemoryName
 from latentmem.report.values import Row, memories_in
 from latentmem.runs import Metrics, read_json, read_metrics
 
@@ -134,7 +134,7 @@ def _read_latents(folder: Path, results: Row, notes: list[str]) -> dict[str, Kep
                 latents[name] = read_latents(path)
             except RunError as error:
                 notes.append(str(error))
-        elif str(name).startswith("latent") and split_control(name)[1] is None:
+        elif (parsed := MemoryName.parse(str(name))).is_latent and parsed.control is None:
             without.append(name)
     if without:
         notes.append(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from latentmem.config import split_control
+from latentmem.memory_names import MemoryName
 from latentmem.report.cells import carried_cell, p_cell, points_cell
 from latentmem.report.values import Row, as_dict, has, memories_in, number
 from latentmem.stats import holm
@@ -52,7 +52,7 @@ def _carries(name: str, carried: Row) -> list[str]:
         what = "what it read" if carried["nats"] >= MUCH_CARRIED else "a trace of what it read"
         return [f"{name} carries {what}: {size} {over}."]
     told = f"as far as {carried['num_tasks']} tasks tell (carried {size})"
-    if name.startswith("latent:") and name != "latent:untrained":
+    if MemoryName.parse(name).is_trained:
         return [f"{name} works as a learned prompt: content does not matter, {told}."]
     return [f"{name} carries nothing that helps, {told}."]
 
@@ -88,7 +88,7 @@ def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
 
 def compared_with(memory: str, baseline: str) -> str:
     """The memory that a baseline is: of `real`, the one that `memory` is a control of."""
-    return split_control(memory)[0] if baseline == "real" else baseline
+    return str(MemoryName.parse(memory).real) if baseline == "real" else baseline
 
 
 def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:

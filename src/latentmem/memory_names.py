@@ -1,0 +1,167 @@
+"""The name of a memory, as configurations and results write it: taken apart here, and nowhere else.
+
+none   text   metagpt   voyager   generative   oagents   gmemory
+latent:CHECKPOINT    untrained, a training of this run (warmup, sft, lmpo), or a composer's folder
+grpo   grpo:FOLDER   the agents that this run trained, or that were trained elsewhere
+NAME:CONTROL         what a control puts in the place of what NAME recalls (docs/analysis.md)
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from latentmem.errors import suggest
+
+TEXT_CONTROLS = ("empty", "shuffle", "irrelevant", "corrupt", "filler")
+"""Controls that change what a memory is made from."""
+
+LATENT_CONTROLS = ("other-role", "random", "zero")
+"""Controls that replace latents themselves, or what only latents depend on: of latent memories alone."""
+
+CONTROLS = (*TEXT_CONTROLS, *LATENT_CONTROLS)
+
+_OLDER_CONTROLS = {"other-task": "irrelevant"}
+"""Names of controls in older configurations and results, and what they are called now."""
+
+TRAININGS = ("warmup", "sft", "lmpo")
+"""Phases of a run that leave a composer."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is true of all memories of a kind."""
+
+    needs_bank: bool = True
+    learns: bool = False
+    """Whether a language model makes notes of the bank before the memory is asked."""
+    controls: tuple[str, ...] = ()
+    """What may stand behind its name."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "none": Kind(needs_bank=False),
+    "text": Kind(controls=TEXT_CONTROLS),
+    "latent": Kind(controls=CONTROLS),
+    "grpo": Kind(needs_bank=False),
+    "metagpt": Kind(controls=TEXT_CONTROLS),
+    "voyager": Kind(learns=True),
+    "generative": Kind(learns=True),
+    "oagents": Kind(learns=True),
+    "gmemory": Kind(learns=True),
+}
+
+_WITH_CHECKPOINT = ("latent", "grpo")
+
+
+def _kind(name: str) -> Kind:
+    return KINDS.get(name, Kind())
+
+
+@dataclass(frozen=True)
+class MemoryName:
+    """A name, taken apart; as text it is what was written."""
+
+    kind: str
+    checkpoint: str = ""
+    """Of a latent memory and of `grpo`: a training, or a folder; empty for grpo's own."""
+    control: str | None = None
+    written: str = field(default="", compare=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "MemoryName":
+        """Take any text apart; whether there is such a memory is not asked. Folders keep their colons.
+
+        >>> name = MemoryName.parse("latent:runs/a:b:random")
+        >>> name.kind, name.checkpoint, name.control, str(name)
+        ('latent', 'runs/a:b', 'random', 'latent:runs/a:b:random')
+        >>> MemoryName.parse("text:other-task").control, MemoryName.parse("text:random").control
+        ('irrelevant', None)
+        """
+        before, _, last = text.rpartition(":")
+        control = _OLDER_CONTROLS.get(last, last)
+        kind, _, rest = before.partition(":")
+        # Of a latent memory the checkpoint comes first: in `latent:random` it is a folder of that name.
+        if (bool(rest) == (kind == "latent")) and control in _kind(kind).controls:
+            return cls(kind, rest, control, text)
+        kind, _, rest = text.partition(":")
+        return cls(kind, rest, None, text)
+
+    def __str__(self) -> str:
+        return self.written
+
+    @property
+    def real(self) -> "MemoryName":
+        """The memory that a control is of; any other is itself."""
+        if self.control is None:
+            return self
+        return replace(self, control=None, written=self.written.rpartition(":")[0])
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it is a latent memory, or a control of one."""
+        return self.kind == "latent"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a latent memory that was trained, or a control of one."""
+        return self.is_latent and self.checkpoint != "untrained"
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether it recalls from a bank."""
+        return _kind(self.kind).needs_bank
+
+    @property
+    def learns(self) -> bool:
+        """Whether a language model makes notes of the bank for it."""
+        return _kind(self.kind).learns
+
+    @property
+    def may_carry(self) -> bool:
+        """Whether it is asked what it carries: a control is what others are measured with."""
+        return self.needs_bank and self.control is None
+
+    @property
+    def file_stem(self) -> str:
+        """How its files are called: as the memory where that is a file's name, else with a hash of its name.
+
+        >>> MemoryName.parse("latent:lmpo").file_stem, MemoryName.parse("latent:../a run/best").file_stem
+        ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
+        """
+        text = self.written
+        if re.fullmatch(rf"[a-z]{{1,20}}(:[a-z]{{1,20}})?(:({'|'.join([*CONTROLS, *_OLDER_CONTROLS])}))?", text):
+            return text.replace(":", "-")
+        readable = re.sub(r"[^\w.]+", "_", text.partition(":")[2] or text)[-40:].strip("_")
+        return f"{text.partition(':')[0]}-{readable}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+DEFAULT_MEMORIES = tuple(map(MemoryName.parse, ("none", "text", "latent:untrained", "latent:sft", "latent:lmpo")))
+
+
+def known_memory(text: str) -> MemoryName:
+    """A name that a user gives.
+
+    Raises:
+        ValueError: there is no such memory; the message says which name may be meant.
+    """
+    name = MemoryName.parse(text)
+    last = text.rpartition(":")[2]
+    if name.kind in ("text", "metagpt") and name.checkpoint in LATENT_CONTROLS:
+        raise ValueError(
+            f"names {text!r}, but {last} is a control of latents, and {name.kind} gives none; take one of "
+            f"{', '.join(TEXT_CONTROLS)}, or a latent memory"
+        )
+    if name.kind in ("text", "metagpt") and name.checkpoint:
+        known = [f"{name.kind}:{control}" for control in CONTROLS if control not in LATENT_CONTROLS]
+        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+    has_what_it_needs = bool(name.checkpoint) or (str(name.real) == name.kind and not name.is_latent)
+    if name.kind not in KINDS or not has_what_it_needs or (name.checkpoint and name.kind not in _WITH_CHECKPOINT):
+        rivals = [kind for kind in KINDS if kind not in ("none", "text", "latent", "grpo")]
+        known = [*map(str, DEFAULT_MEMORIES), "latent:warmup", "latent:FOLDER", *rivals, "grpo", "grpo:FOLDER"]
+        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+    of_run = re.fullmatch(rf"(untrained|{'|'.join(TRAININGS)}):.*", name.checkpoint)
+    if name.is_latent and of_run:
+        known = [f"latent:{of_run[1]}:{control}" for control in CONTROLS]
+        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+    return name

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
@@ -43,6 +45,11 @@ class Rollouts:
     """What the memory had language models read and write to recall."""
     recalls: dict[tuple[str, str], Recall]
     """What was recalled, by the task's key and the role's name."""
+
+    @property
+    def composed(self) -> dict[str, Tensor]:
+        """The latents [K, d_agent] that were recalled, by the text that they were composed from."""
+        return {r.record.text: r.latents for r in self.recalls.values() if r.latents is not None}
 
     @property
     def trajectories(self) -> list[Trajectory]:

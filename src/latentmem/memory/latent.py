@@ -37,8 +37,6 @@ class LatentMemory:
         self.ledger = ledger or Ledger()
         """What `rate` and the composer spend."""
         self.composing_seconds = 0.0
-        self.composed: dict[str, Tensor] = {}
-        """What was composed from which text, [K, d_agent] each, the last time `compose` was asked."""
 
     def recall(self, task: Task, role: Role) -> Recall:
         """Latents for one role at one task."""
@@ -79,15 +77,15 @@ class LatentMemory:
         """The latents of each record, equal texts composed once, in batches, shortest texts together."""
         began = time.perf_counter()
         texts = sorted(dict.fromkeys(record.text for record in records), key=len)
-        self.composed = {}
+        composed: dict[str, Tensor] = {}
         for start in range(0, len(texts), self.batch_size):
             batch = texts[start : start + self.batch_size]
             self.ledger.prompt_tokens += sum(len(self.composer.backbone.encode(text)) for text in batch)
-            self.composed |= zip(batch, self.composer.compose(batch), strict=True)
+            composed |= zip(batch, self.composer.compose(batch), strict=True)
         if self.composer.query_latents.is_cuda:
             torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
         self.composing_seconds += time.perf_counter() - began
-        return [Recall(record, self.composed[record.text]) for record in records]
+        return [Recall(record, composed[record.text]) for record in records]
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.models.language_model import Sampling, stream_seed
 from latentmem.processes import Processes
-from latentmem.rollout import rollout
+from latentmem.rollout import Rollouts, rollout
 from latentmem.teams.turn import Team, Teams
 from latentmem.training.losses import LossType, group_advantages, importance_weights, lmpo_loss
 from latentmem.training.optimization import Optimization, Progress, Stream, train
@@ -54,6 +54,25 @@ class LMPOSettings:
     save_every: int
     eval_every: int | None
     micro_batch_positions: int
+
+
+class Group(NamedTuple):
+    """Rollouts of one task that differ in their reward."""
+
+    trajectories: list[Trajectory]
+    advantages: list[float]
+    """Of each trajectory."""
+
+
+class Rolled(NamedTuple):
+    """What a step rolled out, in this process."""
+
+    groups: list[Group]
+    """Those that carry signal."""
+    composed: dict[str, Tensor]
+    """The latents [K, d_agent] that were given to agents, by the text that they were composed from."""
+    metrics: dict[str, float]
+    """Over all groups of all processes."""
 
 
 @dataclass(frozen=True)
@@ -152,25 +171,24 @@ class LMPOTrainer:
         """Roll out, compare, update; the step's metrics."""
         with self.policy.model.keeping_beginnings():
             began = time.perf_counter()
-            groups, composed, metrics = self._rollouts(progress)
-            metrics["rollout_seconds"] = time.perf_counter() - began
-            began = time.perf_counter()
-            metrics |= self._update(groups, composed, progress.step)
-            metrics["update_seconds"] = time.perf_counter() - began
-        return metrics
+            rolled = self._rollouts(progress)
+            middle = time.perf_counter()
+            metrics = rolled.metrics | self._update(rolled.groups, rolled.composed, progress.step)
+            seconds = {"rollout_seconds": middle - began, "update_seconds": time.perf_counter() - middle}
+        return metrics | seconds
 
     def evaluate(self) -> float:
         """Mean reward of greedy responses on the tasks set aside."""
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
         played = self._play(self.processes.shard(self.eval_tasks), greedy, 1, "eval")
-        rewards = self.processes.gather([group[0].reward for group in played])
+        rewards = self.processes.gather([trajectory.reward for trajectory in played.trajectories])
         return sum(rewards) / len(rewards)
 
     def _evaluate(self, step: int) -> tuple[float, dict[str, float]]:
         reward = self.evaluate()
         return reward, {"eval_reward": reward, **self.carried()}
 
-    def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> list[list[Trajectory]]:
+    def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> Rollouts:
         return rollout(
             self.team,
             self.policy.memory,
@@ -181,29 +199,27 @@ class LMPOTrainer:
             group_size=group_size,
             seed=stream_seed(self.seed, stream),
             max_turns=self.max_turns,
-        ).groups
+        )
 
-    def _rollouts(
-        self, progress: Progress
-    ) -> tuple[list[tuple[list[Trajectory], list[float]]], dict[str, Tensor], dict[str, float]]:
-        """Groups of this process that carry signal, with their advantages; what was composed; metrics over all."""
+    def _rollouts(self, progress: Progress) -> Rolled:
+        """Roll tasks out, and again while too few groups carry signal, as far as `max_resamples` allows."""
         settings = self.settings
-        kept: list[tuple[list[Trajectory], list[float]]] = []
+        kept: list[Group] = []
         played: list[list[Trajectory]] = []
         composed: dict[str, Tensor] = {}
         num_kept = 0
         for draw in range(1 + settings.max_resamples):
             tasks, progress.position = self.stream.take(progress.position, settings.tasks_per_step)
-            groups = self._play(
+            rollouts = self._play(
                 self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
             )
-            played += groups
-            composed |= self.policy.composed()
-            for group in groups:
+            played += rollouts.groups
+            composed |= rollouts.composed
+            for group in rollouts.groups:
                 fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
                 if len({trajectory.reward for trajectory in fair}) > 1:
                     rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
-                    kept.append((fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))
+                    kept.append(Group(fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))
             num_kept = int(self.processes.sum({"kept": len(kept)})["kept"])
             if num_kept >= settings.tasks_per_step:
                 break
@@ -239,11 +255,10 @@ class LMPOTrainer:
             "truncated": sums["truncated"] / sums["messages"],
             "response_tokens": sums["response_tokens"] / sums["messages"],
         }
-        return kept, composed, metrics
+        return Rolled(kept, composed, metrics)
 
-    def _update(
-        self, groups: list[tuple[list[Trajectory], list[float]]], composed: dict[str, Tensor], step: int
-    ) -> dict[str, float]:
+    def _update(self, groups: list[Group], composed: dict[str, Tensor], step: int) -> dict[str, float]:
+        """Move what is trained towards the better rollouts of each group; the update's metrics."""
         settings, policy = self.settings, self.policy
         scored = [
             _Scored(policy.example(message, self.sampling.temperature), message.logps, advantage)

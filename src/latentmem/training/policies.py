@@ -42,9 +42,6 @@ class Policy(Protocol):
     def example(self, message: Message, temperature: float) -> Example:
         """What is needed to score a message."""
 
-    def composed(self) -> Mapping[str, Tensor]:
-        """What the last rollout was given, by the text that it was composed from; nothing without latents."""
-
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
         """Positions of the examples in each forward pass, with at most `budget` positions that carry gradients."""
 
@@ -70,10 +67,6 @@ class LatentPolicy:
     def example(self, message: Message, temperature: float) -> Example:
         """The message with the very text that its memory was composed from."""
         return Example.of(message, self.model, message.recalled.text, temperature)
-
-    def composed(self) -> Mapping[str, Tensor]:
-        """Latents [K, d_agent] of the last rollout."""
-        return self.memory.composed
 
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
         """Those of `scoring.accumulate`."""
@@ -103,10 +96,6 @@ class AgentsPolicy:
     def example(self, message: Message, temperature: float) -> Example:
         """The message alone: nothing was composed for it."""
         return Example.of(message, self.model, "", temperature)
-
-    def composed(self) -> Mapping[str, Tensor]:
-        """Nothing."""
-        return {}
 
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
         """Those of `accumulate`; a position is one of a prompt or a response, shared beginnings counted once."""

@@ -111,8 +111,6 @@ def launched(monkeypatch):
         monkeypatch.setenv(f"ACCELERATE_USE_{values['distributed_type']}", "true")
         for key, value in values.get("fsdp_config", {}).items():
             monkeypatch.setenv(key.upper(), str(value).lower())
-        for key, value in values.get("deepspeed_config", {}).items():
-            monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{key.upper()}", str(value))
         for key, value in changes.items():
             monkeypatch.setenv(key, value)
 
@@ -123,10 +121,15 @@ def test_without_accelerate_nothing_is_spread():
     assert sharding_asked() == "none"
 
 
-@pytest.mark.parametrize("name", ["fsdp", "zero2"])
-def test_packaged_launches_are_taken_as_what_they_are_called(launched, name):
-    launched(name)
-    assert sharding_asked() == name
+def test_the_packaged_launch_is_taken_as_what_it_is_called(launched):
+    launched("fsdp")
+    assert sharding_asked() == "fsdp"
+
+
+def test_a_launch_by_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"launched with DeepSpeed, which is not used here: .* --multi_gpu"):
+        sharding_asked()
 
 
 @pytest.mark.parametrize(
@@ -138,12 +141,6 @@ def test_packaged_launches_are_taken_as_what_they_are_called(launched, name):
         ("fsdp", "FSDP_OFFLOAD_PARAMS", "true", "false"),
         ("fsdp", "FSDP_ACTIVATION_CHECKPOINTING", "true", "false"),
         ("fsdp", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "false"),
-        ("zero2", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "2"),
-        ("zero2", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "none"),
-        ("zero2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "none"),
-        ("zero2", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "none"),
-        ("zero2", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "1"),
-        ("zero2", "ACCELERATE_GRADIENT_CLIPPING", "0.5", "none"),
     ],
 )
 def test_what_would_silently_not_happen_is_refused_by_its_name(launched, name, key, found, honoured):

@@ -959,10 +959,10 @@ def test_an_online_evaluation_by_several_processes_is_refused_before_anything_is
 def test_a_launch_that_would_shard_otherwise_than_it_was_told_is_refused_before_anything_is_made(
     configure, monkeypatch
 ):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
     config = configure("run")
-    with pytest.raises(ConfigError, match="ZERO_STAGE=3"):
+    with pytest.raises(ConfigError, match="FSDP_VERSION=1"):
         do(config, "collect")
     assert not Path(config.run).exists()
 

@@ -13,7 +13,7 @@ import pytest
 from latentmem.errors import RunError
 from latentmem.kept_latents import KeptLatents, keep_latents
 from latentmem.report import curves, format_markdown, format_table, samples, verdict, write_report
-from latentmem.stats import mcnemar, paired_bootstrap, wilson_interval
+from latentmem.stats import paired_bootstrap, wilson_interval
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
 HOSTILE = [
@@ -77,7 +77,7 @@ def results_of(num_tasks: int, seed: int, name: str = "first") -> dict:
             "difference": paired.difference,
             "low": paired.low,
             "high": paired.high,
-            "p_value": mcnemar(won[name], won[other]),
+            "p_value": paired.p_value,
         }
 
     memories = []

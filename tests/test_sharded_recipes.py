@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 SEARCHED = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")
-SHARDED = {
-    name: (
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(files("latentmem") / f"configs/accelerate/{name}.yaml"),
-    )
-    for name in ("fsdp", "zero2")
-}
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+FSDP = ("-m", "accelerate.commands.launch", "--config_file", str(files("latentmem") / "configs/accelerate/fsdp.yaml"))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 SETTINGS = (
     "data.test_size=5", "collect.num_tasks=5", "collect.batch_size=4", "sampling.max_response_tokens=5",
@@ -106,8 +96,7 @@ def assert_same_lines(ours, theirs, exact):
     ("name", "starter"),
     [
         ("both", TORCHRUN),
-        ("fsdp", SHARDED["fsdp"]),
-        pytest.param("zero2", SHARDED["zero2"], marks=needs_deepspeed),
+        ("fsdp", FSDP),
     ],
 )
 def test_two_processes_make_the_run_of_one(launch, alone, name, starter):
@@ -135,7 +124,7 @@ def test_two_processes_make_the_run_of_one(launch, alone, name, starter):
     assert done.stdout.count("collect: ") == 1
 
 
-@pytest.mark.parametrize(("name", "starter"), [("plain", ACCELERATE), ("spread", SHARDED["fsdp"])])
+@pytest.mark.parametrize(("name", "starter"), [("plain", ACCELERATE), ("spread", FSDP)])
 def test_one_task_keeps_two_processes_together_and_a_composer_gives_the_same(launch, alone, name, starter):
     """The run of one process is evaluated again, with its own composer, by two that accelerate launched."""
     composer = f"latent:{alone[0].run}/sft/checkpoints/step-000002"
@@ -176,7 +165,7 @@ def test_a_killed_process_takes_the_other_along_and_one_process_finishes_the_run
     assert results(config) == results(whole)
 
 
-@pytest.mark.parametrize(("name", "starter"), [("plain", TORCHRUN), ("spread", SHARDED["fsdp"])])
+@pytest.mark.parametrize(("name", "starter"), [("plain", TORCHRUN), ("spread", FSDP)])
 def test_a_mistake_in_one_process_is_one_line_and_status_2(launch, name, starter):
     config = launch.config(f"mistaken-{name}")
     done = launch(starter, config, "collect", deeds=[["stumble", 2]])  # in the second batch, so the second process

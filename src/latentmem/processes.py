@@ -23,32 +23,16 @@ from latentmem.models.sharding import PATIENCE, end_passes
 T = TypeVar("T")
 R = TypeVar("R")
 
-Sharding = Literal["none", "fsdp", "zero2"]
-_HONOURED: dict[Sharding, tuple[str, dict[str, str]]] = {
-    "fsdp": (
-        "FSDP",
-        {
-            "FSDP_VERSION": "2",
-            "FSDP_RESHARD_AFTER_FORWARD": "true",
-            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-            "FSDP_OFFLOAD_PARAMS": "false",
-            "FSDP_ACTIVATION_CHECKPOINTING": "false",
-            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        },
-    ),
-    "zero2": (
-        "DeepSpeed",
-        {
-            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
-            "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none",
-            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-            "ACCELERATE_GRADIENT_CLIPPING": "none",
-        },
-    ),
+Sharding = Literal["none", "fsdp"]
+_HONOURED = {
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-"""By what accelerate's launcher is told, and the variables that it tells us of it, with the values that hold here."""
+"""Variables by which accelerate's launcher tells us of FSDP, and the values that hold here."""
 
 _SILENT_SECONDS = 3.0
 """Launchers kill all processes once the first has ended; that shall be the one with something to say."""
@@ -63,19 +47,23 @@ def sharding_asked() -> Sharding:
     """What `accelerate launch` was told to spread over the processes.
 
     Raises:
-        ConfigError: settings of FSDP or DeepSpeed that would silently not happen.
+        ConfigError: DeepSpeed, or settings of FSDP that would silently not happen.
     """
-    for sharding, (name, settings) in _HONOURED.items():
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() != "true":
-            continue
-        for key, honoured in settings.items():
-            if (found := os.environ.get(key, honoured)).lower() != honoured.lower():
-                raise ConfigError(
-                    f"accelerate was launched with {name} and {key}={found}; here it works with {honoured} only: take "
-                    f"the packaged configs/accelerate/{sharding}.yaml (docs/training.md, DeepSpeed ZeRO and FSDP)"
-                )
-        return sharding
-    return "none"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(
+            "accelerate was launched with DeepSpeed, which is not used here: what is trained is small; launch with "
+            "--multi_gpu, or with the packaged configs/accelerate/fsdp.yaml for a model that does not fit one GPU "
+            "(docs/training.md, FSDP)"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return "none"
+    for key, honoured in _HONOURED.items():
+        if (found := os.environ.get(key, honoured)).lower() != honoured.lower():
+            raise ConfigError(
+                f"accelerate was launched with FSDP and {key}={found}; here it works with {honoured} only: take the "
+                "packaged configs/accelerate/fsdp.yaml (docs/training.md, FSDP)"
+            )
+    return "fsdp"
 
 
 class Processes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm, t
+from scipy.stats import norm, t
 
 Array = NDArray[np.float64]
 
@@ -170,22 +170,6 @@ def crossed_comparison(
     by_task = np.array(list(shares.values()))
     by_task[np.abs(by_task) < 1e-12] = 0.0  # what cancels out over seeds and tables, but for rounding
     return PairedResult(float(by_task.sum()), low, high, _sign_flip_p_value(by_task, seed, num_bootstraps))
-
-
-def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided p-value that successes a and b of the same tasks have equal rates; a, b: [n] of 0 and 1.
-
-    Only discordant tasks count (McNemar 1947), in its exact binomial form; 1 where there are none.
-    """
-    first, second = _checked(a), _checked(b)
-    if first.shape != second.shape:
-        raise ValueError(f"{first.size} and {second.size} values; a pair needs both, for the same tasks in one order")
-    if not np.isin([*first, *second], (0, 1)).all():
-        raise ValueError("McNemar's test is for successes, 0 or 1; found other values")
-    only_first, only_second = int((first > second).sum()), int((first < second).sum())
-    if only_first + only_second == 0:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -163,7 +163,6 @@ def _optimization(
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm,
         weight_decay=section.weight_decay,
-        zero2=here.parts.sharding == "zero2",
     )
 
 

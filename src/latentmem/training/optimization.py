@@ -67,82 +67,6 @@ def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int, 
     return peak
 
 
-class _ZeRO2:
-    """AdamW in the hands of DeepSpeed's ZeRO-2: of moments and summed gradients each process keeps a share."""
-
-    def __init__(self, adamw: torch.optim.AdamW, max_grad_norm: float, processes: Processes) -> None:
-        import deepspeed
-
-        self.adamw = adamw
-        self.processes = processes
-        self.parameters = [parameter for group in adamw.param_groups for parameter in group["params"]]
-        # DeepSpeed takes hold of gradients in every backward pass, and ours are uneven: it gets parameters of its own.
-        self.groups = [[torch.nn.Parameter(p.detach().clone()) for p in g["params"]] for g in adamw.param_groups]
-        for group, copies in zip(adamw.param_groups, self.groups, strict=True):
-            group["params"] = copies  # in place of which DeepSpeed puts this process's share of them
-        self.copies = [parameter for group in self.groups for parameter in group]
-        self.engine, *_ = deepspeed.initialize(
-            model=torch.nn.ParameterList(self.copies),
-            optimizer=adamw,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "zero_optimization": {"stage": 2},
-                "zero_allow_untested_optimizer": True,
-                "gradient_clipping": max_grad_norm,
-            },
-        )
-
-    def step(self, good: bool) -> float:
-        """Apply the accumulated gradients if they are good and finite; the norm of their sum, not finite if not."""
-        pairs = list(zip(self.copies, self.parameters, strict=True))
-        for copy, parameter in pairs:
-            copy.data.copy_(parameter.data)
-        self.engine.optimizer.refresh_fp32_params()
-        # One backward pass in all processes: that of the product of p and its gradient. DeepSpeed takes their mean.
-        products = [(copy * parameter.grad).sum() for copy, parameter in pairs if parameter.grad is not None]
-        nothing = [copy.sum() * 0 for copy, parameter in pairs if parameter.grad is None]
-        self.engine.backward(torch.stack(products + nothing).sum() * (self.processes.size if good else math.nan))
-        self.engine.step()
-        for copy, parameter in pairs:
-            parameter.data.copy_(copy.data)
-            parameter.grad = None
-        return float(self.engine.get_global_grad_norm())
-
-    def state(self) -> dict[int, dict[str, Tensor]]:
-        """What AdamW's `state_dict` calls `state`; all processes call this."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for group, parameters in zip(self.adamw.param_groups, self.groups, strict=True):
-            (share,) = group["params"]
-            places = range(len(state), len(state) + len(parameters))
-            for key, value in self.adamw.state[share].items():
-                if value.dim() == 0:  # AdamW's own count of steps
-                    parts = [value.clone() for _ in parameters]
-                else:  # shares lie one after the other, with padding behind the last
-                    sizes = [parameter.numel() for parameter in parameters]
-                    whole = torch.cat(self.processes.gather([value.cpu()]))[: sum(sizes)]
-                    flat = torch.split(whole, sizes)
-                    parts = [part.view_as(p).clone() for part, p in zip(flat, parameters, strict=True)]
-                for place, part in zip(places, parts, strict=True):
-                    state.setdefault(place, {})[key] = part
-        return state
-
-    def load(self, state: dict[int, dict[str, Tensor]]) -> None:
-        """Take this process's share of what `state` gave."""
-        first = 0
-        for group, parameters in zip(self.adamw.param_groups, self.groups, strict=True):
-            (share,) = group["params"]
-            parts = [state[first + i] for i in range(len(parameters)) if state]
-            first += len(parameters)
-            for key in parts[0] if parts else ():
-                if parts[0][key].dim() == 0:
-                    self.adamw.state[share][key] = parts[0][key]
-                    continue
-                whole = share.new_zeros(self.processes.size * share.numel())
-                flat = torch.cat([part[key].flatten() for part in parts])
-                whole[: flat.numel()] = flat
-                self.adamw.state[share][key] = whole.view(self.processes.size, -1)[self.processes.rank].clone()
-
-
 class Optimization:
     """AdamW on what is trained, guarded against non-finite gradients."""
 
@@ -158,7 +82,6 @@ class Optimization:
         max_grad_norm: float,
         weight_decay: float,
         projection_rate: float = 1.0,
-        zero2: bool = False,
     ) -> None:
         """Take what is to be optimised.
 
@@ -172,7 +95,6 @@ class Optimization:
             max_grad_norm: gradients are scaled down to this L2 norm.
             weight_decay: of AdamW.
             projection_rate: learning rate of a composer's projection, as a multiple of the others'.
-            zero2: let DeepSpeed share out moments and gradients over the processes; needs the package deepspeed.
         """
         self.processes = processes
         self.rate: Callable[[int], float] = lambda step: learning_rate_at(
@@ -189,7 +111,6 @@ class Optimization:
         self.adamw = torch.optim.AdamW(
             [{"params": list(group.values())} for group, _ in used], lr=learning_rate, weight_decay=weight_decay
         )
-        self.zero2 = _ZeRO2(self.adamw, max_grad_norm, processes) if zero2 and processes.size > 1 else None
 
     def step(self, step: int, loss: float) -> tuple[bool, float]:
         """Apply the accumulated gradients, summed over processes, unless they or the loss are not finite.
@@ -203,9 +124,6 @@ class Optimization:
         """
         for group, relative in zip(self.adamw.param_groups, self.relative_rates, strict=True):
             group["lr"] = self.rate(step) * relative
-        if self.zero2 is not None:
-            norm = self.zero2.step(math.isfinite(loss))
-            return math.isfinite(norm), norm
         self.processes.sum_gradients(self.parameters.values())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
         good = math.isfinite(loss) and math.isfinite(norm)
@@ -232,8 +150,8 @@ class Optimization:
             RunError: the file cannot be written, as on a full disk.
         """
         names = list(self.parameters)
-        state = self.adamw.state_dict()["state"] if self.zero2 is None else self.zero2.state()
         if self.processes.is_first:
+            state = self.adamw.state_dict()["state"]
             parts = {f"{names[i]}/{key}": v.cpu() for i, part in state.items() for key, v in part.items()}
             write_atomic(path, save(parts))
 
@@ -251,9 +169,6 @@ class Optimization:
                 state.setdefault(names[name], {})[moment] = value
         except (OSError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{path}: the optimizer cannot be read ({error}); train into a new run") from None
-        if self.zero2 is not None:
-            self.zero2.load(state)
-            return
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 

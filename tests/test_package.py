@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 import types
@@ -96,3 +97,10 @@ print("torch" in sys.modules)
 def test_rollout_stays_the_function_after_its_module_is_imported():
     code = "import latentmem.rollout; from latentmem import rollout; print(type(rollout).__name__)"
     assert run_python(code) == "function\n"
+
+
+def test_the_readme_lists_every_file_of_the_package_and_no_other():
+    root = Path(latentmem.__file__).parent
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("## The code in five minutes")[2].split("```")[1]
+    assert set(re.findall(r"\w+\.py", tree)) == {p.name for p in root.rglob("*.py")} - {"__init__.py"}

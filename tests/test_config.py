@@ -12,12 +12,12 @@ from latentmem.config import (
     Config,
     EvaluateSection,
     Section,
-    _Loader,
     dump_config,
     load_config,
     packaged_configs,
     parse_config,
 )
+from latentmem.config.read import _Loader
 from latentmem.errors import ConfigError
 from latentmem.memory_names import MemoryName
 

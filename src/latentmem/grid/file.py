@@ -21,17 +21,15 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from latentmem.config import (
     FILLS_BANK,
     FILLS_BANK_IN_BANK,
-    AsTuple,
     BankSection,
     Config,
-    MemoryNames,
     Section,
-    Text,
     load_config,
     parse_config,
     parse_section,
     read_values,
 )
+from latentmem.config.section import AsTuple, MemoryNames, Text
 from latentmem.errors import ConfigError
 from latentmem.memory_names import DEFAULT_MEMORIES
 

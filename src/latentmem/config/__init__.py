@@ -1,0 +1,99 @@
+"""A whole experiment in one YAML file, read strictly: one frozen section a part, each default written once, here.
+
+Classes elsewhere take plain arguments; only the recipes see a whole `Config`. Paths in it are relative to the folder a
+command is started in, not to the file, so that the overrides and the file mean the same. Loads no torch.
+"""
+
+from latentmem.config.data import (
+    CodeSection,
+    DataSection,
+    Family,
+    HiddenFactsSection,
+    MixPart,
+    MixSection,
+    PDDLSection,
+    QASection,
+    ReasoningSection,
+    Rows,
+    SandboxSection,
+    SearchSection,
+)
+from latentmem.config.experiment import (
+    FILLS_BANK,
+    FILLS_BANK_IN_BANK,
+    ComposerSection,
+    Config,
+    EvaluateSection,
+    ModelSection,
+)
+from latentmem.config.memory import (
+    BankSection,
+    GenerativeSection,
+    GMemorySection,
+    InsightsSection,
+    MemorySection,
+    RivalsSection,
+    VoyagerSection,
+)
+from latentmem.config.read import (
+    dump_config,
+    load_config,
+    packaged_configs,
+    packaged_grids,
+    parse_config,
+    parse_section,
+    read_values,
+)
+from latentmem.config.section import Section
+from latentmem.config.training import (
+    CollectSection,
+    GRPOSection,
+    LMPOSection,
+    OptimizerFields,
+    SamplingSection,
+    SFTSection,
+    WarmupSection,
+)
+
+__all__ = [
+    "FILLS_BANK",
+    "FILLS_BANK_IN_BANK",
+    "BankSection",
+    "CodeSection",
+    "CollectSection",
+    "ComposerSection",
+    "Config",
+    "DataSection",
+    "EvaluateSection",
+    "Family",
+    "GMemorySection",
+    "GRPOSection",
+    "GenerativeSection",
+    "HiddenFactsSection",
+    "InsightsSection",
+    "LMPOSection",
+    "MemorySection",
+    "MixPart",
+    "MixSection",
+    "ModelSection",
+    "OptimizerFields",
+    "PDDLSection",
+    "QASection",
+    "ReasoningSection",
+    "RivalsSection",
+    "Rows",
+    "SFTSection",
+    "SamplingSection",
+    "SandboxSection",
+    "SearchSection",
+    "Section",
+    "VoyagerSection",
+    "WarmupSection",
+    "dump_config",
+    "load_config",
+    "packaged_configs",
+    "packaged_grids",
+    "parse_config",
+    "parse_section",
+    "read_values",
+]

@@ -1,0 +1,240 @@
+"""What is remembered and how it is told: the bank, the words about the past, and the rivals' prompts."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from latentmem.config.section import NonNegativeFloat, PositiveInt, Section
+from latentmem.errors import ConfigError
+from latentmem.templates import check_template
+
+
+class BankSection(Section):
+    """The experience bank and what is retrieved from it."""
+
+    path: str | None = None
+    """An existing bank to read and fill; null keeps one in the run's folder."""
+    embedder: str = "all-minilm-l6-v2"
+    """`all-minilm-l6-v2` (embedded), or any sentence-transformers id or folder."""
+    index: Literal["exact", "approximate"] = "exact"
+    """`approximate`, for a million trajectories and more, may miss some of the nearest; needs `latentmem[ann]`."""
+    num_retrieved: PositiveInt = 3
+    """Trajectories recalled for a task."""
+    only_successes: bool = True
+    """Recall successful trajectories only. What failed may hold the correction: where episodes end in feedback, set it
+    to false. A warning tells when most of a bank is left out."""
+    experience_tasks: Annotated[int, Field(ge=0)] = 0
+    """Train tasks, from the start of the split, that are played into the bank and neither trained on nor asked, where
+    the data have no experience split of their own; 0: the train split itself is collected, as in the paper."""
+    rating: Literal["none", "logits"] = "none"
+    """`none` recalls the nearest; `logits` finds twice as many and recalls those that the agents' model rates as most
+    helpful, from 1 to 10, by the expected value of its answer."""
+    rating_template: str | None = None
+    """What the model is asked for a rating; fields {task} and {episode}, best in this order. null: the built-in one."""
+    rating_system: str | None = None
+    """The system prompt that goes with it. null: the built-in one."""
+    rating_max_tokens: PositiveInt = 1024
+    """Longest rating prompt, in tokens; the episode is shortened to fit, and counted."""
+
+
+class Worded(Section):
+    """A section with texts of which some are templates; their fields are checked when it is read."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """The fields that each template may have."""
+    NEEDED: ClassVar[tuple[str, ...]] = ()
+    """Templates that may lack none of theirs: a prompt without them would ask about nothing."""
+
+    @field_validator("*")
+    @classmethod
+    def _known_fields(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        name = info.field_name or ""
+        fields = cls.FIELDS.get(name, ())
+        try:
+            check_template(value, fields, "is a template")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        for field in fields if name in cls.NEEDED else ():
+            if f"{{{field}}}" not in value:
+                raise ValueError(f"is a template: the field {{{field}}} is missing, and this prompt needs it; add it")
+        return value.rstrip("\n")  # editors and YAML's blocks add it
+
+
+class MemorySection(Worded):
+    """The words around what is remembered, in text memory and in what the composer reads; an episode is told line by
+    line, and a line that is set to nothing is left out.
+    """
+
+    text: str = (
+        "Here is how the team handled similar tasks before:\n\n{memory}\n\nThat was the past. Now the task at hand:"
+    )
+    """Text memory, put before the user's text; fields {memory}."""
+    task: str = "Task: {task}"
+    """First line of an episode; fields {task}."""
+    step: str = "Answer: {action}"
+    """What the team did in a turn; fields {action}."""
+    reply: str = "Feedback: {observation}"
+    """What came back, where something did; fields {observation}."""
+    solved: str = "Outcome: solved"
+    """Last line of an episode with reward 1."""
+    unsolved: str = "Outcome: not solved"
+    """Last line of any other."""
+    entry: str = "[{number}] {text}"
+    """One of several episodes or sayings in the composer's text; fields {number} {text}."""
+    member: str = "{role}: {profile}"
+    """The role in the composer's text; fields {role} {profile}."""
+    nothing: str = "(none so far)"
+    """Stands in the composer's text where nothing was retrieved."""
+    silent: str = "(said nothing)"
+    """Stands in the composer's text for a role that had no part in an episode."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "text": ("memory",),
+        "task": ("task",),
+        "step": ("action",),
+        "reply": ("observation",),
+        "entry": ("number", "text"),
+        "member": ("role", "profile"),
+    }
+
+
+class VoyagerSection(Worded):
+    """Voyager (arXiv 2305.16291): successes found by what a language model says they are good for."""
+
+    system: str = "You write index cards for a library of solved tasks."
+    """System prompt of `summary`."""
+    summary: str = (
+        "{episode}\n\nSay in one or two sentences what kind of task this was and how it was solved, so that it is "
+        "found again when a task of this kind comes up. Leave out the particular numbers and names."
+    )
+    """Asked once of each success; the reply is its key. Fields {episode}."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {"summary": ("episode",)}
+    NEEDED: ClassVar[tuple[str, ...]] = ("summary",)
+
+
+class GenerativeSection(Worded):
+    """Generative agents (arXiv 2304.03442): the best of recency, importance and relevance. Relevance is asked for with
+    `bank.rating_template`, whatever `bank.rating` is.
+    """
+
+    recency_weight: NonNegativeFloat = 1.0
+    """Of how lately a success was stored."""
+    importance_weight: NonNegativeFloat = 1.0
+    """Of what it was rated by itself, when it was learned from."""
+    relevance_weight: NonNegativeFloat = 1.0
+    """Of what it is rated for the task at hand. With the other two at 0 this is the form that memories of teams are
+    usually compared in."""
+    recency_decay: Annotated[float, Field(gt=0, le=1)] = 0.995
+    """What is left of recency with each success stored later."""
+    importance_system: str = (
+        "You rate how instructive a record is. You reply with a number from 1 to 10 and nothing else."
+    )
+    """System prompt of `importance`."""
+    importance: str = (
+        "{episode}\n\nRate from 1 (everyday, nothing to learn from it) to 10 (rare and instructive) how much a team "
+        "that solves tasks of many kinds gains from remembering this record.\n\n"
+        "Importance, as one whole number from 1 to 10:"
+    )
+    """Asked once of each success. Fields {episode}."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {"importance": ("episode",)}
+    NEEDED: ClassVar[tuple[str, ...]] = ("importance",)
+
+
+class InsightsSection(Worded):
+    """Lists of insights, as OAgents (arXiv 2506.15741) and G-Memory keep them, with ExpeL's operations (2308.10144)."""
+
+    max_insights: PositiveInt = 20
+    """Kept; beyond that those of the lowest score go, the older ones first."""
+    episodes_per_round: PositiveInt = 4
+    """Episodes shown in one prompt, in the order they were stored."""
+    system: str = (
+        "You keep a short list of insights for a team that solves tasks, and mend it as experience comes in. You reply "
+        "with lines that change the list and nothing else."
+    )
+    """System prompt of `revise`."""
+    revise: str = (
+        "The list as it stands:\n{insights}\n\nNew episodes of the team:\n\n{episodes}\n\n"
+        "Compare what was solved with what was not, and change the list by at most four lines of these forms:\n"
+        "ADD: an insight that is not on the list and helps with other tasks as well\n"
+        "EDIT 2: insight 2, put better\nAGREE 2\nREMOVE 2\n"
+        "An insight is one sentence. The list holds at most {max_insights}."
+    )
+    """Asked for each round. Fields {insights} {episodes} {max_insights}."""
+    told: str = "What the team has learned so far:\n{insights}"
+    """Insights put before an agent's text. Fields {insights}."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "revise": ("insights", "episodes", "max_insights"),
+        "told": ("insights",),
+    }
+    NEEDED: ClassVar[tuple[str, ...]] = ("revise", "told")
+
+
+class GMemorySection(Worded):
+    """G-Memory (arXiv 2506.07398): a graph of tasks, insights that its nodes support, and what each role needs of them.
+    Candidates are rated with `bank.rating_template`; insights are learned as `rivals.insights` says.
+    """
+
+    nearest: PositiveInt = 2
+    """Nodes of the graph that a recall starts from."""
+    hops: Annotated[int, Field(ge=0)] = 1
+    """Edges that it follows from there."""
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Least cosine between two tasks that are joined by an edge."""
+    max_links: PositiveInt = 5
+    """Edges from a new node to older ones, the most similar."""
+    max_candidates: PositiveInt = 10
+    """Successes rated for a task, those fewest hops away first; `bank.num_retrieved` of them are told."""
+    num_insights: PositiveInt = 3
+    """Insights for a task: the best of those that a node which was reached supports."""
+    opening: str = "[{number}] {role}: {response}"
+    """A message that reads none, in the text that is condensed. Fields {number} {role} {response}."""
+    reading: str = "[{number}] {role}, having read {reads}: {response}"
+    """Any other. Fields {number} {role} {reads} {response}."""
+    condense_system: str = "You cut records of a team's work down to what mattered."
+    """System prompt of `condense`."""
+    condense: str = (
+        "{episode}\n\nIn at most four short lines: which messages decided how this ended, and what did they say or get "
+        "wrong?"
+    )
+    """Asked once of each episode. Fields {episode}."""
+    project_system: str = "You brief one member of a team before a task."
+    """System prompt of `project`."""
+    project: str = (
+        "The task:\n{task}\n\nThe member:\n{role}\n\nWhat the team has learned so far:\n{insights}\n\n"
+        "In at most three short lines, what of this should the member keep in mind in that part?"
+    )
+    """Asked for each role of each task that there are insights for. Fields {task} {role} {insights}."""
+
+    FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "opening": ("number", "role", "response"),
+        "reading": ("number", "role", "reads", "response"),
+        "condense": ("episode",),
+        "project": ("task", "role", "insights"),
+    }
+    NEEDED: ClassVar[tuple[str, ...]] = ("condense", "project")
+
+
+class RivalsSection(Section):
+    """The memories that latent memory is compared with and that learn with a language model's help; the agents' own
+    model is asked, greedily. They tell `bank.num_retrieved` successes, in the words of `memory`.
+    """
+
+    batch_size: PositiveInt = 16
+    """Trajectories learned from between two saves."""
+    max_response_tokens: PositiveInt = 256
+    """Longest reply, in tokens."""
+    max_episode_characters: PositiveInt = 4000
+    """Longest text of one episode in a prompt; the middle of a longer one is left out, and counted."""
+    voyager: VoyagerSection = VoyagerSection()
+    """Of the memory `voyager`."""
+    generative: GenerativeSection = GenerativeSection()
+    """Of the memory `generative`."""
+    insights: InsightsSection = InsightsSection()
+    """Of the memories `oagents` and `gmemory`."""
+    gmemory: GMemorySection = GMemorySection()
+    """Of the memory `gmemory`."""

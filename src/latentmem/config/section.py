@@ -1,0 +1,48 @@
+"""What every section of the configuration is: frozen and strict; and the kinds of values that several have."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from latentmem.memory_names import MemoryName, known_memory
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys forbidden, numbers never read from strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""YAML has lists; a frozen section holds tuples."""
+
+
+def _named(value: Any) -> Any:
+    """Names of memories as a user writes them, taken apart; what is no list is left to the type."""
+    if not isinstance(value, tuple):
+        return value
+    for name in value:
+        if not isinstance(name, str | MemoryName):
+            raise ValueError(f"has {name!r}; expected the names of memories")
+    names = tuple(name if isinstance(name, MemoryName) else known_memory(name) for name in value)
+    if len(set(names)) != len(names):
+        raise ValueError("names one memory twice")
+    return names
+
+
+MemoryNames = Annotated[
+    tuple[MemoryName, ...],
+    BeforeValidator(_named),
+    AsTuple,
+    Field(min_length=1),
+    PlainSerializer(lambda names: [str(name) for name in names]),
+]
+"""As `evaluate.memories`; written down as texts again."""

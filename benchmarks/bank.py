@@ -38,8 +38,8 @@ from typing import Any
 import numpy as np
 
 from latentmem.bank import ExperienceBank, Found
-from latentmem.bank_index import read_matrix
-from latentmem.bank_records import Records, encode
+from latentmem.bank.matrix import read_matrix
+from latentmem.bank.records import Records, encode
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
 WIDTH = 384

@@ -27,9 +27,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentmem import bank as bank_module
-from latentmem import bank_approximate, bank_index, bank_records
 from latentmem.bank import AddReport, ExperienceBank, Found
+from latentmem.bank import bank as bank_module
+from latentmem.bank import lists as bank_approximate
+from latentmem.bank import matrix as bank_index
+from latentmem.bank import records as bank_records
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 

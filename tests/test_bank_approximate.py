@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentmem import bank_approximate
 from latentmem.bank import ExperienceBank
-from latentmem.bank_approximate import ApproximateIndex, read_lists
-from latentmem.bank_index import BankIndex, Label
+from latentmem.bank import lists as bank_approximate
+from latentmem.bank.lists import ApproximateIndex, read_lists
+from latentmem.bank.matrix import BankIndex, Label
 from latentmem.errors import BankError
 
 GENERATION = "a" * 32

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentmem import bank_index
-from latentmem.bank_index import BankIndex, Label, read_matrix
+from latentmem.bank import matrix as bank_index
+from latentmem.bank.matrix import BankIndex, Label, read_matrix
 
 GENERATION = "a" * 32
 LAST_ID = "b" * 32

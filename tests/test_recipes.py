@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from killing import killed_at_sync
-from latentmem import bank_approximate, evaluation, processes, recipes
+from latentmem import evaluation, processes, recipes
 from latentmem.bank import ExperienceBank
+from latentmem.bank import lists as bank_approximate
 from latentmem.config import load_config, parse_config
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError

@@ -231,7 +231,7 @@ def test_frozen_weights_are_never_read_whole(monkeypatch, file, tiny_model_dir):
             return Slice(name, self.inner.get_slice(name))
 
     safe_open = released.safe_open
-    monkeypatch.setattr(released, "safe_open", Spy)
+    monkeypatch.setattr(released.weights, "safe_open", Spy)
     read_weights(file, str(tiny_model_dir))
     assert all(map(is_trained, read))
     norm, embeddings = "model.norm.weight", "model.embed_tokens.weight"
@@ -291,7 +291,7 @@ def test_another_base_is_told_by_its_keys_or_shapes(file, other_model_dir, tmp_p
 
 
 def test_values_are_not_compared_with_a_base_that_would_have_to_be_fetched(monkeypatch, file, tiny_model_dir):
-    monkeypatch.setattr(released, "_local_folder", lambda base: None)
+    monkeypatch.setattr(released.weights, "_local_folder", lambda base: None)
     assert "values were not compared" in read_weights(file, str(tiny_model_dir)).base_check
 
 
@@ -550,7 +550,7 @@ BAD_ENTRIES = [
 
 
 def test_an_entry_that_makes_no_sense_is_told_and_stops_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(released, "_MAX_PROMPT_CHARACTERS", 1000)
+    monkeypatch.setattr(released.bank, "_MAX_PROMPT_CHARACTERS", 1000)
     good = their_entry()
     entries = [good, *(entry for entry, _ in BAD_ENTRIES), good]
     (tmp_path / "bank.json").write_text(json.dumps(entries))

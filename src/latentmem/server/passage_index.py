@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank_index import BankIndex, StoredMatrix, Vectors
+from latentmem.bank.matrix import BankIndex, StoredMatrix, Vectors
 from latentmem.errors import RetrieverError
 from latentmem.progress import progress
 from latentmem.runs import write_atomic

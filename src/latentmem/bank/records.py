@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latentmem.bank_index import Label, Vectors
+from latentmem.bank.matrix import Label, Vectors
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Task, Trajectory
 

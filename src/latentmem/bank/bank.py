@@ -1,28 +1,24 @@
 """The experience bank: what a team has lived through, stored for good, and the nearest of it found.
 
-Only the records (`bank_records`) are the truth. Everything else can be made again: the search matrix (`bank_index`)
-from the records' vectors, the lists of an approximate search (`bank_approximate`) from the matrix, the vectors from the
-task texts. The bank takes a function that embeds, never a model, and never holds a lock on the database while it runs.
+Only the `records` are the truth. Everything else can be made again: the search `matrix` from the records' vectors, the
+`lists` of an approximate search from the matrix, the vectors from the task texts. The bank takes a function that
+embeds, never a model, and never holds a lock on the database while it runs.
 """
 
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TextIO
+from typing import Literal, Self, TextIO
 
-import numpy as np
-import numpy.typing as npt
-
-from latentmem.bank_approximate import ApproximateIndex, StoredLists, load_faiss, read_lists
-from latentmem.bank_index import BankIndex, Label, StoredMatrix, Vectors, read_matrix, replacing
-from latentmem.bank_records import (
-    UNIT_TOLERANCE,
+from latentmem.bank.check import PAGE_SIZE, holds, same_records, same_rows
+from latentmem.bank.embedding import Embed, unit_vectors
+from latentmem.bank.lists import ApproximateIndex, load_faiss, read_lists
+from latentmem.bank.matrix import BankIndex, Label, Vectors, read_matrix, replacing
+from latentmem.bank.records import (
     Filters,
     Meta,
     Problem,
@@ -32,77 +28,13 @@ from latentmem.bank_records import (
     decompress,
     encode,
 )
+from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
-Embed = Callable[[list[str]], npt.NDArray[Any]]
-"""n texts -> [n, e] float32, of any length but zero: the bank normalises."""
-
 _BATCH_SIZE = 256
-_PAGE_SIZE = 4096
-"""Records read at once for the index."""
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What became of a batch."""
-
-    num_added: int
-    num_duplicates: int
-    """Same task, messages and observations as one in the bank or earlier in the batch; stored once."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A search result."""
-
-    trajectory: Trajectory
-    similarity: float
-    """Cosine between the embeddings of the two task texts."""
-
-
-@dataclass(frozen=True)
-class BankInfo:
-    """What a bank holds. The mappings count trajectories by name, names in order."""
-
-    path: str
-    schema_version: int
-    created: str
-    """Date and time in UTC, ISO 8601."""
-    embedder: str | None
-    """None until the first trajectory is stored, as is `width`."""
-    width: int | None
-    """e, of the embeddings."""
-    num_bytes: int
-    """On disk: records, write-ahead log, index and lists."""
-    num_trajectories: int
-    num_successes: int
-    mean_reward: float | None
-    domains: dict[str, int]
-    teams: dict[str, int]
-    models: dict[str, int]
-    roles: dict[str, int]
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `verify` looked at and found."""
-
-    num_checked: int
-    """Records that could be looked at; all there are, unless the database file itself is damaged."""
-    problems: tuple[Problem, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of problems of each kind that occurred."""
-        return dict(Counter(problem.kind for problem in self.problems))
 
 
 class ExperienceBank:
@@ -233,7 +165,7 @@ class ExperienceBank:
                     break
             for start in range(0, len(unseen), _BATCH_SIZE):
                 seqs, texts, ids = zip(*unseen[start : start + _BATCH_SIZE], strict=True)
-                new = _unit_vectors(embed, list(texts), [f"{self.path}: trajectory {id_}" for id_ in ids])
+                new = unit_vectors(embed, list(texts), [f"{self.path}: trajectory {id_}" for id_ in ids])
                 vectors.update(zip(seqs, new, strict=True))
         self._embed_function, self._embedder = embed, embedder
         return len(vectors)
@@ -468,7 +400,7 @@ class ExperienceBank:
             self._index = self._load_index(transaction, generation, width)
         index = self._index
         while True:
-            seqs, vectors, last_id = transaction.vectors(index.reached, _PAGE_SIZE, width)
+            seqs, vectors, last_id = transaction.vectors(index.reached, PAGE_SIZE, width)
             if not seqs:
                 break
             index.append(seqs, vectors, transaction.labels(index.reached, seqs[-1]), last_id)
@@ -483,7 +415,7 @@ class ExperienceBank:
     def _load_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
         try:
             stored = read_matrix(self._index_path, generation)
-            if stored is not None and not _same_records(transaction, stored):
+            if stored is not None and not same_records(transaction, stored):
                 raise ValueError("it belongs to other records")
         except (OSError, ValueError) as error:
             logger.warning("%s: rebuilt from the records (%s)", self._index_path, error)
@@ -493,7 +425,7 @@ class ExperienceBank:
     def _load_lists(self, transaction: Transaction, index: BankIndex) -> ApproximateIndex:
         try:
             stored = read_lists(self._lists_path, index.generation)
-            if stored is not None and not _same_rows(transaction, stored):
+            if stored is not None and not same_rows(transaction, stored):
                 raise ValueError("it belongs to other records")
             return ApproximateIndex(self._lists_path, index, stored)
         except (OSError, ValueError) as error:
@@ -508,14 +440,14 @@ class ExperienceBank:
         except (OSError, ValueError) as error:
             yield Problem("index", str(self._index_path), f"{error}; the next search rebuilds it")
         else:
-            if stored is not None and not _holds(transaction, stored, with_labels):
+            if stored is not None and not holds(transaction, stored, with_labels):
                 yield Problem("index", str(self._index_path), foreign)
         try:
             lists = read_lists(self._lists_path, generation)
         except (OSError, ValueError) as error:
             yield Problem("index", str(self._lists_path), f"{error}; the next approximate search rebuilds it")
         else:
-            if lists is not None and not _same_rows(transaction, lists):
+            if lists is not None and not same_rows(transaction, lists):
                 yield Problem("index", str(self._lists_path), foreign)
 
     # Embedding
@@ -526,7 +458,7 @@ class ExperienceBank:
         return self._embed_function
 
     def _embed(self, texts: list[str], names: list[str]) -> Vectors:
-        return _unit_vectors(self._needs_embedder(), texts, [f"{self.path}: {name}" for name in names])
+        return unit_vectors(self._needs_embedder(), texts, [f"{self.path}: {name}" for name in names])
 
     def _check_embedder(self, meta: Meta, width: int | None = None) -> None:
         if meta.embedder is not None and meta.embedder != self._embedder:
@@ -548,62 +480,6 @@ class ExperienceBank:
 
     def _files(self) -> list[Path]:
         return [self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm", ".index", ".lists")]
-
-
-def _unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
-    """Vectors [n, e] of unit length for n texts; `names` say what a text belongs to, for the errors."""
-    for text, name in zip(texts, names, strict=True):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{name}: the task's text holds a lone surrogate; replace it by valid Unicode")
-    distinct = list(dict.fromkeys(texts))  # the rollouts of a group share their text, and must share their vector
-    if not distinct:
-        return np.empty((0, 0), dtype=np.float32)
-    raw = np.asarray(embed(distinct), dtype=np.float64)
-    if raw.ndim != 2 or raw.shape[0] != len(distinct) or raw.shape[1] == 0:
-        raise BankError(
-            f"{names[0]}: the embedder returned shape {list(raw.shape)} for {len(distinct)} texts; "
-            f"expected [{len(distinct)}, e]"
-        )
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        lengths = np.sqrt(np.square(raw).sum(axis=1))
-        units = (raw / lengths[:, None]).astype(np.float32)
-    rows = {text: row for row, text in enumerate(distinct)}
-    for text, name in zip(texts, names, strict=True):
-        row = rows[text]
-        if not abs(float(np.linalg.norm(units[row].astype(np.float64))) - 1) <= UNIT_TOLERANCE:  # nan fails too
-            raise BankError(f"{name}: the embedder gave a zero or non-finite vector; mend it, or leave this text out")
-    vectors: Vectors = units[[rows[text] for text in texts]]
-    return vectors
-
-
-def _same_records(transaction: Transaction, stored: StoredMatrix) -> bool:
-    """Whether a matrix was made of these records; not so after an older copy of the bank was put in place, say."""
-    last = int(stored.seqs[-1])
-    tally = (len(stored.seqs), int(stored.seqs.sum()))
-    return transaction.tally(until=last) == tally and transaction.seq_of(stored.last_id) == last
-
-
-def _same_rows(transaction: Transaction, lists: StoredLists) -> bool:
-    """Whether lists are of these records."""
-    last = transaction.seq_of(lists.last_id)
-    return last is not None and transaction.tally(until=last)[0] == lists.num_rows
-
-
-def _holds(transaction: Transaction, stored: StoredMatrix, with_labels: bool) -> bool:
-    """Whether a matrix has the vectors of its records and, if asked, their labels; all are read again."""
-    if not _same_records(transaction, stored):
-        return False
-    num_rows, width = stored.vectors.shape
-    again = BankIndex(Path(), "", 0)  # labels, and rows of no width
-    while len(again) < num_rows:
-        size = min(_PAGE_SIZE, num_rows - len(again))
-        seqs, vectors, last_id = transaction.vectors(again.reached, size, width)
-        if not np.array_equal(stored.vectors[len(again) : len(again) + size], vectors):
-            return False
-        again.append(seqs, vectors[:, :0], transaction.labels(again.reached, seqs[-1]), last_id)
-    found, expected = stored.postings, again.postings()
-    same = found.keys() == expected.keys() and all(np.array_equal(found[label], expected[label]) for label in found)
-    return same or not with_labels
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Search in banks of millions: a library's index nominates rows, the exact one (`bank_index`) decides.
+"""Search in banks of millions: a library's index nominates rows, the exact one (`matrix`) decides.
 
 Rows are grouped into lists of similar ones (an inverted file of faiss, one byte a number). A search reads the lists
 nearest to it until it has met enough rows that it may return: filters and left out rows act inside, and lists that
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank_index import BankIndex, Label, Positions, Vectors, replacing
+from latentmem.bank.matrix import BankIndex, Label, Positions, Vectors, replacing
 from latentmem.errors import BankError
 
 logger = logging.getLogger(__name__)

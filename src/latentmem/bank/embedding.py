@@ -1,0 +1,40 @@
+"""From task texts to vectors of unit length, by whatever function embeds; what it gives is checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latentmem.bank.matrix import Vectors
+from latentmem.bank.records import UNIT_TOLERANCE
+from latentmem.errors import BankError, DataError
+
+Embed = Callable[[list[str]], npt.NDArray[Any]]
+"""n texts -> [n, e] float32, of any length but zero: the bank normalises."""
+
+
+def unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
+    """Vectors [n, e] of unit length for n texts; `names` say what a text belongs to, for the errors."""
+    for text, name in zip(texts, names, strict=True):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{name}: the task's text holds a lone surrogate; replace it by valid Unicode")
+    distinct = list(dict.fromkeys(texts))  # the rollouts of a group share their text, and must share their vector
+    if not distinct:
+        return np.empty((0, 0), dtype=np.float32)
+    raw = np.asarray(embed(distinct), dtype=np.float64)
+    if raw.ndim != 2 or raw.shape[0] != len(distinct) or raw.shape[1] == 0:
+        raise BankError(
+            f"{names[0]}: the embedder returned shape {list(raw.shape)} for {len(distinct)} texts; "
+            f"expected [{len(distinct)}, e]"
+        )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        lengths = np.sqrt(np.square(raw).sum(axis=1))
+        units = (raw / lengths[:, None]).astype(np.float32)
+    rows = {text: row for row, text in enumerate(distinct)}
+    for text, name in zip(texts, names, strict=True):
+        row = rows[text]
+        if not abs(float(np.linalg.norm(units[row].astype(np.float64))) - 1) <= UNIT_TOLERANCE:  # nan fails too
+            raise BankError(f"{name}: the embedder gave a zero or non-finite vector; mend it, or leave this text out")
+    vectors: Vectors = units[[rows[text] for text in texts]]
+    return vectors

@@ -230,7 +230,7 @@ def test_frozen_weights_are_never_read_whole(monkeypatch, file, tiny_model_dir):
         def get_slice(self, name):
             return Slice(name, self.inner.get_slice(name))
 
-    safe_open = released.safe_open
+    safe_open = released.weights.safe_open
     monkeypatch.setattr(released.weights, "safe_open", Spy)
     read_weights(file, str(tiny_model_dir))
     assert all(map(is_trained, read))

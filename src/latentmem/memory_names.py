@@ -153,7 +153,7 @@ def known_memory(text: str) -> MemoryName:
             f"{', '.join(TEXT_CONTROLS)}, or a latent memory"
         )
     if name.kind in ("text", "metagpt") and name.checkpoint:
-        known = [f"{name.kind}:{control}" for control in CONTROLS if control not in LATENT_CONTROLS]
+        known = [f"{name.kind}:{control}" for control in TEXT_CONTROLS]
         raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
     has_what_it_needs = bool(name.checkpoint) or (str(name.real) == name.kind and not name.is_latent)
     if name.kind not in KINDS or not has_what_it_needs or (name.checkpoint and name.kind not in _WITH_CHECKPOINT):

@@ -56,24 +56,17 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
         replace = _replace(parts, name.control)  # a mistake in it is told before a model is loaded
     bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
     if name.learns:
-        return learned(parts, name.kind, bank, copies)
-    memory = _latent(parts, bank, name.checkpoint) if name.is_latent else _text(parts, bank, name.kind)
+        return learned(parts, name.kind, recalling(parts, bank), copies)
+    latent = name.is_latent
+    memory = latent_memory(parts, parts.initial(name.checkpoint), bank) if latent else _text(parts, bank, name.kind)
     return memory if name.control is None else ControlMemory(memory, replace)
-
-
-def _latent(parts: Parts, bank: ExperienceBank, checkpoint: str) -> LatentMemory:
-    folder = parts.initial(checkpoint)  # what is not there is told before a composer is made
-    memory = latent_memory(parts, bank)
-    if folder is not None:
-        memory.composer.load_weights(folder)
-    return memory
 
 
 def _text(parts: Parts, bank: ExperienceBank, kind: str) -> TextMemory:
     section, ledger = parts.config.bank, Ledger()
     rate = _rater(parts, ledger) if kind == "text" else None
     return TextMemory(
-        _recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory, ledger
+        recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory, ledger
     )
 
 
@@ -92,17 +85,23 @@ def _replace(parts: Parts, control: str) -> Replace:
     return controls[control]()
 
 
-def latent_memory(parts: Parts, bank: ExperienceBank | None = None) -> LatentMemory:
-    """Latent memory with an untrained composer. There is one composer: the memory made last is the one to use."""
+def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBank | None = None) -> LatentMemory:
+    """Latent memory, its composer untrained or with the weights in a folder.
+
+    There is one composer: the memory made last is the one to use.
+    """
     section, ledger = parts.config.bank, Ledger()
-    return LatentMemory(
-        _recalling(parts, bank or parts.bank),
+    memory = LatentMemory(
+        recalling(parts, bank or parts.bank),
         parts.composer(),
         section.num_retrieved,
         section.only_successes,
         rate=_rater(parts, ledger),
         ledger=ledger,
     )
+    if weights is not None:
+        memory.composer.load_weights(weights)
+    return memory
 
 
 # Memories that learn
@@ -164,9 +163,7 @@ def learned(parts: Parts, kind: str, bank: ExperienceBank, copies: Path | None =
             write_atomic(copy, path.read_bytes())
         path = copy
     ledger = Ledger()
-    return LearnedMemory(
-        _recalling(parts, bank), methods(parts)[kind](ledger), path, ledger, parts.config.rivals.batch_size
-    )
+    return LearnedMemory(bank, methods(parts)[kind](ledger), path, ledger, parts.config.rivals.batch_size)
 
 
 def learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
@@ -224,7 +221,7 @@ def _digest(checkpoint: Path) -> str:
     return hashlib.sha256(weights_file(checkpoint, kind_of(checkpoint)).read_bytes()).hexdigest()
 
 
-def _recalling(parts: Parts, bank: ExperienceBank) -> ExperienceBank:
+def recalling(parts: Parts, bank: ExperienceBank) -> ExperienceBank:
     """The bank; where only its successes are recalled, a warning, once, if that leaves out what matters."""
     if parts.has_warned or not parts.config.bank.only_successes:
         return bank

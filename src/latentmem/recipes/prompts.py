@@ -21,7 +21,7 @@ from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling
 from latentmem.prompts import format_prompts
 from latentmem.recipes.domains import task_to_show
-from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path
+from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import say
 from latentmem.rollout import rollout
@@ -86,7 +86,7 @@ def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory
     """A memory to show, and where its notes are from; what it has not learned yet it learns for this page alone."""
     if not name.learns:
         return memory_of(parts, name), ""
-    memory = learned(parts, name.kind, parts.bank, scratch)
+    memory = learned(parts, name.kind, recalling(parts, parts.bank), scratch)
     path, known, num_all = notes_path(parts, name.kind), len(memory.learned), len(parts.bank)
     if known == num_all:
         return memory, f", as learned in {path}"

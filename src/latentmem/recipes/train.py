@@ -69,9 +69,7 @@ def train_sft(config: Config, parts: Parts | None = None) -> None:
         if not len(parts.bank):
             raise TrainingError(f"{parts.bank.path} is empty; run `latentmem collect` with this configuration first")
         learned, held_out = lessons(parts, aside)
-        memory = latent_memory(parts)
-        if initial is not None:
-            memory.composer.load_weights(initial)
+        memory = latent_memory(parts, initial)
         trainer = SFTTrainer(
             memory,
             parts.model,
@@ -96,9 +94,7 @@ def train_lmpo(config: Config, parts: Parts | None = None) -> None:
             return
         initial = parts.initial(config.lmpo.initial)
         aside = parts.eval_tasks("lmpo", config.lmpo)
-        memory = latent_memory(parts)
-        if initial is not None:
-            memory.composer.load_weights(initial)
+        memory = latent_memory(parts, initial)
         optimization = _optimization(here, memory.composer, config.lmpo, config.lmpo.projection_rate)
         policy = LatentPolicy(memory, parts.model)
         held_out = right_responses(parts, aside, parts.players)

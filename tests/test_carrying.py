@@ -15,7 +15,7 @@ from latentmem.errors import BankError, ModelError
 from latentmem.memory.composer import Composer
 from latentmem.memory.controls import ControlMemory, empty
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.memory import NoMemory, Recall, Recalls, recall_one
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.text import TextMemory
 from latentmem.models.language_model import LanguageModel
@@ -113,16 +113,13 @@ def slow_logps(model, message: Message, recall: Recall) -> torch.Tensor:
 class Fixed:
     """What each task's recalls are, told beforehand."""
 
-    kind, composing_seconds = "fixed", 0.0
+    kind = "fixed"
 
     def __init__(self, recalls):
         self.recalls = recalls
 
     def recall_many(self, queries):
-        return [self.recalls[task.key, role.name] for task, role in queries]
-
-    def recall(self, task, role):
-        return self.recall_many([(task, role)])[0]
+        return Recalls([self.recalls[task.key, role.name] for task, role in queries])
 
     def add(self, trajectory):
         raise AssertionError("learned")
@@ -161,7 +158,7 @@ def test_it_is_the_slow_difference_of_surprises_by_task_and_its_interval(
             theirs = [m.token_ids for m in other.messages if m.role == message.role]
             theirs = theirs[number] if number < len(theirs) else ()
             role = ROLES[message.role]
-            mine = slow_logps(model, message, memory.recall(trajectory.task, role))
+            mine = slow_logps(model, message, recall_one(memory, trajectory.task, role))
             # The default control, written out: this task and role, another task's trajectories.
             away = memory.retrieved([other.task])[other.task.key]
             under_other = slow_logps(

@@ -15,7 +15,7 @@ from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, ConfigError, RunError
 from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, forget
 from latentmem.kept_latents import read_latents
-from latentmem.memory.memory import NoMemory, Recall, Spent
+from latentmem.memory.memory import NoMemory, Recall, Recalls, Spent
 from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling, ScriptedModel
 from latentmem.rollout import rollout
@@ -49,9 +49,12 @@ class Kind(NoMemory):
     def __init__(self, kind, learned=None, latents=0):
         self.kind, self.learned, self.latents = kind, learned, latents
 
-    def recall(self, task, role):
+    def recall_many(self, queries):
         record = Recalled(kind=self.kind, text=f"[{self.kind}]", num_latents=self.latents)
-        return Recall(record, spent=Spent(10 * int(task.id), int(task.id), int(task.id) % 2))
+        numbers = [int(task.id) for task, _ in queries]
+        odd = sum(number % 2 for number in numbers)
+        spent = Spent(prompt_tokens=10 * sum(numbers), generated_tokens=sum(numbers), malformed={"odd": odd})
+        return Recalls([Recall(record)] * len(queries), spent)
 
     def add(self, trajectory):
         self.learned.append(trajectory.task.id)
@@ -356,9 +359,10 @@ class Latent(NoMemory):
 
     kind = "latent"
 
-    def recall(self, task, role):
-        value = 10 * int(task.id) + (role.name == "b")
-        return Recall(Recalled(kind="latent", num_latents=2), torch.full((2, 3), float(value)))
+    def recall_many(self, queries):
+        values = [10.0 * int(task.id) + (role.name == "b") for task, role in queries]
+        record = Recalled(kind="latent", num_latents=2)
+        return Recalls([Recall(record, torch.full((2, 3), value)) for value in values])
 
 
 class Both(Scripted):
@@ -472,8 +476,9 @@ class Pointing(NoMemory):
     def __init__(self, sources):
         self.sources = sources
 
-    def recall(self, task, role):
-        return Recall(Recalled(kind="text", text="[text]", sources=tuple(self.sources[task.id])))
+    def recall_many(self, queries):
+        sources = [tuple(self.sources[task.id]) for task, _ in queries]
+        return Recalls([Recall(Recalled(kind="text", text="[text]", sources=found)) for found in sources])
 
 
 def test_hits_and_groups_are_counted_by_hand(tmp_path, fake_embed):
@@ -524,9 +529,9 @@ def test_a_bank_that_changes_during_an_evaluation_is_told_unless_it_is_to_learn(
         ).trajectories
 
         class Writing(NoMemory):
-            def recall(self, task, role):
+            def recall_many(self, queries):
                 bank.add(late)
-                return super().recall(task, role)
+                return super().recall_many(queries)
 
             def add(self, trajectory):
                 bank.add(trajectory)

@@ -20,6 +20,7 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
+from latentmem.memory.memory import recall_one
 from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import LanguageModel
 from latentmem.progress import progress
@@ -448,7 +449,7 @@ def test_demonstrations_of_the_domain_are_learned_but_for_those_of_tasks_set_asi
     assert "Say something." in second.system
     role = parts.team.roles[1]
     assert trainer._examples(trainer.trajectories[3:4])[1].composer_text == (
-        memory_of(parts, named("latent:untrained")).recall(tasks[3], role).record.text
+        recall_one(memory_of(parts, named("latent:untrained")), tasks[3], role).record.text
     )
     shown = right_responses(parts, parts.tasks["test"], parts.team)
     assert shown is not None
@@ -698,7 +699,8 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
     kept = read_latents(Path(config.run) / "evaluate" / "latent-lmpo.safetensors")
     memory = memory_of(recipes.Parts(config), named("latent:lmpo"))
     tasks = {t.key: t for t in recipes.Parts(config).tasks["test"]}
-    again = memory.recall(tasks[kept.tasks[2]], next(r for r in load_team("autogen").roles if r.name == kept.roles[1]))
+    role = next(role for role in load_team("autogen").roles if role.name == kept.roles[1])
+    again = recall_one(memory, tasks[kept.tasks[2]], role)
     torch.testing.assert_close(torch.from_numpy(kept.latents[2, 1]), again.latents, rtol=0, atol=1e-5)
     assert kept.domains == ("chain_sum",) * 4
 
@@ -1084,7 +1086,7 @@ def test_ratings_choose_what_every_memory_recalls_and_each_memory_keeps_its_own(
         assert len(candidates) == 4
         ratings = raters[0]([(asked, candidate) for candidate in candidates])
         best = [candidates[i].id for i in sorted(range(4), key=lambda i: -ratings[i])[:2]]
-        assert [list(memory.recall(asked, role).record.sources) for memory in memories] == [best, best]
+        assert [list(recall_one(memory, asked, role).record.sources) for memory in memories] == [best, best]
         num_moved += best != [candidate.id for candidate in candidates[:2]]
     assert num_moved, "the test is void where the nearest are rated best"
 
@@ -1145,7 +1147,7 @@ def test_metagpt_is_text_memory_that_is_not_rated(configure):
         memory = memory_of(parts, named("metagpt"))
         asked = parts.tasks["test"][0]
         nearest = [hit.trajectory.id for hit in parts.bank.search(asked, k=2, success=True if only else None)]
-        assert list(memory.recall(asked, parts.team.roles[0]).record.sources) == nearest
+        assert list(recall_one(memory, asked, parts.team.roles[0]).record.sources) == nearest
         assert (memory.rate, memory_of(parts, named("text")).rate is None) == (None, False)
         parts.close()
 

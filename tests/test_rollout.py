@@ -10,7 +10,7 @@ import torch
 
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError, DataError, ModelError
-from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.memory import NoMemory, Recall, Recalls, Spent
 from latentmem.models.language_model import LanguageModel, Sampling, ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import Agent, FixedTeam, load_team
@@ -70,7 +70,7 @@ class Remembering(NoMemory):
 
     def recall_many(self, queries):
         self.asked += [(task.key, role.name) for task, role in queries]
-        return [self.make(task, role) for task, role in queries]
+        return Recalls([self.make(task, role) for task, role in queries])
 
 
 def scripted(**responses):
@@ -344,21 +344,16 @@ def test_a_role_that_the_team_does_not_name_is_one_clear_line():
 
 
 class Composing(NoMemory):
-    composing_seconds = 7.0
-
     def recall_many(self, queries):
-        began = time.perf_counter()
         time.sleep(0.01)
-        self.composing_seconds += time.perf_counter() - began
-        return super().recall_many(queries)
+        return Recalls(super().recall_many(queries), Spent(composing_seconds=0.0078125))
 
 
 def test_the_parts_of_the_time_are_counted_once_each():
-    memory = Composing()
     began = time.perf_counter()
-    seconds = play(memory=memory).seconds
+    seconds = play(memory=Composing()).seconds
     total = time.perf_counter() - began
-    assert seconds.composing == memory.composing_seconds - 7.0
+    assert seconds.composing == 0.0078125
     parts = (seconds.recall, seconds.composing, seconds.generation, seconds.environment)
     assert all(part > 0 for part in parts)
     assert sum(parts) <= total

@@ -151,12 +151,12 @@ def rollout(
         ConfigError: a team lets a role speak that is not among its `roles`.
         LatentMemError: whatever a part raises of these, as the model does of a prompt that exceeds its window.
     """
-    began, composed = time.perf_counter(), memory.composing_seconds
+    began = time.perf_counter()
     played_by = {task.key: team.of(task) if isinstance(team, Teams) else team for task in tasks}
     queries = [(task, role) for task in tasks for role in played_by[task.key].roles]
-    recalls = {(task.key, role.name): r for (task, role), r in zip(queries, memory.recall_many(queries), strict=True)}
-    recalled = time.perf_counter() - began
-    composing = memory.composing_seconds - composed
+    found = memory.recall_many(queries)
+    recalls = {(task.key, role.name): recall for (task, role), recall in zip(queries, found, strict=True)}
+    searching = time.perf_counter() - began - found.spent.composing_seconds
     generation = environment = 0.0
 
     episodes = [
@@ -201,8 +201,8 @@ def rollout(
         for episode in episodes
     ]
     groups = [finished[i : i + group_size] for i in range(0, len(finished), group_size)]
-    spent = sum((recall.spent for recall in recalls.values()), Spent())
-    return Rollouts(groups, Seconds(recalled - composing, composing, generation, environment), spent, recalls)
+    seconds = Seconds(searching, found.spent.composing_seconds, generation, environment)
+    return Rollouts(groups, seconds, found.spent, recalls)
 
 
 def _speak(

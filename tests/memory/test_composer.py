@@ -434,10 +434,18 @@ def test_unknown_target_module_is_told_with_the_nearest_even_beside_known_ones(m
     assert str(error.value).endswith("has no layer 'vproj'; did you mean 'v_proj'?")
 
 
-def test_second_composer_on_one_backbone_is_refused(make: Callable) -> None:
+def test_composers_on_one_backbone_do_not_know_of_each_other(make: Callable) -> None:
     composer = make()
-    with pytest.raises(CheckpointError, match=r"^model .* carries a composer already; load weights into that one$"):
-        Composer(composer.backbone, num_latents=K)
+    change(composer)
+    before = composer.compose(["a text"])
+    other = Composer(composer.backbone, num_latents=K + 1, rank=3, seed=5)
+    alone = Composer(LanguageModel.from_pretrained(composer.backbone.name, "cpu"), num_latents=K + 1, rank=3, seed=5)
+    assert torch.equal(other.compose(["a text"]), alone.compose(["a text"]))
+    change(other)
+    assert torch.equal(composer.compose(["a text"]), before)
+    other.compose(["a text"]).sum().backward()
+    assert all(parameter.grad is None for parameter in composer.trainable().values())
+    assert all(parameter.grad is not None for parameter in other.trainable().values())
 
 
 # On disk

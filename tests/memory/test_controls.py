@@ -25,7 +25,7 @@ from latentmem.memory.controls import (
     zero_latents,
 )
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.memory import NoMemory, Recall, Recalls, recall_one
 from latentmem.memory.text import TextMemory
 from latentmem.trajectory import Role, Task
 
@@ -53,11 +53,11 @@ def test_random_latents_depend_on_seed_task_and_role_alone_and_record_no_content
     control = ControlMemory(memory, random_latents(seed=3))
     many = control.recall_many(QUERIES)
     for query, recall in zip(QUERIES, many, strict=True):
-        alone = control.recall(*query)
+        alone = recall_one(control, *query)
         assert_close(alone.latents, recall.latents)
         record = alone.record
         assert (record.kind, record.text, record.sources, record.num_latents) == ("latent", "", (), 3)
-    other = ControlMemory(memory, random_latents(seed=4)).recall(*QUERIES[0])
+    other = recall_one(ControlMemory(memory, random_latents(seed=4)), *QUERIES[0])
     assert not torch.allclose(other.latents, many[0].latents, atol=0.01)
 
 
@@ -65,7 +65,7 @@ def test_another_role_is_given_the_latents_of_the_next_one_at_the_same_task(memo
     roles = [*ROLES, Role(name="judge", profile="Decides.")]
     control = ControlMemory(memory, other_role(roles))
     for i, role in enumerate(roles):
-        given, theirs = control.recall(SUMS[4], role), memory.recall(SUMS[4], roles[(i + 1) % 3])
+        given, theirs = recall_one(control, SUMS[4], role), recall_one(memory, SUMS[4], roles[(i + 1) % 3])
         assert given.record == theirs.record
         assert_close(given.latents, theirs.latents)
 
@@ -76,14 +76,14 @@ def test_another_task_changes_the_trajectories_and_leaves_task_and_role(memory: 
     drawn = set()
     for seed in range(8):
         control = ControlMemory(memory, irrelevant(another_of(tasks, seed)))
-        recall = control.recall(tasks[0], ROLES[1])
+        recall = recall_one(control, tasks[0], ROLES[1])
         trajectories = memory.bank.get(recall.record.sources)
         assert recall.record.text == memory.composer.prompt(tasks[0], ROLES[1], trajectories)
         assert_close(recall.latents, memory.composer.compose([recall.record.text])[0].detach(), rtol=0, atol=1e-5)
         near = [
             t.id
             for other in tasks[1:]
-            for t in memory.bank.get(memory.recall(other, ROLES[0]).record.sources)
+            for t in memory.bank.get(recall_one(memory, other, ROLES[0]).record.sources)
             if t.task.text != tasks[0].text
         ]
         assert set(recall.record.sources) <= set(near)
@@ -97,16 +97,16 @@ def test_a_trajectory_of_the_very_task_is_never_recalled_by_way_of_another(memor
     for seed in range(6):
         control = ControlMemory(memory, irrelevant(another_of(SUMS, seed)))
         for task in SUMS[:3]:  # whose trajectories the bank holds
-            found = memory.bank.get(control.recall(task, ROLES[0]).record.sources)
+            found = memory.bank.get(recall_one(control, task, ROLES[0]).record.sources)
             assert found
             assert all(trajectory.task.text != task.text for trajectory in found)
 
 
 def test_what_a_control_learns_and_costs_is_its_memorys(memory: LatentMemory) -> None:  # noqa: F811
     control = ControlMemory(memory, other_role(ROLES))
-    control.recall(*QUERIES[0])
-    assert control.composing_seconds == memory.composing_seconds > 0
-    (first, *_) = memory.bank.get(memory.recall(*QUERIES[-1]).record.sources)
+    assert control.recall_many(QUERIES[:1]).spent == memory.spent
+    assert memory.spent.composing_seconds > 0
+    (first, *_) = memory.bank.get(recall_one(memory, *QUERIES[-1]).record.sources)
     memory.bank.delete(everything=True)
     control.add(first)
     assert len(memory.bank) == 1
@@ -121,8 +121,7 @@ ALL = [
 @pytest.mark.parametrize("replace", ALL)
 def test_what_a_control_has_the_composer_read_is_written_down_once(memory: LatentMemory, replace: Replace) -> None:  # noqa: F811
     recalls = ControlMemory(memory, replace).recall_many(QUERIES)
-    assert memory.ledger.prompt_tokens > 0
-    assert sum(recall.spent.prompt_tokens for recall in recalls) == memory.ledger.prompt_tokens
+    assert recalls.spent.prompt_tokens == memory.spent.prompt_tokens > 0
 
 
 def test_a_control_without_another_is_refused() -> None:
@@ -151,7 +150,7 @@ def acting(episode, action):
 
 
 def recalled(memory, replace, query=(SUMS[4], ROLES[0])):  # noqa: F811
-    return ControlMemory(memory, replace).recall(*query)
+    return recall_one(ControlMemory(memory, replace), *query)
 
 
 def texts(memory, query=(SUMS[4], ROLES[0])):  # noqa: F811
@@ -163,11 +162,11 @@ def test_an_empty_memory_is_what_is_recalled_of_an_empty_bank(either):
     assert given.record.sources == ()
     bank, either.bank = either.bank, either.bank
     bank.delete(everything=True)
-    assert given.record == either.recall(SUMS[4], ROLES[0]).record
+    assert given.record == recall_one(either, SUMS[4], ROLES[0]).record
 
 
 def test_shuffled_words_are_the_same_words_in_another_order_and_no_other_words_move(either):
-    real, given = either.recall(SUMS[4], ROLES[0]).record, recalled(either, shuffled(3)).record
+    real, given = recall_one(either, SUMS[4], ROLES[0]).record, recalled(either, shuffled(3)).record
     assert given.text != real.text
     assert sorted(given.text.split()) == sorted(real.text.split())
     assert (given.kind, given.sources, given.num_latents) == (real.kind, real.sources, real.num_latents)
@@ -178,7 +177,7 @@ def test_shuffled_words_are_the_same_words_in_another_order_and_no_other_words_m
 
 
 def test_filler_has_as_many_words_and_none_of_what_was_said(either):
-    real, given = either.recall(SUMS[4], ROLES[0]).record, recalled(either, filler()).record
+    real, given = recall_one(either, SUMS[4], ROLES[0]).record, recalled(either, filler()).record
     assert len(given.text.split()) == len(real.text.split())
     assert given.sources == real.sources
     for episode in texts(either):
@@ -215,7 +214,7 @@ def test_corrupt_without_other_episodes_is_refused(memory):  # noqa: F811
     memory.bank.delete(everything=True)
     memory.bank.add(acting(trajectory("the password of the barn", {"assistant": "lone"}), "It is lone."))
     with pytest.raises(BankError, match=r"corrupt needs episodes of other tasks .* have none for 'lone'; collect more"):
-        ControlMemory(TextMemory(memory.bank), corrupted(3)).recall(SUMS[4], ROLES[0])
+        recall_one(ControlMemory(TextMemory(memory.bank), corrupted(3)), SUMS[4], ROLES[0])
 
 
 @pytest.mark.parametrize("name", CHANGING)
@@ -223,8 +222,8 @@ def test_a_changed_recall_depends_on_seed_task_and_role_alone(either, name):
     control = ControlMemory(either, CHANGING[name])
     many = control.recall_many(QUERIES)
     for query, recall in zip(QUERIES, many, strict=True):
-        assert control.recall(*query).record == recall.record
-    assert (control.kind, control.composing_seconds >= 0) == (either.kind, True)
+        assert recall_one(control, *query).record == recall.record
+    assert control.kind == either.kind
 
 
 def test_zero_latents_are_zero_and_as_many(memory):  # noqa: F811
@@ -248,10 +247,10 @@ def test_any_memory_can_be_asked_about_another_task(either):
         kind = "echo"
 
         def recall_many(self, queries):
-            return [task.id for task, _ in queries]
+            return Recalls([task.id for task, _ in queries])
 
     tasks = [Task(id=str(i), domain="a", text=f"t{i}") for i in range(2)]
     other = of_other_tasks(Echo(), another_of(tasks, 0))
     assert isinstance(other, OtherTasksMemory)
-    assert (other.kind, other.recall_many([(tasks[0], ROLES[0]), (tasks[1], ROLES[0])])) == ("echo", ["1", "0"])
+    assert (other.kind, *other.recall_many([(tasks[0], ROLES[0]), (tasks[1], ROLES[0])])) == ("echo", "1", "0")
     assert isinstance(of_other_tasks(either, another_of(SUMS, 0)), ControlMemory)

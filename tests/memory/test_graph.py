@@ -13,6 +13,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.graph import Graph, expand
 from latentmem.memory.learned import Scribe, Similarity
+from latentmem.memory.memory import Spent
 from latentmem.models.language_model import ScriptedModel
 from latentmem.trajectory import Message, Role, Step, Task, Trajectory
 
@@ -61,8 +62,14 @@ def test_the_brute_force_is_no_copy_of_a_trivial_graph() -> None:
     assert expand([[], [0], [1], [2]], [3], 9, banned={1}) == {3: 0, 2: 1}
 
 
-def rate_by_text(wanted: dict[str, float]) -> Any:
-    return lambda pairs: [wanted[episode.task.text] for _, episode in pairs]
+class RateByText:
+    spent = Spent()
+
+    def __init__(self, wanted: dict[str, float]) -> None:
+        self.wanted = wanted
+
+    def __call__(self, pairs: Any) -> list[float]:
+        return [self.wanted[episode.task.text] for _, episode in pairs]
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def make() -> Callable[..., tuple[Graph, ScriptedModel]]:
         section = GMemorySection(**{"threshold": 0.9, "nearest": 1, "hops": 1} | keys)
         words = MemorySection(text="Past:\n{memory}", task="T {task}", solved="+", unsolved="-")
         insights = InsightsSection(told="Know:\n{insights}", revise="{insights}|{episodes}|{max_insights}")
-        method = Graph(Scribe(model), Similarity(in_the_plane), rate_by_text(rated or {}), 2, section, insights, words)
+        method = Graph(Scribe(model), Similarity(in_the_plane), RateByText(rated or {}), 2, section, insights, words)
         return method, model
 
     return build
@@ -120,7 +127,7 @@ def test_the_interaction_is_condensed_with_who_read_whom(make: Callable) -> None
     ]
     # An empty reply is counted and the interaction itself is kept.
     assert [node["condensed"] for node in notes["nodes"]] == ["first", whole]
-    assert method.scribe.ledger.malformed["empty condensation"] == 1
+    assert method.scribe.spent.malformed["empty condensation"] == 1
 
 
 def test_insights_are_learned_from_what_was_condensed(make: Callable) -> None:
@@ -209,7 +216,7 @@ def test_each_role_gets_its_own_brief_and_an_empty_one_is_counted(world: Callabl
     assert first.text.startswith("Know:\nfor one\n\nPast:\n")
     assert second.text.startswith("Know:\n1. of b\n2. of a\n\nPast:\n")
     assert first.sources == second.sources
-    assert method.scribe.ledger.malformed["empty brief"] == 1
+    assert method.scribe.spent.malformed["empty brief"] == 1
 
 
 def test_the_very_task_is_taken_out_of_the_graph_with_its_edges_and_its_insights(world: Callable) -> None:

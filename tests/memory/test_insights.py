@@ -110,10 +110,10 @@ def test_each_round_is_shown_the_list_and_the_next_episodes_in_their_order() -> 
         f"1. one\n2. two|{told[4]}|7",
     ]
     assert {prompt.system for prompt in model.prompts} == {section.system}
-    assert scribe.ledger.malformed == {"reply without an operation": 1}
+    assert scribe.spent.malformed == {"reply without an operation": 1}
     # a prompt's length is its bytes, a reply's its bytes and the end
-    assert scribe.ledger.generated_tokens == len("ADD: one" + "AGREE 1\nADD: two" + "nonsense") + 3
-    assert scribe.ledger.prompt_tokens == sum(len(p.system + p.user) for p in model.prompts)
+    assert scribe.spent.generated_tokens == len("ADD: one" + "AGREE 1\nADD: two" + "nonsense") + 3
+    assert scribe.spent.prompt_tokens == sum(len(p.system + p.user) for p in model.prompts)
 
 
 def test_insights_and_nearest_successes_are_told_but_none_that_comes_of_the_very_task(

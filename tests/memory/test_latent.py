@@ -13,7 +13,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import NoMemory
+from latentmem.memory.memory import NoMemory, recall_one
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Role, Task
 
@@ -34,7 +34,7 @@ def memory(
 
 
 def test_recall_composes_the_text_it_records(memory: LatentMemory) -> None:
-    recall = memory.recall(SUMS[4], ROLES[0])
+    recall = recall_one(memory, SUMS[4], ROLES[0])
     record = recall.record
     assert (record.kind, record.num_latents, len(record.sources)) == ("latent", 3, 2)
     found = memory.bank.get(record.sources)
@@ -57,44 +57,44 @@ def test_roles_are_told_what_they_said_themselves(memory: LatentMemory) -> None:
 def test_many_equal_one_by_one_in_their_order(memory: LatentMemory) -> None:
     queries = [(task, role) for task in SUMS for role in ROLES]
     for query, recall in zip(queries, memory.recall_many(queries), strict=True):
-        alone = memory.recall(*query)
+        alone = recall_one(memory, *query)
         assert recall.record == alone.record
         assert_close(recall.latents, alone.latents, rtol=0, atol=1e-5)
-    assert memory.recall_many([]) == []
+    assert list(memory.recall_many([])) == []
     assert memory.records([]) == []
 
 
 def test_trajectory_of_the_asked_task_and_failures_are_never_used(memory: LatentMemory) -> None:
     for task in SUMS:
-        found = memory.bank.get(memory.recall(task, ROLES[0]).record.sources)
+        found = memory.bank.get(recall_one(memory, task, ROLES[0]).record.sources)
         assert len(found) == 2
         assert all(t.task.text != task.text and t.success for t in found)
     with_failures = LatentMemory(memory.bank, memory.composer, num_retrieved=4, only_successes=False)
-    found = memory.bank.get(with_failures.recall(SUMS[4], ROLES[0]).record.sources)
+    found = memory.bank.get(recall_one(with_failures, SUMS[4], ROLES[0]).record.sources)
     assert sorted(t.success for t in found) == [False, True, True, True]
 
 
 def test_added_trajectory_is_found_from_then_on(memory: LatentMemory) -> None:
     memory.num_retrieved = 9
-    before = memory.recall(SUMS[0], ROLES[0]).record.sources
+    before = recall_one(memory, SUMS[0], ROLES[0]).record.sources
     memory.add(trajectory("What is 0 + 1?", {"assistant": "1"}))
-    assert len(memory.recall(SUMS[0], ROLES[0]).record.sources) == len(before) + 1
+    assert len(recall_one(memory, SUMS[0], ROLES[0]).record.sources) == len(before) + 1
 
 
 def test_empty_bank_gives_latents_of_a_text_that_says_so(
     memory: LatentMemory, tmp_path: Path, fake_embed: Callable[[list[str]], np.ndarray]
 ) -> None:
     with ExperienceBank(tmp_path / "empty.sqlite", fake_embed, embedder="fake") as bank:
-        recall = LatentMemory(bank, memory.composer).recall(SUMS[0], ROLES[0])
+        recall = recall_one(LatentMemory(bank, memory.composer), SUMS[0], ROLES[0])
     assert recall.record.sources == ()
     assert recall.record.text.count(MemorySection().nothing) == 2
     assert recall.latents is not None
 
 
 def test_composing_time_is_counted(memory: LatentMemory) -> None:
-    assert memory.composing_seconds == 0
-    memory.recall(SUMS[0], ROLES[0])
-    assert memory.composing_seconds > 0
+    spent = memory.recall_many([(SUMS[0], ROLES[0])]).spent
+    assert spent.composing_seconds == memory.spent.composing_seconds > 0
+    assert memory.recall_many([(SUMS[0], ROLES[0])]).spent.composing_seconds < memory.spent.composing_seconds
 
 
 def test_no_memory_remembers_nothing() -> None:

@@ -16,7 +16,7 @@ from latentmem.errors import RunError
 from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.learned import LearnedMemory, Scribe, Similarity
-from latentmem.memory.memory import Ledger, Spent
+from latentmem.memory.memory import Spent, recall_one
 from latentmem.memory.stream import Stream, scaled
 from latentmem.memory.summaries import Summaries
 from latentmem.models.language_model import ScriptedModel
@@ -59,12 +59,23 @@ class Answering(ScriptedModel):
         return replies
 
 
-def rate(pairs: Any) -> list[float]:
-    return [1.0 + len(episode.task.text) % 9 for _, episode in pairs]
+class Rating:
+    """Rates by a function, for nothing."""
+
+    spent = Spent()
+
+    def __init__(self, function: Callable[[Any], list[float]]) -> None:
+        self.function = function
+
+    def __call__(self, pairs: Any) -> list[float]:
+        return self.function(pairs)
 
 
-def methods(embed: Embed, model: ScriptedModel, ledger: Ledger, only: bool) -> dict[str, Any]:
-    scribe = Scribe(model, ledger)
+rate = Rating(lambda pairs: [1.0 + len(episode.task.text) % 9 for _, episode in pairs])
+
+
+def methods(embed: Embed, model: ScriptedModel, only: bool) -> dict[str, Any]:
+    scribe = Scribe(model)
     return {
         "voyager": Summaries(scribe, Similarity(embed), 2, only_successes=only),
         "generative": Stream(rate, rate, 2, only_successes=only),
@@ -76,10 +87,9 @@ def methods(embed: Embed, model: ScriptedModel, ledger: Ledger, only: bool) -> d
 def make(
     name: str, bank: ExperienceBank, path: Path, model: ScriptedModel, batch_size: int = 3, only: bool = True
 ) -> LearnedMemory:
-    ledger = Ledger()
     embed = bank._embed_function
     assert embed is not None
-    return LearnedMemory(bank, methods(embed, model, ledger, only)[name], path, ledger, batch_size)  # type: ignore[arg-type]
+    return LearnedMemory(bank, methods(embed, model, only)[name], path, batch_size)  # type: ignore[arg-type]
 
 
 def lived(count: int) -> list[Trajectory]:
@@ -145,7 +155,7 @@ def test_each_trajectory_is_learned_from_once_and_recalling_changes_nothing(
 ) -> None:
     model, path = Answering(), tmp_path / "notes.json"
     memory = make(name, bank, path, model)
-    assert memory.recall(ASKED, ROLES[0]).record.text == ""
+    assert recall_one(memory, ASKED, ROLES[0]).record.text == ""
     for episode in lived(4):
         memory.add(episode)
     assert content(path)["learned"] == [t.id for t in lived(4)]
@@ -154,7 +164,7 @@ def test_each_trajectory_is_learned_from_once_and_recalling_changes_nothing(
     seen: list[int] = []
     memory.learn(seen.append)
     assert (path.read_bytes(), model.num_calls, seen) == (before, calls, [])
-    recall = memory.recall(ASKED, ROLES[0])
+    recall = recall_one(memory, ASKED, ROLES[0])
     assert recall.record.kind == name
     assert recall.record.text
     assert recall.latents is None
@@ -177,11 +187,12 @@ def test_what_is_spent_on_learning_stands_in_the_file_and_on_recalling_with_the_
         "num_shortened": 0,
         "malformed": {"empty condensation": 1},
     }
-    first, second = memory.recall_many([(ASKED, role) for role in ROLES])
+    recalls = memory.recall_many([(ASKED, role) for role in ROLES])
     asked = model.prompts[3:]
     assert [p.role for p in asked] == ["brief", "brief"]
-    assert first.spent == Spent(sum(len((p.system + p.user).encode()) for p in asked), len("b") + 2, 1)
-    assert second.spent == Spent()
+    num_read = sum(len((p.system + p.user).encode()) for p in asked)
+    malformed = {"empty brief": 1}
+    assert recalls.spent == Spent(2, prompt_tokens=num_read, generated_tokens=len("b") + 2, malformed=malformed)
     assert content(memory.path)["costs"] == costs
 
 
@@ -252,12 +263,12 @@ def test_nothing_of_the_very_task_is_told(bank: ExperienceBank, tmp_path: Path, 
     model = ScriptedModel({"summary": ["secret"], "insights": ["ADD: secret"], "condense": ["secret"], "brief": ["x"]})
     memory = make(name, bank, tmp_path / "n.json", model, batch_size=1)
     memory.add(own)
-    assert memory.recall(own.task, ROLES[0]).record.text == ""
-    assert memory.recall(ASKED, ROLES[0]).record.text != ""
+    assert recall_one(memory, own.task, ROLES[0]).record.text == ""
+    assert recall_one(memory, ASKED, ROLES[0]).record.text != ""
     model.responses = {"summary": ["open"], "insights": ["ADD: open"], "condense": ["open"], "brief": ["open"]}
     model._used = dict.fromkeys(model.responses, 0)
     memory.add(other)
-    told = memory.recall(own.task, ROLES[0]).record
+    told = recall_one(memory, own.task, ROLES[0]).record
     assert told.sources == (other.id,)
     assert "secret" not in told.text
     assert "7" not in told.text
@@ -267,7 +278,7 @@ def test_nothing_of_the_very_task_is_told(bank: ExperienceBank, tmp_path: Path, 
 def test_long_episodes_lose_their_middle_and_are_counted(bank: ExperienceBank, tmp_path: Path) -> None:
     scribe = Scribe(ScriptedModel({}), max_episode_characters=6)
     assert [scribe.shorten(text) for text in ("abcdef", "abcdefg")] == ["abcdef", "abc\n[...]\nefg"]
-    assert scribe.ledger.num_shortened == 1
+    assert scribe.spent.num_shortened == 1
 
 
 # Voyager
@@ -285,9 +296,7 @@ def test_successes_are_found_by_their_summaries_all_asked_for_at_once(
     model = ScriptedModel({"summary": ["about cities and rivers", "the sum of 2 and 4", " \n"]})
     scribe = Scribe(model)
     section = VoyagerSection(system="S", summary="<{episode}>")
-    memory = LearnedMemory(
-        bank, Summaries(scribe, Similarity(fake_embed), 2, section), tmp_path / "n.json", scribe.ledger
-    )
+    memory = LearnedMemory(bank, Summaries(scribe, Similarity(fake_embed), 2, section), tmp_path / "n.json")
     bank.add(stored)
     memory.learn()
     assert [(p.system, p.user) for p in model.prompts] == [
@@ -297,7 +306,7 @@ def test_successes_are_found_by_their_summaries_all_asked_for_at_once(
     # An empty summary is counted, and the task's text stands in.
     assert memory.notes == {"summaries": {one: "about cities and rivers", two: "the sum of 2 and 4", three: "of 4 sum"}}
     assert memory.costs["malformed"] == {"empty summary": 1}
-    record = memory.recall(ASKED, ROLES[0]).record
+    record = recall_one(memory, ASKED, ROLES[0]).record
     assert record.sources == (two, three)
     assert "Task: third\nAnswer: the action\nOutcome: solved\n\nTask: of 4 sum" in record.text
     assert len(model.prompts) == 3
@@ -321,8 +330,8 @@ def test_recency_importance_and_relevance_are_scaled_over_the_candidates_and_wei
             **{name: weights.get(name.removesuffix("_weight"), 0.0) for name in names}, recency_decay=0.5
         )
         method = Stream(
-            lambda pairs: [relevance[t.id] for _, t in pairs],
-            lambda pairs: [importance[t.id] for _, t in pairs],
+            Rating(lambda pairs: [relevance[t.id] for _, t in pairs]),
+            Rating(lambda pairs: [importance[t.id] for _, t in pairs]),
             2,
             section,
         )
@@ -330,7 +339,7 @@ def test_recency_importance_and_relevance_are_scaled_over_the_candidates_and_wei
         memory.learn()
         assert memory.notes == {"importance": importance}
         ids = [t.id for t in stored]
-        return [ids.index(source) for source in memory.recall(ASKED, ROLES[0]).record.sources]
+        return [ids.index(source) for source in recall_one(memory, ASKED, ROLES[0]).record.sources]
 
     # recency 0.5^3 0.5^2 0.5 1 -> 0 1/7 3/7 1; importance -> 1 0 0.5 0.5; relevance -> 0 1 0.5 0
     assert best(recency=1) == [3, 2]
@@ -348,7 +357,7 @@ def test_only_twice_as_many_candidates_are_rated_and_failures_never(bank: Experi
         rated.extend(episode.task.text for _, episode in pairs)
         return [1.0] * len(pairs)
 
-    memory = LearnedMemory(bank, Stream(relevance, rate, 1), tmp_path / "n.json")
+    memory = LearnedMemory(bank, Stream(Rating(relevance), rate, 1), tmp_path / "n.json")
     bank.add(lived(9))
     memory.learn()
     memory.recall_many([(ASKED, role) for role in ROLES])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from latentmem.errors import CheckpointError
 from latentmem.memory.composer import Composer
+from latentmem.memory.memory import recall_one
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.language_model import LanguageModel, Prompt, Sampling
 from latentmem.trajectory import Role, Task
@@ -39,7 +40,7 @@ def copied(memory: ParametricMemory) -> dict[str, torch.Tensor]:
 def test_it_recalls_the_adapter_and_no_text_and_untrained_changes_nothing(make: Callable) -> None:
     memory = make()
     (recall,) = memory.recall_many([(TASK, ROLE)])
-    assert recall == memory.recall(TASK, ROLE)
+    assert recall == recall_one(memory, TASK, ROLE)
     assert (recall.record.kind, recall.record.before("user"), recall.latents) == ("parametric", "user", None)
 
     def said(adapter: str | None) -> tuple[float, ...]:
@@ -63,13 +64,6 @@ def test_equal_seeds_give_equal_weights_also_beside_a_composer(make: Callable) -
         assert torch.equal(copied(second)[name], value)
         assert torch.equal(copied(third)[name], value)
     assert not torch.equal(*(copied(m)["lora.model.layers.0.self_attn.q_proj.lora_A.weight"] for m in (first, other)))
-
-
-def test_agents_carry_one_adapter(make: Callable) -> None:
-    memory = make()
-    with pytest.raises(CheckpointError) as error:
-        ParametricMemory(memory.model)
-    assert str(error.value) == (f"agents {memory.model.name!r} carry an adapter already; load weights into that one")
 
 
 def test_save_load_save_gives_identical_bytes_and_weights(make: Callable, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from test_composer import trajectory
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
+from latentmem.memory.memory import Spent
 from latentmem.memory.retrieval import retrieve
 from latentmem.memory.text import TextMemory
 from latentmem.models.language_model import LanguageModel
@@ -25,6 +26,7 @@ class Rate:
     def __init__(self, ratings: dict[str, float]) -> None:
         self.ratings = ratings
         self.calls: list[list[tuple[str, str]]] = []
+        self.spent = Spent()
 
     def __call__(self, pairs: Sequence[tuple[Task, Trajectory]]) -> list[float]:
         self.calls.append([(task.text, episode.task.text) for task, episode in pairs])

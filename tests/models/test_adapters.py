@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,21 +15,27 @@ IDS = torch.tensor([[5, 9, 30, 77, 200], [8, 8, 12, 3, 4]])
 TARGETS = {"first": ("q_proj", "v_proj"), "second": ("v_proj", "down_proj")}  # one layer in common
 
 
-@pytest.fixture
-def load(tiny_model_dir: Path) -> Callable[..., LanguageModel]:
-    """The backbone with adapters of these names, put on it in this order; none of them changes nothing."""
+class Loaded(NamedTuple):
+    model: LanguageModel
+    names: dict[str | None, str | None]
+    """Of each kind of adapter its name on the model."""
 
-    def load(*names: str, rests_on: str | None = None) -> LanguageModel:
+
+@pytest.fixture
+def load(tiny_model_dir: Path) -> Callable[..., Loaded]:
+    """The backbone with adapters of these kinds, put on it in this order."""
+
+    def load(*kinds: str) -> Loaded:
         model = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu")
-        for name in names:
-            torch.manual_seed(len(name))
-            matrices = model.adapters.add(
-                name, rank=2, alpha=4.0, target_modules=TARGETS[name], key="x", rests_on=name == rests_on
-            )
+        names: dict[str | None, str | None] = {None: None}
+        for kind in kinds:
+            torch.manual_seed(len(kind))
+            adapter = model.adapters.add(rank=2, alpha=4.0, target_modules=TARGETS[kind], key="x")
             with torch.no_grad():
-                for matrix in matrices.values():
+                for matrix in adapter.matrices.values():
                     matrix += 0.1 * torch.randn(matrix.shape)
-        return model
+            names[kind] = adapter.name
+        return Loaded(model, names)
 
     return load
 
@@ -44,61 +51,76 @@ def only(model: LanguageModel, name: str | None) -> Tensor:
         return logits(model)
 
 
-@pytest.mark.parametrize("names", [("first", "second"), ("second", "first")])
-@pytest.mark.parametrize("rests_on", [None, "first", "second"])
+def alone(load: Callable[..., Loaded], kind: str) -> Tensor:
+    model, names = load(kind)
+    return only(model, names[kind])
+
+
+@pytest.mark.parametrize("kinds", [("first", "second"), ("second", "first")])
 def test_each_adapter_gives_what_it_gives_alone_bit_for_bit(
-    load: Callable, names: tuple[str, str], rests_on: str | None
+    load: Callable[..., Loaded], kinds: tuple[str, str]
 ) -> None:
-    model = load(*names, rests_on=rests_on)
-    expected: dict[str | None, Tensor] = {name: only(load(name), name) for name in names}
-    expected[None] = logits(load())
+    model, names = load(*kinds)
+    expected: dict[str | None, Tensor] = {kind: alone(load, kind) for kind in kinds}
+    expected[None] = logits(load().model)
     assert not torch.allclose(expected["first"], expected["second"], atol=1e-2)
     assert not torch.allclose(expected["first"], expected[None], atol=1e-2)
-    for name in ("first", None, "second", "first"):
-        assert torch.equal(only(model, name), expected[name])
-        assert torch.equal(logits(model), expected[rests_on])
-    with model.adapters.only("second"):
+    for kind in ("first", None, "second", "first"):
+        assert torch.equal(only(model, names[kind]), expected[kind])
+        assert torch.equal(logits(model), expected[None])
+    with model.adapters.only(names["second"]):
         with model.adapters.only(None):
             assert torch.equal(logits(model), expected[None])
         assert torch.equal(logits(model), expected["second"])
-    with pytest.raises(RuntimeError, match="stumble"), model.adapters.only("second"):
+    with pytest.raises(RuntimeError, match="stumble"), model.adapters.only(names["second"]):
         raise RuntimeError("stumble")
-    assert torch.equal(logits(model), expected[rests_on])
+    assert torch.equal(logits(model), expected[None])
 
 
-def test_a_backward_pass_reaches_the_adapter_that_was_on_and_may_come_when_it_is_off_again(load: Callable) -> None:
-    model = load("first", "second")
-    with model.as_agent("second") as agent:
+def test_two_adapters_of_one_kind_are_two(load: Callable[..., Loaded]) -> None:
+    model, names = load("first")
+    again = model.adapters.add(rank=2, alpha=4.0, target_modules=TARGETS["first"], key="x")
+    assert again.name != names["first"]
+    assert torch.equal(only(model, again.name), logits(load().model))  # a fresh one changes nothing
+    assert torch.equal(only(model, names["first"]), alone(load, "first"))
+
+
+def test_a_backward_pass_reaches_the_adapter_that_was_on_and_may_come_when_it_is_off_again(
+    load: Callable[..., Loaded],
+) -> None:
+    model, names = load("first", "second")
+    with model.as_agent(names["second"]) as agent:
         loss = agent(IDS).logits.square().mean()
     loss.backward()
     moved = {path for path, p in model.model.named_parameters() if p.grad is not None and p.grad.norm() > 0}
-    every = {path for path, _ in model.model.named_parameters() if ".second." in path}
+    every = {path for path, _ in model.model.named_parameters() if f".{names['second']}." in path}
     assert moved == every
     assert len(every) == 2 * 2 * 2  # layers, targets, A and B
 
 
 @pytest.mark.parametrize(("gone", "left"), [("first", "second"), ("second", "first")])
 def test_an_adapter_that_is_removed_leaves_the_other_and_then_the_backbone_as_they_were(
-    load: Callable, gone: str, left: str
+    load: Callable[..., Loaded], gone: str, left: str
 ) -> None:
-    model, plain = load("first", "second", rests_on=gone), load()
-    expected = only(load(left), left)
-    model.adapters.remove(gone)
-    assert gone not in model.adapters
+    (model, names), plain = load("first", "second"), load().model
+    model.adapters.remove(names[gone])
+    assert names[gone] not in model.adapters
     assert torch.equal(logits(model), logits(plain))
-    assert torch.equal(only(model, left), expected)
-    assert not any(f".{gone}." in path for path, _ in model.model.named_modules())
-    model.adapters.remove(left)
+    assert torch.equal(only(model, names[left]), alone(load, left))
+    assert not any(f".{names[gone]}." in path for path, _ in model.model.named_modules())
+    model.adapters.remove(names[left])
     assert [path for path, _ in model.model.named_modules()] == [path for path, _ in plain.model.named_modules()]
     assert torch.equal(logits(model), logits(plain))
 
 
-def test_layers_that_are_not_there_or_not_within_the_decoder_are_told(load: Callable, tiny_model_dir: Path) -> None:
-    model = load("first")  # whose layers lie inside others now
+def test_layers_that_are_not_there_or_not_within_the_decoder_are_told(
+    load: Callable[..., Loaded], tiny_model_dir: Path
+) -> None:
+    model = load("first").model  # whose layers lie inside others now
 
     def refused(*target_modules: str) -> str:
         with pytest.raises(ConfigError) as error:
-            model.adapters.add("more", rank=2, alpha=4.0, target_modules=target_modules, key="grpo.target_modules")
+            model.adapters.add(rank=2, alpha=4.0, target_modules=target_modules, key="grpo.target_modules")
         return str(error.value)
 
     where = f"model {str(tiny_model_dir)!r}"

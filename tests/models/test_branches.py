@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from latentmem.models.adapters import Adapter
 from latentmem.models.assets import quiet_loading
 from latentmem.models.branches import Row, branch_logps, grow_rows
 from latentmem.models.language_model import LanguageModel
@@ -78,15 +79,15 @@ def test_every_message_has_one_place_behind_a_trunk_that_is_its_own_beginning(li
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
 
 
-def adapted(folder: Path) -> tuple[LanguageModel, dict[str, torch.nn.Parameter]]:
+def adapted(folder: Path) -> tuple[LanguageModel, Adapter]:
     model = LanguageModel.from_pretrained(str(folder), "cpu")
     model.model.double()
     torch.manual_seed(3)
-    matrices = model.adapters.add("agents", rank=2, alpha=4.0, target_modules=TARGETS, key="x")
+    adapter = model.adapters.add(rank=2, alpha=4.0, target_modules=TARGETS, key="x")
     with torch.no_grad():
-        for matrix in matrices.values():
+        for matrix in adapter.matrices.values():
             matrix += 0.05 * torch.randn(matrix.shape)
-    return model, matrices
+    return model, adapter
 
 
 def plain(
@@ -109,16 +110,16 @@ def test_logps_and_gradients_equal_those_of_each_message_alone(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, folder: str, limit: int
 ) -> None:
     path = request.getfixturevalue(folder)
-    model, matrices = adapted(path)
+    model, adapter = adapted(path)
     for kind in (LlamaRMSNorm, Qwen3RMSNorm):  # theirs compute in float32 whatever the model's type
         monkeypatch.setattr(
             kind, "forward", lambda m, x: m.weight * x / (x.square().mean(-1, True) + m.variance_epsilon).sqrt()
         )
-    net, theirs = plain(path, matrices)
+    net, theirs = plain(path, adapter.matrices)
     messages = messages_of(1, 10)
     rows = grow_rows(messages, limit)
     assert any(len(row.messages) > 1 for row in rows)
-    with model.as_agent("agents") as agent:
+    with model.as_agent(adapter.name) as agent:
         logps, mask = branch_logps(agent, rows, messages, 0.7)
     order = [i for row in rows for i in row.messages]
     weights = [1 + i % 4 for i in range(10)]
@@ -134,6 +135,6 @@ def test_logps_and_gradients_equal_those_of_each_message_alone(
         assert (logps[k, ~mask[k]] == 0).all()
     sum(weights[i] * logps[k].square().sum() for k, i in enumerate(order)).backward()
     sum(weights[i] * alone(i).square().sum() for i in range(10)).backward()
-    for path, matrix in matrices.items():
+    for path, matrix in adapter.matrices.items():
         wanted = theirs[path].grad
         assert float((matrix.grad - wanted).norm() / wanted.norm()) < 1e-10, path

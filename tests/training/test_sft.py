@@ -10,6 +10,7 @@ from training_world import TASKS, World
 
 from latentmem.carrying import roles_of_teams
 from latentmem.errors import TrainingError
+from latentmem.memory.memory import recall_one
 from latentmem.processes import Processes
 from latentmem.teams.team import Agent, FixedTeam
 from latentmem.training.optimization import Progress
@@ -70,7 +71,7 @@ def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other
     total = tokens = 0
     for trajectory in trainer.trajectories:
         for message in trajectory.messages:
-            recall = world.memory.recall(trajectory.task, trainer.roles_of(trajectory)[message.role])
+            recall = recall_one(world.memory, trajectory.task, trainer.roles_of(trajectory)[message.role])
             assert recall.record.sources
             assert trajectory.id not in recall.record.sources
             prompt = world.model.encode_prompt(message.system, message.user)

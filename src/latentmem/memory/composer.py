@@ -4,8 +4,7 @@ A causal LM with LoRA reads the text followed by K learned query vectors; the fi
 projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots` the first latents are
 slots for words: what the composer would say next, as a soft token of the agents, in a frame that tells them to read it.
 A slot copies any word that the composer can copy, where a projection has to learn a code for each. By default the
-composer lives on the agents' own backbone: its adapter rests switched on, and is off while the agents speak or are
-scored.
+composer lives on the agents' own backbone, with an adapter that is on only while the composer reads.
 """
 
 import logging
@@ -45,7 +44,6 @@ What this member said in them:
 In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
 
-_ADAPTER = "composer"
 _MUST_AGREE = (
     "num_latents",
     "d_composer",
@@ -113,7 +111,6 @@ class Composer(nn.Module):
         Raises:
             ConfigError: a target module that the backbone has not, an unknown template field, more slots than latents,
                 or a cue without a token.
-            CheckpointError: the backbone carries a composer already.
         """
         super().__init__()
         agents = agents or backbone
@@ -142,19 +139,12 @@ class Composer(nn.Module):
         if cue is not None and not cue_ids:
             raise ConfigError("composer.cue is empty; give it some words, or null")
         self._cue_ids = cue_ids[:-1]
-        if _ADAPTER in backbone.adapters:
-            raise CheckpointError(f"model {backbone.name!r} carries a composer already; load weights into that one")
         # Trained in float32, or better where the backbone is better, whatever its dtype.
         self.dtype = torch.promote_types(backbone.model.dtype, torch.float32)
         with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self._adapter = backbone.adapters.add(
-                _ADAPTER,
-                rank=rank,
-                alpha=alpha,
-                target_modules=target_modules,
-                key="composer.target_modules",
-                rests_on=True,
+                rank=rank, alpha=alpha, target_modules=target_modules, key="composer.target_modules"
             )
             queries = torch.randn(num_latents, self.d_composer)
             place: dict[str, Any] = {"device": backbone.device, "dtype": self.dtype}
@@ -201,11 +191,11 @@ class Composer(nn.Module):
         own |= {f"projection.{name}": parameter for name, parameter in self.projection.named_parameters()}
         if self.slots is not None:
             own |= {"gate": self.gate, "frame": self.frame}
-        return own | {f"lora.{name}": matrix for name, matrix in self._adapter.items()}
+        return own | {f"lora.{name}": matrix for name, matrix in self._adapter.matrices.items()}
 
     def detach(self) -> None:
-        """Take the adapter off the backbone, which can carry another composer then; this one is of no use any more."""
-        self.backbone.adapters.remove(_ADAPTER)
+        """Take the adapter off the backbone; this composer is of no use any more."""
+        self.backbone.adapters.remove(self._adapter.name)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
         """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
@@ -303,7 +293,8 @@ class Composer(nn.Module):
         queries = self.query_latents.to(embeddings.dtype).expand(len(prompts), -1, -1)
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
-        hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
+        with self.backbone.adapters.only(self._adapter.name):
+            hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
         return hidden.to(self.dtype)
 
     def settings(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from latentmem.bank import ExperienceBank
 from latentmem.errors import BankError, ConfigError
 from latentmem.memory.latent import LatentMemory
-from latentmem.memory.memory import Ledger, Memory, Recall, charge
+from latentmem.memory.memory import Memory, Recall, Recalls, Spent
 from latentmem.memory.text import TextMemory
 from latentmem.models.language_model import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -44,8 +44,8 @@ class Retrieving(Memory, Protocol):
         """Where they are found."""
 
     @property
-    def ledger(self) -> Ledger:
-        """Where it is written down what recalling spends."""
+    def spent(self) -> Spent:
+        """What recalling has taken so far."""
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
         """What is found for each task, by the task's key."""
@@ -56,7 +56,7 @@ class Retrieving(Memory, Protocol):
         """What is recalled for each query if that is what was found for its task."""
 
 
-Replace = Callable[[Retrieving, Sequence[tuple[Task, Role]]], list[Recall]]
+Replace = Callable[[Retrieving, Sequence[tuple[Task, Role]]], Sequence[Recall]]
 """What is recalled for some tasks and roles, in the place of what the memory itself would recall."""
 
 Another = Callable[[Task], Task]
@@ -75,19 +75,10 @@ class ControlMemory:
         """The memory's."""
         return self.memory.kind
 
-    @property
-    def composing_seconds(self) -> float:
-        """Time spent in the composer so far, which a control needs as well."""
-        return self.memory.composing_seconds
-
-    def recall(self, task: Task, role: Role) -> Recall:
-        """What one role is given in place of the memory's own recall."""
-        return self.recall_many([(task, role)])[0]
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """`recall` for several at once; the same for a query, whatever others are asked with it."""
-        before = self.memory.ledger.spent()
-        return charge(self.replace(self.memory, queries), self.memory.ledger.spent(since=before))
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
+        """What each role is given in place of the memory's own recall."""
+        before = self.memory.spent
+        return Recalls(self.replace(self.memory, queries), self.memory.spent - before)
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank."""
@@ -106,17 +97,8 @@ class OtherTasksMemory:
         """The memory's."""
         return self.memory.kind
 
-    @property
-    def composing_seconds(self) -> float:
-        """The memory's."""
-        return self.memory.composing_seconds
-
-    def recall(self, task: Task, role: Role) -> Recall:
-        """What the role would be given at the other task."""
-        return self.recall_many([(task, role)])[0]
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """`recall` for several at once."""
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
+        """What each role would be given at the other task."""
         return self.memory.recall_many([(self.another(task), role) for task, role in queries])
 
     def add(self, trajectory: Trajectory) -> None:
@@ -157,7 +139,7 @@ def another_of(tasks: Sequence[Task], seed: int) -> Another:
 def irrelevant(another: Another) -> Replace:
     """Made for the task and role at hand, but from what is retrieved for another task."""
 
-    def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+    def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> Sequence[Recall]:
         others = {task.key: (task, another(task)) for task, _ in queries}
         found = memory.retrieved([other for _, other in others.values()])
         # What is near to the other task may belong to this one.

@@ -26,6 +26,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.insights import Insight, mend, numbered, ranked
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
+from latentmem.memory.memory import Spent
 from latentmem.memory.retrieval import Rate, best_rated
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -84,6 +85,11 @@ class Graph:
             "words": self.words.model_dump(include={*EPISODE_WORDS, "nothing"}),
         }
 
+    @property
+    def spent(self) -> Spent:
+        """What the scribe's replies and the ratings have taken so far."""
+        return self.scribe.spent + self.rate.spent
+
     def begin(self) -> Notes:
         """An empty graph."""
         return {"nodes": [], "insights": []}
@@ -99,7 +105,7 @@ class Graph:
         nodes = notes["nodes"]
         for episode, text, reply in zip(episodes, texts, replies, strict=True):
             if not reply:
-                self.scribe.ledger.malformed["empty condensation"] += 1
+                self.scribe.note_malformed({"empty condensation": 1})
             nodes.append(
                 {
                     "id": episode.id,
@@ -182,7 +188,7 @@ class Graph:
         replies = dict(
             zip(prompts, self.scribe.ask("brief", self.section.project_system, list(prompts.values())), strict=True)
         )
-        self.scribe.ledger.malformed["empty brief"] += sum(not reply for reply in replies.values())
+        self.scribe.note_malformed({"empty brief": sum(not reply for reply in replies.values())})
         return [replies.get(i) or told for i, told in enumerate(lists)]
 
     def _interaction(self, trajectory: Trajectory) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from latentmem.bank import ExperienceBank
 from latentmem.config import InsightsSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe
-from latentmem.memory.memory import describe, tell
+from latentmem.memory.memory import Spent, describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -65,6 +65,11 @@ class Insights:
         """Model, prompts, limits, and how episodes are told."""
         words = self.words.model_dump(include={*EPISODE_WORDS, "nothing"})
         return self.scribe.settings | {"insights": self.section.model_dump(exclude={"told"}), "words": words}
+
+    @property
+    def spent(self) -> Spent:
+        """What the scribe's replies have taken so far."""
+        return self.scribe.spent
 
     def begin(self) -> Notes:
         """An empty list."""
@@ -110,7 +115,7 @@ def mend(
             max_insights=str(section.max_insights),
         )
         (reply,) = scribe.ask("insights", section.system, [prompt])
-        scribe.ledger.malformed += apply(insights, reply, [id_ for id_, _ in shown], section.max_insights)
+        scribe.note_malformed(apply(insights, reply, [id_ for id_, _ in shown], section.max_insights))
 
 
 def apply(insights: list[Insight], reply: str, sources: Sequence[str], max_insights: int) -> Counter[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentmem.bank import ExperienceBank
 from latentmem.memory.composer import Composer
-from latentmem.memory.memory import Ledger, Recall, charge
+from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -26,7 +26,6 @@ class LatentMemory:
         only_successes: bool = True,
         batch_size: int = 8,
         rate: Rate | None = None,
-        ledger: Ledger | None = None,
     ) -> None:
         self.bank = bank
         self.composer = composer
@@ -34,13 +33,12 @@ class LatentMemory:
         self.success = True if only_successes else None
         self.batch_size = batch_size
         self.rate = rate
-        self.ledger = ledger or Ledger()
-        """What `rate` and the composer spend."""
-        self.composing_seconds = 0.0
+        self._composing = Spent()
 
-    def recall(self, task: Task, role: Role) -> Recall:
-        """Latents for one role at one task."""
-        return self.recall_many([(task, role)])[0]
+    @property
+    def spent(self) -> Spent:
+        """What recalling has taken so far."""
+        return self._composing if self.rate is None else self._composing + self.rate.spent
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
         """What is composed from for each task, best first, by the task's key; never a trajectory of the task itself."""
@@ -60,11 +58,11 @@ class LatentMemory:
             num_latents=self.composer.num_latents,
         )
 
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
         """Searches once, and composes in batches, shortest texts together."""
-        before = self.ledger.spent()
+        before = self.spent
         recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
-        return charge(recalls, self.ledger.spent(since=before))
+        return Recalls(recalls, self.spent - before)
 
     def recall_from(
         self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
@@ -78,13 +76,14 @@ class LatentMemory:
         began = time.perf_counter()
         texts = sorted(dict.fromkeys(record.text for record in records), key=len)
         composed: dict[str, Tensor] = {}
+        num_tokens = 0
         for start in range(0, len(texts), self.batch_size):
             batch = texts[start : start + self.batch_size]
-            self.ledger.prompt_tokens += sum(len(self.composer.backbone.encode(text)) for text in batch)
+            num_tokens += sum(len(self.composer.backbone.encode(text)) for text in batch)
             composed |= zip(batch, self.composer.compose(batch), strict=True)
         if self.composer.query_latents.is_cuda:
             torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
-        self.composing_seconds += time.perf_counter() - began
+        self._composing += Spent(prompt_tokens=num_tokens, composing_seconds=time.perf_counter() - began)
         return [Recall(record, composed[record.text]) for record in records]
 
     def add(self, trajectory: Trajectory) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from latentmem.bank import Embed, ExperienceBank
 from latentmem.errors import RunError
-from latentmem.memory.memory import Ledger, Recall, charge
+from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.models.language_model import AgentModel, Prompt, Sampling
 from latentmem.runs import read_json, write_atomic
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
@@ -51,6 +51,10 @@ class Method(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """All that its notes depend on but the bank, as plain JSON values."""
 
+    @property
+    def spent(self) -> Spent:
+        """What learning and recalling have taken so far."""
+
     def begin(self) -> Notes:
         """Notes of nothing."""
 
@@ -64,18 +68,13 @@ class Method(Protocol):
 class LearnedMemory:
     """A bank, a method, and the file of what the method has learned from the bank."""
 
-    composing_seconds = 0.0
-
-    def __init__(
-        self, bank: ExperienceBank, method: Method, path: Path, ledger: Ledger | None = None, batch_size: int = 16
-    ) -> None:
+    def __init__(self, bank: ExperienceBank, method: Method, path: Path, batch_size: int = 16) -> None:
         """Read the notes, if there are any.
 
         Args:
             bank: learned from, and searched.
             method: learns and tells.
             path: of the notes; only one process may let its memory `learn` into it.
-            ledger: where all that the method asks write down what they spend.
             batch_size: trajectories learned from between two saves.
 
         Raises:
@@ -84,7 +83,6 @@ class LearnedMemory:
         self.bank = bank
         self.method = method
         self.path = path
-        self.ledger = ledger or Ledger()
         self.batch_size = batch_size
         self._read()
 
@@ -120,22 +118,18 @@ class LearnedMemory:
             self._begin()
         for start in range(len(self.learned), len(ids), self.batch_size):
             batch = ids[start : start + self.batch_size]
-            began, before = time.perf_counter(), _counts(self.ledger)
+            began, before = time.perf_counter(), self.method.spent
             self.method.learn(self.notes, self.bank.get(batch))
             self.learned += batch
-            self._add_costs(before, _counts(self.ledger), time.perf_counter() - began)
+            self._add_costs(self.method.spent - before, time.perf_counter() - began)
             self._save()
             on_progress(len(self.learned))
 
-    def recall(self, task: Task, role: Role) -> Recall:
-        """What one role should remember for one task."""
-        return self.recall_many([(task, role)])[0]
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
         """Asks the method, once for all; the notes stay as they are."""
-        before = self.ledger.spent()
+        before = self.method.spent
         records = self.method.recall(self.notes, self.bank, queries)
-        return charge([Recall(record) for record in records], self.ledger.spent(since=before))
+        return Recalls([Recall(record) for record in records], self.method.spent - before)
 
     def add(self, trajectory: Trajectory) -> None:
         """Store the trajectory in the bank and learn from it."""
@@ -186,13 +180,12 @@ class LearnedMemory:
         }
         write_atomic(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    def _add_costs(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> None:
+    def _add_costs(self, spent: Spent, seconds: float) -> None:
         for key in ("num_asked", "prompt_tokens", "generated_tokens", "num_shortened"):
-            self.costs[key] += after[key] - before[key]
+            self.costs[key] += getattr(spent, key)
         self.costs["seconds"] += seconds
-        for reason, count in after["malformed"].items():
-            if new := count - before["malformed"].get(reason, 0):
-                self.costs["malformed"][reason] = self.costs["malformed"].get(reason, 0) + new
+        for reason, count in spent.malformed.items():
+            self.costs["malformed"][reason] = self.costs["malformed"].get(reason, 0) + count
 
 
 class Scribe:
@@ -201,14 +194,14 @@ class Scribe:
     def __init__(
         self,
         model: AgentModel,
-        ledger: Ledger | None = None,
         max_response_tokens: int = 256,
         max_episode_characters: int = 4000,
     ) -> None:
         self.model = model
-        self.ledger = ledger or Ledger()
         self.sampling = Sampling(temperature=0, max_response_tokens=max_response_tokens)
         self.max_episode_characters = max_episode_characters
+        self.spent = Spent()
+        """What its replies have taken so far."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -235,9 +228,11 @@ class Scribe:
             Prompt(role=what, system=system, user=text, group=f"asked by a memory, {what}", seed=0) for text in texts
         ]
         sampled = self.model.respond(prompts, self.sampling) if prompts else []
-        self.ledger.num_asked += len(prompts)
-        self.ledger.prompt_tokens += sum(reply.num_prompt_tokens for reply in sampled)
-        self.ledger.generated_tokens += sum(len(reply.token_ids) for reply in sampled)
+        self.spent += Spent(
+            num_asked=len(prompts),
+            prompt_tokens=sum(reply.num_prompt_tokens for reply in sampled),
+            generated_tokens=sum(len(reply.token_ids) for reply in sampled),
+        )
         return [reply.text.strip() for reply in sampled]
 
     def shorten(self, episode: str) -> str:
@@ -245,8 +240,12 @@ class Scribe:
         half = self.max_episode_characters // 2
         if len(episode) <= self.max_episode_characters:
             return episode
-        self.ledger.num_shortened += 1
+        self.spent += Spent(num_shortened=1)
         return f"{episode[:half]}\n[...]\n{episode[len(episode) - half :]}"
+
+    def note_malformed(self, counts: Mapping[str, int]) -> None:
+        """Count replies, or lines of them, that could not be used, by what was wrong with them."""
+        self.spent += Spent(malformed=counts)
 
 
 class Similarity:
@@ -278,10 +277,6 @@ def failures_too(success: bool | None) -> dict[str, Any]:
     ({'only_successes': False}, {})
     """
     return {} if success else {"only_successes": False}
-
-
-def _counts(ledger: Ledger) -> dict[str, Any]:
-    return {**vars(ledger), "malformed": dict(ledger.malformed)}
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

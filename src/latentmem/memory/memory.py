@@ -4,10 +4,9 @@ Whatever is recalled is kept as text too (`Recall.record`), and that text is wri
 for the composer alike: what rollouts were given and what training composes again cannot drift apart.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Protocol, Self, overload
 
 from torch import Tensor
 
@@ -18,42 +17,43 @@ from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 @dataclass(frozen=True)
 class Spent:
-    """What a memory has had language models read and write, the composer among them."""
-
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    """Latents are none."""
-    num_malformed: int = 0
-    """Replies, or lines of them, that could not be used."""
-
-    def __add__(self, other: Self) -> Self:
-        return replace(
-            self,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            generated_tokens=self.generated_tokens + other.generated_tokens,
-            num_malformed=self.num_malformed + other.num_malformed,
-        )
-
-
-@dataclass
-class Ledger:
-    """Where all that serve one memory write down what they spend."""
+    """What recalling or learning took: what language models read and wrote for it, the composer among them."""
 
     num_asked: int = 0
     """Prompts that were answered or rated."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    """Latents are none."""
     num_shortened: int = 0
     """Episodes that did not fit a prompt whole."""
-    malformed: Counter[str] = field(default_factory=Counter)
+    malformed: Mapping[str, int] = field(default_factory=dict)
     """Replies, or lines of them, that could not be used, by what was wrong with them."""
+    composing_seconds: float = 0.0
+    """Time in the memory's own networks, as opposed to searching; of wall clock."""
 
-    def spent(self, since: Spent = Spent()) -> Spent:
-        """Everything so far, or what came since then."""
-        return Spent(
-            self.prompt_tokens - since.prompt_tokens,
-            self.generated_tokens - since.generated_tokens,
-            self.malformed.total() - since.num_malformed,
+    @property
+    def num_malformed(self) -> int:
+        """Replies, or lines of them, that could not be used."""
+        return sum(self.malformed.values())
+
+    def __add__(self, other: Self) -> Self:
+        return self._with(other, 1)
+
+    def __sub__(self, earlier: Self) -> Self:
+        """What was spent since an earlier sum."""
+        return self._with(earlier, -1)
+
+    def _with(self, other: Self, sign: int) -> Self:
+        reasons = {**self.malformed, **other.malformed}
+        counts = {key: self.malformed.get(key, 0) + sign * other.malformed.get(key, 0) for key in reasons}
+        return replace(
+            self,
+            num_asked=self.num_asked + sign * other.num_asked,
+            prompt_tokens=self.prompt_tokens + sign * other.prompt_tokens,
+            generated_tokens=self.generated_tokens + sign * other.generated_tokens,
+            num_shortened=self.num_shortened + sign * other.num_shortened,
+            malformed={key: count for key, count in counts.items() if count},
+            composing_seconds=self.composing_seconds + sign * other.composing_seconds,
         )
 
 
@@ -67,8 +67,24 @@ class Recall:
     """[K, d_agent] float32, placed after the agent's prompt; None for memories made of text."""
     adapter: str | None = None
     """The adapter that the agents speak with, where what is remembered lies in their weights."""
+
+
+@dataclass(frozen=True)
+class Recalls(Sequence[Recall]):
+    """What was recalled for several queries, in their order, and what that took."""
+
+    recalls: Sequence[Recall]
     spent: Spent = Spent()
-    """On making it. What recalls were made for together stands with the first of them."""
+
+    @overload
+    def __getitem__(self, index: int) -> Recall: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Recall]: ...
+    def __getitem__(self, index: int | slice) -> Recall | Sequence[Recall]:
+        return self.recalls[index]
+
+    def __len__(self) -> int:
+        return len(self.recalls)
 
 
 class Memory(Protocol):
@@ -78,33 +94,29 @@ class Memory(Protocol):
     def kind(self) -> str:
         """Its name in stored messages: none, text, latent."""
 
-    @property
-    def composing_seconds(self) -> float:
-        """Time spent so far in networks of its own, as opposed to searching; in seconds."""
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
+        """What each role should remember for its task, in the order of the queries.
 
-    def recall(self, task: Task, role: Role) -> Recall:
-        """What this role should remember for this task. Trajectories of the very task are never used."""
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """`recall` for several at once, in their order."""
+        What is recalled for a query does not depend on the others. Trajectories of the very task are never used.
+        """
 
     def add(self, trajectory: Trajectory) -> None:
         """Let the memory learn from an episode."""
+
+
+def recall_one(memory: Memory, task: Task, role: Role) -> Recall:
+    """What a memory gives one role for one task."""
+    return memory.recall_many([(task, role)])[0]
 
 
 class NoMemory:
     """Remembers nothing."""
 
     kind = "none"
-    composing_seconds = 0.0
 
-    def recall(self, task: Task, role: Role) -> Recall:
-        """An empty recall."""
-        return Recall(Recalled(kind=self.kind))
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
         """Empty recalls."""
-        return [self.recall(task, role) for task, role in queries]
+        return Recalls([Recall(Recalled(kind=self.kind)) for _ in queries])
 
     def add(self, trajectory: Trajectory) -> None:
         """Nothing is kept."""
@@ -124,11 +136,6 @@ def describe(trajectory: Trajectory, words: MemorySection = MemorySection()) -> 
 def tell(found: Sequence[Trajectory], words: MemorySection) -> str:
     """Past episodes as what stands before the user's text; empty where there are none."""
     return fill(words.text, memory="\n\n".join(describe(trajectory, words) for trajectory in found)) if found else ""
-
-
-def charge(recalls: Sequence[Recall], spent: Spent) -> list[Recall]:
-    """The recalls, what was spent on them together written down with the first."""
-    return [replace(recall, spent=spent) if i == 0 else recall for i, recall in enumerate(recalls)]
 
 
 def said_by(trajectory: Trajectory, role: Role) -> str:

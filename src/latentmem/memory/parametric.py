@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentmem.errors import CheckpointError
 from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
-from latentmem.memory.memory import Recall
+from latentmem.memory.memory import Recall, Recalls
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -24,9 +23,6 @@ class ParametricMemory:
     """LoRA on the agents' language model; untrained it changes nothing."""
 
     kind = "parametric"
-    composing_seconds = 0.0
-    adapter = "agents"
-    """Its name on the model."""
 
     def __init__(
         self,
@@ -48,38 +44,36 @@ class ParametricMemory:
 
         Raises:
             ConfigError: a target module that the model has not, or its embedding or output layer.
-            CheckpointError: the agents carry such an adapter already.
         """
-        if self.adapter in model.adapters:
-            raise CheckpointError(f"agents {model.name!r} carry an adapter already; load weights into that one")
         self.model = model
         self.rank = rank
         self.alpha = alpha
         self.target_modules = tuple(target_modules)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self._matrices = model.adapters.add(
-                self.adapter, rank=rank, alpha=alpha, target_modules=target_modules, key="grpo.target_modules"
+            self._adapter = model.adapters.add(
+                rank=rank, alpha=alpha, target_modules=target_modules, key="grpo.target_modules"
             )
 
+    @property
+    def adapter(self) -> str:
+        """The adapter's name on the model."""
+        return self._adapter.name
+
     def detach(self) -> None:
-        """Take the adapter off the agents, who can carry another then; this memory is of no use any more."""
+        """Take the adapter off the agents; this memory is of no use any more."""
         self.model.adapters.remove(self.adapter)
 
-    def recall(self, task: Task, role: Role) -> Recall:
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
         """The adapter, whatever the task and the role."""
-        return Recall(Recalled(kind=self.kind), adapter=self.adapter)
-
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """`recall` for each query."""
-        return [self.recall(task, role) for task, role in queries]
+        return Recalls([Recall(Recalled(kind=self.kind), adapter=self.adapter) for _ in queries])
 
     def add(self, trajectory: Trajectory) -> None:
         """Nothing is kept: weights learn by training alone."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: the LoRA matrices."""
-        return {f"lora.{name}": matrix for name, matrix in self._matrices.items()}
+        return {f"lora.{name}": matrix for name, matrix in self._adapter.matrices.items()}
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as JSON values."""

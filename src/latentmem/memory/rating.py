@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentmem.config import MemorySection
 from latentmem.errors import ConfigError, ModelError
-from latentmem.memory.memory import Ledger, describe
+from latentmem.memory.memory import Spent, describe
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import check_window, prefill
 from latentmem.templates import check_template, fill
@@ -64,7 +64,6 @@ class Rater:
         batch_positions: int = 4096,
         system: str | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
-        ledger: Ledger | None = None,
         needed: Collection[str] = FIELDS,
     ) -> None:
         """Take the model that rates. It does so as an agent: no adapter of a composer on it has a say.
@@ -76,7 +75,6 @@ class Rater:
             batch_positions: positions read at once; a matter of memory, not of the result.
             system: the system prompt; None is `SYSTEM`.
             words: how an episode is told.
-            ledger: where it writes down what it reads; None is one of its own.
             needed: fields that the template may not lack; a rating of an episode by itself needs no task.
 
         Raises:
@@ -87,12 +85,11 @@ class Rater:
         self.template = TEMPLATE if template is None else template
         self.system = SYSTEM if system is None else system
         self.words = words
-        self.ledger = ledger or Ledger()
         check_rating_template(self.template, needed)
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_positions = batch_positions
-        self.num_shortened = 0
-        """Prompts whose episode had to be shortened so far."""
+        self.spent = Spent()
+        """What rating has taken so far."""
         self._spellings = _spellings(model)
         self._known: dict[tuple[str, str], float] = {}  # a bank has one trajectory of an id
 
@@ -120,8 +117,7 @@ class Rater:
             As a call.
         """
         prompts = [self._prompt(task, trajectory) for task, trajectory in pairs]
-        self.ledger.num_asked += len(prompts)
-        self.ledger.prompt_tokens += sum(map(len, prompts))
+        self.spent += Spent(num_asked=len(prompts), prompt_tokens=sum(map(len, prompts)))
         tasks = [task.text for task, _ in pairs]
         found = torch.zeros(len(pairs), len(ANSWERS), dtype=torch.float64)
         for rows in _batches([len(prompt) for prompt in prompts], tasks, self.batch_positions):
@@ -138,9 +134,8 @@ class Rater:
         ids = self._encode(task, episode)
         if len(ids) <= self.max_prompt_tokens:
             return ids
-        self.num_shortened += 1
-        self.ledger.num_shortened += 1
-        if self.num_shortened == 1:
+        self.spent += Spent(num_shortened=1)
+        if self.spent.num_shortened == 1:
             logger.warning(
                 "episodes are shortened for rating, to prompts of %d tokens (bank.rating_max_tokens); the first had %d",
                 self.max_prompt_tokens,

@@ -4,13 +4,23 @@ Two stages: similarity of task texts finds candidates, quickly among any number;
 among them. Both look at the task alone, so each is asked once for a task, whatever its roles and rollouts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from latentmem.bank import ExperienceBank
+from latentmem.memory.memory import Spent
 from latentmem.trajectory import Task, Trajectory
 
-Rate = Callable[[Sequence[tuple[Task, Trajectory]]], list[float]]
-"""Pairs of a task and a past episode -> how useful each is; more is better."""
+
+class Rate(Protocol):
+    """What rates past episodes for a task."""
+
+    @property
+    def spent(self) -> Spent:
+        """What rating has taken so far."""
+
+    def __call__(self, pairs: Sequence[tuple[Task, Trajectory]]) -> list[float]:
+        """How useful each episode is for its task; more is better."""
 
 
 def retrieve(

@@ -15,7 +15,7 @@ from typing import Any
 from latentmem.bank import ExperienceBank
 from latentmem.config import GenerativeSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, failures_too
-from latentmem.memory.memory import tell
+from latentmem.memory.memory import Spent, tell
 from latentmem.memory.retrieval import Rate
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -61,6 +61,11 @@ class Stream:
         prompts = {"importance": self.section.importance, "importance_system": self.section.importance_system}
         words = {"words": self.words.model_dump(include=EPISODE_WORDS)}
         return self.raters | prompts | words | failures_too(self.success)
+
+    @property
+    def spent(self) -> Spent:
+        """What both kinds of ratings have taken so far."""
+        return self.relevance.spent + self.importance.spent
 
     def begin(self) -> Notes:
         """Nothing is rated."""

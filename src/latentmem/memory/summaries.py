@@ -14,7 +14,7 @@ import numpy as np
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection, VoyagerSection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity, failures_too
-from latentmem.memory.memory import describe, tell
+from latentmem.memory.memory import Spent, describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -51,6 +51,11 @@ class Summaries:
             **failures_too(self.success),
         }
 
+    @property
+    def spent(self) -> Spent:
+        """What the scribe's replies have taken so far."""
+        return self.scribe.spent
+
     def begin(self) -> Notes:
         """No key."""
         return {"summaries": {}}
@@ -63,7 +68,7 @@ class Summaries:
         replies = self.scribe.ask("summary", self.section.system, prompts)
         for episode, reply in zip(kept, replies, strict=True):
             if not reply:
-                self.scribe.ledger.malformed["empty summary"] += 1
+                self.scribe.note_malformed({"empty summary": 1})
             notes["summaries"][episode.id] = reply or episode.task.text
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:

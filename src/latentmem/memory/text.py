@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import MemorySection
-from latentmem.memory.memory import Ledger, Recall, charge, tell
+from latentmem.memory.memory import Recall, Recalls, Spent, tell
 from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -19,7 +19,6 @@ class TextMemory:
     """The nearest episodes of a bank, by default successes, placed as text before each agent's prompt."""
 
     kind = "text"
-    composing_seconds = 0.0
 
     def __init__(
         self,
@@ -28,7 +27,6 @@ class TextMemory:
         only_successes: bool = True,
         rate: Rate | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
-        ledger: Ledger | None = None,
     ) -> None:
         """Take a bank and say what of it is told.
 
@@ -38,24 +36,23 @@ class TextMemory:
             only_successes: whether failures are left out.
             rate: chooses among twice as many.
             words: how episodes are told.
-            ledger: where `rate` writes down what it spends; None if nothing does.
         """
         self.bank = bank
         self.words = words
         self.num_retrieved = num_retrieved
         self.success = True if only_successes else None
         self.rate = rate
-        self.ledger = ledger or Ledger()
 
-    def recall(self, task: Task, role: Role) -> Recall:
-        """The nearest trajectories as text; no text where there is none."""
-        return self.recall_many([(task, role)])[0]
+    @property
+    def spent(self) -> Spent:
+        """What recalling has taken so far."""
+        return Spent() if self.rate is None else self.rate.spent
 
-    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
-        """Searches once, for each task; all roles are told the same."""
-        before = self.ledger.spent()
+    def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
+        """The nearest trajectories as text, the same for all roles; no text where there is none. Searches once."""
+        before = self.spent
         recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
-        return charge(recalls, self.ledger.spent(since=before))
+        return Recalls(recalls, self.spent - before)
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
         """What is told for each task, best first, by the task's key; never a trajectory of the task itself."""

@@ -1,12 +1,13 @@
-"""LoRA adapters on one frozen backbone: each has a name, and never more than one is on.
+"""LoRA adapters on one frozen backbone: as many as are asked for, and never more than one is on.
 
-The composer reads with an adapter, agents that were trained themselves speak with another, and all others speak with
-none; yet there is one copy of the backbone. Which adapter is on is said where the model is used, for as long as it is
-used, so none can be left on by mistake.
+Each composer reads with an adapter of its own, agents that were trained themselves speak with another, and all others
+speak with none; yet there is one copy of the backbone. Which adapter is on is said where the model is used, for as long
+as it is used, so none can be left on by mistake.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,6 +16,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from latentmem.errors import ConfigError, suggest
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter on a backbone."""
+
+    name: str
+    """Its own on this backbone."""
+    matrices: dict[str, nn.Parameter]
+    """By the layer's name; float32 or better, whatever the backbone's dtype."""
 
 
 class Adapters:
@@ -26,30 +37,25 @@ class Adapters:
         self._layers: list[BaseTunerLayer] = []
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._on: str | None = None
+        self._num_added = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self._parameters
 
-    def add(
-        self, name: str, *, rank: int, alpha: float, target_modules: Sequence[str], key: str, rests_on: bool = False
-    ) -> dict[str, nn.Parameter]:
+    def add(self, *, rank: int, alpha: float, target_modules: Sequence[str], key: str) -> Adapter:
         """Put a fresh adapter on the backbone, drawn from torch's random numbers as they stand; it changes nothing yet.
 
         Args:
-            name: of the adapter.
             rank: r of LoRA.
             alpha: LoRA's scale is alpha / rank.
             target_modules: names of the linear layers that get it.
             key: the configuration's key of those, for the error.
-            rests_on: it is on wherever nothing else is said.
-
-        Returns:
-            Its matrices by name, float32 or better, whatever the backbone's dtype.
 
         Raises:
             ConfigError: a target module that the backbone has not.
         """
-        assert name not in self
+        self._num_added += 1
+        name = f"adapter{self._num_added}"
         self._check_targets(target_modules, key)
         config = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
@@ -62,12 +68,12 @@ class Adapters:
             matrix.data = matrix.data.to(dtype)
         self._parameters[name] = {path.replace(f".{name}.", "."): matrix for path, matrix in found.items()}
         self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
-        self._switch(name if rests_on else self._on)
-        return self._parameters[name]
+        self._turn_on(self._on)
+        return Adapter(name, self._parameters[name])
 
     def remove(self, name: str) -> None:
         """Take an adapter off; a layer that carries no other is the backbone's own again."""
-        self._switch(None if self._on == name else self._on)
+        assert self._on != name, "an adapter is taken off while it is used"
         del self._parameters[name]
         carried = {path.rpartition(".lora_")[0] for matrices in self._parameters.values() for path in matrices}
         for path, module in list(self._model.named_modules()):
@@ -83,13 +89,15 @@ class Adapters:
         """In here the named adapter is on and no other; None: none is. Afterwards it is as before."""
         assert name is None or name in self, f"the backbone has no adapter {name!r}"
         before = self._on
-        self._switch(name)
+        if name != before:
+            self._turn_on(name)
         try:
             yield
         finally:
-            self._switch(before)
+            if name != before:
+                self._turn_on(before)
 
-    def _switch(self, name: str | None) -> None:
+    def _turn_on(self, name: str | None) -> None:
         for layer in self._layers:
             layer.set_adapter([] if name is None else [name])
         # peft's switch also clears requires_grad; but a backward pass may come when its adapter is off again.

@@ -25,7 +25,7 @@ from latentmem.memory.graph import Graph
 from latentmem.memory.insights import Insights
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.learned import LearnedMemory, Method, Scribe, Similarity
-from latentmem.memory.memory import Ledger, Memory, NoMemory
+from latentmem.memory.memory import Memory, NoMemory
 from latentmem.memory.rating import Rater
 from latentmem.memory.stream import Stream
 from latentmem.memory.summaries import Summaries
@@ -63,11 +63,9 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
 
 
 def _text(parts: Parts, bank: ExperienceBank, kind: str) -> TextMemory:
-    section, ledger = parts.config.bank, Ledger()
-    rate = _rater(parts, ledger) if kind == "text" else None
-    return TextMemory(
-        recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory, ledger
-    )
+    section = parts.config.bank
+    rate = _rater(parts) if kind == "text" else None
+    return TextMemory(recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory)
 
 
 def _replace(parts: Parts, control: str) -> Replace:
@@ -86,18 +84,14 @@ def _replace(parts: Parts, control: str) -> Replace:
 
 
 def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBank | None = None) -> LatentMemory:
-    """Latent memory, its composer untrained or with the weights in a folder.
-
-    There is one composer: the memory made last is the one to use.
-    """
-    section, ledger = parts.config.bank, Ledger()
+    """Latent memory with a composer of its own, untrained or with the weights in a folder."""
+    section = parts.config.bank
     memory = LatentMemory(
         recalling(parts, bank or parts.bank),
         parts.composer(),
         section.num_retrieved,
         section.only_successes,
-        rate=_rater(parts, ledger),
-        ledger=ledger,
+        rate=_rater(parts),
     )
     if weights is not None:
         memory.composer.load_weights(weights)
@@ -107,31 +101,31 @@ def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBan
 # Memories that learn
 
 
-def methods(parts: Parts) -> Mapping[str, Callable[[Ledger], Method]]:
-    """The memories that learn with a language model's help, by name; each is given where to write its expenses."""
+def methods(parts: Parts) -> Mapping[str, Callable[[], Method]]:
+    """The memories that learn with a language model's help, by name."""
     section, words = parts.config.rivals, parts.config.memory
     k, only = parts.config.bank.num_retrieved, parts.config.bank.only_successes
 
-    def scribe(ledger: Ledger) -> Scribe:
-        return Scribe(parts.model, ledger, section.max_response_tokens, section.max_episode_characters)
+    def scribe() -> Scribe:
+        return Scribe(parts.model, section.max_response_tokens, section.max_episode_characters)
 
-    def stream(ledger: Ledger) -> Method:
+    def stream() -> Method:
         prompt, system = section.generative.importance, section.generative.importance_system
         limit = parts.config.bank.rating_max_tokens
-        importance = Rater(parts.model, prompt, limit, system=system, words=words, ledger=ledger, needed=["episode"])
+        importance = Rater(parts.model, prompt, limit, system=system, words=words, needed=["episode"])
         raters = {"model": parts.model.name, "rating_max_tokens": limit}
-        return Stream(_relevance(parts, ledger), importance, k, section.generative, words, raters, only_successes=only)
+        return Stream(_relevance(parts), importance, k, section.generative, words, raters, only_successes=only)
 
     return {
-        "voyager": lambda ledger: Summaries(
-            scribe(ledger), Similarity(parts.embedder), k, section.voyager, words, only_successes=only
+        "voyager": lambda: Summaries(
+            scribe(), Similarity(parts.embedder), k, section.voyager, words, only_successes=only
         ),
         "generative": stream,
-        "oagents": lambda ledger: Insights(scribe(ledger), k, section.insights, words, only_successes=only),
-        "gmemory": lambda ledger: Graph(
-            scribe(ledger),
+        "oagents": lambda: Insights(scribe(), k, section.insights, words, only_successes=only),
+        "gmemory": lambda: Graph(
+            scribe(),
             Similarity(parts.embedder),
-            _relevance(parts, ledger),
+            _relevance(parts),
             k,
             section.gmemory,
             section.insights,
@@ -162,8 +156,7 @@ def learned(parts: Parts, kind: str, bank: ExperienceBank, copies: Path | None =
         if path.exists() and not copy.exists():
             write_atomic(copy, path.read_bytes())
         path = copy
-    ledger = Ledger()
-    return LearnedMemory(bank, methods(parts)[kind](ledger), path, ledger, parts.config.rivals.batch_size)
+    return LearnedMemory(bank, methods(parts)[kind](), path, parts.config.rivals.batch_size)
 
 
 def learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
@@ -185,12 +178,12 @@ def catch_up(memory: LearnedMemory, shown: bool = True) -> None:
 # What they share
 
 
-def _rater(parts: Parts, ledger: Ledger) -> Rater | None:
+def _rater(parts: Parts) -> Rater | None:
     """How candidates are rated before they are recalled, if they are."""
-    return None if parts.config.bank.rating == "none" else _relevance(parts, ledger)
+    return None if parts.config.bank.rating == "none" else _relevance(parts)
 
 
-def _relevance(parts: Parts, ledger: Ledger) -> Rater:
+def _relevance(parts: Parts) -> Rater:
     """A new one for each memory: it keeps its ratings, and of memories that are compared each pays for its own."""
     section = parts.config.bank
     return Rater(
@@ -199,7 +192,6 @@ def _relevance(parts: Parts, ledger: Ledger) -> Rater:
         section.rating_max_tokens,
         system=section.rating_system,
         words=parts.config.memory,
-        ledger=ledger,
     )
 
 

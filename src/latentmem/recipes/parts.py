@@ -5,7 +5,7 @@ Cheap parts are made at once, so that a mistake in them is told before a model i
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from latentmem.recipes.folders import checkpoints_of, steps_done
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
-from latentmem.training.optimization import Trained, selected_checkpoint
+from latentmem.training.optimization import selected_checkpoint
 from latentmem.trajectory import Task
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Shared:
         self._made: dict[str, Any] = {}
 
     def parts(self, config: Config) -> "Parts":
-        """What the phases of a run are made of; to be closed before another's, for one backbone carries one composer.
+        """What the phases of a run are made of; to be closed, so that the backbone is free of its adapters again.
 
         Raises:
             LatentMemError: a mistake in what is cheap to make: the team, the templates, the data.
@@ -67,6 +67,8 @@ class Parts:
         self.config = config
         self.shared = shared or Shared()
         self.sharding = sharding_asked()
+        self._adapted: list[Composer | ParametricMemory] = []
+        """What has put an adapter on a backbone."""
         self.team = load_team(config.team)
         self.train_teams: tuple[Team, ...] = tuple(map(load_team, config.train_teams)) or (self.team,)
         self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
@@ -154,9 +156,8 @@ class Parts:
         name = self.config.bank.embedder
         return self.shared.get(lambda: Embedder(name), "embedder", name)
 
-    @cached_property
-    def _composer(self) -> tuple[Composer, dict[str, torch.Tensor]]:
-        """The one composer, and its weights as they were untrained."""
+    def composer(self) -> Composer:
+        """A new composer, untrained."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
         composer = Composer(
@@ -175,17 +176,11 @@ class Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        return composer, _copied(composer)
-
-    def composer(self) -> Composer:
-        """The one composer, untrained again."""
-        composer, untrained = self._composer
-        _restore(composer, untrained)
+        self._adapted.append(composer)
         return composer
 
-    @cached_property
-    def _parametric(self) -> tuple[ParametricMemory, dict[str, torch.Tensor]]:
-        """The one adapter of the agents, and its weights as they were untrained."""
+    def parametric_memory(self) -> ParametricMemory:
+        """Agents with a new adapter, untrained."""
         section = self.config.grpo
         memory = ParametricMemory(
             self.model,
@@ -194,12 +189,7 @@ class Parts:
             target_modules=section.target_modules,
             seed=stream_seed(self.config.seed, "grpo"),
         )
-        return memory, _copied(memory)
-
-    def parametric_memory(self) -> ParametricMemory:
-        """Agents with an untrained adapter. There is one: the memory made last is the one to use."""
-        memory, untrained = self._parametric
-        _restore(memory, untrained)
+        self._adapted.append(memory)
         return memory
 
     def initial(self, which: str) -> Path | None:
@@ -267,24 +257,13 @@ class Parts:
 
     def close(self) -> None:
         """Let go of the bank and of the backbone; these parts are of no use afterwards."""
-        made = vars(self)
-        if "bank" in made:
+        if "bank" in vars(self):
             self.bank.close()
-        if "_composer" in made:
-            self._composer[0].detach()
-        if "_parametric" in made:
-            self._parametric[0].detach()
+        for adapted in self._adapted:
+            adapted.detach()
+        self._adapted.clear()
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:
     Processes().wait()  # a process that could not load its model says so here, before the others rely on it
     shard(model, device)
-
-
-def _copied(trained: Trained) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trained.trainable().items()}
-
-
-def _restore(trained: Trained, weights: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in trained.trainable().items():
-        parameter.data.copy_(weights[name])

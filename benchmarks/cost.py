@@ -213,8 +213,8 @@ class Ours:
 
     @torch.no_grad()
     def after_rollout(self, examples: Sequence[Example]) -> None:
-        self.model.kept = Kept()
-        read_prompts(self.model, examples)
+        self.kept = Kept()
+        read_prompts(self.model, examples, self.kept)
         texts = list(dict.fromkeys(example.composer_text for example in examples))
         self.composed = {text: self.composer.compose([text])[0] for text in texts}
 
@@ -225,7 +225,7 @@ class Ours:
             chosen = advantages[torch.tensor(rows)]
             return lmpo_loss(logps, logps.detach(), chosen, mask, loss_type="dapo", num_tokens=num_tokens)[0]
 
-        accumulate(self.composer, self.model, examples, loss_of, self.positions, self.composed)
+        accumulate(self.composer, self.model, examples, loss_of, self.positions, self.composed, self.kept)
 
 
 def gradients(way: Ours | Plain, examples: Sequence[Example], advantages: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,12 +34,10 @@ from latentmem.memory.memory import NoMemory
 from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
 from latentmem.models.language_model import LanguageModel, Sampling
-from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
-from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
-from latentmem.training.optimization import Optimization, Progress
-from latentmem.training.policies import LatentPolicy
+from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.lmpo import LMPOTrainer
 from latentmem.trajectory import Task
 
 ORIGINAL = {
@@ -133,21 +132,14 @@ def evaluation(world: World, size: argparse.Namespace) -> dict[str, Any]:
 
 def lmpo(world: World, size: argparse.Namespace) -> dict[str, Any]:
     memory = world.memory()
-    settings = LMPOSettings(
-        num_steps=1, tasks_per_step=2, group_size=size.group, num_iterations=1, loss_type="dapo", scale_advantages=True,
-        epsilon_low=0.2, epsilon_high=0.2, delta=None, beta=0.0, importance_cap=None, max_resamples=0, save_every=1,
-        eval_every=None, micro_batch_positions=size.positions,
-    )  # fmt: skip
-    optimization = Optimization(
-        memory.composer, Processes(), num_steps=1, learning_rate=1e-4, projection_rate=0.2, schedule="constant",
-        warmup_steps=0, max_grad_norm=1.0, weight_decay=0.0,
-    )  # fmt: skip
     trainer = LMPOTrainer(
-        LatentPolicy(memory, world.model), world.team, Judge, make_tasks("task", 2, world.words), [], optimization,
-        Processes(), settings, world.sampling,
+        memory, world.model, world.team, SimpleNamespace(start=Judge), tasks=make_tasks("task", 2, world.words),
+        eval_tasks=[], sampling=world.sampling, num_steps=1, tasks_per_step=2, group_size=size.group,
+        micro_batch_positions=size.positions, learning_rate=1e-4, schedule="constant", warmup_steps=0,
     )  # fmt: skip
-    metrics = trainer.step(Progress())
-    assert metrics["updated"], "no group carried signal"
+    result = trainer.step(Progress())
+    metrics = result.metrics
+    assert result.moved, "no group carried signal"
     return {key: metrics[key] for key in ("rollout_seconds", "update_seconds", "first_ratio_max", "signal_groups")}
 
 

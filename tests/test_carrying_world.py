@@ -21,13 +21,12 @@ from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
 from latentmem.models.language_model import LanguageModel, Sampling
-from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
+from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.demonstrations import demonstrate
-from latentmem.training.optimization import Optimization, Progress
 from latentmem.training.scoring import Example, score_all
-from latentmem.training.sft import SFTSettings, SFTTrainer
+from latentmem.training.sft import SFTTrainer
 from latentmem.trajectory import Task, Trajectory
 
 NUM_STEPS = 30
@@ -108,23 +107,22 @@ def test_a_composer_carries_facts_of_places_it_never_saw_if_and_only_if_its_trai
         right = demonstrated(domain.tasks("test"), true=True)
         train = demonstrated(domain.tasks("train"), true=needs_memory)
         assert {t.task.text for t in right}.isdisjoint(t.task.text for t in train)
-        optimization = Optimization(
-            composer,
-            Processes(),
+        trainer = SFTTrainer(
+            memory,
+            model,
+            team,
+            train,
             num_steps=NUM_STEPS,
+            trajectories_per_step=16,
+            micro_batch_positions=2048,
             learning_rate=1e-2,
+            projection_rate=1.0,
             schedule="constant",
             warmup_steps=0,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
         )
-        settings = SFTSettings(
-            num_steps=NUM_STEPS, trajectories_per_step=16, save_every=1, eval_every=None, micro_batch_positions=2048
-        )
-        trainer = SFTTrainer(memory, model, train, [], [team], optimization, Processes(), settings)
         progress, losses = Progress(), []
         for _ in range(NUM_STEPS):
-            losses.append(trainer.step(progress)["loss"])
+            losses.append(trainer.step(progress).metrics["loss"])
             progress.step += 1
         held_out = right if needs_memory else demonstrated(domain.tasks("test"), true=False)
         with torch.no_grad():

@@ -34,8 +34,8 @@ from latentmem.report.read import read_run
 from latentmem.rollout import rollout
 from latentmem.runs import Run
 from latentmem.teams.team import load_team
+from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.training.lmpo import LMPOTrainer
-from latentmem.training.optimization import selected_checkpoint
 from latentmem.training.sft import SFTTrainer
 from latentmem.trajectory import Step, Task, Trajectory
 from peers import together

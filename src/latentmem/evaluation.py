@@ -27,6 +27,7 @@ from pydantic import JsonValue
 
 from latentmem.bank import ExperienceBank
 from latentmem.carrying import measure_carried
+from latentmem.config import EvaluateSection
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
@@ -43,6 +44,7 @@ from latentmem.trajectory import Task, Trajectory
 logger = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1
+DEFAULTS = EvaluateSection()
 
 MAX_KEPT_TASKS = 64
 """Tasks whose latents are kept for the map: with 4 roles and K = 8 of width 2560 these are 21 MB."""
@@ -75,10 +77,10 @@ def evaluate(
     *,
     sampling: Sampling,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = DEFAULTS.batch_size,
     max_turns: int = 1,
-    online: bool = False,
-    num_bootstraps: int = 10_000,
+    online: bool = DEFAULTS.online,
+    num_bootstraps: int = DEFAULTS.num_bootstraps,
     on_progress: Callable[[str, int, float], None] = lambda name, num_tasks, reward: None,
     processes: Processes | None = None,
     bank: ExperienceBank | None = None,

@@ -20,7 +20,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -108,7 +108,7 @@ class Run:
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
             run = cls(folder, phase, held)
-            _keep_lines(run._metrics_path, lambda _: True)
+            keep_rows(run._metrics_path, lambda _: True)
         except BaseException:
             held.close()
             raise
@@ -147,7 +147,7 @@ class Run:
         Raises:
             RunError: the line cannot be written; the file then is as it was before.
         """
-        append(self._metrics_path, _line({"phase": self.phase, **metrics}))
+        append_rows(self._metrics_path, [{"phase": self.phase, **metrics}])
 
     def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows, each with an integer `step`, to a file of this phase's folder; otherwise as `log` does.
@@ -157,7 +157,7 @@ class Run:
         Raises:
             RunError: they cannot be written; the file then is as it was before.
         """
-        append(self.phase_folder / name, b"".join(map(_line, rows)))
+        append_rows(self.phase_folder / name, rows)
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
@@ -167,7 +167,7 @@ class Run:
         Raises:
             RunError: a line is no JSON, or the file cannot be written.
         """
-        _keep_lines(self._metrics_path, lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
+        keep_rows(self._metrics_path, lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
 
     def rewind_details(self, name: str, step: int) -> None:
         """Drop the lines beyond `step` of a file that `log_details` wrote, and a torn last line.
@@ -175,7 +175,7 @@ class Run:
         Raises:
             RunError: a line is no JSON, or the file cannot be written.
         """
-        _keep_lines(self.phase_folder / name, lambda row: row.get("step", 0) <= step)
+        keep_rows(self.phase_folder / name, lambda row: row.get("step", 0) <= step)
 
 
 class SilentRun:
@@ -297,7 +297,21 @@ def _line(values: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows, each with an integer `step`, as `Run.log` does.
+
+    Raises:
+        RunError: they cannot be written; the file then is as it was before.
+    """
+    append(path, b"".join(map(_line, rows)))
+
+
+def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the rows that are not to be kept, and a torn last line; the others stay as they are, byte for byte.
+
+    Raises:
+        RunError: a line is no JSON, or the file cannot be written.
+    """
     if not path.exists():
         return
     old = path.read_bytes()

@@ -6,7 +6,6 @@ sharded_training.py BANK MODEL OTHER OUT [steps|fsdp|crash]: a few steps of each
 import hashlib
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.errors import TrainingError
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes
-from latentmem.training.optimization import Progress
+from latentmem.training.checkpoint_folder import Progress
 
 
 def embed(texts: list[str]) -> np.ndarray:
@@ -69,7 +68,7 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     progress = Progress()
     for step in range(2):
         progress.step = step
-        metrics = trainer.step(progress)
+        metrics = trainer.step(progress).metrics
     keep("sft", world, {**metrics, "held_out": trainer.held_out_loss()})
 
     cases = {
@@ -82,15 +81,14 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     for name, changed in cases.items():
         world = fresh()
         trainer = test_lmpo.trainer_of(world, eval_tasks=TASKS[7:], **changed)
-        metrics = trainer.step(Progress())
-        keep(name, world, {**metrics, "evaluated": trainer.evaluate()})
+        result = trainer.step(Progress())
+        keep(name, world, {**result.metrics, "updated": result.moved, "evaluated": trainer.evaluate()})
 
     world = fresh()
     trainer = test_lmpo.trainer_of(world, tasks_per_step=1, num_steps=2, eval_every=1)
     lines: list[dict] = []
     done = test_lmpo.run(trainer, Path(out) / "whole", lines)
     trainer = test_lmpo.trainer_of(world, tasks_per_step=1, num_steps=3, eval_every=1)
-    trainer.settings = replace(trainer.settings, num_steps=3)
     again = test_lmpo.run(trainer, Path(out) / "whole", lines)
     keep("whole", world, {"steps": again.step, "first": done.step, "lines": len(lines)})
     if mode == "fsdp":  # the composer on a model of its own: two models are spread

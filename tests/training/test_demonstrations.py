@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from test_sft import run, trainer_of
-from training_world import TASKS, Toy, World, wake
+from training_world import TASKS, Lines, Toy, World, wake
 
 from latentmem.errors import BadRowError, DataError, ModelError
 from latentmem.memory.memory import NoMemory
@@ -180,10 +180,10 @@ def test_a_message_counts_as_right_if_its_tokens_are_those_of_greedy_decoding(wo
 
 def test_each_held_out_task_has_its_own_loss_and_accuracy(world: World, tmp_path: Path) -> None:
     held_out = [shown(world, TASKS[6], "19"), shown(world, TASKS[7], "a longer one"), shown(world, TASKS[6], "25")]
-    dev: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
+    journal = Lines()
     trainer = trainer_of(world, held_out=held_out, num_steps=1, eval_every=1)
-    trainer.train(tmp_path / "x", lines.append, lambda step: None, dev.extend)
+    trainer.train(tmp_path / "x", journal)
+    dev, lines = journal.tasks, journal.lines
     assert [(row["step"], row["task"]) for row in dev] == [(s, f"sums:{t}") for s in (0, 1) for t in (6, 7)]
     alone = trainer_of(world, held_out=held_out[::2], num_steps=1)
     assert dev[2]["loss"] == pytest.approx(alone.held_out_loss(), rel=1e-5)

@@ -1,13 +1,13 @@
 """GRPO on the agents themselves: LMPO's trainer with another policy, on a model that a composer shares."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from test_lmpo import SETTINGS, moved, recorded, run, weights
+from test_lmpo import moved, recorded, run, weights
 from test_scoring import LARGE, toy_loss
 from torch import Tensor
 from training_world import (
@@ -22,15 +22,25 @@ from training_world import (
     wake,
 )
 
+from latentmem.config import GRPOSection
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.training import lmpo as module
+from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.lmpo import LMPOTrainer
-from latentmem.training.optimization import Optimization, Progress
 from latentmem.training.policies import AgentsPolicy
 from latentmem.training.scoring import Example
 from latentmem.trajectory import Message, Trajectory
+
+GRPO = GRPOSection(
+    num_steps=4,
+    tasks_per_step=2,
+    group_size=3,
+    schedule="cosine",
+    warmup_steps=1,
+    save_every=1,
+    micro_batch_positions=200,
+)
 
 
 def rival_of(world: World) -> ParametricMemory:
@@ -38,29 +48,18 @@ def rival_of(world: World) -> ParametricMemory:
 
 
 def trainer_of(rival: ParametricMemory, world: World, learning_rate: float = 1e-3, **changed: Any) -> LMPOTrainer:
-    settings = replace(SETTINGS, **changed)
-    optimization = Optimization(
-        rival,
-        Processes(),
-        num_steps=settings.num_steps,
-        learning_rate=learning_rate,
-        schedule="cosine",
-        warmup_steps=1,
-        max_grad_norm=1.0,
-        weight_decay=0.0,
-    )
     return LMPOTrainer(
-        AgentsPolicy(rival),
+        rival,
+        world.model,
         world.team,
-        Toy,
-        TASKS[:6],
-        TASKS[6:],
-        optimization,
-        Processes(),
-        settings,
-        SAMPLING,
+        SimpleNamespace(start=Toy),
+        GRPO,
+        tasks=TASKS[:6],
+        eval_tasks=TASKS[6:],
+        sampling=SAMPLING,
         max_turns=2,
         seed=4,
+        **{"learning_rate": learning_rate, **changed},
     )
 
 
@@ -175,7 +174,7 @@ def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     monkeypatch.setattr(module, "lmpo_loss", spy)
     trainer = trainer_of(rival, world)
     groups = recorded(trainer, monkeypatch)
-    metrics = trainer.step(Progress())
+    metrics = trainer.step(Progress()).metrics
     groups = [group for group in groups if len({trajectory.reward for trajectory in group}) > 1]
     assert metrics["signal_groups"] == len(groups) > 0
     assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
@@ -203,7 +202,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     low, high, delta, beta = 0.2, 0.25, 1.5, 0.3
     rival = rival_of(world)
     trainer = trainer_of(rival, world, epsilon_high=high, delta=delta, beta=beta, micro_batch_positions=LARGE)
-    kept, *_ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
+    kept = rolled.groups
     assert len(kept) == 2
     wake(rival)  # so that neither the policy of the rollouts nor the frozen model is today's any more
     losses: list[list[Tensor]] = []
@@ -227,7 +227,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
 
     found: list[dict[str, Tensor]] = []
     monkeypatch.setattr(trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(rival)) or 1.0))
-    metrics = trainer._update(kept, {}, 0)
+    metrics = trainer._update(rolled._replace(composed={}), 0).metrics
     assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
     assert metrics["clip_fraction"] == pytest.approx((slow.kinds["clipped"] + slow.kinds["bounded"]) / num_tokens)
     assert_same_gradients(found.pop(), expected, 1e-4)
@@ -246,7 +246,7 @@ def test_the_adapter_alone_moves_backbone_and_composer_stay_bit_equal(world: Wor
     trainer, progress = trainer_of(rival, world, 1e-2), Progress()
     for step in range(2):
         progress.step = step
-        assert trainer.step(progress)["updated"] == 1
+        assert trainer.step(progress).moved
     assert all(not torch.equal(before[name], value) for name, value in matrices(rival).items())
     assert moved(composer, world) == set()
     found = dict(world.model.model.named_parameters())
@@ -257,7 +257,8 @@ def test_the_adapter_alone_moves_backbone_and_composer_stay_bit_equal(world: Wor
 def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rival = rival_of(world)
     trainer = trainer_of(rival, world, 2e-4, group_size=4)
-    kept, composed, _ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
+    kept = rolled.groups
 
     @torch.no_grad()
     def objective() -> float:
@@ -270,7 +271,7 @@ def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest
         return sum(gains) / len(gains)
 
     before = objective()
-    trainer._update(kept, composed, 0)
+    trainer._update(rolled, 0)
     assert objective() > before + 1e-4
 
 
@@ -278,7 +279,7 @@ def test_step_does_not_depend_on_micro_batch_positions(make_world: Callable) -> 
     found = []
     for budget in (LARGE, 120):
         world = make_world()
-        metrics = trainer_of(rival_of(world), world, micro_batch_positions=budget).step(Progress())
+        metrics = trainer_of(rival_of(world), world, micro_batch_positions=budget).step(Progress()).metrics
         found.append((metrics["loss"], metrics["grad_norm"]))
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
 

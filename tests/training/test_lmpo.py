@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from training_world import (
     SAMPLING,
     TASKS,
+    Lines,
     SlowLosses,
     Toy,
     World,
@@ -21,35 +21,21 @@ from training_world import (
     wake,
 )
 
+from latentmem.config import LMPOSection
 from latentmem.errors import ConfigError, TrainingError
-from latentmem.models.language_model import Sampling
-from latentmem.processes import Processes
+from latentmem.models.language_model import KeepingModel, Sampled, Sampling
 from latentmem.rollout import Rollouts
 from latentmem.teams.dylan import DylanTeam
 from latentmem.training import lmpo as module
-from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
+from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.losses import group_advantages
-from latentmem.training.optimization import Optimization, Progress
-from latentmem.training.policies import LatentPolicy
+from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, score_all
 from latentmem.trajectory import Task, Trajectory
 
-SETTINGS = LMPOSettings(
-    num_steps=4,
-    tasks_per_step=2,
-    group_size=3,
-    num_iterations=1,
-    loss_type="dapo",
-    scale_advantages=True,
-    epsilon_low=0.2,
-    epsilon_high=0.2,
-    delta=None,
-    beta=0.0,
-    importance_cap=None,
-    max_resamples=0,
-    save_every=1,
-    eval_every=None,
-    micro_batch_positions=200,
+SETTINGS = LMPOSection(
+    num_steps=4, tasks_per_step=2, group_size=3, save_every=1, eval_every=None, micro_batch_positions=200
 )
 TIMES = ("rollout_seconds", "update_seconds")
 
@@ -63,20 +49,21 @@ def trainer_of(
     eval_tasks: list[Task] | None = None,
     **changed,
 ) -> LMPOTrainer:
-    settings = replace(SETTINGS, **changed)
-    return LMPOTrainer(
-        LatentPolicy(world.memory, world.model),
+    trainer = LMPOTrainer(
+        world.memory,
+        world.model,
         world.team,
-        start,
-        TASKS[:6] if tasks is None else tasks,
-        TASKS[6:] if eval_tasks is None else eval_tasks,
-        optimization or world.optimization(settings.num_steps, 1e-3),
-        Processes(),
-        settings,
-        sampling,
+        SimpleNamespace(start=start),
+        SETTINGS,
+        tasks=TASKS[:6] if tasks is None else tasks,
+        eval_tasks=TASKS[6:] if eval_tasks is None else eval_tasks,
+        sampling=sampling,
         max_turns=2,
         seed=4,
+        **changed,
     )
+    trainer.optimization = optimization or world.optimization(trainer.settings.num_steps, 1e-3)
+    return trainer
 
 
 def weights(world: World) -> dict[str, torch.Tensor]:
@@ -128,27 +115,23 @@ def objective(world: World, groups: list[list[Trajectory]]) -> float:
 def run(trainer: LMPOTrainer, folder: Path, lines: list[dict[str, Any]], stop_at: int | None = None) -> Progress:
     step = trainer.step
 
-    def stoppable(progress: Progress) -> dict[str, float]:
+    def stoppable(progress: Progress) -> StepResult:
         if progress.step == stop_at:
             raise KeyboardInterrupt
         return step(progress)
 
-    def rewind(to: int) -> None:
-        lines[:] = [line for line in lines if line["step"] <= to]
-
-    def log(line: dict[str, Any]) -> None:
-        lines.append({key: value for key, value in line.items() if key not in TIMES})
-
     trainer.step = stoppable  # type: ignore[method-assign]
-    return trainer.train(folder, log, rewind)
+    return trainer.train(folder, Lines(lines, without=TIMES))
 
 
 def test_first_ratio_is_one_and_the_loss_that_of_the_advantages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(world)
     groups = recorded(trainer, monkeypatch)
-    metrics = trainer.step(Progress())
+    result = trainer.step(Progress())
+    metrics = result.metrics
     assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
-    assert (metrics["clip_fraction"], metrics["updated"], metrics["bad"]) == (0, 1, 0)
+    assert metrics["clip_fraction"] == 0
+    assert (result.moved, result.finite) == (True, True)
     assert (metrics["groups"], metrics["signal_groups"]) == (2, 2)
     total = tokens = 0
     for group in groups:
@@ -181,13 +164,20 @@ def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     monkeypatch.setattr(module, "lmpo_loss", spy)
     trainer = trainer_of(world)
     groups = recorded(trainer, monkeypatch)
-    assert trainer.step(Progress())["signal_groups"] == len(groups) == 2
+    assert trainer.step(Progress()).metrics["signal_groups"] == len(groups) == 2
     messages = [message for group in groups for trajectory in group for message in trajectory.messages]
     if team != "dylan":  # which decides as it goes
         assert len(messages) == 2 * 3 * 2 * len(world.team.roles)  # tasks, rollouts, turns, agents
     together = torch.cat(ratios)
     assert len(together) == sum(len(message.token_ids) for message in messages)
     assert torch.allclose(together, torch.ones_like(together), rtol=0, atol=1e-4)
+
+
+class Forgetful(KeepingModel):
+    """Keeps nothing of what it reads."""
+
+    def respond(self, prompts: Any, sampling: Sampling) -> list[Sampled]:
+        return self.model.respond(prompts, sampling)
 
 
 def test_what_the_rollout_read_is_not_read_again_and_moves_the_composer_alike(
@@ -198,14 +188,13 @@ def test_what_the_rollout_read_is_not_read_again_and_moves_the_composer_alike(
         world = make_world("autogen")
         wake(world.composer)
         if not keeps:
-            monkeypatch.setattr(world.model, "keeping_beginnings", nullcontext)
+            monkeypatch.setattr(module, "KeepingModel", Forgetful)
         seen: list[int] = []
         first = world.model.model.base_model.layers[0]
         first.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].shape[1] * len(inputs[0])))
         trainer = trainer_of(world)
         trainer.max_turns = 1  # over several turns the prompts of a role begin alike in less than each turn's
-        assert trainer.step(Progress())["updated"]
-        assert world.model.kept is None
+        assert trainer.step(Progress()).moved
         counts.append(sum(seen))
         after.append(weights(world))
     assert counts[0] < counts[1] - 100
@@ -231,9 +220,9 @@ def test_messages_of_one_group_may_differ_in_number_and_each_has_the_advantage_o
         return real(logps, old_logps, given, mask, **kwargs)
 
     monkeypatch.setattr(module, "lmpo_loss", spy)
-    metrics = trainer.step(Progress())
-    assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
-    assert metrics["updated"] == 1
+    result = trainer.step(Progress())
+    assert result.metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert result.moved
     counts = [[len(trajectory.messages) for trajectory in group] for group in groups]
     assert all(len(set(group)) > 1 for group in counts), counts
     assert {"ranker"} < {m.role for group in groups for t in group for m in t.messages}
@@ -251,7 +240,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     low, high, delta, beta = 0.2, 0.25, 1.5, 0.3
     wake(world.composer)
     trainer = trainer_of(world, epsilon_high=high, delta=delta, beta=beta, micro_batch_positions=10**6)
-    kept, *_ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
+    kept = rolled.groups
     assert len(kept) == 2
     wake(world.composer)  # so that the policy of the rollouts, which the KL term refers to, is not today's any more
     scored = []  # examples with their old log-probs, reference and advantage; composed anew for each message
@@ -292,8 +282,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
         trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(world.composer)) or 1.0)
     )
     for loss_type, total in totals.items():
-        trainer.settings = replace(trainer.settings, loss_type=loss_type)
-        metrics = trainer._update(kept, {}, 0)  # the composer was changed after the rollouts
+        trainer.settings = trainer.settings.model_copy(update={"loss_type": loss_type})
+        metrics = trainer._update(rolled._replace(composed={}), 0).metrics  # the composer was changed since
         assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5, abs=1e-6)
         assert metrics["clip_fraction"] == pytest.approx((slow.kinds["clipped"] + slow.kinds["bounded"]) / num_tokens)
         assert_same_gradients(found.pop(), expected[loss_type], 1e-4)
@@ -304,7 +294,8 @@ def test_importance_weighs_each_token_by_what_is_scored_over_what_was_sampled_up
 ) -> None:
     cap = 1.1
     trainer = trainer_of(world, importance_cap=cap, micro_batch_positions=60)
-    kept, *_ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
+    kept = rolled.groups
     wake(world.composer)  # so that what is scored is not what was sampled
     total, ratios = torch.zeros(()), []
     for group, advantages in kept:
@@ -324,7 +315,7 @@ def test_importance_weighs_each_token_by_what_is_scored_over_what_was_sampled_up
     monkeypatch.setattr(
         trainer.optimization, "step", lambda *_: (True, found.append(take_gradients(world.composer)) or 1.0)
     )
-    metrics = trainer._update(kept, {}, 0)
+    metrics = trainer._update(rolled._replace(composed={}), 0).metrics
     assert metrics["loss"] == pytest.approx(float(total.detach()) / len(ratios), rel=1e-4, abs=1e-6)
     assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-6)
     assert metrics["importance_max"] == pytest.approx(max(ratios), rel=1e-4)
@@ -334,7 +325,7 @@ def test_importance_weighs_each_token_by_what_is_scored_over_what_was_sampled_up
 
 def test_in_bfloat16_the_first_ratio_is_one_only_with_importance_weights(make_world: Callable) -> None:
     without, corrected = (
-        trainer_of(make_world(half=True), importance_cap=cap, micro_batch_positions=60).step(Progress())
+        trainer_of(make_world(half=True), importance_cap=cap, micro_batch_positions=60).step(Progress()).metrics
         for cap in (None, 2.0)
     )
     assert without["first_ratio_max"] > 1.005
@@ -364,16 +355,17 @@ def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest
     # AdamW's first step goes down each coordinate of the gradient alike; small enough, it must raise the objective.
     trainer = trainer_of(world, group_size=4, optimization=world.optimization(4, 2e-4, projection_rate=0.1))
     groups = recorded(trainer, monkeypatch)
-    kept, composed, _ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
     before = objective(world, groups)
-    trainer._update(kept, composed, 0)
+    trainer._update(rolled, 0)
     assert objective(world, groups) > before + 3e-4
 
 
 def test_equal_rewards_move_nothing(world: World) -> None:
     before = weights(world)
-    metrics = trainer_of(world, lambda task: Toy(task, 2, lambda action: 0.5)).step(Progress())
-    assert (metrics["updated"], metrics["bad"], metrics["signal_groups"], metrics["groups"]) == (0, 0, 0, 2)
+    result = trainer_of(world, lambda task: Toy(task, 2, lambda action: 0.5)).step(Progress())
+    metrics = result.metrics
+    assert (result.moved, result.finite, metrics["signal_groups"], metrics["groups"]) == (False, True, 0, 2)
     assert metrics["reward"] == pytest.approx(0.5)
     assert "loss" not in metrics
     assert moved(before, world) == set()
@@ -388,17 +380,17 @@ def test_crashed_episodes_are_counted_and_not_compared(world: World) -> None:
     before = weights(world)
     # One of three crashes; the other two have equal rewards, so no group carries signal.
     start = lambda task: Crashing(task) if next(number) % 3 == 1 else Toy(task, 2, lambda _: 1.0)  # noqa: E731
-    metrics = trainer_of(world, start).step(Progress())
-    assert (metrics["errors"], metrics["signal_groups"], metrics["updated"]) == (2, 0, 0)
+    result = trainer_of(world, start).step(Progress())
+    assert (result.metrics["errors"], result.metrics["signal_groups"], result.moved) == (2, 0, False)
     assert moved(before, world) == set()
 
 
 def test_further_tasks_are_drawn_until_enough_groups_carry_signal(world: World) -> None:
     progress = Progress()
     none = trainer_of(world, lambda task: Toy(task, 2, lambda action: 0.0), max_resamples=2)
-    assert none.step(progress)["groups"] == 6
+    assert none.step(progress).metrics["groups"] == 6
     assert progress.position == 6
-    assert trainer_of(world, max_resamples=2).step(Progress())["groups"] == 2
+    assert trainer_of(world, max_resamples=2).step(Progress()).metrics["groups"] == 2
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -407,7 +399,7 @@ def test_step_does_not_depend_on_micro_batch_positions(make_world: Callable, los
     for budget in (10**6, 60):
         world = make_world()
         trainer = trainer_of(world, loss_type=loss_type, micro_batch_positions=budget)
-        metrics = trainer.step(Progress())
+        metrics = trainer.step(Progress()).metrics
         found.append((metrics["loss"], metrics["grad_norm"]))
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
 
@@ -422,7 +414,7 @@ def test_bnpo_takes_the_mean_over_micro_batches(world: World, monkeypatch: pytes
         return loss + losses[-1], stats
 
     monkeypatch.setattr(module, "lmpo_loss", spy)
-    metrics = trainer_of(world, loss_type="bnpo", micro_batch_positions=60).step(Progress())
+    metrics = trainer_of(world, loss_type="bnpo", micro_batch_positions=60).step(Progress()).metrics
     assert len(losses) >= 4
     assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
 
@@ -440,7 +432,8 @@ def test_second_pass_has_other_ratios_against_the_log_probs_of_sampling(
     monkeypatch.setattr(module, "lmpo_loss", spy)
     trainer = trainer_of(world, num_iterations=2, micro_batch_positions=10**6, optimization=world.optimization(4, 3e-2))
     groups = recorded(trainer, monkeypatch)
-    metrics = trainer.step(Progress())
+    result = trainer.step(Progress())
+    metrics = result.metrics
     assert metrics["first_ratio_max"] == pytest.approx(1, abs=1e-4)
     assert metrics["ratio_max"] > 1.01
     first, second = old
@@ -452,33 +445,34 @@ def test_second_pass_has_other_ratios_against_the_log_probs_of_sampling(
 
 def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -> None:
     trainer = trainer_of(world, beta=0.5)
-    kept, composed, _ = trainer._rollouts(Progress())
+    rolled = trainer._rollouts(Progress())
+    kept = rolled.groups
     examples = [
         Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
         for group, _ in kept
         for t in group
         for m in t.messages
     ]
-    reference = trainer._reference_logps(examples)
+    reference = trainer._reference_logps(examples, rolled.kept)
     before = logps_now(world, [group for group, _ in kept])
     assert all(torch.allclose(torch.tensor(r), b, atol=1e-5) for r, b in zip(reference, before, strict=True))
-    assert trainer._update(kept, composed, 0)["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer._update(rolled, 0).metrics["kl"] == pytest.approx(0, abs=1e-6)
 
     with torch.no_grad():
         for parameter in world.composer.trainable().values():
             parameter += 0.03
     assert all(
         torch.equal(torch.tensor(a), torch.tensor(b))
-        for a, b in zip(trainer._reference_logps(examples), reference, strict=True)
+        for a, b in zip(trainer._reference_logps(examples, rolled.kept), reference, strict=True)
     )
-    flat = [(group, [0.0] * len(advantages)) for group, advantages in kept]  # nothing but the KL term
-    found = [trainer._update(flat, {}, 0)["kl"] for _ in range(6)]
+    flat = [module.Group(group, [0.0] * len(advantages)) for group, advantages in kept]  # nothing but the KL term
+    found = [trainer._update(rolled._replace(groups=flat, composed={}), 0).metrics["kl"] for _ in range(6)]
     assert found[0] > 1e-3
     assert found[-1] < found[0] * 0.9
 
 
 def test_without_beta_no_kl_is_reported(world: World) -> None:
-    assert "kl" not in trainer_of(world).step(Progress())
+    assert "kl" not in trainer_of(world).step(Progress()).metrics
 
 
 def test_non_finite_loss_stops_the_step_and_three_in_a_row_the_training(
@@ -494,7 +488,7 @@ def test_non_finite_loss_stops_the_step_and_three_in_a_row_the_training(
     trainer_step = {"now": 0}
     step = trainer.step
 
-    def counting(progress: Progress) -> dict[str, float]:
+    def counting(progress: Progress) -> StepResult:
         trainer_step["now"] = progress.step
         return step(progress)
 
@@ -538,7 +532,7 @@ def test_evaluation_is_greedy_on_the_tasks_set_aside(world: World, monkeypatch: 
 def test_settings_that_leave_nothing_to_compare_are_refused(world: World) -> None:
     with pytest.raises(ConfigError) as error:
         trainer_of(world, group_size=1)
-    assert str(error.value) == ("group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more")
+    assert str(error.value) == ("lmpo: group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more")
     with pytest.raises(ConfigError) as error:
         trainer_of(world, sampling=Sampling(temperature=0))
     assert str(error.value) == (

@@ -10,21 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import World
+from training_world import Lines, World
 
 from latentmem.errors import CheckpointError, LatentMemError, TrainingError
 from latentmem.memory.composer import Composer
 from latentmem.processes import Processes
-from latentmem.training import optimization as module
-from latentmem.training.optimization import (
-    Progress,
-    Schedule,
-    Stream,
-    learning_rate_at,
-    newest_checkpoint,
-    selected_checkpoint,
-    train,
-)
+from latentmem.training import checkpoint_folder as module
+from latentmem.training.checkpoint_folder import Progress, newest_checkpoint, selected_checkpoint
+from latentmem.training.loop import train
+from latentmem.training.optimizer import Schedule, StepResult, learning_rate_at
+from latentmem.training.tasks import Passes
 
 
 def weights(composer: Composer) -> dict[str, torch.Tensor]:
@@ -49,7 +44,7 @@ class Loop:
         self.killed_in: int | None = None
         self.progress = Progress()
 
-    def step(self, progress: Progress) -> dict[str, float]:
+    def step(self, progress: Progress) -> StepResult:
         self.progress = progress
         if progress.step == self.killed_in:
             raise KeyboardInterrupt
@@ -58,14 +53,11 @@ class Loop:
             generator = torch.Generator().manual_seed(100 * progress.step + i)
             parameter.grad = torch.randn(parameter.shape, generator=generator) * parameter.detach().abs().mean()
         good, norm = self.optimization.step(progress.step, math.nan if progress.step in self.bad else 1.0)
-        return {"grad_norm": norm, "updated": float(good), "bad": float(not good)}
+        return StepResult({"grad_norm": norm}, moved=good, finite=good)
 
     def evaluate(self, step: int) -> tuple[float, dict[str, float]]:
         score = self.scores[self.progress.step]
         return score, {"eval_reward": score}
-
-    def rewind(self, step: int) -> None:
-        self.lines[:] = [line for line in self.lines if line["step"] <= step]
 
     def run(self) -> Progress:
         return train(
@@ -75,8 +67,7 @@ class Loop:
             Processes(),
             take_step=self.step,
             evaluate=self.evaluate,
-            log=self.lines.append,
-            rewind=self.rewind,
+            journal=Lines(self.lines),
             **self.settings,
         )
 
@@ -100,7 +91,7 @@ def test_learning_rates_by_hand(schedule: Schedule, expected: list[float]) -> No
 
 
 def test_each_pass_of_a_stream_is_a_permutation_and_passes_differ() -> None:
-    stream = Stream(list("abcdef"), seed=2)
+    stream = Passes(list("abcdef"), seed=2)
     drawn, position = [], 0
     for _ in range(12):
         items, position = stream.take(position, 2)
@@ -108,24 +99,24 @@ def test_each_pass_of_a_stream_is_a_permutation_and_passes_differ() -> None:
     passes = ["".join(drawn[i : i + 6]) for i in range(0, 24, 6)]
     assert all(sorted(one) == list("abcdef") for one in passes)
     assert len(set(passes)) > 1
-    assert Stream(list("abcdef"), seed=2).take(6, 6)[0] == list(passes[1])
-    assert Stream(list("abcdef"), seed=3).take(0, 6)[0] != list(passes[0])
+    assert Passes(list("abcdef"), seed=2).take(6, 6)[0] == list(passes[1])
+    assert Passes(list("abcdef"), seed=3).take(0, 6)[0] != list(passes[0])
 
 
 def test_take_never_holds_an_item_twice_and_its_position_is_all_its_state() -> None:
-    stream = Stream(list(range(5)), seed=0)
+    stream = Passes(list(range(5)), seed=0)
     position, counts = 0, Counter[int]()
     for _ in range(40):
         items, after = stream.take(position, 3)
         assert len(set(items)) == len(items) == 3
-        assert Stream(list(range(5)), seed=0).take(position, 3) == (items, after)
+        assert Passes(list(range(5)), seed=0).take(position, 3) == (items, after)
         assert after >= position + 3
         position = after
         counts.update(items)
     assert set(counts) == set(range(5))
     items, position = stream.take(0, 9)
     assert (sorted(items), position) == ([0, 1, 2, 3, 4], 5)
-    assert Stream([], seed=0).take(0, 3) == ([], 0)
+    assert Passes([], seed=0).take(0, 3) == ([], 0)
 
 
 def test_saved_optimizer_takes_the_same_next_step_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:

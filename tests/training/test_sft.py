@@ -6,40 +6,32 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import TASKS, World
+from training_world import TASKS, Lines, World
 
 from latentmem.carrying import roles_of_teams
 from latentmem.errors import TrainingError
 from latentmem.memory.memory import recall_one
-from latentmem.processes import Processes
 from latentmem.teams.team import Agent, FixedTeam
-from latentmem.training.optimization import Progress
-from latentmem.training.sft import SFTSettings, SFTTrainer, _Judged
+from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.optimizer import StepResult
+from latentmem.training.sft import SFTTrainer, _Judged
 from latentmem.trajectory import Role, Trajectory
 
 
 def trainer_of(
     world: World, trajectories: list[Trajectory] | None = None, held_out: list[Trajectory] | None = None, **kwargs
 ) -> SFTTrainer:
-    settings = {
-        "num_steps": 4,
-        "trajectories_per_step": 2,
-        "save_every": 1,
-        "eval_every": None,
-        "micro_batch_positions": 300,
-        **kwargs,
-    }
-    return SFTTrainer(
+    trainer = SFTTrainer(
         world.memory,
         world.model,
+        world.team,
         world.trajectories[:6] if trajectories is None else trajectories,
         world.trajectories[6:] if held_out is None else held_out,
-        [world.team],
-        world.optimization(settings["num_steps"]),
-        Processes(),
-        SFTSettings(**settings),
         seed=1,
+        **{"num_steps": 4, "trajectories_per_step": 2, "save_every": 1, "micro_batch_positions": 300, **kwargs},
     )
+    trainer.optimization = world.optimization(trainer.settings.num_steps)
+    return trainer
 
 
 def weights(world: World) -> dict[str, torch.Tensor]:
@@ -54,16 +46,13 @@ def frozen(world: World) -> dict[str, torch.Tensor]:
 def run(trainer: SFTTrainer, folder: Path, lines: list[dict[str, Any]], stop_at: int | None = None) -> Progress:
     step = trainer.step
 
-    def stoppable(progress: Progress) -> dict[str, float]:
+    def stoppable(progress: Progress) -> StepResult:
         if progress.step == stop_at:
             raise KeyboardInterrupt
         return step(progress)
 
-    def rewind(to: int) -> None:
-        lines[:] = [line for line in lines if line["step"] <= to]
-
     trainer.step = stoppable  # type: ignore[method-assign]
-    return trainer.train(folder, lines.append, rewind)
+    return trainer.train(folder, Lines(lines))
 
 
 def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other_tasks(world: World) -> None:
@@ -82,7 +71,7 @@ def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other
                 logits = agent(inputs_embeds=inputs).logits[0, len(prompt) + 3 - 1 : -1]
             total += float(torch.nn.functional.cross_entropy(logits, response[0], reduction="sum"))
             tokens += len(message.token_ids)
-    metrics = trainer.step(Progress())
+    metrics = trainer.step(Progress()).metrics
     assert metrics["tokens"] == tokens
     assert metrics["loss"] == pytest.approx(total / tokens, rel=1e-5)
 
@@ -152,7 +141,7 @@ def test_process_without_an_example_takes_part(world: World) -> None:
     real = trainer.processes.sum
     trainer.processes.sum = lambda values: {k: v + 5.0 for k, v in real(values).items()}  # type: ignore[method-assign]
     before = weights(world)
-    metrics = trainer.step(Progress())
+    metrics = trainer.step(Progress()).metrics
     assert (metrics["loss"], metrics["tokens"], metrics["grad_norm"]) == (5.0, 5.0, 0.0)
     assert all(torch.equal(before[name], value) for name, value in weights(world).items())
     trainer.processes.gather = lambda items: [*items, _Judged("x", 5.0, 5, True)]  # type: ignore[method-assign]

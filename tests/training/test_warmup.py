@@ -2,27 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from training_world import Lines
 
+from latentmem.config import WarmupSection
 from latentmem.errors import TrainingError
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import describe
 from latentmem.models.language_model import LanguageModel
-from latentmem.processes import Processes
 from latentmem.teams.team import load_team
 from latentmem.training import warmup as module
-from latentmem.training.optimization import Optimization, newest_checkpoint, selected_checkpoint
-from latentmem.training.warmup import WarmupSettings, WarmupTrainer
+from latentmem.training.checkpoint_folder import newest_checkpoint, selected_checkpoint
+from latentmem.training.warmup import WarmupTrainer
 from latentmem.training.warmup_texts import SPEAKER, TOLD, Lesson, Words, draw_lesson, words_of
 from wordy import WORDS
 
-SETTINGS = WarmupSettings(
+SETTINGS = WarmupSection(
     frame_steps=8,
     frame_rate=3e-2,
     copy_steps=8,
@@ -43,20 +43,11 @@ def make(wordy_model_dir: Path, other_model_dir: Path) -> Callable[..., WarmupTr
     def build(other: bool = False, seed: int = 3, **kwargs: Any) -> WarmupTrainer:
         model = LanguageModel.from_pretrained(str(wordy_model_dir), "cpu")
         base = LanguageModel.from_pretrained(str(other_model_dir), "cpu") if other else model
-        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in vars(SETTINGS)}
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in WarmupSection.model_fields}
         composer = Composer(
             base, model, **{"num_latents": 1, "slots": 1, "rank": 2, "alpha": 4.0, "template": "{memory}", **kwargs}
         )
-        optimize = partial(
-            Optimization,
-            processes=Processes(),
-            schedule="constant",
-            warmup_steps=0,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
-        )
-        settings = replace(SETTINGS, **fields)
-        return WarmupTrainer(composer, model, [], optimize, Processes(), settings, seed)
+        return WarmupTrainer(composer, model, None, SETTINGS, seed=seed, **fields)
 
     return build
 
@@ -75,10 +66,7 @@ def run(trainer: WarmupTrainer, folder: Path, lines: list[dict[str, Any]] | None
     """Train, and return the rows that are left of what was logged."""
     rows = [] if lines is None else lines
 
-    def rewind(step: int) -> None:
-        rows[:] = [row for row in rows if row["step"] <= step]
-
-    trainer.train(folder, rows.append, rewind)
+    trainer.train(folder, Lines(rows))
     return rows
 
 
@@ -317,8 +305,7 @@ def test_a_tokenizer_with_few_words_is_told(
     model = LanguageModel.from_pretrained(str(tiny_model_dir), "cpu")
     composer = Composer(model, num_latents=1, slots=1, rank=2)
     with pytest.raises(TrainingError) as error:
-        WarmupTrainer(composer, model, [], partial(Optimization, processes=Processes(), schedule="constant",
-            warmup_steps=0, max_grad_norm=1.0, weight_decay=0.0), Processes(), SETTINGS)  # fmt: skip
+        WarmupTrainer(composer, model, None, SETTINGS)
     assert str(error.value).startswith(f"model {model.name!r} has ")
     assert str(error.value).endswith(
         " words of four letters or more that are one token; expected 160 to warm up with; leave `train warmup` out"

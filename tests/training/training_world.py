@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Team
-from latentmem.training.optimization import Optimization, Trained
+from latentmem.training.optimizer import Optimization, Trained
 from latentmem.training.scoring import Example
 from latentmem.trajectory import Task, Trajectory
 
@@ -86,6 +87,25 @@ class World:
         ).trajectories
 
 
+class Lines:
+    """A journal that keeps what it is told in lists, all but the keys of `without`."""
+
+    def __init__(self, lines: list[dict[str, Any]] | None = None, without: Sequence[str] = ()) -> None:
+        self.lines = [] if lines is None else lines
+        self.tasks: list[dict[str, Any]] = []
+        self.without = without
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.lines.append({key: value for key, value in metrics.items() if key not in self.without})
+
+    def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.tasks += map(dict, rows)
+
+    def rewind(self, step: int) -> None:
+        self.lines[:] = [line for line in self.lines if line["step"] <= step]
+        self.tasks[:] = [row for row in self.tasks if row["step"] <= step]
+
+
 def make_world(
     bank: ExperienceBank,
     model_dir: Path,
@@ -130,7 +150,8 @@ def plain_logps(composer: Composer, model: LanguageModel, example: Example) -> T
     ids = torch.tensor([composer.backbone.encode(example.composer_text)])
     queries = composer.query_latents[None]
     inputs = torch.cat([composer.backbone.model.get_input_embeddings()(ids), queries], dim=1)
-    hidden = composer.backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[:, ids.shape[1] :]
+    with composer.backbone.adapters.only(composer.adapter):
+        hidden = composer.backbone.model.base_model(inputs_embeds=inputs).last_hidden_state[:, ids.shape[1] :]
     latents = composer.projection(hidden)
     prompt, response = torch.tensor([example.prompt_ids]), torch.tensor([example.token_ids])
     whole = torch.cat([embed(prompt), latents, embed(response)], dim=1)

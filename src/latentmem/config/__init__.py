@@ -43,14 +43,16 @@ from latentmem.config.read import (
     parse_config,
     parse_section,
     read_values,
+    with_fields,
 )
 from latentmem.config.section import Section
 from latentmem.config.training import (
     CollectSection,
+    ComposerOptimizerFields,
     GRPOSection,
     LMPOSection,
     OptimizerFields,
-    SamplingSection,
+    Sampling,
     SFTSection,
     WarmupSection,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "BankSection",
     "CodeSection",
     "CollectSection",
+    "ComposerOptimizerFields",
     "ComposerSection",
     "Config",
     "DataSection",
@@ -83,7 +86,7 @@ __all__ = [
     "RivalsSection",
     "Rows",
     "SFTSection",
-    "SamplingSection",
+    "Sampling",
     "SandboxSection",
     "SearchSection",
     "Section",
@@ -96,4 +99,5 @@ __all__ = [
     "parse_config",
     "parse_section",
     "read_values",
+    "with_fields",
 ]

@@ -11,7 +11,7 @@ from latentmem.config.training import (
     CollectSection,
     GRPOSection,
     LMPOSection,
-    SamplingSection,
+    Sampling,
     SFTSection,
     WarmupSection,
 )
@@ -107,7 +107,7 @@ class Config(Section):
     bank: BankSection = BankSection()
     memory: MemorySection = MemorySection()
     rivals: RivalsSection = RivalsSection()
-    sampling: SamplingSection = SamplingSection()
+    sampling: Sampling = Sampling()
     collect: CollectSection = CollectSection()
     warmup: WarmupSection = WarmupSection()
     sft: SFTSection = SFTSection()

@@ -1,6 +1,7 @@
 """From YAML and the command line to a configuration: packaged files, dotted overrides, and mistakes in one line."""
 
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def parse_section(schema: type[AnySection], values: dict[str, Any], source: str)
         return schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error, values, schema)}") from None
+
+
+def with_fields(section: AnySection, fields: Mapping[str, Any], source: str) -> AnySection:
+    """The section with some of its fields set anew, checked as if they stood in a file.
+
+    Raises:
+        ConfigError: an unknown field or a wrong value, in one line that begins with `source`.
+    """
+    return parse_section(type(section), {**dict(section), **fields}, source) if fields else section
 
 
 def dump_config(config: Config) -> str:

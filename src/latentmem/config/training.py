@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from latentmem.config.section import AsTuple, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
 
 
-class SamplingSection(Section):
-    """How responses are sampled while collecting and training."""
+class Sampling(Section):
+    """How responses are drawn: the temperature first, then top-k, then top-p."""
 
     temperature: NonNegativeFloat = 0.7
     """0 is greedy. It is part of the log-probabilities that training uses."""

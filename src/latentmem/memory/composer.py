@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latentmem.config import MemorySection
+from latentmem.config import ComposerSection, MemorySection
 from latentmem.errors import CheckpointError, ConfigError
 from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
@@ -44,6 +44,7 @@ What this member said in them:
 In {num_latents} latent tokens, what helps this member with the task at hand:"""
 FIELDS = ("task", "memory", "role", "role_messages", "num_latents")
 
+DEFAULTS = ComposerSection()
 _MUST_AGREE = (
     "num_latents",
     "d_composer",
@@ -75,16 +76,16 @@ class Composer(nn.Module):
         backbone: LanguageModel,
         agents: LanguageModel | None = None,
         *,
-        num_latents: int = 8,
-        rank: int = 16,
-        alpha: float = 32.0,
-        target_modules: Sequence[str] = ("q_proj", "v_proj"),
-        template: str | None = None,
-        max_prompt_tokens: int = 1024,
-        initial_scale: float = 0.1,
-        slots: int | None = None,
-        sharpness: float = 2.0,
-        cue: str | None = None,
+        num_latents: int = DEFAULTS.num_latents,
+        rank: int = DEFAULTS.rank,
+        alpha: float = DEFAULTS.alpha,
+        target_modules: Sequence[str] = DEFAULTS.target_modules,
+        template: str | None = DEFAULTS.template,
+        max_prompt_tokens: int = DEFAULTS.max_prompt_tokens,
+        initial_scale: float = DEFAULTS.initial_scale,
+        slots: int | None = DEFAULTS.slots,
+        sharpness: float = DEFAULTS.sharpness,
+        cue: str | None = DEFAULTS.cue,
         seed: int = 0,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
@@ -162,6 +163,11 @@ class Composer(nn.Module):
         self._initialise_projection(agents, initial_scale)
 
     @property
+    def adapter(self) -> str:
+        """The name of its adapter on the backbone."""
+        return self._adapter.name
+
+    @property
     def backbone(self) -> LanguageModel:
         """The LM that the adapter sits on."""
         return self._backbone[0]
@@ -195,7 +201,7 @@ class Composer(nn.Module):
 
     def detach(self) -> None:
         """Take the adapter off the backbone; this composer is of no use any more."""
-        self.backbone.adapters.remove(self._adapter.name)
+        self.backbone.adapters.remove(self.adapter)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
         """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
@@ -293,7 +299,7 @@ class Composer(nn.Module):
         queries = self.query_latents.to(embeddings.dtype).expand(len(prompts), -1, -1)
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
-        with self.backbone.adapters.only(self._adapter.name):
+        with self.backbone.adapters.only(self.adapter):
             hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
         return hidden.to(self.dtype)
 

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import GMemorySection, InsightsSection, MemorySection
+from latentmem.config import BankSection, GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.insights import Insight, mend, numbered, ranked
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
 from latentmem.memory.memory import Spent
 from latentmem.memory.retrieval import Rate, best_rated
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 _LEARNED = {"threshold", "max_links", "opening", "reading", "condense", "condense_system"}
 """Keys of the section that learning depends on."""
@@ -48,12 +50,12 @@ class Graph:
         scribe: Scribe,
         similarity: Similarity,
         rate: Rate,
-        num_retrieved: int = 3,
+        num_retrieved: int = DEFAULTS.num_retrieved,
         section: GMemorySection = GMemorySection(),  # noqa: B008 - it is frozen
         insights: InsightsSection = InsightsSection(),  # noqa: B008
         words: MemorySection = MemorySection(),  # noqa: B008
         *,
-        only_successes: bool = True,
+        only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
         """Take what the method asks with.
 

@@ -20,11 +20,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import InsightsSection, MemorySection
+from latentmem.config import BankSection, InsightsSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe
 from latentmem.memory.memory import Spent, describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 FIRST_SCORE = 2
 MAX_OPERATIONS = 4
@@ -48,11 +50,11 @@ class Insights:
     def __init__(
         self,
         scribe: Scribe,
-        num_retrieved: int = 3,
+        num_retrieved: int = DEFAULTS.num_retrieved,
         section: InsightsSection = InsightsSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
         *,
-        only_successes: bool = True,
+        only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
         self.scribe = scribe
         self.num_retrieved = num_retrieved

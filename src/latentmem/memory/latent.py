@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from latentmem.bank import ExperienceBank
+from latentmem.config import BankSection
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 
 class LatentMemory:
@@ -22,8 +25,8 @@ class LatentMemory:
         self,
         bank: ExperienceBank,
         composer: Composer,
-        num_retrieved: int = 3,
-        only_successes: bool = True,
+        num_retrieved: int = DEFAULTS.num_retrieved,
+        only_successes: bool = DEFAULTS.only_successes,
         batch_size: int = 8,
         rate: Rate | None = None,
     ) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank import Embed, ExperienceBank
+from latentmem.config import RivalsSection
 from latentmem.errors import RunError
 from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.models.language_model import AgentModel, Prompt, Sampling
@@ -26,6 +27,8 @@ from latentmem.runs import read_json, write_atomic
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 logger = logging.getLogger(__name__)
+
+DEFAULTS = RivalsSection()
 
 NOTES_VERSION = 1
 """Version of the file; another one is refused."""
@@ -68,7 +71,7 @@ class Method(Protocol):
 class LearnedMemory:
     """A bank, a method, and the file of what the method has learned from the bank."""
 
-    def __init__(self, bank: ExperienceBank, method: Method, path: Path, batch_size: int = 16) -> None:
+    def __init__(self, bank: ExperienceBank, method: Method, path: Path, batch_size: int = DEFAULTS.batch_size) -> None:
         """Read the notes, if there are any.
 
         Args:
@@ -194,8 +197,8 @@ class Scribe:
     def __init__(
         self,
         model: AgentModel,
-        max_response_tokens: int = 256,
-        max_episode_characters: int = 4000,
+        max_response_tokens: int = DEFAULTS.max_response_tokens,
+        max_episode_characters: int = DEFAULTS.max_episode_characters,
     ) -> None:
         self.model = model
         self.sampling = Sampling(temperature=0, max_response_tokens=max_response_tokens)

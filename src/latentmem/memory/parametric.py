@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from latentmem.config import GRPOSection
 from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
 from latentmem.memory.memory import Recall, Recalls
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
+DEFAULTS = GRPOSection()
 _MUST_AGREE = ("d_agent", "rank", "alpha", "target_modules")
 
 
@@ -28,9 +30,9 @@ class ParametricMemory:
         self,
         model: LanguageModel,
         *,
-        rank: int = 16,
-        alpha: float = 32.0,
-        target_modules: Sequence[str] = ("q_proj", "v_proj"),
+        rank: int = DEFAULTS.rank,
+        alpha: float = DEFAULTS.alpha,
+        target_modules: Sequence[str] = DEFAULTS.target_modules,
         seed: int = 0,
     ) -> None:
         """Put a fresh adapter on the agents' model.

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from latentmem.config import MemorySection
+from latentmem.config import BankSection, MemorySection
 from latentmem.errors import ConfigError, ModelError
 from latentmem.memory.memory import Spent, describe
 from latentmem.models.language_model import LanguageModel
@@ -60,7 +60,7 @@ class Rater:
         self,
         model: LanguageModel,
         template: str | None = None,
-        max_prompt_tokens: int = 1024,
+        max_prompt_tokens: int = BankSection().rating_max_tokens,
         batch_positions: int = 4096,
         system: str | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen

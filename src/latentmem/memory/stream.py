@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import GenerativeSection, MemorySection
+from latentmem.config import BankSection, GenerativeSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, failures_too
 from latentmem.memory.memory import Spent, tell
 from latentmem.memory.retrieval import Rate
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 
 class Stream:
@@ -29,12 +31,12 @@ class Stream:
         self,
         relevance: Rate,
         importance: Rate,
-        num_retrieved: int = 3,
+        num_retrieved: int = DEFAULTS.num_retrieved,
         section: GenerativeSection = GenerativeSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
         raters: Mapping[str, Any] | None = None,
         *,
-        only_successes: bool = True,
+        only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
         """Take what rates.
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import MemorySection, VoyagerSection
+from latentmem.config import BankSection, MemorySection, VoyagerSection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity, failures_too
 from latentmem.memory.memory import Spent, describe, tell
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 
 class Summaries:
@@ -28,11 +30,11 @@ class Summaries:
         self,
         scribe: Scribe,
         similarity: Similarity,
-        num_retrieved: int = 3,
+        num_retrieved: int = DEFAULTS.num_retrieved,
         section: VoyagerSection = VoyagerSection(),  # noqa: B008 - it is frozen
         words: MemorySection = MemorySection(),  # noqa: B008
         *,
-        only_successes: bool = True,
+        only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
         self.scribe = scribe
         self.similarity = similarity

@@ -9,10 +9,12 @@ made to last beyond one task, by giving the next team the nearest trajectories a
 from collections.abc import Mapping, Sequence
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import MemorySection
+from latentmem.config import BankSection, MemorySection
 from latentmem.memory.memory import Recall, Recalls, Spent, tell
 from latentmem.memory.retrieval import Rate, retrieve
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
+
+DEFAULTS = BankSection()
 
 
 class TextMemory:
@@ -23,8 +25,8 @@ class TextMemory:
     def __init__(
         self,
         bank: ExperienceBank,
-        num_retrieved: int = 3,
-        only_successes: bool = True,
+        num_retrieved: int = DEFAULTS.num_retrieved,
+        only_successes: bool = DEFAULTS.only_successes,
         rate: Rate | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from latentmem.config import ModelSection, Sampling
 from latentmem.errors import ModelError
 from latentmem.models.adapters import Adapters
 from latentmem.models.assets import quiet_loading, resolve_model
@@ -28,6 +29,7 @@ from latentmem.models.prefix import Kept, Prefix, check_window, prefill, prepare
 
 logger = logging.getLogger(__name__)
 
+DEFAULTS = ModelSection()
 PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 """Used for a model without a chat template."""
 
@@ -38,16 +40,6 @@ _FIRST_CHECKS = frozenset({2, 4})
 _CHECK_EVERY = 8
 """Decoding steps between looks at which rows have ended, after the first ones, for agents may answer with one word;
 each look makes a GPU wait."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn. temperature 0 is greedy; top_p 1 and top_k 0 keep the whole vocabulary."""
-
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    max_response_tokens: int = 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,13 @@ class AgentModel(Protocol):
 class LanguageModel:
     """A Hugging Face causal LM with its tokenizer, frozen."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_batch_size: int = 64):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        max_batch_size: int = DEFAULTS.max_batch_size,
+    ):
         self.model = model.eval().requires_grad_(False)
         prepare(model, name)
         self.tokenizer = tokenizer
@@ -101,17 +99,15 @@ class LanguageModel:
         control = "|".join(map(re.escape, _control_tokens(tokenizer))) or r"(?!)"
         self._control_starts = re.compile(f"(?=(?:{control}))(.)", re.DOTALL)
         self._render = _chat_renderer(tokenizer, name)
-        self.kept: Kept | None = None
-        """What prompts begin with, read while sampling, in `keeping_beginnings`."""
         self.adapters = Adapters(self.model, name)
 
     @classmethod
     def from_pretrained(
         cls,
         name: str,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_batch_size: int = 64,
+        device: str = DEFAULTS.device,
+        dtype: str = DEFAULTS.dtype,
+        max_batch_size: int = DEFAULTS.max_batch_size,
         place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     ) -> Self:
         """Load by embedded name, hub id, local folder or GGUF file.
@@ -203,28 +199,24 @@ class LanguageModel:
         with self.adapters.only(adapter):
             yield self.model
 
-    @contextmanager
-    def keeping_beginnings(self) -> Iterator[None]:
-        """Meanwhile what groups of prompts begin with is kept when the frozen model reads it, for scoring responses."""
-        self.kept = Kept()
-        try:
-            yield
-        finally:
-            self.kept = None
-
-    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None = None) -> list[Sampled]:
         """Sample one response a prompt, in batches of at most `max_batch_size`.
+
+        Args:
+            prompts: what the agents are asked.
+            sampling: how responses are drawn.
+            kept: takes what groups of prompts begin with, as the frozen model has read it.
 
         Raises:
             ModelError: a prompt does not fit the context window, or the model's values are not finite.
         """
         sampled: list[Sampled] = []
         for start in range(0, len(prompts), self.max_batch_size):
-            sampled += self._respond(prompts[start : start + self.max_batch_size], sampling)
+            sampled += self._respond(prompts[start : start + self.max_batch_size], sampling, kept)
         return sampled
 
     @torch.no_grad()
-    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None) -> list[Sampled]:
         latents = stack_latents([prompt.latents for prompt in prompts])
         (adapter,) = {prompt.adapter for prompt in prompts}
         num_latents = 0 if latents is None else latents.shape[1]
@@ -240,7 +232,7 @@ class LanguageModel:
         rows = [again.index(place) for place in range(len(places))]  # the first of each kind
         with self.as_agent(adapter) as model:
             once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
-            kept = self.kept if adapter is None else None  # trained agents read their prompts again, with gradients
+            kept = kept if adapter is None else None  # trained agents read their prompts again, with gradients
             prefix = prefill(model, once, groups, room, read_beginnings(model, ids, [p.group for p in prompts], kept))
             if latents is not None:
                 latents = latents[rows].to(self.device, model.dtype)
@@ -270,6 +262,23 @@ class LanguageModel:
                 )
             )
         return results
+
+
+@dataclass(frozen=True)
+class KeepingModel:
+    """A language model that keeps what its prompts begin with, so that scoring the responses need not read it again."""
+
+    model: LanguageModel
+    kept: Kept = field(default_factory=Kept)
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """The model's responses."""
+        return self.model.respond(prompts, sampling, self.kept)
 
 
 def well_formed(text: str) -> str:

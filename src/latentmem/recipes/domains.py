@@ -94,20 +94,6 @@ def with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split
     return {**found, "experience": experience or train[:count], "train": train[count:]}
 
 
-def last_tasks(tasks: list[Task], count: int, key: str, split: Split) -> list[Task]:
-    """The last tasks of a split, which are set aside.
-
-    Raises:
-        ConfigError: none would be left; `key` is where the count stands.
-    """
-    if count >= len(tasks):
-        raise ConfigError(
-            f"{key} is {count}, but the {split} split has {len(tasks)} tasks; "
-            "set it lower, so that some are left to train on"
-        )
-    return tasks[len(tasks) - count :]
-
-
 def task_to_show(splits: Mapping[Split, list[Task]], split: Split, number: int) -> tuple[Task, str]:
     """A task by its number in a split, from 1, and how it is called.
 

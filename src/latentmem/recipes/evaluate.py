@@ -59,10 +59,10 @@ def _play(here: Phase) -> dict[str, Any]:
     folder = Path(config.run) / here.name
     copies = folder if section.online else None
     sampling = Sampling(
-        section.temperature,
-        parts.sampling.top_p,
-        parts.sampling.top_k,
-        section.max_response_tokens or parts.sampling.max_response_tokens,
+        temperature=section.temperature,
+        top_p=parts.sampling.top_p,
+        top_k=parts.sampling.top_k,
+        max_response_tokens=section.max_response_tokens or parts.sampling.max_response_tokens,
     )
     with progress(len(tasks) * len(names), "evaluate", "task", shown=here.is_first) as bar:
 

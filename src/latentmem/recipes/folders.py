@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from latentmem.config import Config
-from latentmem.training.optimization import newest_checkpoint
+from latentmem.training.checkpoint_folder import newest_checkpoint
 
 EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of an evaluation of each split: neither is held to how the other was started."""

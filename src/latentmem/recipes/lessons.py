@@ -12,7 +12,7 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.recipes.parts import Parts
-from latentmem.teams.turn import Team, Teams
+from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
 from latentmem.trajectory import Task, Trajectory
 
@@ -67,8 +67,7 @@ def right_responses(parts: Parts, tasks: Sequence[Task], players: Team | Teams) 
     if not isinstance(parts.domain, Demonstrator):
         return None
     shown = _told_by(parts.domain, tasks)
-    teams = players.teams if isinstance(players, Teams) else (players,)
-    roles = {role.name for team in teams for role in team.roles}
+    roles = {role.name for team in teams_of(players) for role in team.roles}
     if any("" not in one.said and not roles <= one.said.keys() for one in shown):
         return None
     return act_out(parts, shown, players)

@@ -22,15 +22,16 @@ from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
 from latentmem.models.embedder import Embedder
-from latentmem.models.language_model import LanguageModel, Sampling, stream_seed
+from latentmem.models.language_model import LanguageModel, stream_seed
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
-from latentmem.recipes.domains import DOMAINS, check_roles, last_tasks, with_experience
+from latentmem.recipes.domains import DOMAINS, check_roles, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template
-from latentmem.training.optimization import selected_checkpoint
+from latentmem.training.checkpoint_folder import selected_checkpoint
+from latentmem.training.tasks import last_tasks, tasks_aside
 from latentmem.trajectory import Task
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,7 @@ class Parts:
         self.train_tasks = self.tasks["train"]
         self.has_warned = False
         """Whether it was told that what matters in the bank is not recalled."""
-        section = config.sampling
-        self.sampling = Sampling(section.temperature, section.top_p, section.top_k, section.max_response_tokens)
+        self.sampling = config.sampling
 
     # Tasks
 
@@ -123,10 +123,7 @@ class Parts:
 
     def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
         """Tasks for choosing checkpoints: the first of the dev split, or the last train tasks where there is none."""
-        count = section.eval_tasks if section.eval_every else 0
-        if self.tasks["dev"]:
-            return self.tasks["dev"][:count]
-        return last_tasks(self.train_tasks, count, f"{name}.eval_tasks", "train")
+        return tasks_aside(self.train_tasks, self.tasks["dev"], section, name)
 
     def held_out_tasks(self, section: SFTSection) -> list[Task]:
         """The last train tasks: SFT needs episodes of what it sets aside, and dev tasks are not played."""

@@ -23,7 +23,7 @@ from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import initials, say
 from latentmem.rollout import rollout
 from latentmem.runs import write_atomic
-from latentmem.training.optimization import selected_checkpoint
+from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.trajectory import Recalled, Task, Trajectory
 
 logger = logging.getLogger(__name__)

@@ -1,31 +1,24 @@
 """The four trainings: warm-up, SFT and LMPO of a composer; GRPO, their rival, of the agents themselves."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from latentmem.config import Config, GRPOSection, LMPOSection, OptimizerFields, SFTSection, WarmupSection
+from latentmem.config import Config, GRPOSection, LMPOSection
 from latentmem.errors import TrainingError
+from latentmem.memory.latent import LatentMemory
+from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.language_model import stream_seed
-from latentmem.progress import progress
 from latentmem.recipes.folders import DEV_ROWS, checkpoints_of, steps_done, warmup_steps_done
 from latentmem.recipes.lessons import carried_by, lessons, right_responses
 from latentmem.recipes.memories import latent_memory
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin
-from latentmem.training.lmpo import LMPOSettings, LMPOTrainer
-from latentmem.training.optimization import (
-    Optimization,
-    Trained,
-    newest_checkpoint,
-    remove_others,
-    selected_checkpoint,
-)
-from latentmem.training.policies import AgentsPolicy, LatentPolicy, Policy
-from latentmem.training.sft import SFTSettings, SFTTrainer
-from latentmem.training.warmup import WarmupSettings, WarmupTrainer
+from latentmem.training.checkpoint_folder import newest_checkpoint, remove_others, selected_checkpoint
+from latentmem.training.journal import StepBar, step_bar
+from latentmem.training.lmpo import LMPOTrainer
+from latentmem.training.sft import SFTTrainer
+from latentmem.training.warmup import WarmupTrainer
 from latentmem.trajectory import Task
 
 
@@ -35,24 +28,12 @@ def train_warmup(config: Config, parts: Parts | None = None) -> None:
         section, parts = config.warmup, here.parts
         if _is_finished(here, section.copy_steps, section.frame_steps):
             return
+        seed = stream_seed(config.seed, "warmup")
         trainer = WarmupTrainer(
-            parts.composer(),
-            parts.model,
-            parts.train_teams,
-            partial(
-                Optimization,
-                processes=here.processes,
-                schedule="constant",
-                warmup_steps=0,
-                max_grad_norm=section.max_grad_norm,
-                weight_decay=0.0,
-            ),
-            here.processes,
-            WarmupSettings(**_fields(WarmupSettings, section)),
-            seed=stream_seed(config.seed, "warmup"),
+            parts.composer(), parts.model, parts.players, section, seed=seed, processes=here.processes
         )
         done = warmup_steps_done(checkpoints_of(config, "warmup"), section.frame_steps)
-        _train(here, trainer.train, section.frame_steps + section.copy_steps, "loss", done)
+        _train(here, trainer, section.frame_steps + section.copy_steps, "loss", done)
 
 
 def train_sft(config: Config, parts: Parts | None = None) -> None:
@@ -73,17 +54,15 @@ def train_sft(config: Config, parts: Parts | None = None) -> None:
         trainer = SFTTrainer(
             memory,
             parts.model,
+            parts.players,
             learned,
             held_out,
-            parts.train_teams,
-            _optimization(here, memory.composer, config.sft, config.sft.projection_rate),
-            here.processes,
-            SFTSettings(**_fields(SFTSettings, config.sft)),
+            config.sft,
             seed=stream_seed(config.seed, "sft"),
+            processes=here.processes,
             carried=carried_by(parts, memory, held_out, "sft", here.processes),
         )
-        train = partial(trainer.train, log_tasks=partial(here.run.log_details, DEV_ROWS))
-        _train(here, train, config.sft.num_steps, "loss")
+        _train(here, trainer, config.sft.num_steps, "loss")
 
 
 def train_lmpo(config: Config, parts: Parts | None = None) -> None:
@@ -95,13 +74,11 @@ def train_lmpo(config: Config, parts: Parts | None = None) -> None:
         initial = parts.initial(config.lmpo.initial)
         aside = parts.eval_tasks("lmpo", config.lmpo)
         memory = latent_memory(parts, initial)
-        optimization = _optimization(here, memory.composer, config.lmpo, config.lmpo.projection_rate)
-        policy = LatentPolicy(memory, parts.model)
         held_out = right_responses(parts, aside, parts.players)
         if held_out is None:
             held_out = parts.bank.get(id_ for task in aside for id_ in parts.bank.ids_of(task))
         carried = carried_by(parts, memory, held_out, "lmpo", here.processes) if aside else None
-        _reinforce(here, config.lmpo, policy, aside, optimization, carried)
+        _reinforce(here, config.lmpo, memory, aside, carried)
 
 
 def train_grpo(config: Config, parts: Parts | None = None) -> None:
@@ -111,55 +88,57 @@ def train_grpo(config: Config, parts: Parts | None = None) -> None:
         if _is_finished(here, config.grpo.num_steps):
             return
         aside = parts.eval_tasks("grpo", config.grpo)
-        memory = parts.parametric_memory()
-        _reinforce(here, config.grpo, AgentsPolicy(memory), aside, _optimization(here, memory, config.grpo))
+        _reinforce(here, config.grpo, parts.parametric_memory(), aside)
 
 
 def _reinforce(
     here: Phase,
     section: LMPOSection | GRPOSection,
-    policy: Policy,
+    memory: LatentMemory | ParametricMemory,
     aside: list[Task],
-    optimization: Optimization,
     carried: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
-    """Train a policy on all train tasks but those set aside."""
+    """Train on all train tasks but those set aside."""
     parts = here.parts
-    keys = {task.key for task in aside}
     trainer = LMPOTrainer(
-        policy,
+        memory,
+        parts.model,
         parts.players,
-        parts.domain.start,
-        [task for task in parts.train_tasks if task.key not in keys],
-        aside,
-        optimization,
-        here.processes,
-        LMPOSettings(**_fields(LMPOSettings, section)),
-        parts.sampling,
+        parts.domain,
+        section,
+        tasks=parts.train_tasks,
+        eval_tasks=aside,
+        sampling=parts.sampling,
         max_turns=here.config.max_turns,
         seed=stream_seed(here.config.seed, here.name),
+        processes=here.processes,
         carried=carried,
     )
-    _train(here, trainer.train, section.num_steps, "reward")
+    _train(here, trainer, section.num_steps, "reward")
 
 
-def _optimization(
-    here: Phase,
-    trained: Trained,
-    section: SFTSection | LMPOSection | GRPOSection,
-    projection_rate: float = 1.0,
-) -> Optimization:
-    return Optimization(
-        trained,
-        here.processes,
-        num_steps=section.num_steps,
-        learning_rate=section.learning_rate,
-        projection_rate=projection_rate,
-        schedule=section.schedule,
-        warmup_steps=section.warmup_steps,
-        max_grad_norm=section.max_grad_norm,
-        weight_decay=section.weight_decay,
-    )
+class _RunJournal:
+    """Writes what a trainer tells into the run, and moves the bar."""
+
+    def __init__(self, here: Phase, bar: StepBar) -> None:
+        self.run = here.run
+        self.phase = here.name
+        self.bar = bar
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.run.log(metrics)
+        self.bar.show(metrics)
+
+    def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.run.log_details(DEV_ROWS, rows)
+
+    def rewind(self, step: int) -> None:
+        self.run.rewind_metrics(self.phase, step)
+        self.run.rewind_details(DEV_ROWS, step)
+
+
+class _Trainer(Protocol):
+    def train(self, folder: Path, journal: _RunJournal) -> object: ...
 
 
 def _is_finished(here: Phase, num_steps: int, earlier_steps: int = 0) -> bool:
@@ -174,32 +153,9 @@ def _is_finished(here: Phase, num_steps: int, earlier_steps: int = 0) -> bool:
     return True
 
 
-def _train(
-    here: Phase,
-    train: Callable[[Path, Callable[[dict[str, Any]], None], Callable[[int], None]], object],
-    num_steps: int,
-    shown: str,
-    done: int | None = None,
-) -> None:
+def _train(here: Phase, trainer: _Trainer, num_steps: int, shown: str, done: int | None = None) -> None:
     folder = checkpoints_of(here.config, here.name)
     begun = steps_done(folder) if done is None else done
-    with progress(num_steps, here.name, "step", begun, shown=here.is_first) as bar:
-
-        def log(metrics: dict[str, Any]) -> None:
-            here.run.log(metrics)
-            figures = {key: f"{metrics[key]:.3f}" for key in (shown, "eval_loss", "eval_reward") if key in metrics}
-            bar.set_postfix(figures, refresh=False)
-            bar.update(min(metrics["step"], num_steps) - bar.n)
-
-        def rewind(step: int) -> None:
-            here.run.rewind_metrics(here.name, step)
-            here.run.rewind_details(DEV_ROWS, step)
-
-        train(folder, log, rewind)
+    with step_bar(num_steps, here.name, shown, begun, here.is_first) as bar:
+        trainer.train(folder, _RunJournal(here, bar))
     here.say(f"{here.name}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
-
-
-def _fields(
-    settings: type[LMPOSettings] | type[SFTSettings] | type[WarmupSettings], section: OptimizerFields | WarmupSection
-) -> dict[str, Any]:
-    return {field.name: getattr(section, field.name) for field in fields(settings)}

@@ -79,6 +79,11 @@ class Teams:
         return self.teams[int.from_bytes(digest[:8]) % len(self.teams)]
 
 
+def teams_of(team: Team | Teams) -> tuple[Team, ...]:
+    """All who play."""
+    return team.teams if isinstance(team, Teams) else (team,)
+
+
 def render(template: str, fields: Mapping[str, str]) -> str:
     """The prompt; where a field is empty no run of blank lines is left, and blank lines inside a field stay."""
     kept = fill(template, **{name: "" for name, text in fields.items() if not text})

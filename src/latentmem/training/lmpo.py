@@ -6,54 +6,39 @@ messages of all turns, and composes from the very text the rollout composed from
 the composer the same steps are GRPO (arXiv 2402.03300), the parametric rival: what is trained is a `policies.Policy`.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from latentmem.environments.environment import Environment
+from latentmem.config import GRPOSection, LMPOSection, with_fields
+from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, TrainingError
-from latentmem.models.language_model import Sampling, stream_seed
+from latentmem.memory.latent import LatentMemory
+from latentmem.memory.parametric import ParametricMemory
+from latentmem.models.language_model import AgentModel, KeepingModel, LanguageModel, Sampling, stream_seed
+from latentmem.models.prefix import Kept
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts, rollout
 from latentmem.teams.turn import Team, Teams
-from latentmem.training.losses import LossType, group_advantages, importance_weights, lmpo_loss
-from latentmem.training.optimization import Optimization, Progress, Stream, train
-from latentmem.training.policies import Policy
+from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.loop import train
+from latentmem.training.losses import group_advantages, importance_weights, lmpo_loss
+from latentmem.training.optimizer import Optimization, StepResult
+from latentmem.training.policies import policy_of
 from latentmem.training.scoring import Example
+from latentmem.training.tasks import Passes, tasks_aside, without
 from latentmem.trajectory import Task, Trajectory
-
-logger = logging.getLogger(__name__)
 
 Logps = tuple[float, ...]
 """Log-probabilities of the tokens of one message."""
-
-
-@dataclass(frozen=True)
-class LMPOSettings:
-    """How to train; the fields are those of `lmpo` and `grpo` in the configuration."""
-
-    num_steps: int
-    tasks_per_step: int
-    group_size: int
-    num_iterations: int
-    loss_type: LossType
-    scale_advantages: bool
-    epsilon_low: float
-    epsilon_high: float
-    delta: float | None
-    beta: float
-    importance_cap: float | None
-    max_resamples: int
-    save_every: int
-    eval_every: int | None
-    micro_batch_positions: int
 
 
 class Group(NamedTuple):
@@ -71,17 +56,31 @@ class Rolled(NamedTuple):
     """Those that carry signal."""
     composed: dict[str, Tensor]
     """The latents [K, d_agent] that were given to agents, by the text that they were composed from."""
+    kept: Kept
+    """What the agents read of prompts."""
     metrics: dict[str, float]
     """Over all groups of all processes."""
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One message with what the loss needs besides its log-probabilities now."""
+class Batch:
+    """The messages of a step's groups, in this process, with what the loss needs besides their log-probabilities now.
 
-    example: Example
-    old_logps: Logps
-    advantage: float
+    Rows are ragged: one for each message, of as many numbers as its response has tokens.
+    """
+
+    examples: list[Example]
+    advantages: list[float]
+    """Of each message."""
+    old_logps: list[Logps]
+    """Log-probabilities that the ratio begins at."""
+    weights: list[Logps] | None
+    """Of truncated importance sampling."""
+    ref_logps: list[Logps] | None
+    """Log-probabilities under what is trained as it was before, for the KL term."""
+    num_messages: int
+    """In all processes, as is the next."""
+    num_tokens: int
 
 
 class LMPOTrainer:
@@ -89,70 +88,89 @@ class LMPOTrainer:
 
     def __init__(
         self,
-        policy: Policy,
+        memory: LatentMemory | ParametricMemory,
+        model: LanguageModel,
         team: Team | Teams,
-        start: Callable[[Task], Environment],
-        tasks: Sequence[Task],
-        eval_tasks: Sequence[Task],
-        optimization: Optimization,
-        processes: Processes,
-        settings: LMPOSettings,
-        sampling: Sampling,
+        domain: Domain,
+        settings: LMPOSection | GRPOSection | None = None,
+        *,
+        tasks: Sequence[Task] | None = None,
+        eval_tasks: Sequence[Task] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
         max_turns: int = 1,
         seed: int = 0,
+        processes: Processes | None = None,
         carried: Callable[[], Mapping[str, float]] | None = None,
+        **fields: Any,
     ) -> None:
         """Take what is needed for training.
 
         Args:
-            policy: what is trained, and plays; the bank of a latent memory stays as it is.
+            memory: what the team plays with. Of a latent memory the composer is trained and the bank stays as it is; of
+                a parametric memory the agents' adapter is trained.
+            model: the agents.
             team: who plays; of several teams the one that a task is dealt to.
-            start: makes an environment for a task.
-            tasks: played for training.
-            eval_tasks: played greedily every `eval_every` steps; none of `tasks`.
-            optimization: of what is trained.
-            processes: those that train together, each on its share of the tasks.
-            settings: sizes and the loss.
+            domain: makes the environments, and the tasks where none are given.
+            settings: the section `lmpo` or `grpo` of the configuration; `initial` is not read here. None is its
+                defaults.
+            tasks: played for training; None is the train split.
+            eval_tasks: played greedily every `eval_every` steps, and left out of `tasks`; None is the first of the dev
+                split, or the last of `tasks` where there is no such split.
             sampling: of the rollouts; its temperature is part of the log-probabilities.
             max_turns: of an episode.
             seed: of the order of tasks and of all sampling.
+            processes: those that train together, each on its share of the tasks; None is those that were launched.
             carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
+            fields: of `settings`, set anew.
 
         Raises:
-            ConfigError: a group of one rollout, or greedy sampling: neither leaves anything to compare.
+            ConfigError: an unknown field, a wrong value, or greedy sampling, which leaves nothing to compare.
             TrainingError: no tasks.
         """
-        if settings.group_size < 2:
-            raise ConfigError(
-                f"group_size is {settings.group_size}; advantages need at least 2 rollouts per task, "
-                "set it to 4 or more"
-            )
-        if not tasks or (settings.eval_every and not eval_tasks):
-            raise TrainingError(
-                f"{len(tasks)} tasks to train on and {len(eval_tasks)} set aside to evaluate on; "
-                "give at least one of each"
-            )
+        self.phase = "grpo" if isinstance(memory, ParametricMemory) else "lmpo"
+        defaults = GRPOSection() if isinstance(memory, ParametricMemory) else LMPOSection()
+        self.settings = with_fields(settings or defaults, fields, self.phase)
         if sampling.temperature == 0:
             raise ConfigError(
                 "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
             )
-        self.policy = policy
+        tasks = domain.tasks("train") if tasks is None else tasks
+        if eval_tasks is None:
+            eval_tasks = tasks_aside(tasks, domain.tasks("dev"), self.settings, self.phase)
+        tasks = without(tasks, eval_tasks)
+        if not tasks or (self.settings.eval_every and not eval_tasks):
+            raise TrainingError(
+                f"{len(tasks)} tasks to train on and {len(eval_tasks)} set aside to evaluate on; "
+                "give at least one of each"
+            )
+        self.policy = policy_of(memory, model)
         self.team = team
-        self.start = start
+        self.start = domain.start
         self.eval_tasks = list(eval_tasks)
-        self.optimization = optimization
-        self.processes = processes
-        self.settings = settings
+        self.processes = processes or Processes()
+        self.optimization = Optimization.of(self.policy.trained, self.settings, self.settings.num_steps, self.processes)
         self.sampling = sampling
         self.max_turns = max_turns
         self.seed = seed
-        self.stream = Stream(tasks, seed)
+        self.passes = Passes(tasks, seed)
         self.carried = carried or dict[str, float]
-        self.initial = {name: p.detach().clone() for name, p in policy.trained.trainable().items()}
+        self.initial = {name: p.detach().clone() for name, p in self.policy.trained.trainable().items()}
         """What is trained as it was before, for the KL term."""
 
-    def train(self, folder: Path, log: Callable[[dict[str, Any]], None], rewind: Callable[[int], None]) -> Progress:
-        """Train to the end, resuming from `folder`; see `optimization.train`."""
+    def train(self, folder: str | Path, journal: Journal | None = None) -> Progress:
+        """Train to the end, resuming from `folder`; see `loop.train`.
+
+        Args:
+            folder: of the checkpoints.
+            journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
+        """
+        folder = Path(folder)
+        if journal is not None:
+            return self._train(folder, journal)
+        with step_bar(self.settings.num_steps, self.phase, "reward", visible=self.processes.is_first) as bar:
+            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
+
+    def _train(self, folder: Path, journal: Journal) -> Progress:
         return train(
             self.policy.trained,
             self.optimization,
@@ -163,24 +181,22 @@ class LMPOTrainer:
             eval_every=self.settings.eval_every,
             take_step=self.step,
             evaluate=self._evaluate,
-            log=log,
-            rewind=rewind,
+            journal=journal,
         )
 
-    def step(self, progress: Progress) -> dict[str, float]:
-        """Roll out, compare, update; the step's metrics."""
-        with self.policy.model.keeping_beginnings():
-            began = time.perf_counter()
-            rolled = self._rollouts(progress)
-            middle = time.perf_counter()
-            metrics = rolled.metrics | self._update(rolled.groups, rolled.composed, progress.step)
-            seconds = {"rollout_seconds": middle - began, "update_seconds": time.perf_counter() - middle}
-        return metrics | seconds
+    def step(self, progress: Progress) -> StepResult:
+        """Roll out, compare, update."""
+        began = time.perf_counter()
+        rolled = self._rollouts(progress)
+        middle = time.perf_counter()
+        result = self._update(rolled, progress.step)
+        seconds = {"rollout_seconds": middle - began, "update_seconds": time.perf_counter() - middle}
+        return replace(result, metrics=rolled.metrics | result.metrics | seconds)
 
     def evaluate(self) -> float:
         """Mean reward of greedy responses on the tasks set aside."""
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
-        played = self._play(self.processes.shard(self.eval_tasks), greedy, 1, "eval")
+        played = self._play(self.policy.model, self.processes.shard(self.eval_tasks), greedy, 1, "eval")
         rewards = self.processes.gather([trajectory.reward for trajectory in played.trajectories])
         return sum(rewards) / len(rewards)
 
@@ -188,11 +204,13 @@ class LMPOTrainer:
         reward = self.evaluate()
         return reward, {"eval_reward": reward, **self.carried()}
 
-    def _play(self, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str) -> Rollouts:
+    def _play(
+        self, model: AgentModel, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str
+    ) -> Rollouts:
         return rollout(
             self.team,
             self.policy.memory,
-            self.policy.model,
+            model,
             tasks,
             self.start,
             sampling=sampling,
@@ -204,15 +222,15 @@ class LMPOTrainer:
     def _rollouts(self, progress: Progress) -> Rolled:
         """Roll tasks out, and again while too few groups carry signal, as far as `max_resamples` allows."""
         settings = self.settings
+        model = KeepingModel(self.policy.model)
         kept: list[Group] = []
         played: list[list[Trajectory]] = []
         composed: dict[str, Tensor] = {}
         num_kept = 0
         for draw in range(1 + settings.max_resamples):
-            tasks, progress.position = self.stream.take(progress.position, settings.tasks_per_step)
-            rollouts = self._play(
-                self.processes.shard(tasks), self.sampling, settings.group_size, f"step {progress.step} draw {draw}"
-            )
+            tasks, progress.position = self.passes.take(progress.position, settings.tasks_per_step)
+            stream = f"step {progress.step} draw {draw}"
+            rollouts = self._play(model, self.processes.shard(tasks), self.sampling, settings.group_size, stream)
             played += rollouts.groups
             composed |= rollouts.composed
             for group in rollouts.groups:
@@ -255,78 +273,97 @@ class LMPOTrainer:
             "truncated": sums["truncated"] / sums["messages"],
             "response_tokens": sums["response_tokens"] / sums["messages"],
         }
-        return Rolled(kept, composed, metrics)
+        return Rolled(kept, composed, model.kept, metrics)
 
-    def _update(self, groups: list[Group], composed: dict[str, Tensor], step: int) -> dict[str, float]:
-        """Move what is trained towards the better rollouts of each group; the update's metrics."""
-        settings, policy = self.settings, self.policy
-        scored = [
-            _Scored(policy.example(message, self.sampling.temperature), message.logps, advantage)
-            for group, advantages in groups
-            for trajectory, advantage in zip(group, advantages, strict=True)
-            for message in trajectory.messages
-        ]
-        examples = [item.example for item in scored]
-        sampled = [item.old_logps for item in scored]
-        sums = self.processes.sum({"messages": len(scored), "tokens": sum(len(item.old_logps) for item in scored)})
-        if not sums["messages"]:
-            return {"updated": 0.0, "bad": 0.0}
-        ref_logps = self._reference_logps(examples) if settings.beta else None
-        old_logps, weights, importance = sampled, None, dict[str, float]()
-        if settings.importance_cap is not None:
-            # Where sampling and scoring round differently, the ratio begins at what is scored; a weight tells the rest.
-            old_logps = self._logps(examples, composed)
-            weights, importance = self._importance(old_logps, sampled, settings.importance_cap)
-        num_micro_batches = 1
+    def _update(self, rolled: Rolled, step: int) -> StepResult:
+        """Move what is trained towards the better rollouts of each group."""
+        batch, importance = self._batch(rolled)
+        if not batch.num_messages:
+            return StepResult({}, moved=False, finite=True)
+        settings, metrics = self.settings, dict[str, float]()
         parts: list[dict[str, Tensor]] = []  # of each micro-batch; read once a pass, so that no GPU waits in between
-
-        def loss_of(rows: list[int], logps: Tensor, mask: Tensor) -> Tensor:
-            loss, part = lmpo_loss(
-                logps,
-                _padded([old_logps[row] for row in rows], logps),
-                torch.tensor([scored[row].advantage for row in rows], dtype=logps.dtype).to(logps.device),
-                mask,
-                loss_type=settings.loss_type,
-                epsilon_low=settings.epsilon_low,
-                epsilon_high=settings.epsilon_high,
-                delta=settings.delta,
-                beta=settings.beta,
-                ref_logps=None if ref_logps is None else _padded([ref_logps[row] for row in rows], logps),
-                weights=None if weights is None else _padded([weights[row] for row in rows], logps),
-                max_response_tokens=self.sampling.max_response_tokens,
-                num_messages=int(sums["messages"]),
-                num_tokens=int(sums["tokens"]),
-            )
-            parts.append(part)
-            return loss / num_micro_batches
-
-        metrics: dict[str, float] = {}
         for iteration in range(settings.num_iterations):
+            num_micro_batches = 1
             if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
-                mine = len(policy.micro_batches(examples, settings.micro_batch_positions))
+                mine = len(self.policy.micro_batches(batch.examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
-            made = composed if iteration == 0 else None  # afterwards the composer is another
-            loss = policy.accumulate(examples, loss_of, settings.micro_batch_positions, made)
+            loss_of = partial(self._loss, batch, num_micro_batches, parts)
+            composed = rolled.composed if iteration == 0 else None  # afterwards the composer is another
+            loss = self.policy.accumulate(
+                batch.examples, loss_of, settings.micro_batch_positions, composed, rolled.kept
+            )
             loss = self.processes.sum({"loss": loss})["loss"]
-            good, norm = self.optimization.step(step, loss)
+            finite, norm = self.optimization.step(step, loss)
             if iteration == 0:
                 metrics = {"loss": loss, "grad_norm": norm, "first_ratio_max": self._ratio_max(parts)}
                 metrics["learning_rate"] = self.optimization.rate(step)
-            if not good:
+            if not finite:
                 metrics |= {"loss": loss, "grad_norm": norm}
                 break
         total = self.processes.sum({key: sum(_read(parts, key)) for key in ("tokens", "clipped", "kl")})
         metrics |= {"clip_fraction": total["clipped"] / total["tokens"], "ratio_max": self._ratio_max(parts)}
         if settings.beta:
             metrics["kl"] = total["kl"] / total["tokens"]
-        return metrics | importance | {"updated": float(good or iteration > 0), "bad": float(not good)}
+        return StepResult(metrics | importance, moved=finite or iteration > 0, finite=finite)
+
+    def _batch(self, rolled: Rolled) -> tuple[Batch, dict[str, float]]:
+        """What is learned from, and what is logged of its importance weights."""
+        messages = [
+            (message, advantage)
+            for group, advantages in rolled.groups
+            for trajectory, advantage in zip(group, advantages, strict=True)
+            for message in trajectory.messages
+        ]
+        examples = [self.policy.example(message, self.sampling.temperature) for message, _ in messages]
+        sampled = [message.logps for message, _ in messages]
+        sums = self.processes.sum({"messages": len(messages), "tokens": sum(map(len, sampled))})
+        old_logps, weights, importance, ref_logps = sampled, None, dict[str, float](), None
+        if sums["messages"] and self.settings.beta:
+            ref_logps = self._reference_logps(examples, rolled.kept)
+        if sums["messages"] and self.settings.importance_cap is not None:
+            # Where sampling and scoring round differently, the ratio begins at what is scored; a weight tells the rest.
+            old_logps = self._logps(examples, rolled.kept, rolled.composed)
+            weights, importance = self._importance(old_logps, sampled, self.settings.importance_cap)
+        advantages = [advantage for _, advantage in messages]
+        counts = (int(sums["messages"]), int(sums["tokens"]))
+        return Batch(examples, advantages, old_logps, weights, ref_logps, *counts), importance
+
+    def _loss(
+        self,
+        batch: Batch,
+        num_micro_batches: int,
+        parts: list[dict[str, Tensor]],
+        rows: list[int],
+        logps: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """The share of a micro-batch, `rows` of the batch, in the loss; its statistics are added to `parts`."""
+        settings = self.settings
+        loss, part = lmpo_loss(
+            logps,
+            _padded([batch.old_logps[row] for row in rows], logps),
+            torch.tensor([batch.advantages[row] for row in rows], dtype=logps.dtype).to(logps.device),
+            mask,
+            loss_type=settings.loss_type,
+            epsilon_low=settings.epsilon_low,
+            epsilon_high=settings.epsilon_high,
+            delta=settings.delta,
+            beta=settings.beta,
+            ref_logps=None if batch.ref_logps is None else _padded([batch.ref_logps[row] for row in rows], logps),
+            weights=None if batch.weights is None else _padded([batch.weights[row] for row in rows], logps),
+            max_response_tokens=self.sampling.max_response_tokens,
+            num_messages=batch.num_messages,
+            num_tokens=batch.num_tokens,
+        )
+        parts.append(part)
+        return loss / num_micro_batches
 
     def _ratio_max(self, parts: Sequence[dict[str, Tensor]]) -> float:
         return max(self.processes.gather(_read(parts, "ratio_max")))
 
     def _importance(
         self, scored: Sequence[Logps], sampled: Sequence[Logps], cap: float
-    ) -> tuple[list[list[float]], dict[str, float]]:
+    ) -> tuple[list[Logps], dict[str, float]]:
         """A weight for each token; and over all processes the largest before truncation and the mean after it."""
         pairs = [(torch.tensor(ours), torch.tensor(theirs)) for ours, theirs in zip(scored, sampled, strict=True)]
         weights = [importance_weights(*pair, cap) for pair in pairs]
@@ -338,25 +375,25 @@ class LMPOTrainer:
             "importance_max": max(self.processes.gather(largest)),
             "importance_mean": sums["weight"] / sums["tokens"],
         }
-        return [row.tolist() for row in weights], metrics
+        return [tuple(row.tolist()) for row in weights], metrics
 
-    def _logps(self, examples: Sequence[Example], composed: dict[str, Tensor] | None = None) -> list[Logps]:
+    def _logps(self, examples: Sequence[Example], kept: Kept, composed: dict[str, Tensor] | None = None) -> list[Logps]:
         """Log-probabilities under what is trained as it is now, by example."""
         result: list[Logps] = [() for _ in examples]
-        for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions, composed):
+        for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions, composed, kept):
             for row, values in zip(rows, logps.tolist(), strict=True):
                 result[row] = tuple(values[: len(examples[row].token_ids)])
         return result
 
     @torch.no_grad()
-    def _reference_logps(self, examples: Sequence[Example]) -> list[Logps]:
+    def _reference_logps(self, examples: Sequence[Example], kept: Kept) -> list[Logps]:
         """Log-probabilities under what is trained as it was before, by example."""
         parameters = self.policy.trained.trainable()
         now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
                 parameter.copy_(self.initial[name])
-            return self._logps(examples)
+            return self._logps(examples, kept)
         finally:
             for name, parameter in parameters.items():
                 parameter.copy_(now[name])

@@ -5,6 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentmem.config import LMPOSection
+
+DEFAULTS = LMPOSection()
 LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 
 
@@ -56,11 +59,11 @@ def lmpo_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    loss_type: LossType = "dapo",
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    delta: float | None = None,
-    beta: float = 0.0,
+    loss_type: LossType = DEFAULTS.loss_type,
+    epsilon_low: float = DEFAULTS.epsilon_low,
+    epsilon_high: float = DEFAULTS.epsilon_high,
+    delta: float | None = DEFAULTS.delta,
+    beta: float = DEFAULTS.beta,
     ref_logps: Tensor | None = None,
     weights: Tensor | None = None,
     max_response_tokens: int | None = None,

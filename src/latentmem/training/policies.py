@@ -15,8 +15,8 @@ from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.branches import Row, branch_logps, grow_rows
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window
-from latentmem.training.optimization import Trained
+from latentmem.models.prefix import Kept, check_window
+from latentmem.training.optimizer import Trained
 from latentmem.training.scoring import Example, accumulate, even_batches, micro_batches_of, score_all
 from latentmem.trajectory import Message
 
@@ -46,12 +46,21 @@ class Policy(Protocol):
         """Positions of the examples in each forward pass, with at most `budget` positions that carry gradients."""
 
     def accumulate(
-        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+        self,
+        examples: Sequence[Example],
+        loss_of: LossOf,
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> float:
         """Add the gradient of the summed loss to what moves, and return that loss; see `scoring.accumulate`."""
 
     def score_all(
-        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+        self,
+        examples: Sequence[Example],
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Positions, logps [B, T] and mask [B, T] of each micro-batch, those of `accumulate`, without gradients."""
 
@@ -73,16 +82,25 @@ class LatentPolicy:
         return micro_batches_of(self.trained, examples, budget)
 
     def accumulate(
-        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+        self,
+        examples: Sequence[Example],
+        loss_of: LossOf,
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> float:
         """`scoring.accumulate`."""
-        return accumulate(self.trained, self.model, examples, loss_of, budget, composed)
+        return accumulate(self.trained, self.model, examples, loss_of, budget, composed, kept)
 
     def score_all(
-        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+        self,
+        examples: Sequence[Example],
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """`scoring.score_all`."""
-        return score_all(self.trained, self.model, examples, budget, composed)
+        return score_all(self.trained, self.model, examples, budget, composed, kept)
 
 
 class AgentsPolicy:
@@ -102,7 +120,12 @@ class AgentsPolicy:
         return [_positions(rows) for rows in _batches(examples, budget)]
 
     def accumulate(
-        self, examples: Sequence[Example], loss_of: LossOf, budget: int, composed: Mapping[str, Tensor] | None
+        self,
+        examples: Sequence[Example],
+        loss_of: LossOf,
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> float:
         """Forward and backward through the agents, one micro-batch after the other."""
         total = torch.zeros((), device=self.model.device)
@@ -114,7 +137,11 @@ class AgentsPolicy:
 
     @torch.no_grad()
     def score_all(
-        self, examples: Sequence[Example], budget: int, composed: Mapping[str, Tensor] | None = None
+        self,
+        examples: Sequence[Example],
+        budget: int,
+        composed: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Positions, logps and mask of each micro-batch."""
         for rows in _batches(examples, budget):
@@ -126,6 +153,11 @@ class AgentsPolicy:
         check_window(self.model.model, longest, "a stored message")
         with self.model.as_agent(self.memory.adapter) as agent:
             return branch_logps(agent, rows, _said(examples), temperature)
+
+
+def policy_of(memory: LatentMemory | ParametricMemory, model: LanguageModel) -> Policy:
+    """What is trained of a memory: its composer, or the agents' own adapter."""
+    return AgentsPolicy(memory) if isinstance(memory, ParametricMemory) else LatentPolicy(memory, model)
 
 
 def _batches(examples: Sequence[Example], budget: int) -> list[list[Row]]:

@@ -17,6 +17,7 @@ from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import (
     Beginnings,
+    Kept,
     Prefix,
     check_window,
     judge_responses,
@@ -109,11 +110,14 @@ def micro_batches_of(composer: Composer, examples: Sequence[Example], budget: in
     return [batch for block in blocks(composer, examples, budget) for batch in block]
 
 
-def read_prompts(model: LanguageModel, examples: Sequence[Example]) -> Beginnings:
-    """What the examples' prompts begin with alike, text by text, for `score` of a part of them after the other."""
+def read_prompts(model: LanguageModel, examples: Sequence[Example], kept: Kept | None = None) -> Beginnings:
+    """What the examples' prompts begin with alike, text by text, for `score` of a part of them after the other.
+
+    What is `kept` of them from sampling is not read again.
+    """
     with model.as_agent() as agent:
         groups = [example.composer_text for example in examples]
-        return read_beginnings(agent, [example.prompt_ids for example in examples], groups, model.kept)
+        return read_beginnings(agent, [example.prompt_ids for example in examples], groups, kept)
 
 
 def score(
@@ -172,6 +176,7 @@ def accumulate(
     loss_of: Callable[[list[int], Tensor, Tensor], Tensor],
     budget: int,
     composed: Mapping[str, Tensor] | None = None,
+    kept: Kept | None = None,
 ) -> float:
     """Add the gradient of a sum of micro-batch losses to the composer's parameters.
 
@@ -184,6 +189,7 @@ def accumulate(
         budget: positions with gradients in one forward pass.
         composed: latents [K, d_agent] of the examples' texts, where the composer as it is now has made them already, as
             in a rollout. It is then run after the scoring, not before, and its graph is not held meanwhile.
+        kept: what prompts begin with, as the agents read it in that rollout.
 
     Returns:
         The summed loss.
@@ -192,7 +198,7 @@ def accumulate(
     for block in blocks(composer, examples, budget):
         texts, latents = _composed(composer, examples, block, composed)
         leaf = latents.detach().requires_grad_()  # [U, K, d_agent]
-        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, leaf):
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, leaf, kept):
             logps, mask = score(model, chosen, given, begun)
             loss = loss_of(rows, logps[again], mask[again])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -208,11 +214,12 @@ def score_all(
     examples: Sequence[Example],
     budget: int,
     composed: Mapping[str, Tensor] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; the arguments are `accumulate`'s."""
     for block in blocks(composer, examples, budget):
         texts, latents = _composed(composer, examples, block, composed)
-        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents):
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents, kept):
             logps, mask = score(model, chosen, given, begun)
             yield rows, logps[again], mask[again]
 
@@ -224,7 +231,7 @@ def judge_all(
     """Rows of each micro-batch, and what `judge` says of them."""
     for block in blocks(composer, examples, budget):
         texts, latents = _composed(composer, examples, block, None)
-        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents):
+        for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents, None):
             logps, exact, mask = judge(model, chosen, given, begun)
             yield rows, logps[again], exact[again], mask[again]
 
@@ -238,13 +245,18 @@ def _composed(
 
 
 def _parts(
-    model: LanguageModel, examples: Sequence[Example], block: list[list[int]], texts: Sequence[str], latents: Tensor
+    model: LanguageModel,
+    examples: Sequence[Example],
+    block: list[list[int]],
+    texts: Sequence[str],
+    latents: Tensor,
+    kept: Kept | None,
 ) -> Iterator[tuple[list[int], list[Example], Tensor, Tensor, Beginnings]]:
     """For each micro-batch of a block: its B rows, their D different examples, the place [B] of each row among these,
     the latents [D, K, d_agent] of these, and what the block's prompts begin with.
     """
     place = {text: i for i, text in enumerate(texts)}
-    begun = read_prompts(model, [examples[row] for batch in block for row in batch])
+    begun = read_prompts(model, [examples[row] for batch in block for row in batch], kept)
     for rows in block:
         chosen, again = _different([examples[row] for row in rows], model.device)
         index = torch.tensor([place[example.composer_text] for example in chosen], device=latents.device)

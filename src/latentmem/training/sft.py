@@ -6,7 +6,7 @@ mean cross-entropy of the response tokens (their closing EOS included where ther
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,21 @@ from typing import Any
 from torch import Tensor
 
 from latentmem.carrying import roles_of_teams
+from latentmem.config import SFTSection, with_fields
 from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
-from latentmem.teams.turn import Team
-from latentmem.training.optimization import Optimization, Progress, Stream, train
+from latentmem.teams.turn import Team, Teams, teams_of
+from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.loop import train
+from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, judge_all
+from latentmem.training.tasks import Passes
 from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SFTSettings:
-    """How to warm up; the fields are those of `sft` in the configuration."""
-
-    num_steps: int
-    trajectories_per_step: int
-    save_every: int
-    eval_every: int | None
-    micro_batch_positions: int
 
 
 @dataclass(frozen=True)
@@ -56,54 +50,56 @@ class SFTTrainer:
         self,
         memory: LatentMemory,
         model: LanguageModel,
-        trajectories: Sequence[Trajectory],
-        held_out: Sequence[Trajectory],
-        teams: Sequence[Team],
-        optimization: Optimization,
-        processes: Processes,
-        settings: SFTSettings,
+        team: Team | Teams,
+        trajectories: Iterable[Trajectory],
+        held_out: Iterable[Trajectory] = (),
+        settings: SFTSection = SFTSection(),  # noqa: B008 - it is frozen
+        *,
         seed: int = 0,
+        processes: Processes | None = None,
         carried: Callable[[], Mapping[str, float]] | None = None,
+        **fields: Any,
     ) -> None:
         """Take what is needed for training.
 
         Args:
             memory: its composer is trained; its bank is searched, never for the trajectory's own task.
             model: the frozen agents.
+            team: who played, for the roles' profiles. With one team, all trajectories are taken for its own.
             trajectories: episodes to learn from; the failed ones, and those of another model, are left out and counted.
             held_out: episodes of other tasks for `eval_every`, so that no episode is on both sides. If none of them is
                 a success, nothing is evaluated and the last checkpoint is the one selected; that is told.
-            teams: those that played, for their roles' profiles. With one, all trajectories are taken for its own.
-            optimization: of the composer.
-            processes: those that train together.
-            settings: sizes.
+            settings: the section `sft` of the configuration; `initial` and `demonstrations` are not read here.
             seed: of the order of trajectories.
+            processes: those that train together; None is those that were launched.
             carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
+            fields: of `settings`, set anew.
 
         Raises:
+            ConfigError: an unknown field, or a wrong value.
             TrainingError: nothing is left to learn from.
         """
+        self.settings = with_fields(settings, fields, "sft")
+        self.processes = processes or Processes()
         self.memory = memory
         self.model = model
-        self.roles_of = roles_of_teams(teams)
-        self.trajectories = self._usable(trajectories)
-        self.held_out = self._usable(held_out)
-        self.optimization = optimization
-        self.processes = processes
-        self.settings = settings
-        self.stream = Stream(self.trajectories, seed)
-        self.carried = carried or dict[str, float]
+        self.roles_of = roles_of_teams(teams_of(team))
+        given, aside = list(trajectories), list(held_out)
+        self.trajectories = self._usable(given)
+        self.held_out = self._usable(aside)
         if not self.trajectories:
             raise TrainingError(
-                f"none of {len(trajectories)} trajectories is a success of model {model.name!r} with the team's roles; "
+                f"none of {len(given)} trajectories is a success of model {model.name!r} with the team's roles; "
                 "collect more, or on easier tasks, before sft"
             )
-
-        if settings.eval_every and not self.held_out:
+        if self.settings.eval_every and not self.held_out:
             logger.warning(
                 "sft: none of the %d held-out trajectories is a success to evaluate on; the last step will be selected",
-                len(held_out),
+                len(aside),
             )
+        self.optimization = Optimization.of(memory.composer, self.settings, self.settings.num_steps, self.processes)
+        self.passes = Passes(self.trajectories, seed)
+        self.carried = carried or dict[str, float]
 
     def _usable(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         usable = [
@@ -116,29 +112,28 @@ class SFTTrainer:
         logger.info("sft uses %d of %d trajectories: successes of this model and team", len(usable), len(trajectories))
         return usable
 
-    def train(
-        self,
-        folder: Path,
-        log: Callable[[dict[str, Any]], None],
-        rewind: Callable[[int], None],
-        log_tasks: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
-    ) -> Progress:
-        """Train to the end, resuming from `folder`; see `optimization.train`.
+    def train(self, folder: str | Path, journal: Journal | None = None) -> Progress:
+        """Train to the end, resuming from `folder`; see `loop.train`.
 
         Args:
             folder: of the checkpoints.
-            log: gets the metrics of each step and evaluation.
-            rewind: drops what `log` and `log_tasks` got for steps after the given one.
-            log_tasks: gets the rows of each evaluation, one a held-out task in order: `step`, `task` (its key), `loss`
-                (nats a token) and `accuracy` (share of its messages that are exactly what greedy decoding gives).
+            journal: gets the numbers of each step and evaluation, and for each held-out task `step`, `task` (its key),
+                `loss` (nats a token) and `accuracy` (share of its messages that are exactly what greedy decoding
+                gives); None writes them into `folder`, and shows a bar on a terminal.
         """
+        folder = Path(folder)
+        if journal is not None:
+            return self._train(folder, journal)
+        with step_bar(self.settings.num_steps, "sft", "loss", visible=self.processes.is_first) as bar:
+            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
 
+    def _train(self, folder: Path, journal: Journal) -> Progress:
         def evaluate(step: int) -> tuple[float, dict[str, float]]:
             judged = self._judge()
             by_task: dict[str, list[_Judged]] = {trajectory.task.key: [] for trajectory in self.held_out}
             for message in judged:
                 by_task[message.task].append(message)
-            log_tasks(
+            journal.log_tasks(
                 [
                     {"step": step, "task": task, "loss": _loss(messages), "accuracy": _accuracy(messages)}
                     for task, messages in by_task.items()
@@ -157,13 +152,12 @@ class SFTTrainer:
             eval_every=self.settings.eval_every if self.held_out else None,
             take_step=self.step,
             evaluate=evaluate,
-            log=log,
-            rewind=rewind,
+            journal=journal,
         )
 
-    def step(self, progress: Progress) -> dict[str, float]:
-        """One optimizer step on the next trajectories of the stream; its metrics."""
-        batch, progress.position = self.stream.take(progress.position, self.settings.trajectories_per_step)
+    def step(self, progress: Progress) -> StepResult:
+        """One optimizer step on the next trajectories."""
+        batch, progress.position = self.passes.take(progress.position, self.settings.trajectories_per_step)
         examples = self._examples(self.processes.shard(batch))
         mine = {"tokens": float(sum(len(example.token_ids) for example in examples))}
         tokens = self.processes.sum(mine)["tokens"]
@@ -173,7 +167,7 @@ class SFTTrainer:
 
         loss = accumulate(self.memory.composer, self.model, examples, loss_of, self.settings.micro_batch_positions)
         loss = self.processes.sum({"loss": loss})["loss"]
-        return {**self.optimization.move(progress.step, loss), "tokens": tokens}
+        return self.optimization.move(progress.step, loss, tokens=tokens)
 
     def held_out_loss(self) -> float:
         """Mean cross-entropy a token on the held-out trajectories, in nats."""

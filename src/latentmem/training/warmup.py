@@ -6,10 +6,9 @@ that starts from there copies what it reads, words that it was never trained on 
 values that it saw (docs/results/tried.md).
 """
 
-import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from random import Random
@@ -18,39 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentmem.config import WarmupSection, with_fields
 from latentmem.errors import TrainingError
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel, stream_seed
 from latentmem.processes import Processes
-from latentmem.teams.turn import Team
-from latentmem.training.optimization import Optimization, Progress, newest_checkpoint, train
+from latentmem.teams.turn import Team, Teams, teams_of
+from latentmem.training.checkpoint_folder import Progress, newest_checkpoint
+from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.loop import train
+from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, score, score_all
 from latentmem.training.warmup_texts import MIN_WORDS, Lesson, draw_lesson, words_of
-
-logger = logging.getLogger(__name__)
-
-Log = Callable[[dict[str, Any]], None]
 
 NUM_HELD_OUT = 48
 """Examples about words that are never trained on, to evaluate with."""
 FRAME_TEXT = " is the answer"
 """What the latents behind the slots begin as."""
-
-
-@dataclass(frozen=True)
-class WarmupSettings:
-    """How to warm up; the fields are those of `warmup` in the configuration."""
-
-    frame_steps: int
-    frame_rate: float
-    copy_steps: int
-    learning_rate: float
-    projection_rate: float
-    lessons_per_step: int
-    words_per_prompt: int
-    eval_every: int | None
-    save_every: int
-    micro_batch_positions: int
 
 
 class FrameOnly:
@@ -72,6 +55,23 @@ class FrameOnly:
         self.composer.load_weights(folder)
 
 
+class _Later:
+    """A journal whose steps come after those of an earlier stage; step 0 comes after the last of them."""
+
+    def __init__(self, journal: Journal, num_before: int) -> None:
+        self.journal = journal
+        self.num_before = num_before
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.journal.log({**metrics, "step": metrics["step"] + self.num_before + 1})
+
+    def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.journal.log_tasks([{**row, "step": row["step"] + self.num_before + 1} for row in rows])
+
+    def rewind(self, step: int) -> None:
+        self.journal.rewind(step + self.num_before + 1 if step >= 0 else self.num_before)
+
+
 class WarmupTrainer:
     """Teaches agents to read the slots of a composer, and the composer to fill them."""
 
@@ -79,24 +79,26 @@ class WarmupTrainer:
         self,
         composer: Composer,
         model: LanguageModel,
-        teams: Sequence[Team],
-        optimize: Callable[..., Optimization],
-        processes: Processes,
-        settings: WarmupSettings,
+        team: Team | Teams | None = None,
+        settings: WarmupSection = WarmupSection(),  # noqa: B008 - it is frozen
+        *,
         seed: int = 0,
+        processes: Processes | None = None,
+        **fields: Any,
     ) -> None:
         """Take what is needed.
 
         Args:
             composer: with slots; it is trained.
             model: the frozen agents.
-            teams: whose prompts are among those that are warmed up for.
-            optimize: makes an optimizer of what it is given; called with `num_steps` and rates.
-            processes: those that train together.
-            settings: sizes.
+            team: whose prompts are among those that are warmed up for, if any.
+            settings: the section `warmup` of the configuration.
             seed: of words and examples.
+            processes: those that train together; None is those that were launched.
+            fields: of `settings`, set anew.
 
         Raises:
+            ConfigError: an unknown field, or a wrong value.
             TrainingError: the composer has no slots, or the tokenizer too few words that are one token.
         """
         if composer.slots is None:
@@ -107,8 +109,18 @@ class WarmupTrainer:
         self.composer = composer
         self.slots = composer.slots
         self.model = model
-        self.teams = tuple(teams)
+        self.teams = () if team is None else teams_of(team)
         self.frame_only = FrameOnly(composer)
+        self.settings = settings = with_fields(settings, fields, "warmup")
+        self.processes = processes or Processes()
+        optimize = partial(
+            Optimization,
+            processes=self.processes,
+            schedule="constant",
+            warmup_steps=0,
+            max_grad_norm=settings.max_grad_norm,
+            weight_decay=0.0,
+        )
         self.framing = optimize(self.frame_only, num_steps=settings.frame_steps, learning_rate=settings.frame_rate)
         self.copying = optimize(
             composer,
@@ -116,8 +128,6 @@ class WarmupTrainer:
             learning_rate=settings.learning_rate,
             projection_rate=settings.projection_rate,
         )
-        self.processes = processes
-        self.settings = settings
         self.seed = seed
         self.words = words_of(model, stream_seed(seed, "words"))
         if (found := len(self.words.learned) + len(self.words.held_out)) < MIN_WORDS:
@@ -127,12 +137,24 @@ class WarmupTrainer:
             )
         self.eos = int(model.tokenizer.eos_token_id)
 
-    def train(self, folder: Path, log: Log, rewind: Callable[[int], None]) -> Progress:
-        """Go through both stages, resuming from `folder`; see `optimization.train`.
+    def train(self, folder: str | Path, journal: Journal | None = None) -> Progress:
+        """Go through both stages, resuming from `folder`; see `loop.train`.
 
         The checkpoints of the whole composer are in FOLDER, those of the frame stage in FOLDER/frame. Steps are counted
         on: step 0 of the copy comes after the last of the frame.
+
+        Args:
+            folder: of the checkpoints.
+            journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
         """
+        folder = Path(folder)
+        if journal is not None:
+            return self._train(folder, journal)
+        num_steps = self.settings.frame_steps + self.settings.copy_steps
+        with step_bar(num_steps, "warmup", "loss", visible=self.processes.is_first) as bar:
+            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
+
+    def _train(self, folder: Path, journal: Journal) -> Progress:
         settings = self.settings
         go = partial(train, processes=self.processes, save_every=settings.save_every, eval_every=settings.eval_every)
         if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold the frame
@@ -144,10 +166,8 @@ class WarmupTrainer:
                 num_steps=settings.frame_steps,
                 take_step=self._frame_step,
                 evaluate=self._evaluate_frame,
-                log=log,
-                rewind=rewind,
+                journal=journal,
             )
-        first = settings.frame_steps + 1
         return go(
             self.composer,
             self.copying,
@@ -155,8 +175,7 @@ class WarmupTrainer:
             num_steps=settings.copy_steps,
             take_step=self._copy_step,
             evaluate=self._evaluate_copy,
-            log=lambda metrics: log({**metrics, "step": metrics["step"] + first}),
-            rewind=lambda step: rewind(step + first if step >= 0 else settings.frame_steps),
+            journal=_Later(journal, settings.frame_steps),
         )
 
     def _open_slots(self) -> None:
@@ -169,7 +188,7 @@ class WarmupTrainer:
 
     # The frame
 
-    def _frame_step(self, progress: Progress) -> dict[str, float]:
+    def _frame_step(self, progress: Progress) -> StepResult:
         """Words in slots, said after some prompts; several words for each prompt, which then is read once."""
         settings = self.settings
         random = self._random("frame", progress.step)
@@ -209,7 +228,7 @@ class WarmupTrainer:
 
     # The copy
 
-    def _copy_step(self, progress: Progress) -> dict[str, float]:
+    def _copy_step(self, progress: Progress) -> StepResult:
         """Made-up episodes, read by the composer; the agents say what they were asked for."""
         settings = self.settings
         lessons = self._lessons(self._random("copy", progress.step), self.words.learned, settings.lessons_per_step)

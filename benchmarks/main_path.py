@@ -119,14 +119,13 @@ def collect(world: World, size: argparse.Namespace) -> dict[str, Any]:
 def evaluation(world: World, size: argparse.Namespace) -> dict[str, Any]:
     memory = world.memory(rated=True)
     tasks = make_tasks("task", size.batch, world.words)
-    with tempfile.TemporaryDirectory() as folder:
-        greedy = Sampling(temperature=0.0, max_response_tokens=world.sampling.max_response_tokens)
-        began = time.perf_counter()
-        results = evaluate(
-            world.team, world.model, {"latent": lambda: memory}, tasks, Judge, Path(folder), sampling=greedy,
-            batch_size=size.batch,
-        )  # fmt: skip
-        seconds = time.perf_counter() - began
+    greedy = Sampling(temperature=0.0, max_response_tokens=world.sampling.max_response_tokens)
+    began = time.perf_counter()
+    results = evaluate(
+        world.team, world.model, {"latent": memory}, SimpleNamespace(start=Judge), tasks=tasks, sampling=greedy,
+        batch_size=size.batch,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
     return {"seconds_a_task": seconds / len(tasks), **results["memories"][0]["seconds"]}
 
 

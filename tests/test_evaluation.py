@@ -5,15 +5,18 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from killing import killed_at_sync
+from latentmem import evaluation
 from latentmem.bank import ExperienceBank
 from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, ConfigError, RunError
-from latentmem.evaluation import MAX_KEPT_TASKS, evaluate, forget
+from latentmem.evaluation import forget
+from latentmem.evaluation.batches import MAX_KEPT_TASKS
 from latentmem.kept_latents import read_latents
 from latentmem.memory.memory import NoMemory, Recall, Recalls, Spent
 from latentmem.memory_names import MemoryName
@@ -80,6 +83,11 @@ class Scripted(ScriptedModel):
 
 
 ANSWERS = {"none": "1?0~", "text": "1111", "mine": "1!0?"}
+
+
+def evaluate(team, model, memories, tasks, start, folder, **options):
+    domain = SimpleNamespace(start=start)
+    return evaluation.evaluate(team, model, memories, domain, tasks=tasks, folder=folder, **options)
 
 
 def compare(folder, model=None, names=("none", "text", "mine"), tasks=TASKS, **options):

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from latentmem.carrying import message_logps
+from latentmem.config import Sampling
 from latentmem.kept_readings import LatentReading, reading_cells
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import Recall
-from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.language_model import LanguageModel, Prompt
 from latentmem.trajectory import Message
 
 NUM_NEAREST = 3

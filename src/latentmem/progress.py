@@ -19,10 +19,15 @@ class _Lines:
         sys.stderr.flush()
 
 
+def on_terminal() -> bool:
+    """Whether a person sees what is shown: standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
     """A bar on standard error; in a log file a line every half minute. Yields tqdm's bar."""
-    live = sys.stderr.isatty()
+    live = on_terminal()
     with tqdm(
         total=total,
         desc=name,

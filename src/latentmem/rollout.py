@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from latentmem.config import Sampling
 from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
-from latentmem.models.language_model import AgentModel, Prompt, Sampling, stream_seed
+from latentmem.models.language_model import AgentModel, Prompt, stream_seed
 from latentmem.teams.turn import Action, Call, Team, Teams, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
 
@@ -123,7 +124,7 @@ def rollout(
     tasks: Sequence[Task],
     start: Callable[[Task], Environment],
     *,
-    sampling: Sampling,
+    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
     group_size: int = 1,
     seed: int = 0,
     max_turns: int = 1,

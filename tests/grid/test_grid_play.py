@@ -84,7 +84,7 @@ def calls(monkeypatch):
         counts["models"] += 1
         return from_pretrained(*args, **kwargs)
 
-    monkeypatch.setattr("latentmem.evaluation.rollout", counted("evaluate"))
+    monkeypatch.setattr("latentmem.evaluation.batches.rollout", counted("evaluate"))
     monkeypatch.setattr(recipes.collecting, "rollout", counted("collect"))
     monkeypatch.setattr(LanguageModel, "from_pretrained", loading)
     return counts

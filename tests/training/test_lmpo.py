@@ -532,7 +532,9 @@ def test_evaluation_is_greedy_on_the_tasks_set_aside(world: World, monkeypatch: 
 def test_settings_that_leave_nothing_to_compare_are_refused(world: World) -> None:
     with pytest.raises(ConfigError) as error:
         trainer_of(world, group_size=1)
-    assert str(error.value) == ("lmpo: group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more")
+    assert str(error.value) == (
+        "lmpo: group_size is 1; advantages need at least 2 rollouts per task, set it to 4 or more"
+    )
     with pytest.raises(ConfigError) as error:
         trainer_of(world, sampling=Sampling(temperature=0))
     assert str(error.value) == (

@@ -29,6 +29,7 @@ from latentmem.bank.records import (
     encode,
 )
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
+from latentmem.config import BankSection, default
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Task, Trajectory
 
@@ -49,15 +50,16 @@ class ExperienceBank:
         path: str | Path,
         embed: Embed | None = None,
         *,
-        embedder: str = "unnamed",
-        index: Literal["exact", "approximate"] = "exact",
+        embedder: str | None = None,
+        index: Literal["exact", "approximate"] = default(BankSection, "index"),
     ) -> None:
         """Open a bank, or begin one if there is none and an embedder is given.
 
         Args:
             path: the SQLite file; its index stands beside it as PATH.index.
             embed: n texts -> [n, e]. Without it the bank can be read, exported, verified and deleted from.
-            embedder: a name for `embed`. A bank holds the vectors of one embedder, and remembers its name.
+            embedder: a name for `embed`; None is its own `name`, or "unnamed". A bank holds the vectors of one
+                embedder, and remembers its name.
             index: how this object searches; the bank is the same. `approximate` is for a million trajectories and more,
                 may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
 
@@ -75,7 +77,7 @@ class ExperienceBank:
             load_faiss(self.path)
         self._is_approximate = index == "approximate"
         self._embed_function = embed
-        self._embedder = embedder
+        self._embedder = embedder or str(getattr(embed, "name", "unnamed"))
         self._index: BankIndex | None = None
         self._lists: ApproximateIndex | None = None
         self._records = Records(self.path, create=embed is not None)

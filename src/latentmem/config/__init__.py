@@ -45,7 +45,7 @@ from latentmem.config.read import (
     read_values,
     with_fields,
 )
-from latentmem.config.section import Section
+from latentmem.config.section import Section, default
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -92,6 +92,7 @@ __all__ = [
     "Section",
     "VoyagerSection",
     "WarmupSection",
+    "default",
     "dump_config",
     "load_config",
     "packaged_configs",

@@ -20,6 +20,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+def default(section: type[Section], field: str) -> Any:
+    """The default of one field, for what takes it as an argument of its own."""
+    return section.model_fields[field].default
+
+
 AnySection = TypeVar("AnySection", bound=Section)
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """YAML has lists; a frozen section holds tuples."""

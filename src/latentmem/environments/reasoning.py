@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from latentmem.config import Family
+from latentmem.config import Family, ReasoningSection, default
 from latentmem.environments.answers import boxed, last_line, stated, stated_number, tagged
 from latentmem.environments.environment import Outcome, Split
 from latentmem.errors import ConfigError, DataError, suggest
@@ -200,8 +200,11 @@ def _small_exponent(node: ast.expr) -> bool:
 class ReasoningDomain:
     """A weighted mix of reasoning-gym families, the same for the same arguments.
 
-    families: with name, weight (relative share of each split) and the family's own parameters.
+    families: the name of one, or several with name, weight (relative share of each split) and parameters of their own.
     train_size, test_size: number of tasks, all of different text, within and across the splits.
+    seed: of the tasks.
+    instructions: how the team is told to answer; None is the built-in words.
+    params: of the one family.
 
     Raises:
         ConfigError: an unknown family or parameter, a value the family rejects, or one family listed twice alike.
@@ -211,13 +214,20 @@ class ReasoningDomain:
 
     def __init__(
         self,
+        families: str | Sequence[Family],
         *,
-        families: Sequence[Family],
-        train_size: int,
-        test_size: int,
-        seed: int,
+        train_size: int = default(ReasoningSection, "train_size"),
+        test_size: int = default(ReasoningSection, "test_size"),
+        seed: int = default(ReasoningSection, "seed"),
         instructions: str | None = None,
+        **params: Any,
     ) -> None:
+        if isinstance(families, str):
+            families = [Family(name=families, params=params)]
+        elif params:
+            raise ConfigError(
+                f"{', '.join(params)}: parameters belong to one family, given by its name; write them into each Family"
+            )
         self._instructions = instructions or INSTRUCTIONS
         self._families = tuple(families)
         self._sizes: dict[Split, int] = {"train": train_size, "test": test_size}
@@ -225,8 +235,8 @@ class ReasoningDomain:
         self._datasets: dict[str, Any] = {}
         self._entries: dict[str, Entry] = {}
         origins = [(family.name, _canonical(family.params)) for family in self._families]
-        for i, (name, params) in enumerate(origins):
-            if (name, params) in origins[:i]:
+        for i, (name, own) in enumerate(origins):
+            if (name, own) in origins[:i]:
                 raise ConfigError(
                     f"data.families: {name} is listed twice with equal params; list it once, add the weights"
                 )

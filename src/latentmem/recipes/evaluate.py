@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentmem.config import Config
+from latentmem.config import Config, Sampling
 from latentmem.evaluation import evaluate, forget
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import Sampling, stream_seed
+from latentmem.models.language_model import stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
@@ -70,13 +70,13 @@ def _play(here: Phase) -> dict[str, Any]:
             bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
             bar.update(texts.index(name) * len(tasks) + num_tasks - bar.n)
 
-        results = evaluate(
+        found = evaluate(
             parts.team,
             parts.model,
             {str(name): partial(memory_of, parts, name, copies) for name in names},
-            tasks,
-            parts.domain.start,
-            folder,
+            parts.domain,
+            tasks=tasks,
+            folder=folder,
             sampling=sampling,
             seed=stream_seed(config.seed, "evaluate"),
             batch_size=section.batch_size,
@@ -89,6 +89,7 @@ def _play(here: Phase) -> dict[str, Any]:
             held_out=right_responses(parts, tasks[:_MEASURED], parts.team),
             starts={f"latent:{phase}": f"latent:{first}" for phase, first in initials(config).items()},
         )
+    results = found.to_dict()
     for name, row in zip(names, results["memories"], strict=True):
         row["learning"] = learning(parts, name, copies)
     results = {"run": config.run, "split": section.split, **results, "seed": config.seed}

@@ -10,6 +10,7 @@ from latentmem.config import (
     MixSection,
     QASection,
     RivalsSection,
+    Sampling,
 )
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError
@@ -18,7 +19,6 @@ from latentmem.memory.controls import ControlMemory
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import Sampling
 from latentmem.prompts import format_prompts
 from latentmem.recipes.domains import task_to_show
 from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path, recalling

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from latentmem.config import Config
+from latentmem.config import Config, Sampling
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError, ConfigError, RunError
 from latentmem.kept_latents import SUFFIX, read_latents
@@ -15,7 +15,6 @@ from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_j
 from latentmem.latent_reading import format_reading, leave_out_each, read_out
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory_names import TRAININGS, MemoryName
-from latentmem.models.language_model import Sampling
 from latentmem.recipes.domains import task_to_show
 from latentmem.recipes.folders import checkpoints_of
 from latentmem.recipes.memories import memory_of

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from latentmem.progress import progress
+from latentmem.progress import on_terminal, progress
 from latentmem.runs import append_rows, keep_rows
 
 METRICS = "metrics.jsonl"
@@ -38,6 +38,13 @@ class StepBar:
         figures = {key: f"{metrics[key]:.3f}" for key in self.shown if key in metrics}
         self.bar.set_postfix(figures, refresh=False)
         self.bar.update(min(metrics["step"], self.num_steps) - self.bar.n)
+
+
+@contextmanager
+def folder_journal(folder: Path, num_steps: int, name: str, shown: str, is_first: bool) -> Iterator["FolderJournal"]:
+    """A journal in a training's folder, with a bar on a terminal; the arguments are those of `step_bar`."""
+    with step_bar(num_steps, name, shown, visible=is_first and on_terminal()) as bar:
+        yield FolderJournal(folder, bar, is_first)
 
 
 @contextmanager

@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from latentmem.config import GRPOSection, LMPOSection, with_fields
+from latentmem.config import GRPOSection, LMPOSection, Sampling, with_fields
 from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.language_model import AgentModel, KeepingModel, LanguageModel, Sampling, stream_seed
+from latentmem.models.language_model import AgentModel, KeepingModel, LanguageModel, stream_seed
 from latentmem.models.prefix import Kept
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts, rollout
 from latentmem.teams.turn import Team, Teams
 from latentmem.training.checkpoint_folder import Progress
-from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.journal import Journal, folder_journal
 from latentmem.training.loop import train
 from latentmem.training.losses import group_advantages, importance_weights, lmpo_loss
 from latentmem.training.optimizer import Optimization, StepResult
@@ -167,8 +167,8 @@ class LMPOTrainer:
         folder = Path(folder)
         if journal is not None:
             return self._train(folder, journal)
-        with step_bar(self.settings.num_steps, self.phase, "reward", visible=self.processes.is_first) as bar:
-            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
+        with folder_journal(folder, self.settings.num_steps, self.phase, "reward", self.processes.is_first) as journal:
+            return self._train(folder, journal)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         return train(

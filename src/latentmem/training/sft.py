@@ -21,7 +21,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.checkpoint_folder import Progress
-from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.journal import Journal, folder_journal
 from latentmem.training.loop import train
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, judge_all
@@ -124,8 +124,8 @@ class SFTTrainer:
         folder = Path(folder)
         if journal is not None:
             return self._train(folder, journal)
-        with step_bar(self.settings.num_steps, "sft", "loss", visible=self.processes.is_first) as bar:
-            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
+        with folder_journal(folder, self.settings.num_steps, "sft", "loss", self.processes.is_first) as journal:
+            return self._train(folder, journal)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         def evaluate(step: int) -> tuple[float, dict[str, float]]:

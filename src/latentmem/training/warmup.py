@@ -24,7 +24,7 @@ from latentmem.models.language_model import LanguageModel, stream_seed
 from latentmem.processes import Processes
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.checkpoint_folder import Progress, newest_checkpoint
-from latentmem.training.journal import FolderJournal, Journal, step_bar
+from latentmem.training.journal import Journal, folder_journal
 from latentmem.training.loop import train
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, score, score_all
@@ -151,8 +151,8 @@ class WarmupTrainer:
         if journal is not None:
             return self._train(folder, journal)
         num_steps = self.settings.frame_steps + self.settings.copy_steps
-        with step_bar(num_steps, "warmup", "loss", visible=self.processes.is_first) as bar:
-            return self._train(folder, FolderJournal(folder, bar, self.processes.is_first))
+        with folder_journal(folder, num_steps, "warmup", "loss", self.processes.is_first) as journal:
+            return self._train(folder, journal)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         settings = self.settings

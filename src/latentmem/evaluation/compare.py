@@ -1,0 +1,263 @@
+"""Memories compared: the same tasks, seeds and prompts for each; what it brought and what it cost.
+
+Tasks are played in fixed batches. A batch counts once its trajectories and its cost are on disk, so an interrupted
+evaluation goes on at the next batch and ends with the same numbers. Several processes are dealt whole batches: each
+batch is the same computation whoever plays it, and so are the numbers, however many processes there are.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from latentmem.bank import ExperienceBank
+from latentmem.carrying import measure_carried
+from latentmem.config import EvaluateSection, Sampling
+from latentmem.environments.environment import Domain
+from latentmem.errors import ConfigError
+from latentmem.evaluation.batches import commit, kept_tasks, play, resume
+from latentmem.evaluation.results import Results
+from latentmem.evaluation.rows import Played, retrieval, row_of, tasks_of_sources
+from latentmem.memory.memory import Memory
+from latentmem.memory_names import MemoryName
+from latentmem.models.language_model import AgentModel, LanguageModel
+from latentmem.processes import Processes
+from latentmem.progress import on_terminal, progress
+from latentmem.runs import read_json, write_atomic
+from latentmem.teams.turn import Team
+from latentmem.trajectory import Task, Trajectory
+
+logger = logging.getLogger(__name__)
+
+RESULTS_VERSION = 1
+DEFAULTS = EvaluateSection()
+GREEDY = Sampling(temperature=DEFAULTS.temperature)
+
+OnProgress = Callable[[str, int, float], None]
+"""Is told the memory, tasks done, and the mean reward so far."""
+
+
+def evaluate(
+    team: Team,
+    model: AgentModel,
+    memories: Mapping[str, Memory | Callable[[], Memory]],
+    domain: Domain,
+    *,
+    tasks: Sequence[Task] | None = None,
+    folder: str | Path | None = None,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    batch_size: int = DEFAULTS.batch_size,
+    max_turns: int = 1,
+    online: bool = DEFAULTS.online,
+    num_bootstraps: int = DEFAULTS.num_bootstraps,
+    on_progress: OnProgress | None = None,
+    processes: Processes | None = None,
+    bank: ExperienceBank | None = None,
+    held_out: Sequence[Trajectory] | None = None,
+    starts: Mapping[str, str] = MappingProxyType({}),
+) -> Results:
+    """Play the tasks once under each memory and compare; then measure what each of them carries.
+
+    Where several processes were launched, all of them call this alike: they share the batches, the first writes, and
+    each returns the table.
+
+    Args:
+        team: who plays.
+        model: the agents.
+        memories: by name, in the order of the table: memories, or functions that make one when its turn comes.
+        domain: makes the environments, and the tasks where none are given.
+        tasks: the held-out tasks; None is the test split.
+        folder: keeps the trajectories and costs of each memory, and what is needed to go on; None keeps nothing.
+        sampling: of the agents; the same for all memories.
+        seed: of all sampling.
+        batch_size: tasks played side by side.
+        max_turns: of an episode.
+        online: let each memory store what it played, batch by batch; its bank must be its own copy.
+        num_bootstraps: for intervals and paired differences.
+        on_progress: told the memory, tasks done, and the mean reward so far; None shows a bar on a terminal.
+        processes: those that share the batches; None is those that were launched.
+        bank: what the memories recall from, if they do. It tells which task a recalled trajectory is of, and must not
+            change meanwhile, unless `online`.
+        held_out: successes on tasks that nothing was learned from, whose responses are scored for `carried`; None is,
+            of each task, the episode of the first memory that solved it.
+        starts: of memories that were trained from another one, that one's name; they are compared with it.
+
+    Returns:
+        The table; its values are described in docs/evaluation.md.
+
+    Raises:
+        BankError: the bank changed.
+        RunError: the folder holds trajectories of other tasks, or cannot be written, as on a full disk; what was played
+            before is kept.
+        ConfigError: `online` with several processes, or no task.
+    """
+    processes = processes or Processes()
+    check_online(online, processes)
+    tasks = domain.tasks("test") if tasks is None else tasks
+    if not tasks:
+        raise ConfigError("there is no task to evaluate on; give some, or a domain with a test split")
+    made = {name: _maker(memory) for name, memory in memories.items()}
+    names = {name: MemoryName.parse(name) for name in memories}
+    with (
+        _folder(folder) as place,
+        _bar(len(tasks), made, on_progress, processes) as shown,
+        nullcontext() if bank is None or online else bank.frozen("an evaluation"),
+    ):
+        played = {}
+        for name, make in made.items():
+            path = place / f"{names[name].file_stem}.jsonl"
+            # A control's latents say nothing about its composer.
+            kept = kept_tasks(tasks) if names[name].control is None else frozenset[str]()
+            trajectories, costs = processes.from_first(partial(resume, path, tasks))
+            if trajectories:
+                shown(name, len(trajectories), _mean_reward(trajectories))
+            if len(trajectories) < len(tasks):
+                memory = make()
+                if online:
+                    _learn(memory, trajectories)
+                play_batch = partial(play, team, memory, model, domain.start, sampling, seed, max_turns, kept)
+                per_round = batch_size * processes.size
+                for i in range(len(trajectories), len(tasks), per_round):
+                    batches = [tasks[j : j + batch_size] for j in range(i, min(i + per_round, len(tasks)), batch_size)]
+                    for batch, cost, latents in processes.map(play_batch, batches):
+                        if processes.is_first:
+                            commit(path, batch, cost, latents)
+                        trajectories += batch
+                        costs.append(cost)
+                        if online:
+                            _learn(memory, batch)
+                    shown(name, len(trajectories), _mean_reward(trajectories))
+            played[name] = (trajectories, costs)
+        scored = _first_successes(tasks, played) if held_out is None else held_out
+        carried: dict[str, dict[str, Any] | None] = dict.fromkeys(memories)
+        # Scripted agents score nothing; a memory that has learned from these very tasks has nothing left to be asked.
+        if isinstance(model, LanguageModel) and not online:
+            carry = partial(_carried, team, model, scored, seed, place, processes)
+            carried |= {name: carry(names[name], make) for name, make in made.items() if names[name].may_carry}
+    answers = tasks_of_sources(bank, played)
+    rows = [
+        row_of(names[name], *played[name], played, seed, num_bootstraps, starts.get(name))
+        | {"carried": carried[name]}
+        | retrieval(played[name][0], answers)
+        for name in memories
+    ]
+    return Results(
+        {
+            "schema_version": RESULTS_VERSION,
+            "seed": seed,
+            "num_tasks": len(tasks),
+            "domain": ", ".join(sorted({task.domain for task in tasks})),
+            "team": team.name,
+            "model": model.name,
+            "temperature": sampling.temperature,
+            "task_ids": [task.key for task in tasks],
+            "memories": rows,
+        }
+    )
+
+
+def _maker(memory: Memory | Callable[[], Memory]) -> Callable[[], Memory]:
+    if callable(memory):
+        return memory
+    return lambda: memory
+
+
+@contextmanager
+def _folder(given: str | Path | None) -> Iterator[Path]:
+    """The folder to keep files in; one that goes away at the end where none is given."""
+    if given is not None:
+        Path(given).mkdir(parents=True, exist_ok=True)
+        yield Path(given)
+        return
+    with TemporaryDirectory(prefix="latentmem-evaluate-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def _bar(
+    num_tasks: int, memories: Mapping[str, object], told: OnProgress | None, processes: Processes
+) -> Iterator[OnProgress]:
+    """What is told of progress; without a listener, a bar on a terminal."""
+    if told is not None:
+        yield told
+        return
+    order = [*memories]
+    with progress(num_tasks * len(order), "evaluate", "task", shown=processes.is_first and on_terminal()) as bar:
+
+        def show(name: str, done: int, reward: float) -> None:
+            bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
+            bar.update(order.index(name) * num_tasks + done - bar.n)
+
+        yield show
+
+
+def check_online(online: bool, processes: Processes) -> None:
+    """Refuse to share an evaluation in which each batch learns from the one before it.
+
+    Raises:
+        ConfigError: `online` with several processes.
+    """
+    if online and processes.size > 1:
+        raise ConfigError(
+            f"evaluate.online is true: each batch learns from the one before it, in one process, but {processes.size} "
+            "were launched; start it without torchrun, or set it to false"
+        )
+
+
+def forget(folder: Path, name: MemoryName) -> None:
+    """Remove what was recorded of a memory, so that it is played again from the first task."""
+    for path in folder.glob(f"{name.file_stem}.*"):
+        path.unlink()
+
+
+def _first_successes(tasks: Sequence[Task], played: Played) -> list[Trajectory]:
+    """For each task that some memory solved the episode of the first one: the same responses for all memories."""
+    solved = ([t for episodes, _ in played.values() if (t := episodes[i]).success] for i in range(len(tasks)))
+    return [episodes[0] for episodes in solved if episodes]
+
+
+def _carried(
+    team: Team,
+    model: LanguageModel,
+    trajectories: Sequence[Trajectory],
+    seed: int,
+    folder: Path,
+    processes: Processes,
+    name: MemoryName,
+    make: Callable[[], Memory],
+) -> dict[str, Any] | None:
+    """What a memory carries; measured once for these trajectories, and kept beside its own."""
+    path = folder / f"{name.file_stem}.carried.json"
+    of = hashlib.sha256(json.dumps([seed, model.name, [t.id for t in trajectories]]).encode()).hexdigest()
+    kept = processes.from_first(lambda: read_json(path) if path.exists() else {})
+    if kept.get("of") == of:
+        known: dict[str, Any] | None = kept["carried"]
+        return known
+    roles = {role.name: role for role in team.roles}
+    measured = measure_carried(make(), model, trajectories, lambda t: roles, seed=seed, processes=processes)
+    found = None if measured is None else measured.as_json()
+    if measured is not None and not math.isfinite(measured.total.difference):
+        logger.warning("evaluate: %s gives values that are not finite; what it carries cannot be told", name)
+        found = None
+    if processes.is_first:
+        write_atomic(path, json.dumps({"of": of, "carried": found}, indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def _mean_reward(trajectories: Sequence[Trajectory]) -> float:
+    return float(np.mean([trajectory.reward for trajectory in trajectories]))
+
+
+def _learn(memory: Memory, trajectories: Sequence[Trajectory]) -> None:
+    for trajectory in trajectories:
+        memory.add(trajectory)

@@ -87,7 +87,7 @@ ANSWERS = {"none": "1?0~", "text": "1111", "mine": "1!0?"}
 
 def evaluate(team, model, memories, tasks, start, folder, **options):
     domain = SimpleNamespace(start=start)
-    return evaluation.evaluate(team, model, memories, domain, tasks=tasks, folder=folder, **options)
+    return evaluation.evaluate(team, model, memories, domain, tasks=tasks, folder=folder, **options).to_dict()
 
 
 def compare(folder, model=None, names=("none", "text", "mine"), tasks=TASKS, **options):

@@ -3,6 +3,7 @@
 none   text   metagpt   voyager   generative   oagents   gmemory
 latent:CHECKPOINT    untrained, a training of this run (warmup, sft, lmpo), or a composer's folder
 grpo   grpo:FOLDER   the agents that this run trained, or that were trained elsewhere
+MODULE:NAME          a class of one's own
 NAME:CONTROL         what a control puts in the place of what NAME recalls (docs/analysis.md)
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from latentmem.errors import suggest
+from latentmem.own import is_own
 
 TEXT_CONTROLS = ("empty", "shuffle", "irrelevant", "corrupt", "filler")
 """Controls that change what a memory is made from."""
@@ -98,6 +100,11 @@ class MemoryName:
         return replace(self, control=None, written=self.written.rpartition(":")[0])
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a class of one's own, `module:Name`."""
+        return self.kind not in KINDS and is_own(self.written)
+
+    @property
     def is_latent(self) -> bool:
         """Whether it is a latent memory, or a control of one."""
         return self.kind == "latent"
@@ -147,6 +154,8 @@ def known_memory(text: str) -> MemoryName:
     """
     name = MemoryName.parse(text)
     last = text.rpartition(":")[2]
+    if name.is_own:
+        return name
     if name.kind in ("text", "metagpt") and name.checkpoint in LATENT_CONTROLS:
         raise ValueError(
             f"names {text!r}, but {last} is a control of latents, and {name.kind} gives none; take one of "

@@ -1,11 +1,12 @@
 """Where tasks come from: a section for each kind of data."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from latentmem.config.section import AsTuple, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Text
+from latentmem.own import is_own
 
 
 class Family(Section):
@@ -258,7 +259,32 @@ class MixSection(Section):
     """Benchmarks whose test splits are evaluated on, one after the other. `max_turns` above is the largest of all."""
 
 
+class OwnDataSection(Section):
+    """Tasks and environments of a class of one's own; all keys but `kind` are its parameters."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Text
+    """`module:Name` of the class; see docs/environments.md."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the class is made with."""
+        return dict(self.model_extra or {})
+
+
+def _kind_of(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and is_own(kind) else kind
+
+
 DataSection = Annotated[
-    ReasoningSection | QASection | CodeSection | PDDLSection | HiddenFactsSection | MixSection,
-    Field(discriminator="kind"),
+    Annotated[ReasoningSection, Tag("reasoning_gym")]
+    | Annotated[QASection, Tag("qa")]
+    | Annotated[CodeSection, Tag("code")]
+    | Annotated[PDDLSection, Tag("pddl")]
+    | Annotated[HiddenFactsSection, Tag("hidden_facts")]
+    | Annotated[MixSection, Tag("mix")]
+    | Annotated[OwnDataSection, Tag("own")],
+    Discriminator(_kind_of),
 ]

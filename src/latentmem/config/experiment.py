@@ -1,6 +1,6 @@
 """One experiment: the models, what is compared, and all sections as one configuration."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -15,6 +15,7 @@ from latentmem.config.training import (
     SFTSection,
     WarmupSection,
 )
+from latentmem.errors import suggest
 from latentmem.memory_names import DEFAULT_MEMORIES
 
 
@@ -67,8 +68,9 @@ class EvaluateSection(Section):
     memories: MemoryNames = DEFAULT_MEMORIES
     """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
     one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
-    memory) or grpo:FOLDER. text, metagpt or a latent one followed by :empty, :shuffle, :irrelevant, :corrupt or :filler
-    is a control of it; :other-role, :random and :zero are controls of latent ones only."""
+    memory) or grpo:FOLDER; `module:Name` is a class of one's own. text, metagpt or a latent one followed by :empty,
+    :shuffle, :irrelevant, :corrupt or :filler is a control of it; :other-role, :random and :zero are controls of latent
+    ones only."""
     split: Literal["test", "dev"] = "test"
     """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split,
     it is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Results go to results-dev.json."""
@@ -95,12 +97,15 @@ class Config(Section):
     seed: int = 0
     """Of all randomness but that of the tasks."""
     team: str = "autogen"
-    """autogen, camel, macnet, dylan, pair, solo, or the path of a team's YAML file."""
+    """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of one's
+    own."""
     train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
     """Teams that collect and train in place of `team`, which then is evaluated only; each task is dealt to one of them.
     Empty: `team` does it all."""
     max_turns: PositiveInt = 1
     """Turns with the environment before an episode ends."""
+    own: dict[str, dict[str, Any]] = {}
+    """Parameters of teams and memories of one's own, by their `module:Name`; those of data stand in `data`."""
     data: DataSection
     model: ModelSection = ModelSection()
     composer: ComposerSection = ComposerSection()
@@ -114,6 +119,17 @@ class Config(Section):
     lmpo: LMPOSection = LMPOSection()
     grpo: GRPOSection = GRPOSection()
     evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="after")
+    def _own_is_named(self) -> Self:
+        named = [self.team, *self.train_teams, *map(str, self.evaluate.memories)]
+        for name in self.own:
+            if name not in named:
+                raise ValueError(
+                    f"own has parameters of {name!r}, which is no team and no memory of this configuration; "
+                    f"{suggest(name, named)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _turns_to_search_and_answer(self) -> Self:

@@ -9,7 +9,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from latentmem.config.data import CodeSection, HiddenFactsSection, MixSection, PDDLSection, QASection, ReasoningSection
+from latentmem.config.data import (
+    CodeSection,
+    HiddenFactsSection,
+    MixSection,
+    OwnDataSection,
+    PDDLSection,
+    QASection,
+    ReasoningSection,
+)
 from latentmem.config.experiment import Config
 from latentmem.config.section import AnySection, Section
 from latentmem.errors import ConfigError, suggest
@@ -171,7 +179,8 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
         return f"{key} {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         kind = found.get("kind") if isinstance(found, dict) else found
-        return f"{key}.kind is {kind!r}; {suggest(str(kind), _KINDS)}"
+        known = [kind for kind in _KINDS if kind != "own"]
+        return f"{key}.kind is {kind!r}; {suggest(str(kind), known)}, or `module:Name` of a class of your own"
     if first["type"] == "literal_error":
         return f"{key} is {found!r}; expected {first['ctx']['expected']}"
     if first["type"] in ("model_type", "model_attributes_type") and found is None:
@@ -187,6 +196,7 @@ _KINDS: dict[str, type[Section]] = {
     "pddl": PDDLSection,
     "hidden_facts": HiddenFactsSection,
     "mix": MixSection,
+    "own": OwnDataSection,
 }
 """The sections that `data` may be, by their kind."""
 _EXPECTED = {
@@ -207,7 +217,7 @@ def _known_keys(location: list[str], values: Any, schema: type[Section]) -> list
         if part.isdigit():
             continue
         if part == "data":
-            section = _KINDS[values["kind"]]
+            section = _KINDS.get(values["kind"], OwnDataSection)
             continue
         annotation = section.model_fields[part].annotation
         arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from latentmem import own
 from latentmem.config import (
     CodeSection,
     HiddenFactsSection,
     MixPart,
     MixSection,
+    OwnDataSection,
     PDDLSection,
     QASection,
     ReasoningSection,
@@ -63,6 +65,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
         instructions=s.instructions,
     ),
     HiddenFactsSection: lambda s: HiddenFactsDomain(**{key: value for key, value in s if key != "kind"}),
+    OwnDataSection: lambda s: own.make(s.kind, s.parameters, "data", ("name", "tasks", "skipped", "start")),
     MixSection: lambda s: MixDomain(_parts_of_mix(s.train), _parts_of_mix(s.test)),
 }
 

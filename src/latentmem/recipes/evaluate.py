@@ -13,7 +13,7 @@ from latentmem.models.language_model import stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
-from latentmem.recipes.memories import learn, learning, made_of, memory_of
+from latentmem.recipes.memories import learn, learning, made_of, memory_of, own_memory
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin, initials
 from latentmem.recipes.readings import write_reading
@@ -51,8 +51,11 @@ def _play(here: Phase) -> dict[str, Any]:
     tasks = parts.asked_tasks[: section.num_tasks]
     names = section.memories
     texts = [*map(str, names)]
-    made = [memory_of(parts, name) for name in names]  # a missing checkpoint, or one that does not fit, is said now
-    for memory in made:
+    for name in names:
+        if name.is_own:
+            own_memory(parts, name)  # a mistake in it is said before a model is loaded
+    made = {str(name): memory_of(parts, name) for name in names}  # a checkpoint that is missing or unfit is said now
+    for memory in made.values():
         learn(memory, processes, shown=True)
     if here.opened is not None:
         _forget_outdated(here.opened, {name: made_of(parts, name) for name in names})
@@ -73,7 +76,7 @@ def _play(here: Phase) -> dict[str, Any]:
         found = evaluate(
             parts.team,
             parts.model,
-            {str(name): partial(memory_of, parts, name, copies) for name in names},
+            {str(name): partial(memory_of, parts, name, copies) for name in names} if section.online else made,
             parts.domain,
             tasks=tasks,
             folder=folder,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentmem import own
 from latentmem.bank import ExperienceBank
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.controls import (
@@ -52,6 +53,10 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
         parametric = parts.parametric_memory()
         parametric.load_weights(parts.checkpoint(name.checkpoint or "grpo"))
         return parametric
+    if name.is_own:
+        bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
+        memory: Memory = own_memory(parts, name, bank)()
+        return memory
     if name.control is not None:
         replace = _replace(parts, name.control)  # a mistake in it is told before a model is loaded
     bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
@@ -60,6 +65,24 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
     latent = name.is_latent
     memory = latent_memory(parts, parts.initial(name.checkpoint), bank) if latent else _text(parts, bank, name.kind)
     return memory if name.control is None else ControlMemory(memory, replace)
+
+
+def own_memory(parts: Parts, name: MemoryName, bank: ExperienceBank | None = None) -> Callable[[], Memory]:
+    """What makes a memory of one's own; a mistake in its name or its parameters is told now.
+
+    Its class may ask for `bank`, `model` (the agents), `embedder`, `num_retrieved`, `only_successes` and `words`.
+    """
+    section = parts.config.bank
+    offered: dict[str, Callable[[], Any]] = {
+        "bank": lambda: parts.bank if bank is None else bank,
+        "model": lambda: parts.model,
+        "embedder": lambda: parts.embedder,
+        "num_retrieved": lambda: section.num_retrieved,
+        "only_successes": lambda: section.only_successes,
+        "words": lambda: parts.config.memory,
+    }
+    parameters = parts.config.own.get(str(name), {})
+    return own.bind(str(name), parameters, f"own.{name}", ("kind", "recall_many", "add"), offered)
 
 
 def _text(parts: Parts, bank: ExperienceBank, kind: str) -> TextMemory:

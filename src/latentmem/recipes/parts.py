@@ -70,8 +70,9 @@ class Parts:
         self.sharding = sharding_asked()
         self._adapted: list[Composer | ParametricMemory] = []
         """What has put an adapter on a backbone."""
-        self.team = load_team(config.team)
-        self.train_teams: tuple[Team, ...] = tuple(map(load_team, config.train_teams)) or (self.team,)
+        self.team = load_team(config.team, **config.own.get(config.team, {}))
+        trained = [load_team(name, **config.own.get(name, {})) for name in config.train_teams]
+        self.train_teams: tuple[Team, ...] = tuple(trained) or (self.team,)
         self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
         check_roles(config.data, (self.team, *self.train_teams))
         if config.composer.template is not None:

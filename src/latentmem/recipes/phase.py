@@ -20,9 +20,9 @@ from latentmem.runs import Run, SilentRun
 
 logger = logging.getLogger(__name__)
 
-_SETUP = ("seed", "team", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
+_SETUP = ("seed", "team", "own", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase but the warm-up."""
-_WARMUP_SETUP = ("seed", "team", "model", "composer", "memory")
+_WARMUP_SETUP = ("seed", "team", "own", "own", "model", "composer", "memory")
 """Sections that matter to the warm-up, which reads neither data nor bank and plays nothing."""
 
 

@@ -8,6 +8,7 @@ from latentmem.config import (
     Config,
     MemorySection,
     MixSection,
+    OwnDataSection,
     QASection,
     RivalsSection,
     Sampling,
@@ -19,6 +20,7 @@ from latentmem.memory.controls import ControlMemory
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
+from latentmem.own import is_own
 from latentmem.prompts import format_prompts
 from latentmem.recipes.domains import task_to_show
 from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path, recalling
@@ -101,12 +103,12 @@ def _origins(config: Config, memory: MemoryName) -> str:
         return "built in" if value is None else "set in the configuration"
 
     own = "each part's own"
-    how_to_answer = own if isinstance(config.data, MixSection) else origin(config.data.instructions)
+    how_to_answer = own if isinstance(config.data, MixSection | OwnDataSection) else origin(config.data.instructions)
     search = config.data.search if isinstance(config.data, QASection) else None
     how_to_search = [("and to search", "data.search.instructions", origin(search.instructions))] if search else []
     changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
     rows = [
-        ("the team's prompts", "team", str(team_file(config.team))),
+        ("the team's prompts", "team", config.team if is_own(config.team) else str(team_file(config.team))),
         ("how to answer", "data.instructions", how_to_answer),
         *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from latentmem import own
 from latentmem.errors import ConfigError, suggest
 from latentmem.teams.dylan import DylanFile, DylanTeam
 from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Team, Turn, describe_history, render
@@ -154,12 +155,19 @@ def team_file(name: str) -> Path:
     return packaged_teams().get(name) or Path(name)
 
 
-def load_team(name: str) -> Team:
-    """A team by its packaged name, or from a YAML file.
+def load_team(name: str, **parameters: Any) -> Team:
+    """A team by its packaged name, from a YAML file, or of a class of one's own.
+
+    Args:
+        name: of the team, of the file, or `module:Name`.
+        parameters: of the class; the others take none.
 
     Raises:
-        ConfigError: no such team or file, or the file is not a team.
+        ConfigError: no such team, file or class, or it is not a team.
     """
+    if own.is_own(name) and not Path(name).exists():
+        team: Team = own.make(name, parameters, f"own.{name}" if parameters else "team", ("name", "roles", "turn"))
+        return team
     try:
         values = yaml.safe_load(team_file(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):

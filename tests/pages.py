@@ -57,7 +57,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block, folder: Path) -> list[Command]:
-    """What a block of commands starts, in order; in `console` they follow a dollar sign, what they print follows them."""
+    """What a block of commands starts, in order; in `console` after a dollar sign, with what they print."""
     if block.language != "console":
         return _recorded(block.text, folder)
     found: list[Command] = []

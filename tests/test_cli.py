@@ -14,6 +14,7 @@ import yaml
 
 from latentmem import cli
 from latentmem.bank import ExperienceBank
+from latentmem.cli import experiment, program
 from latentmem.config import InsightsSection, MemorySection, load_config
 from latentmem.memory.composer import Composer
 from latentmem.memory.parametric import ParametricMemory
@@ -247,7 +248,7 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
     def fail(options):
         raise DataError("first\nsecond")
 
-    monkeypatch.setattr(cli, "_report", fail)
+    monkeypatch.setattr(experiment, "_report", fail)
     assert cli.main(["report", "x"]) == 2
     assert capsys.readouterr().err == "latentmem: first second\n"
 
@@ -256,7 +257,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def fail(options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_report", fail)
+    monkeypatch.setattr(experiment, "_report", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "x"])
 
@@ -265,7 +266,7 @@ def test_interrupting_a_command_says_that_it_goes_on(monkeypatch, capsys):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_report", interrupt)
+    monkeypatch.setattr(experiment, "_report", interrupt)
     assert cli.main(["report", "x"]) == 130
     assert capsys.readouterr().err == "latentmem: interrupted; the same command goes on from here\n"
 
@@ -593,7 +594,7 @@ def test_every_command_is_documented():
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }
-    for name, parser in subparsers(cli._parser()).items():
+    for name, parser in subparsers(program._parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))
         for inner in nested.get(name, ()):

@@ -7,6 +7,7 @@
           collect/ warmup/ sft/ lmpo/ grpo/ evaluate/ evaluate-dev/
                         each with the config.yaml it began with, state.json, checkpoints;
                         sft/dev.jsonl one line per evaluated step and held-out task
+          tensorboard/, wandb/  what the trackers of `report_to` write
           .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
 
 With several processes only rank 0 opens the run; the others have a `SilentRun`. Loads no torch.
@@ -30,6 +31,7 @@ from typing import IO, Any, NamedTuple, Self
 import yaml
 
 from latentmem.errors import RunError
+from latentmem.tracking import Tracked, Tracking
 
 PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate", "evaluate-dev")
 
@@ -57,12 +59,13 @@ class Metrics(NamedTuple):
 class Run:
     """One phase of a run, open for writing by this process alone; a context manager that frees the folder."""
 
-    def __init__(self, folder: Path, phase: str, lock: IO[bytes]) -> None:
+    def __init__(self, folder: Path, phase: str, lock: IO[bytes], tracking: Tracking) -> None:
         self.folder = folder
         self.phase = phase
         self.phase_folder = folder / phase
         """Where this phase keeps its state and checkpoints."""
         self._lock = lock
+        self._tracking = tracking
         self._metrics_path = folder / "metrics.jsonl"
 
     @classmethod
@@ -75,6 +78,7 @@ class Run:
         skipped_rows: Mapping[str, Mapping[str, int]] | None = None,
         free: Collection[str] = (),
         complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda sections: sections,
+        report_to: Sequence[str] = (),
     ) -> Self:
         """Create the run, or go on with it.
 
@@ -88,6 +92,7 @@ class Run:
             free: dotted keys of `phase_config` that may be others when the phase goes on.
             complete: gives the sections that a phase was started with the keys that were not known then, at their
                 defaults: what has its default now is no change.
+            report_to: trackers that are told what is logged.
 
         Raises:
             RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
@@ -107,7 +112,8 @@ class Run:
             _write_if_new(folder / "config.yaml", config_yaml)
             seed = (yaml.safe_load(config_yaml) or {}).get("seed")
             _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
-            run = cls(folder, phase, held)
+            started = read_json(folder / "run.json")["started"]
+            run = cls(folder, phase, held, Tracking(report_to, Tracked(folder, phase, started, config_yaml)))
             keep_rows(run._metrics_path, lambda _: True)
         except BaseException:
             held.close()
@@ -122,6 +128,7 @@ class Run:
 
     def close(self) -> None:
         """Free the folder for the next phase or process."""
+        self._tracking.close()
         self._lock.close()
 
     @property
@@ -147,7 +154,17 @@ class Run:
         Raises:
             RunError: the line cannot be written; the file then is as it was before.
         """
-        append_rows(self._metrics_path, [{"phase": self.phase, **metrics}])
+        row = {"phase": self.phase, **metrics}
+        append_rows(self._metrics_path, [row])
+        self._tracking.log(row, self._logged)
+
+    def _logged(self) -> list[dict[str, Any]]:
+        """All lines of this phase."""
+        return [row for row in read_metrics(self._metrics_path).rows if row.get("phase") == self.phase]
+
+    def show_results(self, cells: Sequence[Sequence[str]], markdown: str, results: Mapping[str, Any]) -> None:
+        """Show the comparison of memories in the trackers: a header and rows, the same as Markdown, its numbers."""
+        self._tracking.show(cells, markdown, results)
 
     def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows, each with an integer `step`, to a file of this phase's folder; otherwise as `log` does.
@@ -167,6 +184,7 @@ class Run:
         Raises:
             RunError: a line is no JSON, or the file cannot be written.
         """
+        self._tracking.close()  # it is told what is kept, and what follows, by the next line
         keep_rows(self._metrics_path, lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
 
     def rewind_details(self, name: str, step: int) -> None:
@@ -186,6 +204,9 @@ class SilentRun:
 
     def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Drop the rows."""
+
+    def show_results(self, cells: Sequence[Sequence[str]], markdown: str, results: Mapping[str, Any]) -> None:
+        """Drop the comparison."""
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Leave the file to the first process."""

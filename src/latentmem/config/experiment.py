@@ -106,6 +106,10 @@ class Config(Section):
     """Turns with the environment before an episode ends."""
     own: dict[str, dict[str, Any]] = {}
     """Parameters of teams and memories of one's own, by their `module:Name`; those of data stand in `data`."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], AsTuple] = ()
+    """Trackers that are told every number of metrics.jsonl, the configuration and the comparison, besides the run's own
+    files. Each is an extra of the same name: `pip install 'latentmem[tensorboard]'`. It decides nothing and may change
+    when a phase goes on."""
     data: DataSection
     model: ModelSection = ModelSection()
     composer: ComposerSection = ComposerSection()

@@ -17,7 +17,8 @@ from latentmem.recipes.memories import learn, learning, made_of, memory_of, own_
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin, initials
 from latentmem.recipes.readings import write_reading
-from latentmem.report import format_table, write_report
+from latentmem.report import format_markdown, format_table, write_report
+from latentmem.report.cells import comparison_cells
 from latentmem.runs import Run, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def _play(here: Phase) -> dict[str, Any]:
         write_atomic(here.opened.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
         for name in names:
             write_reading(parts, name, folder, tasks)
+    here.run.show_results(comparison_cells(results), format_markdown(results), results)
     processes.wait()  # a composer that is spread over the processes needs the others to read out
     return results
 

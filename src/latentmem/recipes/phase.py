@@ -17,6 +17,7 @@ from latentmem.processes import Processes
 from latentmem.recipes.folders import EVALUATIONS
 from latentmem.recipes.parts import Parts
 from latentmem.runs import Run, SilentRun
+from latentmem.tracking import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def begin(config: Config, phase: str, parts: Parts | None) -> Iterator[Phase]:
     """
     processes = Processes()
     with processes.one_fate():
+        check_trackers(config.report_to)
         parts = parts or Parts(config)
         check_online(phase in EVALUATIONS.values() and config.evaluate.online, processes)
         with open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
@@ -73,6 +75,7 @@ def begin(config: Config, phase: str, parts: Parts | None) -> Iterator[Phase]:
 def prepare(config: Config) -> Parts:
     """The parts of several phases; a mistake in them ends all processes."""
     with Processes().one_fate():
+        check_trackers(config.report_to)
         return Parts(config)
 
 
@@ -93,7 +96,7 @@ def open_run(config: Config, phase: str, domain: Domain) -> Run:
     sections = _sections(config, phase)
     data = config.model_dump(mode="json", by_alias=True)["data"]
     complete = partial(_completed, data, names=[*sections])
-    return Run.open(Path(config.run), dump_config(config), phase, sections, told, free, complete)
+    return Run.open(Path(config.run), dump_config(config), phase, sections, told, free, complete, config.report_to)
 
 
 def _completed(data: Any, sections: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Kinds of words that several commands take: counts, ports, positive numbers, a configuration with overrides."""
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """Where a family of commands adds its own."""
+
+CONFIG_HELP = "a YAML file, or the name of a packaged configuration"
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A port from 0 to 65535."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A positive finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def takes_config(parser: argparse.ArgumentParser) -> None:
+    """Give a command a configuration and overrides of its keys."""
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+    takes_overrides(parser)
+
+
+def takes_overrides(parser: argparse.ArgumentParser) -> None:
+    """Give a command overrides alone."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8")

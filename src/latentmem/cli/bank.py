@@ -1,0 +1,148 @@
+"""`latentmem bank`: look into an experience bank, change it, carry it elsewhere."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentmem.cli.arguments import count
+
+if TYPE_CHECKING:
+    from latentmem.bank import ExperienceBank
+    from latentmem.cli.arguments import Commands
+
+
+def add_commands(commands: "Commands") -> None:
+    """Add bank and its own commands."""
+    bank = commands.add_parser("bank", help="look into an experience bank, search, export, import, verify, delete")
+    kinds = bank.add_subparsers(required=True, metavar="WHAT")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        parser = kinds.add_parser(name, help=text)
+        parser.add_argument("bank", type=Path, metavar="BANK", help="the bank's SQLite file")
+        return parser
+
+    command("info", "what is stored").set_defaults(run=_info)
+    search = command("search", "the trajectories nearest to a text")
+    search.add_argument("text")
+    search.add_argument("-k", type=count, default=3, help="how many (default 3)")
+    search.add_argument("--success", choices=("yes", "no"), help="only successful, or only failed, trajectories")
+    search.add_argument("--domain", help="only this domain")
+    search.add_argument("--role", help="only trajectories with this role")
+    search.set_defaults(run=_search)
+    export = command("export", "write all trajectories as JSON Lines")
+    export.add_argument("file", type=Path, help="where to write; - is standard output")
+    export.set_defaults(run=_export)
+    importer = command("import", "add the trajectories of a JSON Lines file or of a released bank")
+    importer.add_argument(
+        "source", type=Path, metavar="SOURCE", help="JSON Lines of `bank export`, a Chroma folder, or its data.json"
+    )
+    importer.set_defaults(run=_import)
+    command("verify", "check every record and the index").set_defaults(run=_verify)
+    delete = command("delete", "delete the trajectories that meet all filters given")
+    delete.add_argument("--success", choices=("yes", "no"))
+    delete.add_argument("--domain")
+    delete.add_argument("--role")
+    delete.add_argument("--team")
+    delete.set_defaults(run=_delete)
+
+
+def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":
+    """The bank; with the embedder that filled it if `embed`, and a new one if there is none and `make`."""
+    from latentmem.bank import ExperienceBank
+    from latentmem.errors import BankError
+
+    if not make and not path.is_file():
+        raise BankError(f"{path}: no such bank; give the bank.sqlite of a run")
+    if not embed:
+        return ExperienceBank(path)
+    from latentmem.config import BankSection
+
+    filled_by = None
+    if path.exists():
+        with ExperienceBank(path) as bank:
+            filled_by = bank.info().embedder
+    from latentmem.models.embedder import Embedder
+
+    embedder = Embedder(filled_by or BankSection().embedder)
+    return ExperienceBank(path, embedder, embedder=embedder.name)
+
+
+def _success(options: argparse.Namespace) -> bool | None:
+    return None if options.success is None else options.success == "yes"
+
+
+def _info(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank) as bank:
+        info = bank.info()
+    reward = "" if info.mean_reward is None else f", mean reward {info.mean_reward:.3f}"
+    print(f"{info.path}: {info.num_trajectories} trajectories, {info.num_successes} successes{reward}")
+    print(f"created {info.created}, schema {info.schema_version}, {info.num_bytes / 2**20:.1f} MB")
+    print(f"embedder {info.embedder}, width {info.width}" if info.embedder else "embedder: none yet")
+    for label in ("domains", "teams", "models", "roles"):
+        counts = getattr(info, label)
+        if counts:
+            print(f"{label}: {', '.join(f'{name} {num}' for name, num in counts.items())}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    from latentmem.trajectory import Task
+
+    with _open_bank(options.bank, embed=True) as bank:
+        task = Task(id=None, domain=options.domain or "", text=options.text)
+        for hit in bank.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
+            text = " ".join(hit.trajectory.task.text.split())[:100]
+            print(f"{hit.similarity:.3f}  {hit.trajectory.id}  reward {hit.trajectory.reward:g}  {text}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank) as bank:
+        if str(options.file) == "-":
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+            bank.export(sys.stdout)
+        else:
+            print(f"{bank.export(options.file)} trajectories written to {options.file}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from latentmem.errors import DataError
+
+    if not options.source.exists():  # before a new bank is made for it
+        raise DataError(
+            f"{options.source}: no such file or folder; give the JSON Lines of `latentmem bank export`, "
+            "or a released bank, as Chroma folder or data.json"
+        )
+    from latentmem.released import is_released_bank, read_bank
+
+    released = read_bank(options.source) if is_released_bank(options.source) else None
+    with _open_bank(options.bank, embed=True, make=True) as bank:
+        added = bank.import_jsonl(options.source) if released is None else bank.add(released.trajectories)
+    print(f"{added.num_added} trajectories added, {added.num_duplicates} were there already")
+    if released is not None and released.unreadable:
+        print(f"{len(released.unreadable)} entries could not be read:")
+        for why, num in Counter(entry.why for entry in released.unreadable).most_common():
+            first = next(entry.where for entry in released.unreadable if entry.why == why)
+            print(f"{num:6} {why} (first: {first})")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from latentmem.errors import BankError
+
+    with _open_bank(options.bank) as bank:
+        result = bank.verify()
+    for problem in result.problems:
+        print(f"{problem.kind}: {problem.where}: {problem.found}")
+    print(f"{result.num_checked} trajectories checked, {len(result.problems)} problems")
+    if not result.ok:
+        raise BankError(f"{options.bank}: {len(result.problems)} problems; restore it from an export or a copy")
+
+
+def _delete(options: argparse.Namespace) -> None:
+    from latentmem.errors import BankError
+
+    filters = {"success": _success(options), "domain": options.domain, "role": options.role, "team": options.team}
+    if all(value is None for value in filters.values()):
+        raise BankError("bank delete needs a filter: --success, --domain, --role or --team")
+    with _open_bank(options.bank) as bank:
+        print(f"{bank.delete(**filters)} trajectories deleted")

@@ -1,0 +1,89 @@
+"""`latentmem checkpoint`: look into saved weights, and take in what others released."""
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentmem.cli.arguments import count, positive
+
+if TYPE_CHECKING:
+    from latentmem.cli.arguments import Commands
+
+
+def add_commands(commands: "Commands") -> None:
+    """Add checkpoint and its own commands."""
+    checkpoint = commands.add_parser("checkpoint", help="look into a checkpoint, import released weights")
+    kinds = checkpoint.add_subparsers(required=True, metavar="WHAT")
+    info = kinds.add_parser("info", help="settings, tensors and size")
+    info.add_argument("folder", type=Path, metavar="FOLDER")
+    info.set_defaults(run=_info)
+    importer = kinds.add_parser("import", help="make a checkpoint of weights laid out as the authors publish them")
+    importer.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a .safetensors file, an index of shards, a folder"
+    )
+    importer.add_argument("--base", required=True, metavar="MODEL", help="the composer's base: folder or hub id")
+    importer.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the checkpoint to write")
+    importer.add_argument("--agents", metavar="MODEL", help="the model that is given the latents (default: the base)")
+    importer.add_argument("--alpha", type=positive, help="LoRA's alpha, which the file does not tell (default 32)")
+    importer.add_argument(
+        "--template", type=Path, metavar="FILE", help="the text that the weights were trained to read"
+    )
+    importer.add_argument("--max-prompt-tokens", type=count, metavar="N", help="longest such text (default 1024)")
+    importer.set_defaults(run=_import)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from latentmem.memory.checkpoints import NAMES, kind_of, read_checkpoint, weights_file
+
+    kind = kind_of(options.folder)
+    settings, tensors = read_checkpoint(options.folder, kind)
+    print(f"{'kind':18} {NAMES[kind]!r}")
+    for key, value in settings.items():
+        print(f"{key:18} {value!r}")
+    # Layers that differ by their number only are one line.
+    kinds = Counter((re.sub(r"\.\d+\.", ".*.", name), str(list(tensor.shape))) for name, tensor in tensors.items())
+    for (name, shape), num in sorted(kinds.items()):
+        print(f"{num:4} x {shape:14} {name}")
+    num_bytes = weights_file(options.folder, kind).stat().st_size
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    print(f"{len(tensors)} tensors, {parameters:,} parameters, {num_bytes / 2**20:.1f} MB")
+
+
+def _import(options: argparse.Namespace) -> None:
+    template = None if options.template is None else _read_template(options.template)
+    from latentmem.memory.checkpoints import write_checkpoint
+    from latentmem.released import read_weights, sections
+
+    weights = read_weights(
+        options.source,
+        options.base,
+        agents=options.agents,
+        alpha=options.alpha,
+        template=template,
+        max_prompt_tokens=options.max_prompt_tokens,
+    )
+    write_checkpoint(options.out, weights.settings, weights.tensors)
+    settings = weights.settings
+    print(
+        f"{len(weights.tensors)} tensors written to {options.out}: K {settings['num_latents']}, "
+        f"rank {settings['rank']}, alpha {settings['alpha']:g}, {', '.join(settings['target_modules'])}, "
+        f"width {settings['d_composer']} to {settings['d_agent']}"
+    )
+    print(weights.base_check)
+    print(f"to evaluate it as 'latent:{options.out}', the configuration says:\n\n{sections(settings)}", end="")
+
+
+def _read_template(path: Path) -> str:
+    from latentmem.errors import ConfigError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the template cannot be read ({error}); give a UTF-8 text file") from None
+    from latentmem.memory.composer import FIELDS
+    from latentmem.templates import check_template
+
+    check_template(text, FIELDS, str(path))
+    return text.removesuffix("\n")  # editors add it

@@ -1,0 +1,60 @@
+"""Words on the command line become one call. Loads no torch before a command needs it.
+
+A user's mistake is one line on standard error and exit status 2; anything else is our bug and keeps its traceback.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from latentmem.cli import bank, checkpoint, experiment, retriever
+from latentmem.errors import LatentMemError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        options.run(options)
+        sys.stdout.flush()  # a reader that has gone away is noticed here, not at the interpreter's end
+    except LatentMemError as error:
+        print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        _give_up(sys.stdout)
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        with suppress(OSError):  # the log may be on that disk
+            print(f"latentmem: {where}{error.strerror}; free some and run the same command again", file=sys.stderr)
+        _give_up(sys.stdout, sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("latentmem: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _give_up(*streams: TextIO) -> None:
+    """Let what is still buffered go nowhere; the interpreter would fail on it at its end."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for family in (experiment, bank, checkpoint, retriever):
+        family.add_commands(commands)
+    return parser

@@ -594,7 +594,7 @@ def test_every_command_is_documented():
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }
-    for name, parser in subparsers(program._parser()).items():
+    for name, parser in subparsers(program.build_parser()).items():
         assert f"latentmem {name}" in text
         assert tuple(sorted(subparsers(parser))) == tuple(sorted(nested.get(name, ())))
         for inner in nested.get(name, ()):

@@ -24,8 +24,10 @@ import yaml
 
 from latentmem import Message, Outcome, Step, Task, Trajectory, cli
 from latentmem.bank import ExperienceBank
+from latentmem.cli.program import build_parser
 from latentmem.config import load_config, parse_config, read_values
 from latentmem.config import read as reading
+from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import ConfigError
 from latentmem.grid.file import load_grid
 from latentmem.memory.text import TextMemory
@@ -238,6 +240,8 @@ class Reader:
             return
         if any(block.language == "python" for block in blocks(page)):
             self.stand_ins()
+        if page == "docs/python.md":
+            self.smaller_python()
         for words in BEFORE.get(page, []):
             self.latentmem(("latentmem", *words.split()), None)
 
@@ -288,7 +292,7 @@ class Reader:
 
     def check(self, words):
         """The words are a command, and what they configure is valid as it is."""
-        options = cli._parser().parse_args(words)
+        options = build_parser().parse_args(words)
         if not hasattr(options, "config"):
             return
         values = read_values(options.config, options.overrides)
@@ -298,7 +302,7 @@ class Reader:
             load_config(options.config, options.overrides)
 
     def serve(self, words):
-        options = cli._parser().parse_args(words)
+        options = build_parser().parse_args(words)
         port = [] if options.port == 8000 else ["--port", str(options.port)]
         assert words[len(words) - len(port) :] == port
         free = [*words[: len(words) - len(port)], "--port", "0"]  # another program may listen at the page's
@@ -457,6 +461,14 @@ class Reader:
         with (self.folder / "released.yaml").open("a") as page:  # which says that these sections are to be added
             page.write(sections(read_weights(file, str(self.model_dir), template=TEMPLATE).settings))
 
+    def smaller_python(self):
+        """The page's lines as they stand, on the tiny model, with four tasks a split."""
+        load, tasks = LanguageModel.from_pretrained, ReasoningDomain.tasks
+        self.monkeypatch.setattr(LanguageModel, "from_pretrained", lambda name: load(str(self.model_dir), "cpu"))
+        self.monkeypatch.setattr(ReasoningDomain, "tasks", lambda domain, split: tasks(domain, split)[:4])
+        self.monkeypatch.setattr("latentmem.models.embedder.Embedder", lambda: self.embed)
+        self.monkeypatch.delattr("latentmem.Embedder", raising=False)
+
     def stand_ins(self):
         """The names that Python blocks take for granted."""
         message = Message(
@@ -492,7 +504,6 @@ def reader(tmp_path, tiny_model_dir, fake_embed, no_embedding_model, monkeypatch
     """A reader in a folder of its own, for whom every model is the tiny one and each answer a matter of luck."""
     from latentmem.environments.code import CodeDomain
     from latentmem.environments.qa import QADomain
-    from latentmem.environments.reasoning import ReasoningDomain
 
     monkeypatch.chdir(tmp_path)
     reader = Reader(tmp_path, tiny_model_dir, fake_embed, monkeypatch, capsys)

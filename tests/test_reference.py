@@ -31,6 +31,8 @@ def test_the_reference_shows_the_name_and_not_the_module_of_that_name(identifier
 @pytest.mark.parametrize("name", latentmem.__all__)
 def test_every_public_name_and_its_public_methods_have_docstrings(name):
     value = getattr(latentmem, name)
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return  # another name for a type; its text stands below it in the source, where the reference finds it
     assert value.__doc__, name
     if not inspect.isclass(value):
         return

@@ -18,7 +18,7 @@ from latentmem.errors import LatentMemError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -51,7 +51,8 @@ def _give_up(*streams: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """What takes the words of a command apart; importing nothing that a command needs."""
     parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -34,10 +34,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from latentmem.config import Sampling
 from latentmem.memory.composer import Composer
+from latentmem.models.agent import Prompt
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.fused import product
-from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import Kept
 from latentmem.training.losses import lmpo_loss
 from latentmem.training.scoring import Example, accumulate, read_prompts

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from latentmem.bank import ExperienceBank
+from latentmem.config import Sampling
 from latentmem.environments.environment import Outcome
 from latentmem.evaluation import evaluate
 from latentmem.memory.composer import Composer
@@ -33,7 +34,7 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
 from latentmem.memory.rating import Rater
 from latentmem.models.embedder import Embedder
-from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.training.checkpoint_folder import Progress

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import HiddenFactsSection, MemorySection
+from latentmem.config import HiddenFactsSection, MemorySection, Sampling
 from latentmem.environments.hidden_facts import HiddenFactsDomain
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
-from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.training.checkpoint_folder import Progress

@@ -13,6 +13,7 @@ import torch
 from killing import killed_at_sync
 from latentmem import evaluation
 from latentmem.bank import ExperienceBank
+from latentmem.config import Sampling
 from latentmem.environments.environment import Outcome
 from latentmem.errors import BankError, ConfigError, RunError
 from latentmem.evaluation import forget
@@ -20,7 +21,7 @@ from latentmem.evaluation.batches import MAX_KEPT_TASKS
 from latentmem.kept_latents import read_latents
 from latentmem.memory.memory import NoMemory, Recall, Recalls, Spent
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.stats import wilson_interval
 from latentmem.teams.team import Agent, FixedTeam

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from golden_set import EOS, LARGE, PLACEHOLDER, Golden, plain_logps, relative_gap, success
 from latentmem.bank import ExperienceBank
-from latentmem.config import MemorySection
+from latentmem.config import MemorySection, Sampling
 from latentmem.memory.rating import Rater
+from latentmem.models.agent import Prompt, Sampled
 from latentmem.models.embedder import Embedder
-from latentmem.models.language_model import Prompt, Sampled, Sampling
 from latentmem.models.prefix import Prefix
 from latentmem.training.losses import group_advantages, lmpo_loss
 from latentmem.training.scoring import Example, accumulate

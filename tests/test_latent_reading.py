@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentmem.config import Sampling
 from latentmem.kept_readings import LatentReading, readings_as_json
 from latentmem.latent_reading import (
     WithoutLatent,
@@ -19,7 +20,8 @@ from latentmem.latent_reading import (
     visible,
 )
 from latentmem.memory.composer import Composer
-from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.agent import Prompt
+from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled
 
 

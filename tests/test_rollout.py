@@ -8,10 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from latentmem.config import Sampling
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError, DataError, ModelError
 from latentmem.memory.memory import NoMemory, Recall, Recalls, Spent
-from latentmem.models.language_model import LanguageModel, Sampling, ScriptedModel
+from latentmem.models.agent import ScriptedModel
+from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import Agent, FixedTeam, load_team
 from latentmem.teams.turn import Action, Call, Teams

@@ -25,9 +25,9 @@ from .memory.memory import Recalls as Recalls
 from .memory.memory import Spent as Spent
 from .memory.parametric import ParametricMemory as ParametricMemory
 from .memory.text import TextMemory as TextMemory
+from .models.agent import ScriptedModel as ScriptedModel
 from .models.embedder import Embedder as Embedder
 from .models.language_model import LanguageModel as LanguageModel
-from .models.language_model import ScriptedModel as ScriptedModel
 from .processes import Processes as Processes
 from .rollout import Rollouts as Rollouts
 from .rollout import rollout as rollout

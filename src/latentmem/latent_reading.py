@@ -18,7 +18,8 @@ from latentmem.config import Sampling
 from latentmem.kept_readings import LatentReading, reading_cells
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import Recall
-from latentmem.models.language_model import LanguageModel, Prompt
+from latentmem.models.agent import Prompt
+from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message
 
 NUM_NEAREST = 3

@@ -17,7 +17,8 @@ from latentmem.config import Sampling
 from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
-from latentmem.models.language_model import AgentModel, Prompt, stream_seed
+from latentmem.models.agent import AgentModel, Prompt
+from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Action, Call, Team, Teams, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
 

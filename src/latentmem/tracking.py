@@ -189,7 +189,7 @@ class Tracking:
         """Tell the numbers of a row that metrics.jsonl has; `logged` reads all that it has of the phase."""
         new = self._start()
         for name in new:
-            self._try(name, lambda tracker: [_log(tracker, each) for each in logged()])
+            self._try(name, lambda tracker: _log_all(tracker, logged()))
         for name in [name for name in self._under_way if name not in new]:
             self._try(name, lambda tracker: _log(tracker, row))
 
@@ -232,6 +232,11 @@ class Tracking:
             name,
             why,
         )
+
+
+def _log_all(tracker: _Tracker, rows: Sequence[Row]) -> None:
+    for row in rows:
+        _log(tracker, row)
 
 
 def _log(tracker: _Tracker, row: Row) -> None:

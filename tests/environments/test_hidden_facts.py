@@ -9,13 +9,13 @@ from random import Random
 
 import pytest
 
-from latentmem.config import HiddenFactsSection, parse_config
+from latentmem.config import HiddenFactsSection, Sampling, parse_config
 from latentmem.environments import hidden_facts_words as words
 from latentmem.environments.environment import Demonstrator, Listener
 from latentmem.environments.hidden_facts import HiddenFactsDomain, read
 from latentmem.errors import ConfigError, DataError
 from latentmem.memory.memory import NoMemory, describe
-from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.trajectory import Task

@@ -2,13 +2,13 @@
 
 import pytest
 
-from latentmem.config import SearchSection
+from latentmem.config import Sampling, SearchSection
 from latentmem.environments.environment import Outcome
 from latentmem.environments.qa import QAEnvironment
 from latentmem.environments.retriever_client import Passage, RetrievalFailed
 from latentmem.environments.search import INSTRUCTIONS, SearchEnvironment, defuse, describe, read_move
 from latentmem.memory.memory import NoMemory
-from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import Agent, FixedTeam
 from latentmem.trajectory import Role, Task

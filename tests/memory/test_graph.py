@@ -14,7 +14,7 @@ from latentmem.config import GMemorySection, InsightsSection, MemorySection
 from latentmem.memory.graph import Graph, expand
 from latentmem.memory.learned import Scribe, Similarity
 from latentmem.memory.memory import Spent
-from latentmem.models.language_model import ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.trajectory import Message, Role, Step, Task, Trajectory
 
 ROLES = [Role(name="assistant", profile="Solves."), Role(name="critic", profile="Checks.")]

@@ -12,7 +12,7 @@ from latentmem.config import InsightsSection, MemorySection
 from latentmem.memory.insights import Insights, apply, numbered, ranked
 from latentmem.memory.learned import Scribe
 from latentmem.memory.memory import describe
-from latentmem.models.language_model import ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.trajectory import Role, Task
 
 ROLES = [Role(name="assistant", profile="Solves."), Role(name="critic", profile="Checks.")]

@@ -19,7 +19,7 @@ from latentmem.memory.learned import LearnedMemory, Scribe, Similarity
 from latentmem.memory.memory import Spent, recall_one
 from latentmem.memory.stream import Stream, scaled
 from latentmem.memory.summaries import Summaries
-from latentmem.models.language_model import ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.trajectory import Role, Task, Trajectory
 
 Embed = Callable[[list[str]], np.ndarray]

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from latentmem.config import Sampling
 from latentmem.errors import CheckpointError
 from latentmem.memory.composer import Composer
 from latentmem.memory.memory import recall_one
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.language_model import LanguageModel, Prompt, Sampling
+from latentmem.models.agent import Prompt
+from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Role, Task
 
 TASK, ROLE = Task(id="1", domain="sums", text="What is 12 + 7?"), Role(name="assistant", profile="helps")

@@ -16,22 +16,15 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoTokenizer, GenerationConfig
 
+from latentmem.config import Sampling
 from latentmem.errors import ModelError
 from latentmem.models import language_model as module
+from latentmem.models.agent import Prompt, Sampled, ScriptedModel, well_formed
 from latentmem.models.assets import quiet_loading
-from latentmem.models.language_model import (
-    LanguageModel,
-    Prompt,
-    Sampled,
-    Sampling,
-    ScriptedModel,
-    draw_uniform,
-    pick,
-    stack_latents,
-    stream_seed,
-    well_formed,
-)
+from latentmem.models.decoding import draw_uniform, pick, stack_latents
+from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import pad, prefill, response_logps
+from latentmem.seeds import stream_seed
 
 K = 3
 MODELS = ["tiny_model_dir", "other_model_dir"]

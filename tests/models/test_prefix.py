@@ -10,6 +10,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading
+from latentmem.models.attention import prepare
 from latentmem.models.prefix import (
     Kept,
     Prefix,
@@ -20,7 +21,6 @@ from latentmem.models.prefix import (
     next_positions,
     pad,
     prefill,
-    prepare,
     read_beginnings,
     response_logps,
 )

@@ -5,10 +5,11 @@ import re
 import pytest
 import yaml
 
+from latentmem.config import Sampling
 from latentmem.environments.environment import Outcome
 from latentmem.errors import ConfigError
 from latentmem.memory.memory import NoMemory
-from latentmem.models.language_model import Sampling, ScriptedModel
+from latentmem.models.agent import ScriptedModel
 from latentmem.rollout import rollout
 from latentmem.teams.dylan import DylanFile, DylanTeam, importance, read_answer
 from latentmem.teams.team import load_team

@@ -9,9 +9,10 @@ import pytest
 from test_sft import run, trainer_of
 from training_world import TASKS, Lines, Toy, World, wake
 
+from latentmem.config import Sampling
 from latentmem.errors import BadRowError, DataError, ModelError
 from latentmem.memory.memory import NoMemory
-from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team
 from latentmem.training.demonstrations import demonstrate, read_demonstrations

@@ -21,9 +21,10 @@ from training_world import (
     wake,
 )
 
-from latentmem.config import LMPOSection
+from latentmem.config import LMPOSection, Sampling
 from latentmem.errors import ConfigError, TrainingError
-from latentmem.models.language_model import KeepingModel, Sampled, Sampling
+from latentmem.models.agent import Sampled
+from latentmem.models.language_model import KeepingModel
 from latentmem.rollout import Rollouts
 from latentmem.teams.dylan import DylanTeam
 from latentmem.training import lmpo as module

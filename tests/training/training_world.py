@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
+from latentmem.config import Sampling
 from latentmem.environments.environment import Outcome
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory
-from latentmem.models.language_model import LanguageModel, Sampling
+from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
 from latentmem.teams.team import load_team

@@ -16,7 +16,7 @@ from latentmem.environments.environment import Environment
 from latentmem.errors import RunError
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
-from latentmem.models.language_model import AgentModel
+from latentmem.models.agent import AgentModel
 from latentmem.rollout import rollout
 from latentmem.runs import append
 from latentmem.teams.turn import Team

@@ -29,7 +29,8 @@ from latentmem.evaluation.results import Results
 from latentmem.evaluation.rows import Played, retrieval, row_of, tasks_of_sources
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import AgentModel, LanguageModel
+from latentmem.models.agent import AgentModel
+from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.progress import on_terminal, progress
 from latentmem.runs import read_json, write_atomic

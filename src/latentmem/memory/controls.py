@@ -21,7 +21,7 @@ from latentmem.errors import BankError, ConfigError
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory, Recall, Recalls, Spent
 from latentmem.memory.text import TextMemory
-from latentmem.models.language_model import stream_seed
+from latentmem.seeds import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 POOL = 64

@@ -22,7 +22,7 @@ from latentmem.bank import Embed, ExperienceBank
 from latentmem.config import RivalsSection, Sampling
 from latentmem.errors import RunError
 from latentmem.memory.memory import Recall, Recalls, Spent
-from latentmem.models.language_model import AgentModel, Prompt
+from latentmem.models.agent import AgentModel, Prompt
 from latentmem.runs import read_json, write_atomic
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 

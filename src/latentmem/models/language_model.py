@@ -5,27 +5,27 @@ of ordinary characters. Each response draws from its own random stream, so it do
 batch. `ScriptedModel` is the stand-in at the same seam, for tests and for trying a team out without a model.
 """
 
-import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Self
 
-import numpy as np
 import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentmem.config import ModelSection, Sampling
 from latentmem.errors import ModelError
 from latentmem.models.adapters import Adapters
+from latentmem.models.agent import Prompt, Sampled, well_formed
 from latentmem.models.assets import quiet_loading, resolve_model
-from latentmem.models.prefix import Kept, Prefix, check_window, prefill, prepare, read_beginnings
+from latentmem.models.attention import prepare
+from latentmem.models.decoding import decode, draw_uniform, stack_latents
+from latentmem.models.prefix import Kept, check_window, prefill, read_beginnings
 
 logger = logging.getLogger(__name__)
 
@@ -35,49 +35,6 @@ PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 
 _CUT = "\ud800"
 """Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
-
-_FIRST_CHECKS = frozenset({2, 4})
-_CHECK_EVERY = 8
-"""Decoding steps between looks at which rows have ended, after the first ones, for agents may answer with one word;
-each look makes a GPU wait."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One agent's request for a response."""
-
-    role: str
-    system: str
-    user: str
-    group: str
-    """Prompts of one group are expected to begin alike; the common part is read once."""
-    seed: int
-    latents: Tensor | None = None
-    """[K, d_agent], placed after the prompt."""
-    adapter: str | None = None
-    """The adapter of the model to respond with; None for the frozen model."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A response and the tokens that it was sampled as."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    logps: tuple[float, ...]
-    finish: Literal["stop", "length"]
-    num_prompt_tokens: int
-
-
-class AgentModel(Protocol):
-    """What a rollout asks of a model."""
-
-    @property
-    def name(self) -> str:
-        """Written into the trajectories."""
-
-    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """One response a prompt, in their order."""
 
 
 class LanguageModel:
@@ -281,106 +238,6 @@ class KeepingModel:
         return self.model.respond(prompts, sampling, self.kept)
 
 
-def well_formed(text: str) -> str:
-    r"""The text with halves of surrogate pairs joined, or replaced by U+FFFD where one stands alone.
-
-    JSON can smuggle such halves into a string; no tokenizer takes them.
-
-    >>> well_formed("a\ud800b")
-    'a\ufffdb'
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
-    """[B, K, d] of B latent memories [K, d], or None where no prompt has any; some with and some without is a bug."""
-    present = [latent for latent in latents if latent is not None]
-    if not present:
-        return None
-    assert len(present) == len(latents), "a batch mixes prompts with and without latents"
-    return torch.stack(present)
-
-
-def draw_uniform(seeds: Sequence[int], length: int) -> Tensor:
-    """Uniform numbers in [0, 1), [B, length] float64, each row from its own seed alone."""
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(length) for seed in seeds]))
-
-
-def decode(
-    model: PreTrainedModel, prefix: Prefix, draws: Tensor, sampling: Sampling, eos_ids: frozenset[int]
-) -> tuple[Tensor, Tensor]:
-    """Sample token by token after a prefix; rows that have ended leave the batch.
-
-    Args:
-        model: the causal LM that read the prefix.
-        prefix: B prompts, used up.
-        draws: [B, T] float64 in [0, 1), one number a token.
-        sampling: how to draw.
-        eos_ids: tokens that end a row.
-
-    Returns:
-        Token ids [B, T'] and log-probabilities [B, T'] float32, T' <= T; what follows a row's EOS means nothing.
-    """
-    num_rows, length = draws.shape
-    tokens = torch.full((num_rows, length), -1, dtype=torch.long, device=draws.device)
-    logps = torch.zeros(num_rows, length, dtype=torch.float32, device=draws.device)
-    eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draws.device)
-    alive = torch.arange(num_rows, device=draws.device)  # the original row of each row still in the batch
-    ended = torch.zeros(num_rows, dtype=torch.bool, device=draws.device)
-    embed = model.get_input_embeddings()
-    for t in range(length):
-        chosen, chosen_logps = pick(prefix.logits(model), draws[alive, t], sampling)
-        tokens[alive, t], logps[alive, t] = chosen, chosen_logps
-        ended = ended | torch.isin(chosen, eos)
-        if t == length - 1:
-            break
-        if t + 1 in _FIRST_CHECKS or (t + 1) % _CHECK_EVERY == 0:
-            num_ended = int(ended.sum())
-            if num_ended == len(alive):
-                return tokens[:, : t + 1], logps[:, : t + 1]
-            # Copying the rows that stay costs about as much as one step; worth it when a quarter goes.
-            if num_ended * 4 >= len(alive):
-                stay = (~ended).nonzero()[:, 0]
-                prefix, alive, ended, chosen = prefix.select(stay), alive[stay], ended[stay], chosen[stay]
-        real = torch.ones(len(alive), 1, dtype=torch.bool, device=draws.device)
-        prefix.extend(model, embed(chosen[:, None]), real)
-    return tokens, logps
-
-
-def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Choose the next token of each row by inverting the cumulative distribution.
-
-    Args:
-        logits: [B, V].
-        draws: [B] float64 in [0, 1).
-        sampling: temperature first, then top-k, then top-p (the fewest most likely tokens that reach it).
-
-    Returns:
-        Token ids [B] and their log-probabilities [B] float32 under the tempered distribution *before* top-k and top-p,
-        which is what training computes; at temperature 0 the most likely token, with its log-probability at 1.
-    """
-    logps = (logits.float() / (sampling.temperature or 1.0)).log_softmax(1)
-    if sampling.temperature == 0:
-        chosen = logps.argmax(1)
-        return chosen, logps.gather(1, chosen[:, None])[:, 0]
-    probs = logps.exp()  # [B, V]
-    order = None
-    if sampling.top_k or sampling.top_p < 1:
-        probs, order = probs.sort(dim=1, descending=True, stable=True)
-        if sampling.top_k:
-            probs[:, sampling.top_k :] = 0
-        if sampling.top_p < 1:
-            kept = probs / probs.sum(1, keepdim=True)
-            probs[kept.cumsum(1) - kept >= sampling.top_p] = 0
-    cumulative = probs.cumsum(1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    # A draw below 1, times the total, stays below the total in float64: it falls on a token that has probability.
-    # The clamp is for logits that are not finite: a GPU would abort at the position V that they lead to.
-    position = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp(max=probs.shape[1] - 1)
-    chosen = order.gather(1, position) if order is not None else position
-    return chosen[:, 0], logps.gather(1, chosen)[:, 0]
-
-
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = configured if isinstance(configured, list) else [configured]
@@ -423,50 +280,3 @@ def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[s
         logger.warning("the chat template of model %s takes no system message; it is put before the user's", name)
         return lambda system, user: chat([{"role": "user", "content": f"{system}\n\n{user}"}])
     return lambda system, user: chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
-
-
-class ScriptedModel:
-    """Says what it was told to: for each role a list of responses, used in turn and then again from the start.
-
-    A response's tokens are its UTF-8 bytes followed by 256 as EOS, each with log-probability 0.
-    """
-
-    name = "scripted"
-
-    def __init__(self, responses: Mapping[str, Sequence[str]]) -> None:
-        self.responses = {role: list(texts) for role, texts in responses.items()}
-        self.prompts: list[Prompt] = []
-        """All prompts seen, for assertions."""
-        self._used = dict.fromkeys(self.responses, 0)
-
-    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """The next scripted response of each prompt's role, cut to `max_response_tokens`."""
-        results = []
-        for prompt in prompts:
-            self.prompts.append(prompt)
-            texts = self.responses[prompt.role]
-            text = well_formed(texts[self._used[prompt.role] % len(texts)])
-            self._used[prompt.role] += 1
-            ids = [*text.encode("utf-8"), 256]
-            cut = len(ids) > sampling.max_response_tokens
-            ids = ids[: sampling.max_response_tokens]
-            results.append(
-                Sampled(
-                    text=bytes(i for i in ids if i < 256).decode("utf-8", "replace") if cut else text,
-                    token_ids=tuple(ids),
-                    logps=(0.0,) * len(ids),
-                    finish="length" if cut else "stop",
-                    num_prompt_tokens=len(well_formed(prompt.system + prompt.user).encode("utf-8")),
-                )
-            )
-        return results
-
-
-def stream_seed(*parts: object) -> int:
-    """A 64-bit seed that depends on all parts and nothing else, equal in every process.
-
-    >>> stream_seed(0, "task", 1) == stream_seed(0, "task", 1) != stream_seed(0, "task", 2)
-    True
-    """
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -7,186 +7,17 @@ may have holes; a boolean mask says which columns are real, and positions count 
 nothing: the result equals that of each row alone, to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from latentmem.errors import ModelError
-from latentmem.models.fused import fuse, judge_tokens, product, token_logps
-
-
-class _Slots(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values in room taken beforehand, so that a decoding step copies nothing old."""
-
-    is_sliding = False
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.used = 0
-
-    @classmethod
-    def holding(cls, keys: Tensor, values: Tensor, used: int) -> Self:
-        """Room of the tensors' length, of which so many columns are written."""
-        slots = cls(keys.shape[2])
-        slots.keys, slots.values, slots.used, slots.is_initialized = keys, values, used, True
-        return slots
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the room once the shapes are known."""
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
-        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new columns, return all columns so far (a view)."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.used + key_states.shape[2]
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
-        self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def adopt(self, further: "_Slots", rows: Tensor) -> None:
-        """Take over the columns that some rows were continued by; in the other rows they are padding."""
-        new = slice(self.used, further.used)
-        for ours, theirs in ((self.keys, further.keys), (self.values, further.values)):
-            ours[:, :, new] = 0  # whatever lies in untouched memory, nan or not, would be multiplied by a weight of 0
-            ours[rows, :, new] = theirs[:, :, new]
-        self.used = further.used
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset that a mask for the next columns has."""
-        return self.used + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Columns written."""
-        return self.used
-
-    def get_max_length(self) -> int:
-        """Columns there is room for."""
-        return self.capacity
-
-
-class _Append(torch.autograd.Function):
-    """New columns written behind finished ones, differentiable in the new ones; nothing old is copied or kept twice.
-
-    Writing behind the same columns again, while a graph still needs what stood there, makes its backward pass raise.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, new: Tensor, room: Tensor, used: int) -> Tensor:
-        ctx.used = used
-        end = used + new.shape[2]
-        room[:, :, used:end] = new
-        return room[:, :, :end]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad[:, :, ctx.used :], None, None
-
-
-_append: Callable[[Tensor, Tensor, int], Tensor] = _Append.apply
-
-
-class _Frozen(_Slots):
-    """One layer's finished prompt, continued with gradients in the room behind it; what counts as written stays."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """All columns, the new ones differentiable."""
-        return _append(key_states, self.keys, self.used), _append(value_states, self.values, self.used)
-
-
-def _grouped_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention of query heads that share keys and values, without a copy of those for each head.
-
-    The queries of a shared head are stacked along time instead. With a mask, transformers does that for a single
-    column only and else repeats keys and values; kept for the backward pass, the repeats are most of what scoring
-    would store.
-
-    Args:
-        module: the attention layer.
-        query: [B, H, T, d].
-        key: [B, H', S, d], H a multiple of H'.
-        value: [B, H', S, d].
-        attention_mask: [B, 1, T, S] bool; or [B, 1, T * H / H', S] to be added, as `hidden_states` makes it, stacked
-            already; or None for causal attention without padding.
-        scaling: of the dot products; None is d ** -0.5.
-        kwargs: for transformers' own function, which does what has no mask.
-
-    Returns:
-        [B, T, H, d], and None where other kinds of attention return their weights.
-    """
-    if attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-    rows, heads, length, width = query.shape
-    groups = heads // key.shape[1]
-    stacks = attention_mask.shape[2] == 1 or attention_mask.shape[2] == groups * length  # one row serves all
-    mask = attention_mask if stacks else attention_mask.repeat(1, 1, groups, 1)
-    stacked = query.reshape(rows, key.shape[1], groups * length, width)
-    output = functional.scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
-
-
-_ATTENTION = "latentmem_grouped"
-AttentionInterface.register(_ATTENTION, _grouped_attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
-def prepare(model: PreTrainedModel, name: str) -> None:
-    """Give a causal LM the attention that the masks here are made for, and fast operations, once, before it is used.
-
-    Raises:
-        ModelError: layers that are not attention over all earlier columns, or that cap its scores; logits that are not
-            one matrix times the last hidden state.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if getattr(config, "attn_logit_softcapping", None):
-        kinds.add("capped attention scores")
-    if kinds:
-        raise ModelError(
-            f"model {name!r} has {', '.join(sorted(kinds))}; latents are placed behind prompts read beforehand, which "
-            "needs plain attention in every layer, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
-        )
-    if not _has_plain_head(model):
-        raise ModelError(
-            f"model {name!r} scales or caps its logits; log-probabilities are computed here from hidden states and the "
-            "output layer alone, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
-        )
-    model.set_attn_implementation(_ATTENTION)
-    fuse(model)
-
-
-@torch.no_grad()
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    ids = torch.arange(3, device=model.device)[None]
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
-        return False
-    return torch.allclose(model(ids).logits, head(model.base_model(ids).last_hidden_state), rtol=1e-3, atol=1e-3)
+from latentmem.models.attention import Frozen, Slots
+from latentmem.models.fused import judge_tokens, product, token_logps
 
 
 def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
@@ -254,7 +85,7 @@ class Prefix:
     def select(self, rows: Tensor) -> "Prefix":
         """The given rows [R] long, as a prefix of their own with the same room."""
         layers = [
-            _Slots.holding(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), layer.used)
+            Slots.holding(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), layer.used)
             for layer in self.cache.layers
         ]
         return Prefix(Cache(layers=layers), self.seen[rows], self.hidden[rows])
@@ -352,7 +183,7 @@ class Kept:
                 if row is not None:
                     keys[place, :, : len(tokens)] = row.cache.layers[i].keys[0, :, : len(tokens)]
                     values[place, :, : len(tokens)] = row.cache.layers[i].values[0, :, : len(tokens)]
-            layers.append(_Slots.holding(keys, values, longest))
+            layers.append(Slots.holding(keys, values, longest))
         lengths = torch.tensor([len(tokens) for tokens in beginnings], device=first.seen.device)
         seen = torch.arange(longest, device=first.seen.device)[None, :] < lengths[:, None]
         return Prefix(Cache(layers=layers), seen, first.hidden.expand(len(rows), -1))
@@ -406,7 +237,7 @@ def read_beginnings(
 def _empty(model: PreTrainedModel, rows: int, room: int) -> Prefix:
     num_layers = model.config.get_text_config().num_hidden_layers
     nothing = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
-    return Prefix(Cache(layers=[_Slots(room) for _ in range(num_layers)]), nothing, nothing)
+    return Prefix(Cache(layers=[Slots(room) for _ in range(num_layers)]), nothing, nothing)
 
 
 @torch.no_grad()
@@ -517,7 +348,7 @@ def _predicting(
     length = response_ids.shape[1] - (latents is None)
     predicting = prefix.hidden[:, None]  # the column before each response token
     if new.shape[1]:
-        cache = Cache(layers=[_Frozen.holding(layer.keys, layer.values, layer.used) for layer in prefix.cache.layers])
+        cache = Cache(layers=[Frozen.holding(layer.keys, layer.values, layer.used) for layer in prefix.cache.layers])
         hidden = hidden_states(model, embeddings, prefix.seen, new, cache)[:, -length:]
         predicting = hidden if latents is not None else torch.cat([predicting, hidden], dim=1)
     return predicting[mask]

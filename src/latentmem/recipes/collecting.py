@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 from latentmem.config import Config
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.memories import learn, memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import begin
 from latentmem.rollout import rollout
 from latentmem.runs import Run, write_atomic
+from latentmem.seeds import stream_seed
 from latentmem.trajectory import Task, Trajectory
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from typing import Any
 from latentmem.config import Config, Sampling
 from latentmem.evaluation import evaluate, forget
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import stream_seed
 from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
@@ -20,6 +19,7 @@ from latentmem.recipes.readings import write_reading
 from latentmem.report import format_markdown, format_table, write_report
 from latentmem.report.cells import comparison_cells
 from latentmem.runs import Run, write_atomic
+from latentmem.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from latentmem.carrying import measure_carried, roles_of_teams, scorable
 from latentmem.environments.environment import Demonstrator, Split
 from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
-from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.recipes.parts import Parts
+from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
 from latentmem.trajectory import Task, Trajectory

@@ -32,11 +32,11 @@ from latentmem.memory.stream import Stream
 from latentmem.memory.summaries import Summaries
 from latentmem.memory.text import TextMemory
 from latentmem.memory_names import MemoryName
-from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.progress import progress
 from latentmem.recipes.parts import Parts
 from latentmem.runs import write_atomic
+from latentmem.seeds import stream_seed
 from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)

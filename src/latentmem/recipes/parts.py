@@ -22,11 +22,12 @@ from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
 from latentmem.models.embedder import Embedder
-from latentmem.models.language_model import LanguageModel, stream_seed
+from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
+from latentmem.seeds import stream_seed
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Team, Teams
 from latentmem.templates import check_template

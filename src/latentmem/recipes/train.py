@@ -8,12 +8,12 @@ from latentmem.config import Config, GRPOSection, LMPOSection
 from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.language_model import stream_seed
 from latentmem.recipes.folders import DEV_ROWS, checkpoints_of, steps_done, warmup_steps_done
 from latentmem.recipes.lessons import carried_by, lessons, right_responses
 from latentmem.recipes.memories import latent_memory
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin
+from latentmem.seeds import stream_seed
 from latentmem.training.checkpoint_folder import newest_checkpoint, remove_others, selected_checkpoint
 from latentmem.training.journal import StepBar, step_bar
 from latentmem.training.lmpo import LMPOTrainer

@@ -22,10 +22,12 @@ from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.language_model import AgentModel, KeepingModel, LanguageModel, stream_seed
+from latentmem.models.agent import AgentModel
+from latentmem.models.language_model import KeepingModel, LanguageModel
 from latentmem.models.prefix import Kept
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts, rollout
+from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.journal import Journal, folder_journal

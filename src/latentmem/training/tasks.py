@@ -8,7 +8,7 @@ import torch
 from latentmem.config import OptimizerFields
 from latentmem.environments.environment import Split
 from latentmem.errors import ConfigError
-from latentmem.models.language_model import stream_seed
+from latentmem.seeds import stream_seed
 from latentmem.trajectory import Task
 
 T = TypeVar("T")

@@ -20,8 +20,9 @@ from torch import Tensor
 from latentmem.config import WarmupSection, with_fields
 from latentmem.errors import TrainingError
 from latentmem.memory.composer import Composer
-from latentmem.models.language_model import LanguageModel, stream_seed
+from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
+from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.checkpoint_folder import Progress, newest_checkpoint
 from latentmem.training.journal import Journal, folder_journal

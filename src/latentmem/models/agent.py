@@ -1,0 +1,96 @@
+"""What a rollout asks of a model, and a stand-in that says what it was told to; loads no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from latentmem.config import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One agent's request for a response."""
+
+    role: str
+    system: str
+    user: str
+    group: str
+    """Prompts of one group are expected to begin alike; the common part is read once."""
+    seed: int
+    latents: "Tensor | None" = None
+    """[K, d_agent], placed after the prompt."""
+    adapter: str | None = None
+    """The adapter of the model to respond with; None for the frozen model."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A response and the tokens that it was sampled as."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    num_prompt_tokens: int
+
+
+class AgentModel(Protocol):
+    """What a rollout asks of a model."""
+
+    @property
+    def name(self) -> str:
+        """Written into the trajectories."""
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """One response a prompt, in their order."""
+
+
+class ScriptedModel:
+    """Says what it was told to: for each role a list of responses, used in turn and then again from the start.
+
+    A response's tokens are its UTF-8 bytes followed by 256 as EOS, each with log-probability 0.
+    """
+
+    name = "scripted"
+
+    def __init__(self, responses: Mapping[str, Sequence[str]]) -> None:
+        self.responses = {role: list(texts) for role, texts in responses.items()}
+        self.prompts: list[Prompt] = []
+        """All prompts seen, for assertions."""
+        self._used = dict.fromkeys(self.responses, 0)
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """The next scripted response of each prompt's role, cut to `max_response_tokens`."""
+        results = []
+        for prompt in prompts:
+            self.prompts.append(prompt)
+            texts = self.responses[prompt.role]
+            text = well_formed(texts[self._used[prompt.role] % len(texts)])
+            self._used[prompt.role] += 1
+            ids = [*text.encode("utf-8"), 256]
+            cut = len(ids) > sampling.max_response_tokens
+            ids = ids[: sampling.max_response_tokens]
+            results.append(
+                Sampled(
+                    text=bytes(i for i in ids if i < 256).decode("utf-8", "replace") if cut else text,
+                    token_ids=tuple(ids),
+                    logps=(0.0,) * len(ids),
+                    finish="length" if cut else "stop",
+                    num_prompt_tokens=len(well_formed(prompt.system + prompt.user).encode("utf-8")),
+                )
+            )
+        return results
+
+
+def well_formed(text: str) -> str:
+    r"""The text with halves of surrogate pairs joined, or replaced by U+FFFD where one stands alone.
+
+    JSON can smuggle such halves into a string; no tokenizer takes them.
+
+    >>> well_formed("a\ud800b")
+    'a\ufffdb'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

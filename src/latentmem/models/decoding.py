@@ -1,0 +1,105 @@
+"""From a prefix to sampled tokens: each row draws random numbers of its own, and leaves the batch when it has ended."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from latentmem.config import Sampling
+from latentmem.models.prefix import Prefix
+
+_FIRST_CHECKS = frozenset({2, 4})
+_CHECK_EVERY = 8
+"""Decoding steps between looks at which rows have ended, after the first ones, for agents may answer with one word;
+each look makes a GPU wait."""
+
+
+def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
+    """[B, K, d] of B latent memories [K, d], or None where no prompt has any; some with and some without is a bug."""
+    present = [latent for latent in latents if latent is not None]
+    if not present:
+        return None
+    assert len(present) == len(latents), "a batch mixes prompts with and without latents"
+    return torch.stack(present)
+
+
+def draw_uniform(seeds: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers in [0, 1), [B, length] float64, each row from its own seed alone."""
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(length) for seed in seeds]))
+
+
+def decode(
+    model: PreTrainedModel, prefix: Prefix, draws: Tensor, sampling: Sampling, eos_ids: frozenset[int]
+) -> tuple[Tensor, Tensor]:
+    """Sample token by token after a prefix; rows that have ended leave the batch.
+
+    Args:
+        model: the causal LM that read the prefix.
+        prefix: B prompts, used up.
+        draws: [B, T] float64 in [0, 1), one number a token.
+        sampling: how to draw.
+        eos_ids: tokens that end a row.
+
+    Returns:
+        Token ids [B, T'] and log-probabilities [B, T'] float32, T' <= T; what follows a row's EOS means nothing.
+    """
+    num_rows, length = draws.shape
+    tokens = torch.full((num_rows, length), -1, dtype=torch.long, device=draws.device)
+    logps = torch.zeros(num_rows, length, dtype=torch.float32, device=draws.device)
+    eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draws.device)
+    alive = torch.arange(num_rows, device=draws.device)  # the original row of each row still in the batch
+    ended = torch.zeros(num_rows, dtype=torch.bool, device=draws.device)
+    embed = model.get_input_embeddings()
+    for t in range(length):
+        chosen, chosen_logps = pick(prefix.logits(model), draws[alive, t], sampling)
+        tokens[alive, t], logps[alive, t] = chosen, chosen_logps
+        ended = ended | torch.isin(chosen, eos)
+        if t == length - 1:
+            break
+        if t + 1 in _FIRST_CHECKS or (t + 1) % _CHECK_EVERY == 0:
+            num_ended = int(ended.sum())
+            if num_ended == len(alive):
+                return tokens[:, : t + 1], logps[:, : t + 1]
+            # Copying the rows that stay costs about as much as one step; worth it when a quarter goes.
+            if num_ended * 4 >= len(alive):
+                stay = (~ended).nonzero()[:, 0]
+                prefix, alive, ended, chosen = prefix.select(stay), alive[stay], ended[stay], chosen[stay]
+        real = torch.ones(len(alive), 1, dtype=torch.bool, device=draws.device)
+        prefix.extend(model, embed(chosen[:, None]), real)
+    return tokens, logps
+
+
+def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Choose the next token of each row by inverting the cumulative distribution.
+
+    Args:
+        logits: [B, V].
+        draws: [B] float64 in [0, 1).
+        sampling: temperature first, then top-k, then top-p (the fewest most likely tokens that reach it).
+
+    Returns:
+        Token ids [B] and their log-probabilities [B] float32 under the tempered distribution *before* top-k and top-p,
+        which is what training computes; at temperature 0 the most likely token, with its log-probability at 1.
+    """
+    logps = (logits.float() / (sampling.temperature or 1.0)).log_softmax(1)
+    if sampling.temperature == 0:
+        chosen = logps.argmax(1)
+        return chosen, logps.gather(1, chosen[:, None])[:, 0]
+    probs = logps.exp()  # [B, V]
+    order = None
+    if sampling.top_k or sampling.top_p < 1:
+        probs, order = probs.sort(dim=1, descending=True, stable=True)
+        if sampling.top_k:
+            probs[:, sampling.top_k :] = 0
+        if sampling.top_p < 1:
+            kept = probs / probs.sum(1, keepdim=True)
+            probs[kept.cumsum(1) - kept >= sampling.top_p] = 0
+    cumulative = probs.cumsum(1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # A draw below 1, times the total, stays below the total in float64: it falls on a token that has probability.
+    # The clamp is for logits that are not finite: a GPU would abort at the position V that they lead to.
+    position = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp(max=probs.shape[1] - 1)
+    chosen = order.gather(1, position) if order is not None else position
+    return chosen[:, 0], logps.gather(1, chosen)[:, 0]

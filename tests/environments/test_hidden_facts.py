@@ -10,9 +10,9 @@ from random import Random
 import pytest
 
 from latentmem.config import HiddenFactsSection, parse_config
-from latentmem.environments import hidden_facts_words as words
 from latentmem.environments.environment import Demonstrator, Listener
-from latentmem.environments.hidden_facts import HiddenFactsDomain, read
+from latentmem.environments.hidden_facts import words
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain, read
 from latentmem.errors import ConfigError, DataError
 from latentmem.memory.memory import NoMemory, describe
 from latentmem.models.language_model import Sampling, ScriptedModel
@@ -395,7 +395,7 @@ def test_seeds_change_what_they_are_for():
 DIGEST = """
 import hashlib, json, sys
 from latentmem.config import HiddenFactsSection
-from latentmem.environments.hidden_facts import HiddenFactsDomain
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain
 for settings in json.loads(sys.argv[1]):
     section = HiddenFactsSection.model_validate({"kind": "hidden_facts", **settings})
     domain = HiddenFactsDomain(**{key: value for key, value in section if key != "kind"})

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from latentmem.config import SandboxSection
-from latentmem.environments import sandbox as sandbox_module
-from latentmem.environments import sandbox_launcher
-from latentmem.environments.sandbox import Sandbox, parse_result
+from latentmem.environments.sandbox import launcher as sandbox_launcher
+from latentmem.environments.sandbox import sandbox as sandbox_module
+from latentmem.environments.sandbox.sandbox import Sandbox, parse_result
 from latentmem.errors import SandboxError
 
 PATIENCE_SECONDS = 60.0
@@ -555,7 +555,7 @@ def test_the_programs_end_when_the_caller_is_killed(cell):
     script = textwrap.dedent("""
         import sys
         from latentmem.config import SandboxSection
-        from latentmem.environments.sandbox import Sandbox
+        from latentmem.environments.sandbox.sandbox import Sandbox
         sandbox = Sandbox(SandboxSection(timeout_seconds=60.0))
         code = "import os, time; os.fork(); os.setsid() if os.getpid() != os.getpgid(0) else 0; time.sleep(60)"
         sandbox.run({}, ["python", "-S", "-c", code, sys.argv[1]])
@@ -674,7 +674,7 @@ def test_a_bubblewrap_that_does_not_contain_is_not_used(tmp_path, scratch, monke
 def test_an_old_landlock_is_refused_and_the_program_does_not_start(cell, monkeypatch, tmp_path):
     if cell.level != "landlock":
         pytest.skip("about Landlock")
-    code = "import sys, sandbox_launcher as l; l.landlock_abi = lambda: 2; l.main()"
+    code = "import sys, sandbox.launcher as l; l.landlock_abi = lambda: 2; l.main()"
     monkeypatch.setattr(sandbox_module, "_START_LAUNCHER", f"import sys; sys.path.append(sys.argv[1]); {code}")
     result = cell.run("print('started')")
     assert (result.status, result.stdout) == ("failed", "")
@@ -685,7 +685,7 @@ def test_an_old_landlock_is_refused_and_the_program_does_not_start(cell, monkeyp
 def test_a_set_up_that_fails_in_the_middle_does_not_start_the_program(cell, monkeypatch, broken):
     if cell.level != "landlock":
         pytest.skip("about Landlock")
-    code = f"import sandbox_launcher as l\ndef fail(*_): raise OSError('broken')\nl.{broken} = fail; l.main()"
+    code = f"import sandbox.launcher as l\ndef fail(*_): raise OSError('broken')\nl.{broken} = fail; l.main()"
     monkeypatch.setattr(sandbox_module, "_START_LAUNCHER", f"import sys; sys.path.append(sys.argv[1])\n{code}")
     result = cell.run("print('started')")
     assert (result.status, result.stdout, result.cause) == ("failed", "", "broken")
@@ -728,7 +728,7 @@ def test_the_owners_files_are_safe_when_the_caller_is_not_root(scratch, tmp_path
     script = textwrap.dedent("""
         import json, os, sys
         from latentmem.config import SandboxSection
-        from latentmem.environments.sandbox import Sandbox
+        from latentmem.environments.sandbox.sandbox import Sandbox
         sandbox = Sandbox(SandboxSection())
         result = sandbox.run({}, ["python", "-c", sys.argv[1], sys.argv[2], str(os.getpid())])
         print(json.dumps([sandbox.level, result.status, result.stdout, result.stderr, os.getpriority(2, 54321)]))

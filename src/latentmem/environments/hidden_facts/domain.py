@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from latentmem.environments.environment import Outcome, Split
-from latentmem.environments.hidden_facts_words import (
+from latentmem.environments.hidden_facts.words import (
     ARRIVED,
     ASKED,
     ASKED_ALL,

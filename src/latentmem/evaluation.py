@@ -29,13 +29,13 @@ from latentmem.bank import ExperienceBank
 from latentmem.carrying import measure_carried
 from latentmem.environments.environment import Environment
 from latentmem.errors import ConfigError, RunError
+from latentmem.files import append, read_json, write_atomic
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
 from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import AgentModel, LanguageModel, Sampling
 from latentmem.processes import Processes
 from latentmem.rollout import rollout
-from latentmem.runs import append, read_json, write_atomic
 from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from latentmem.bank import Embed, ExperienceBank
 from latentmem.errors import RunError
+from latentmem.files import read_json, write_atomic
 from latentmem.memory.memory import Ledger, Recall, charge
 from latentmem.models.language_model import AgentModel, Prompt, Sampling
-from latentmem.runs import read_json, write_atomic
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any
 
 from latentmem.config import Config
 from latentmem.evaluation import evaluate, forget
+from latentmem.files import write_atomic
 from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import Sampling, stream_seed
 from latentmem.progress import progress
@@ -18,7 +19,7 @@ from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin, initials
 from latentmem.recipes.readings import write_reading
 from latentmem.report import format_table, write_report
-from latentmem.runs import Run, write_atomic
+from latentmem.runs import Run
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmem.bank import ExperienceBank
+from latentmem.files import write_atomic
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.controls import (
     ControlMemory,
@@ -35,7 +36,6 @@ from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
 from latentmem.progress import progress
 from latentmem.recipes.parts import Parts
-from latentmem.runs import write_atomic
 from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)

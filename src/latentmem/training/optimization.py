@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentmem.errors import CheckpointError, TrainingError
+from latentmem.files import write_atomic
 from latentmem.models.language_model import stream_seed
 from latentmem.processes import Processes
-from latentmem.runs import write_atomic
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

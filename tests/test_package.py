@@ -3,11 +3,13 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 
 import latentmem
 
@@ -101,6 +103,16 @@ print("torch" in sys.modules)
 def test_rollout_stays_the_function_after_its_module_is_imported():
     code = "import latentmem.rollout; from latentmem import rollout; print(type(rollout).__name__)"
     assert run_python(code) == "function\n"
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    root = Path(__file__).parents[1]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (
+        citation["version"]
+        == tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    )
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2602.03036"
 
 
 def test_the_readme_lists_every_file_of_the_package_and_no_other():

@@ -39,7 +39,8 @@ import numpy as np
 
 from latentmem.bank import ExperienceBank, Found
 from latentmem.bank.matrix import read_matrix
-from latentmem.bank.records import Records, encode
+from latentmem.bank.records import Records
+from latentmem.bank.stored_form import encode
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
 WIDTH = 384

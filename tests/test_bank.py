@@ -27,7 +27,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentmem.bank import AddReport, ExperienceBank, Found
+from latentmem.bank import AddReport, ExperienceBank, Found, exact
 from latentmem.bank import bank as bank_module
 from latentmem.bank import lists as bank_approximate
 from latentmem.bank import matrix as bank_index
@@ -191,7 +191,7 @@ def test_search_is_brute_force_and_never_returns_the_asked_task(
 def test_search_with_all_filters_is_brute_force_whatever_the_batches(
     path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    monkeypatch.setattr(bank_index, "_TASKS_PER_BLOCK", 2)
+    monkeypatch.setattr(exact, "_QUERIES_PER_BLOCK", 2)
     rng = random.Random(batch_size)
     everything = [
         make(

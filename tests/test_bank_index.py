@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentmem.bank import matrix as bank_index
+from latentmem.bank import exact
 from latentmem.bank.matrix import BankIndex, Label, read_matrix
 
 GENERATION = "a" * 32
@@ -47,8 +47,8 @@ def slow_ranking(rows: np.ndarray, query: np.ndarray, k: int) -> list[tuple[int,
 def test_every_blocking_gives_the_ranking_of_slow_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[int], tasks_per_block: int, candidates_per_block: int
 ) -> None:
-    monkeypatch.setattr(bank_index, "_TASKS_PER_BLOCK", tasks_per_block)
-    monkeypatch.setattr(bank_index, "_CANDIDATES_PER_BLOCK", candidates_per_block)
+    monkeypatch.setattr(exact, "_QUERIES_PER_BLOCK", tasks_per_block)
+    monkeypatch.setattr(exact, "_CANDIDATES_PER_BLOCK", candidates_per_block)
     rows = unit_rows(211, 19, seed=1)
     rows[50:90] = rows[3]  # forty real ties, more than k
     queries = np.concatenate([rows[3:4], unit_rows(6, 19, seed=2)])
@@ -81,9 +81,9 @@ def test_near_ties_below_the_noise_of_a_float32_product_are_ranked_by_their_exac
 def test_filters_that_pass_few_many_or_neighbouring_rows_give_the_ranking_of_slow_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_block: int, gathered_per_block: int, num_queries: int
 ) -> None:
-    monkeypatch.setattr(bank_index, "_ROWS_PER_BLOCK", rows_per_block)
-    monkeypatch.setattr(bank_index, "_GATHERED_PER_BLOCK", gathered_per_block)
-    monkeypatch.setattr(bank_index, "_SHORT_TAIL", 20)
+    monkeypatch.setattr(exact, "_ROWS_PER_BLOCK", rows_per_block)
+    monkeypatch.setattr(exact, "_GATHERED_PER_BLOCK", gathered_per_block)
+    monkeypatch.setattr(exact, "_SHORT_TAIL", 20)
     rng = np.random.default_rng(12)
     rows = unit_rows(307, 13, seed=13)
     rows[100:130] = rows[5]
@@ -144,13 +144,13 @@ def test_the_file_is_rewritten_only_when_a_quarter_is_new(tmp_path: Path) -> Non
 
 
 def test_saving_removes_what_a_killed_process_left_and_not_what_a_living_one_writes(tmp_path: Path) -> None:
-    dead, alive, other = (tmp_path / name for name in ("index.aa.tmp", "index.bb.tmp", "other.index.cc.tmp"))
+    dead, alive, other = (tmp_path / name for name in (".index.aa.tmp", ".index.bb.tmp", ".other.index.cc.tmp"))
     for path in (dead, alive, other):
         path.write_bytes(b"half")
     with alive.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         filled(tmp_path / "index", unit_rows(9, 5, seed=9), [9])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "index.bb.tmp", "other.index.cc.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".index.bb.tmp", ".other.index.cc.tmp", "index"]
 
 
 def test_what_was_written_is_read_back_and_another_generation_is_not(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import HiddenFactsSection, MemorySection, Sampling
-from latentmem.environments.hidden_facts import HiddenFactsDomain
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain
 from latentmem.memory.composer import Composer
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import NoMemory

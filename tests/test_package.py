@@ -1,11 +1,15 @@
+import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 
 import latentmem
 
@@ -23,8 +27,18 @@ def test_every_public_name_is_importable_documented_and_no_module(name):
     assert name in ("Split", "Turn") or value.__doc__  # two are types of others
 
 
+def test_type_checkers_see_the_same_names_at_places_that_have_them():
+    tree = ast.parse(Path(latentmem.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert seen.keys() == set(latentmem.__all__)
+    for name, (home, there) in seen.items():
+        assert name == there
+        assert getattr(importlib.import_module(f"latentmem.{home}"), name) is getattr(latentmem, name)
+
+
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="rolout"):
+    with pytest.raises(AttributeError, match="attribute rolout"):
         _ = latentmem.rolout
 
 
@@ -59,6 +73,16 @@ print("torch" in sys.modules)
 def test_rollout_stays_the_function_after_its_module_is_imported():
     code = "import latentmem.rollout; from latentmem import rollout; print(type(rollout).__name__)"
     assert run_python(code) == "function\n"
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    root = Path(__file__).parents[1]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (
+        citation["version"]
+        == tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    )
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2602.03036"
 
 
 def test_the_readme_lists_every_file_of_the_package_and_no_other():

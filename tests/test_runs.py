@@ -1,7 +1,6 @@
 """A run folder is killed, filled to the brim and opened twice; nothing acknowledged may be lost."""
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -14,7 +13,8 @@ import pytest
 
 from latentmem import runs
 from latentmem.errors import RunError
-from latentmem.runs import Metrics, Run, read_json, read_metrics, write_atomic
+from latentmem.files import read_json, write_atomic
+from latentmem.runs import Metrics, Run, read_metrics
 
 CONFIG = "run: somewhere\nseed: 11\n"
 SECTIONS = {"team": "autogen", "lmpo": {"group_size": 8, "learning_rate": 1e-5, "epsilon": [0.2, 0.3]}, "params": {}}
@@ -262,17 +262,6 @@ except RunError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert f"{tmp_path}/.lock: cannot be written (File too large)" in done.stdout
     start(tmp_path, "sft", {}).close()
-
-
-def test_writing_a_file_removes_what_a_killed_process_left_of_it_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    dead, alive, other = (tmp_path / name for name in (".state.json.1.tmp", ".state.json.2.tmp", ".run.json.1.tmp"))
-    for file in (dead, alive, other):
-        file.write_text("half")
-    with alive.open("rb") as writer:
-        fcntl.flock(writer, fcntl.LOCK_EX)
-        write_atomic(path, "new")
-    assert sorted(os.listdir(tmp_path)) == [".run.json.1.tmp", ".state.json.2.tmp", "state.json"]
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Numbers worked out by hand or by plain enumeration, and coverage by simulation."""
 
 from itertools import product
-from math import comb
+from math import comb, sqrt
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -35,6 +36,20 @@ def test_wilson_interval_by_hand_at_the_edges() -> None:
     assert wilson_interval(10, 10) == (pytest.approx(10 / 13.841459, abs=1e-6), 1.0)
     assert wilson_interval(0, 1) == (0.0, pytest.approx(3.841459 / 4.841459, abs=1e-6))
     assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99])
+def test_wilson_interval_is_that_of_its_closed_form(confidence: float) -> None:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    for total in (1, 2, 3, 5, 10, 24, 40, 100, 480, 1000, 100_000):
+        for successes in {0, 1, total // 3, total // 2, total - 1, total}:
+            share = successes / total
+            centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+            half = z * sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+            low, high = wilson_interval(successes, total, confidence)
+            assert low == pytest.approx(0 if successes == 0 else centre - half, abs=1e-12)
+            assert high == pytest.approx(1 if successes == total else centre + half, abs=1e-12)
+            assert (low == 0, high == 1) == (successes == 0, successes == total)
 
 
 def test_wilson_interval_grows_with_confidence() -> None:

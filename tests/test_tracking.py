@@ -12,7 +12,8 @@ import pytest
 
 from latentmem import cli, tracking
 from latentmem.errors import ConfigError
-from latentmem.runs import Run, read_json, read_metrics
+from latentmem.files import read_json
+from latentmem.runs import Run, read_metrics
 from latentmem.tracking import check_trackers
 
 CONFIG = "run: x\nseed: 1\n"

@@ -11,7 +11,7 @@ from .environments.environment import Domain as Domain
 from .environments.environment import Environment as Environment
 from .environments.environment import Outcome as Outcome
 from .environments.environment import Split as Split
-from .environments.hidden_facts import HiddenFactsDomain as HiddenFactsDomain
+from .environments.hidden_facts.domain import HiddenFactsDomain as HiddenFactsDomain
 from .environments.reasoning import ReasoningDomain as ReasoningDomain
 from .errors import LatentMemError as LatentMemError
 from .evaluation import Results as Results

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from latentmem.errors import RunError
-from latentmem.runs import write_atomic
+from latentmem.files import write_atomic
 
 FORMAT_VERSION = 1
 """Version of the header; a reader refuses a newer one."""

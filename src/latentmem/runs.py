@@ -1,4 +1,4 @@
-"""A run is one folder that survives a kill at any moment: whole files are replaced, lines are appended and synced.
+"""A run is one folder that survives a kill at any moment, and goes on only as it was begun.
 
     RUN/  config.yaml   the resolved configuration of the last command
           run.json      versions, platform, commit, skipped rows, seed and time of its start
@@ -13,8 +13,6 @@
 With several processes only rank 0 opens the run; the others have a `SilentRun`. Loads no torch.
 """
 
-import errno
-import fcntl
 import json
 import math
 import os
@@ -22,7 +20,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +28,7 @@ from typing import IO, Any, NamedTuple, Self
 import yaml
 
 from latentmem.errors import RunError
+from latentmem.files import append, keep_rows, read_json, read_rows, remedy, take, write_atomic
 from latentmem.tracking import Tracked, Tracking
 
 PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate", "evaluate-dev")
@@ -221,91 +219,7 @@ def read_metrics(path: Path) -> Metrics:
     Raises:
         RunError: a line before the last is not a JSON object.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [row for _, row in _rows(lines, path)]
-    return Metrics(rows, len(lines) - len(rows))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run.
-
-    Raises:
-        RunError: the file cannot be read, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not valid JSON ({error}); restore it or use a new run folder") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace a file as a whole: whoever reads it, and whatever crashes, sees the old content or the new one.
-
-    What a killed process was writing to take the place of the same file is removed.
-
-    Raises:
-        RunError: it cannot be written, as on a full disk; the old file is kept.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        remove_leftovers(path, f".{path.name}.")
-        with temporary.open("wb") as file:
-            hold(file)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise RunError(f"{path}: cannot be written ({error.strerror}){kept}. {_remedy(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def hold(file: IO[bytes]) -> None:
-    """Mark a file as being written, until it is closed or this process dies; a file system without locks does not."""
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def remove_leftovers(path: Path, prefix: str) -> None:
-    """Remove the files PREFIX*.tmp beside `path` that nobody holds: a process died while it wrote them."""
-    for leftover in path.parent.iterdir():
-        if leftover.name.startswith(prefix) and leftover.suffix == ".tmp":
-            with suppress(OSError), leftover.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
-
-
-def append(path: Path, lines: bytes) -> None:
-    """Add to the end of a file, made where there is none; when this returns, all of it is on stable storage.
-
-    Raises:
-        RunError: it cannot be written, as on a full disk; the file then is as it was before.
-    """
-    new = not path.exists()
-    try:
-        with path.open("ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                # An unbuffered write may stop half-way on a full disk without an error.
-                if file.write(lines) != len(lines):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
-        if new:
-            _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be added to ({error.strerror}). {_remedy(error)}") from None
+    return Metrics(*read_rows(path))
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
@@ -327,49 +241,6 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     append(path, b"".join(map(_line, rows)))
 
 
-def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the rows that are not to be kept, and a torn last line; the others stay as they are, byte for byte.
-
-    Raises:
-        RunError: a line is no JSON, or the file cannot be written.
-    """
-    if not path.exists():
-        return
-    old = path.read_bytes()
-    new = b"".join(line for line, row in _rows(old.splitlines(keepends=True), path) if keep(row))
-    if new != old:
-        write_atomic(path, new)
-
-
-def _remedy(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "Free some space and run the same command again" if full else "Mend that and run the same command again"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Each whole line with its object. A last line without its newline was never acknowledged, and is left out."""
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{path}: line {number} is not valid JSON ({error}); remove that line") from None
-        if not isinstance(row, dict):
-            raise RunError(f"{path}: line {number} is no JSON object but {type(row).__name__}; remove that line")
-        rows.append((line, row))
-    return rows
-
-
 def lock(folder: Path) -> IO[bytes]:
     """Keep other processes out of a run's folder until the file that is returned is closed.
 
@@ -382,24 +253,25 @@ def lock(folder: Path) -> IO[bytes]:
     except OSError as error:
         raise RunError(f"{path}: cannot be opened ({error.strerror}); name another folder with run=FOLDER") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = take(file)
     except OSError as error:
-        file.seek(0)
-        holder = file.read().decode().strip() or "unknown"
         file.close()
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise RunError(
-                f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
-            ) from None
         raise RunError(
             f"{path}: this file system cannot lock files ({error.strerror}); put the run folder on a local disk"
         ) from None
+    if not free:
+        file.seek(0)
+        holder = file.read().decode().strip() or "unknown"
+        file.close()
+        raise RunError(
+            f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
+        )
     try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
     except OSError as error:
         file.close()
-        raise RunError(f"{path}: cannot be written ({error.strerror}). {_remedy(error)}") from None
+        raise RunError(f"{path}: cannot be written ({error.strerror}). {remedy(error)}") from None
     return file
 
 

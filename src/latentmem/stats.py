@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, t
+from scipy.stats import binomtest, t
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ class PairedResult:
     """Two-sided; the hypothesis is that a and b are interchangeable on every task."""
 
 
-def wilson_interval(successes: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927). Inside [0, 1] and never a single point; (0, 1) for `total` 0.
 
     >>> [round(end, 3) for end in wilson_interval(0, 10)]
@@ -41,14 +41,8 @@ def wilson_interval(successes: float, total: int, confidence: float = 0.95) -> t
         raise ValueError(f"{successes} successes of {total}; expected a number from 0 to the total")
     if total == 0:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + confidence) / 2))
-    share = successes / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    # Rounding may leave 1e-17 where the formula gives exactly 0 or 1.
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == total else float(centre + half)
-    return low, high
+    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: ArrayLike, seed: int, num_bootstraps: int, confidence: float = 0.95) -> tuple[float, float]:

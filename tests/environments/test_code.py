@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from latentmem.config import Rows, SandboxSection
-from latentmem.environments import code as code_module
-from latentmem.environments.code import CodeDomain, complete, extract_code, read_verdict
-from latentmem.environments.sandbox import SandboxResult
+from latentmem.environments.code import domain as code_module
+from latentmem.environments.code.domain import CodeDomain, complete, extract_code, read_verdict
+from latentmem.environments.sandbox.sandbox import SandboxResult
 from latentmem.errors import DataError, SandboxError
 from latentmem.trajectory import Task
 

@@ -1,5 +1,6 @@
 """Hidden facts: without memory there is chance alone, with the right episodes there is everything to know."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,9 +11,10 @@ from random import Random
 import pytest
 
 from latentmem.config import HiddenFactsSection, Sampling, parse_config
-from latentmem.environments import hidden_facts_words as words
 from latentmem.environments.environment import Demonstrator, Listener
-from latentmem.environments.hidden_facts import HiddenFactsDomain, read
+from latentmem.environments.hidden_facts import words
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain
+from latentmem.environments.hidden_facts.judge import read
 from latentmem.errors import ConfigError, DataError
 from latentmem.memory.memory import NoMemory, describe
 from latentmem.models.agent import ScriptedModel
@@ -384,6 +386,37 @@ def test_train_size_leaves_test_and_dev_as_they_are():
     assert a.tasks("dev") == b.tasks("dev")
 
 
+# Of all tasks and the instructions, as the first version of this domain made them.
+DIGESTS = {
+    "plain": "14f3d147fd10b4e7",
+    "held-out": "414d6a8b404bd325",
+    "three facts": "c739dd1ca1150a90",
+    "all of three": "b85a5c481f815dd7",
+    "dealt out": "5bc9012328201dcd",
+    "told again": "4edbdb9bc260db4c",
+    "all, dealt out": "f3374fc45af6b025",
+    "successes": "011b14d046f6e901",
+    "all outcomes": "5a03b1b712e58ffe",
+    "near names": "b19cee17c3bb13c1",
+    "revised": "ab8ab5e28a88bdf8",
+    "withdrawn": "c3d6cdd475d84579",
+    "untold": "d295abc8c98cc157",
+    "joined": "d38a2637d771c161",
+    "needs": "9b39f055e4506d44",
+    "overlapping needs": "05baf2f8b4588542",
+    "everything": "e1688db0d4495231",
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_is_to_the_letter_what_it_has_always_been(name):
+    domain = world(**WORLDS[name])
+    splits = ("experience", *ASKED)
+    content = [[split, t.id, t.domain, t.text, t.data] for split in splits for t in domain.tasks(split)]
+    known = json.dumps([content, [domain.start(domain.tasks("test")[0]).instructions]], sort_keys=True)
+    assert hashlib.sha256(known.encode()).hexdigest()[:16] == DIGESTS[name]
+
+
 def test_seeds_change_what_they_are_for():
     a, other_facts, other_world = world(), world(facts_seed=1), world(seed=1)
     assert [t.text for t in everything(a)] == [t.text for t in everything(other_facts)]
@@ -395,7 +428,7 @@ def test_seeds_change_what_they_are_for():
 DIGEST = """
 import hashlib, json, sys
 from latentmem.config import HiddenFactsSection
-from latentmem.environments.hidden_facts import HiddenFactsDomain
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain
 for settings in json.loads(sys.argv[1]):
     section = HiddenFactsSection.model_validate({"kind": "hidden_facts", **settings})
     domain = HiddenFactsDomain(**{key: value for key, value in section if key != "kind"})

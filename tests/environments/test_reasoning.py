@@ -51,7 +51,8 @@ def fields(tasks):
 
 def test_importing_the_environments_loads_neither_torch_nor_the_task_libraries():
     program = (
-        "import sys; import latentmem.environments.code, latentmem.environments.qa, latentmem.environments.reasoning;"
+        "import sys; import latentmem.environments.code.domain, latentmem.environments.qa;"
+        "import latentmem.environments.reasoning;"
         "print([m for m in ('torch', 'reasoning_gym', 'datasets', 'sympy', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from latentmem.environments import runner
+from latentmem.environments.code import runner
 
 
 def run(module, solution="def twice(x):\n    return 2 * x", calls=None, appended=False):

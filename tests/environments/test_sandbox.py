@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from latentmem.config import SandboxSection
-from latentmem.environments import sandbox as sandbox_module
-from latentmem.environments import sandbox_launcher
-from latentmem.environments.sandbox import Sandbox, parse_result
+from latentmem.environments.sandbox import sandbox as sandbox_module
+from latentmem.environments.sandbox import seccomp
+from latentmem.environments.sandbox.sandbox import Sandbox, parse_result
 from latentmem.errors import SandboxError
 
 PATIENCE_SECONDS = 60.0
@@ -555,7 +555,7 @@ def test_the_programs_end_when_the_caller_is_killed(cell):
     script = textwrap.dedent("""
         import sys
         from latentmem.config import SandboxSection
-        from latentmem.environments.sandbox import Sandbox
+        from latentmem.environments.sandbox.sandbox import Sandbox
         sandbox = Sandbox(SandboxSection(timeout_seconds=60.0))
         code = "import os, time; os.fork(); os.setsid() if os.getpid() != os.getpgid(0) else 0; time.sleep(60)"
         sandbox.run({}, ["python", "-S", "-c", code, sys.argv[1]])
@@ -671,21 +671,33 @@ def test_a_bubblewrap_that_does_not_contain_is_not_used(tmp_path, scratch, monke
     assert sandbox_module._why_not("bubblewrap", str(fake)) != ""
 
 
+def test_the_launcher_imports_nothing_of_the_library_and_little_else():
+    code = "import sys; sys.path.append(sys.argv[1]); import sandbox.launcher; print(*sys.modules)"
+    folder = str(Path(sandbox_module.__file__).parents[1])
+    command = [sys.executable, "-I", "-S", "-c", code, folder]
+    loaded = subprocess.run(command, env={}, cwd="/", capture_output=True, text=True, check=True).stdout.split()
+    rooms = {name for name in loaded if name.partition(".")[0] == "sandbox"}
+    own = ("kernel", "landlock", "launcher", "seccomp", "watch")
+    assert rooms == {"sandbox", *(f"sandbox.{room}" for room in own)}
+    slow = {"json", "latentmem", "pydantic", "re", "signal", "site", "subprocess", "tempfile", "typing"}
+    assert not slow & {name.partition(".")[0] for name in loaded}
+
+
 def test_an_old_landlock_is_refused_and_the_program_does_not_start(cell, monkeypatch, tmp_path):
     if cell.level != "landlock":
         pytest.skip("about Landlock")
-    code = "import sys, sandbox_launcher as l; l.landlock_abi = lambda: 2; l.main()"
+    code = "import sys, sandbox.launcher as l; l.landlock_abi = lambda: 2; l.main()"
     monkeypatch.setattr(sandbox_module, "_START_LAUNCHER", f"import sys; sys.path.append(sys.argv[1]); {code}")
     result = cell.run("print('started')")
     assert (result.status, result.stdout) == ("failed", "")
     assert "Landlock is at version 2 of its interface; 3 is needed" in result.cause
 
 
-@pytest.mark.parametrize("broken", ["_install", "_become", "_set_limits"])
+@pytest.mark.parametrize("broken", ["install", "become", "set_limits"])
 def test_a_set_up_that_fails_in_the_middle_does_not_start_the_program(cell, monkeypatch, broken):
     if cell.level != "landlock":
         pytest.skip("about Landlock")
-    code = f"import sandbox_launcher as l\ndef fail(*_): raise OSError('broken')\nl.{broken} = fail; l.main()"
+    code = f"import sandbox.launcher as l\ndef fail(*_): raise OSError('broken')\nl.{broken} = fail; l.main()"
     monkeypatch.setattr(sandbox_module, "_START_LAUNCHER", f"import sys; sys.path.append(sys.argv[1])\n{code}")
     result = cell.run("print('started')")
     assert (result.status, result.stdout, result.cause) == ("failed", "", "broken")
@@ -728,7 +740,7 @@ def test_the_owners_files_are_safe_when_the_caller_is_not_root(scratch, tmp_path
     script = textwrap.dedent("""
         import json, os, sys
         from latentmem.config import SandboxSection
-        from latentmem.environments.sandbox import Sandbox
+        from latentmem.environments.sandbox.sandbox import Sandbox
         sandbox = Sandbox(SandboxSection())
         result = sandbox.run({}, ["python", "-c", sys.argv[1], sys.argv[2], str(os.getpid())])
         print(json.dumps([sandbox.level, result.status, result.stdout, result.stderr, os.getpriority(2, 54321)]))
@@ -778,9 +790,9 @@ def verdict(program, audit_arch, number, *arguments):
 
 @pytest.mark.parametrize(("machine", "column", "audit_arch"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
 def test_the_filter_refuses_what_it_should_on_both_architectures(monkeypatch, machine, column, audit_arch):
-    monkeypatch.setattr(sandbox_launcher, "_MACHINE", machine)
-    plain = sandbox_launcher.seccomp_program(guard_owner=False, guard_signals_of=None)
-    guarded = sandbox_launcher.seccomp_program(guard_owner=True, guard_signals_of=77)
+    monkeypatch.setattr(seccomp, "MACHINE", machine)
+    plain = seccomp.seccomp_program(guard_owner=False, guard_signals_of=None)
+    guarded = seccomp.seccomp_program(guard_owner=True, guard_signals_of=77)
     numbers = {  # from the kernel's tables, apart from the launcher's own
         "read": (0, 63),
         "openat": (257, 56),
@@ -844,10 +856,10 @@ def test_the_numbers_of_both_architectures_agree_with_the_kernels_headers():
     if not all(path.exists() for path in headers.values()):
         pytest.skip("the kernel's headers are not installed")
     tables = (
-        sandbox_launcher._DENIED,
-        sandbox_launcher._CHANGES_MODE_OR_TIMES,
-        sandbox_launcher._CHANGES_OWNER_OR_ATTRIBUTES,
-        sandbox_launcher._SIGNALS_BY_THREAD,
+        seccomp._DENIED,
+        seccomp._CHANGES_MODE_OR_TIMES,
+        seccomp._CHANGES_OWNER_OR_ATTRIBUTES,
+        seccomp._SIGNALS_BY_THREAD,
     )
     for column, path in headers.items():
         words = [line.split() for line in path.read_text().splitlines() if line.startswith("#define __NR")]

@@ -205,7 +205,7 @@ def test_two_processes_do_not_index_in_one_folder(corpus, tmp_path, fake_embed):
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 import numpy as np
 import torch
@@ -239,7 +239,7 @@ def play(folder, last):
             return done
         return wrapped
 
-    rmtree = passage_index.shutil, "rmtree"
+    rmtree = shutil, "rmtree"
     for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (np, "save"), rmtree):
         setattr(module, name, mortal(getattr(module, name)))
     search = passage_index.open_search(Corpus(passages), method, folder, "fake", embed)

@@ -7,30 +7,22 @@ embeds, never a model, and never holds a lock on the database while it runs.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Literal, Self, TextIO
 
+from latentmem.bank import jsonl
 from latentmem.bank.check import PAGE_SIZE, holds, same_records, same_rows
 from latentmem.bank.embedding import Embed, unit_vectors
+from latentmem.bank.exact import Vectors
 from latentmem.bank.lists import ApproximateIndex, load_faiss, read_lists
-from latentmem.bank.matrix import BankIndex, Label, Vectors, read_matrix, replacing
-from latentmem.bank.records import (
-    Filters,
-    Meta,
-    Problem,
-    Records,
-    Transaction,
-    decode,
-    decompress,
-    encode,
-)
+from latentmem.bank.matrix import BankIndex, Label, read_matrix
+from latentmem.bank.records import Filters, Meta, Problem, Records, Transaction
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
+from latentmem.bank.stored_form import decode, decompress, encode
 from latentmem.config import BankSection, default
-from latentmem.errors import BankError, DataError
+from latentmem.errors import BankError
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -335,20 +327,10 @@ class ExperienceBank:
             BankError: the target cannot be written, or is the bank itself.
             DataError: a record is damaged.
         """
+        lines = (decompress(stored_form, self._where(seq)) for seq, stored_form in self._pages())
         if not isinstance(target, str | Path):
-            stream = target
-            return self._write_lines(lambda line: stream.write(line.decode("utf-8")))
-        path = Path(target).resolve()
-        if path in [file.resolve() for file in self._files()]:
-            raise BankError(f"{path}: cannot export a bank over itself; give another path")
-        try:
-            with replacing(path) as file:
-                num_written = self._write_lines(file.write)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise BankError(f"{path}: the export cannot be written ({error.strerror})") from None
-        return num_written
+            return jsonl.write_stream(lines, target)
+        return jsonl.write_file(lines, Path(target), not_over=self._files())
 
     def import_jsonl(self, path: str | Path, on_progress: Callable[[int], None] | None = None) -> AddReport:
         r"""Store the lines of a file that `export` wrote; lines end at b"\n" only.
@@ -361,28 +343,13 @@ class ExperienceBank:
             BankError: as for `add`.
         """
         self._needs_embedder()
-        lines = _lines(Path(path))
         num_added = num_done = 0
-        while batch := list(islice(lines, _BATCH_SIZE)):
-            try:
-                trajectories = [
-                    Trajectory.from_json(line, f"{path}:{number}") for number, line in enumerate(batch, num_done + 1)
-                ]
-            except DataError as error:
-                stored = f"lines 1 to {num_done} are stored" if num_done else "nothing is stored"
-                raise DataError(f"{error}; {stored}, mend the file and import it again") from None
+        for trajectories in jsonl.read_batches(Path(path), _BATCH_SIZE):
             num_added += self.add(trajectories).num_added
-            num_done += len(batch)
+            num_done += len(trajectories)
             if on_progress is not None:
                 on_progress(num_done)
         return AddReport(num_added, num_done - num_added)
-
-    def _write_lines(self, write: Callable[[bytes], object]) -> int:
-        num_written = 0
-        for seq, stored_form in self._pages():
-            write(decompress(stored_form, self._where(seq)) + b"\n")
-            num_written += 1
-        return num_written
 
     def _pages(self) -> Iterator[tuple[int, bytes]]:
         """All record numbers and stored forms in order; no transaction is open while the caller works on one."""
@@ -482,11 +449,3 @@ class ExperienceBank:
 
     def _files(self) -> list[Path]:
         return [self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm", ".index", ".lists")]
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None

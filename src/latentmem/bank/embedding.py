@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank.matrix import Vectors
+from latentmem.bank.exact import Vectors
 from latentmem.bank.records import UNIT_TOLERANCE
 from latentmem.errors import BankError, DataError
 

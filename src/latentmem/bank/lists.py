@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank.matrix import BankIndex, Label, Positions, Vectors, replacing
+from latentmem.bank.exact import Positions, Vectors
+from latentmem.bank.matrix import BankIndex, Label
 from latentmem.errors import BankError
+from latentmem.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ class ApproximateIndex:
             self._train()
         elif num_rows - self._num_listed <= _LONGEST_TAIL:
             return
-        for rows in self._exact.rows(self._num_listed):
+        for rows in self._exact.rows.since(self._num_listed):
             for i in range(0, len(rows), _LONGEST_TAIL):
                 self._ivf.add(rows[i : i + _LONGEST_TAIL])
         self._num_listed = num_rows
@@ -160,7 +162,7 @@ class ApproximateIndex:
 
     def _train(self) -> None:
         """Choose the lists' centres from a sample; the rows are still to be added."""
-        num_rows, width = len(self._exact), self._exact.width
+        num_rows, width = len(self._exact), self._exact.rows.width
         num_lists = max(1, round(_LISTS_PER_ROOT * math.sqrt(num_rows)))
         logger.info("%s: building %d lists over %d rows, once", self._path, num_lists, num_rows)
         chosen = np.random.default_rng(0).choice(num_rows, min(num_rows, _SAMPLE_PER_LIST * num_lists), replace=False)
@@ -170,7 +172,7 @@ class ApproximateIndex:
         )
         ivf.cp.niter, ivf.cp.spherical = _NUM_ROUNDS, True
         ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, _SAMPLE_PER_LIST
-        ivf.train(self._exact.vectors_at(np.sort(chosen).astype(np.int32)))
+        ivf.train(self._exact.rows.vectors_at(np.sort(chosen).astype(np.int32)))
         self._ivf, self._num_listed, self._num_saved, self._num_trained_on = ivf, 0, 0, num_rows
 
     def _look_at_lists(self) -> None:
@@ -190,7 +192,7 @@ class ApproximateIndex:
         fields = (*identity, self._num_listed, self._num_trained_on)
         crc = zlib.crc32(content.data, zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_END:]))
         try:
-            with replacing(self._path) as file:
+            with replacing(self._path, durable=False) as file:
                 file.writelines([_HEADER.pack(_MAGIC, crc, *fields), content.data])
         except OSError as error:
             logger.warning("%s: the lists could not be saved (%s); they stay in memory", self._path, error)
@@ -217,8 +219,9 @@ class ApproximateIndex:
                 found += self._exact.nearest(query[None], k, labels, [seqs])
                 continue
             nominated = self._nominate(query, k, may_return)
-            (recent,) = self._exact.nominate(query[None], k, passing, [left_out], start=self._num_listed)
-            found.append(self._exact.rank(query, np.concatenate([nominated, recent]), k))
+            (recent,) = self._exact.rows.nominate(query[None], k, passing, [left_out], start=self._num_listed)
+            ranked = self._exact.rows.rank(query, np.concatenate([nominated, recent]), k)
+            found.append(self._exact.by_record(ranked))
         return found
 
     def _listed_of(self, labels: frozenset[Label], passing: Positions | None) -> _Listed:

@@ -1,40 +1,29 @@
 """The bank's search matrix: derived from the records, thrown away at any doubt, and exact.
 
 Only rows that bear the labels asked for are scored, and all of them: filtering after an approximate search loses right
-answers. A fast float32 product only nominates candidates; their similarity is computed again by a sum that sees one
-row at a time. So neither the number of rows nor their blocking nor the other tasks of a batch move a similarity, and
-equal vectors truly tie. The file holds a prefix of the records; the rows since then are kept in memory.
-
-Reading the matrix once is what a search costs, so nothing else of its length is made for a query: a row that cannot be
-among the best is dropped block by block, and which rows a filter lets pass is remembered.
+answers. Which rows a filter lets pass is remembered, since looking it up costs as much as a search. The file holds a
+prefix of the records; the rows since then are kept in memory.
 """
 
 import json
 import logging
-import os
 import struct
-import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.runs import hold, remove_leftovers
+from latentmem.bank.exact import Positions, Rows, Vectors
+from latentmem.files import replacing
 
 logger = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
 Label = tuple[str, str | int]
 """One fact that a search can filter on, such as ("domain", "qa"), ("role", "coder") or ("success", 1)."""
-Positions = npt.NDArray[np.int32]
-"""Rows of the matrix, ascending; a record's number (`seq`) is found by its row."""
-Estimate = Callable[[Vectors, Vectors], Vectors]
-"""Queries [B, e] and rows [n, e] -> dot products [B, n], summed in float32 in any order."""
 
 # Magic, crc32 of the rest, generation, id of the last record, rows, width, bytes of the label table; then, so that rows
 # begin at a cache line, nothing up to _ROWS_BEGIN.
@@ -42,15 +31,6 @@ _HEADER = struct.Struct("<8sI32s32sQQQ")
 _MAGIC = b"LMEMIDX2"
 _CRC_END = 12
 _ROWS_BEGIN = 128
-_TASKS_PER_BLOCK = 64
-_ROWS_PER_BLOCK = 8192
-_GATHERED_PER_BLOCK = 1024
-_SPARSE = 3
-"""Reading rows one after the other is about three times as fast as picking them."""
-_FEW_TASKS = 4
-"""Up to here a sum for each task is faster than a matrix product."""
-_CANDIDATES_PER_BLOCK = 4096
-_SHORT_TAIL = 4096
 _FILTERS_REMEMBERED = 8
 
 
@@ -66,24 +46,6 @@ class StoredMatrix:
     """[N, e], memory-mapped."""
     postings: dict[Label, Positions]
     """The rows that bear a label, memory-mapped."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, aside, that takes the place of `path` at once when the block ends without an error.
-
-    What a killed process was writing to take the place of the same file is removed.
-    """
-    remove_leftovers(path, f"{path.name}.")
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("xb") as file:
-            hold(file)
-            yield file
-            file.flush()
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
@@ -162,20 +124,15 @@ class BankIndex:
         generation: str,
         width: int,
         stored: StoredMatrix | None = None,
-        estimate: Estimate | None = None,
     ) -> None:
-        """Begin empty, or with what the file at `path` was found to hold.
-
-        `estimate` is the product that nominates; None is numpy's.
-        """
+        """Begin empty, or with what the file at `path` was found to hold."""
         self.generation = generation
-        self._estimate = estimate or _estimates
         self.last_id = stored.last_id if stored else ""
         """Trajectory id of the last row."""
         self._path = path
         self._seqs = _Growing(stored.seqs if stored else np.empty(0, dtype=np.int64))  # [N]
-        # The rows, in pieces of which the first is in the file; the rest came since.
-        self._pieces: list[Vectors] = [stored.vectors if stored else np.empty((0, width), dtype=np.float32)]
+        self.rows = Rows(stored.vectors if stored else np.empty((0, width), dtype=np.float32))
+        """The vectors; the first piece is in the file, the rest came since."""
         self._postings = {label: _Growing(rows) for label, rows in stored.postings.items()} if stored else {}
         self._passing: dict[frozenset[Label], _Passing] = {}
 
@@ -186,11 +143,6 @@ class BankIndex:
     def seqs(self) -> npt.NDArray[np.int64]:
         """[N], the record number of each row, ascending."""
         return self._seqs.values
-
-    @property
-    def width(self) -> int:
-        """e, of the vectors."""
-        return int(self._pieces[0].shape[1])
 
     @property
     def reached(self) -> int:
@@ -211,10 +163,7 @@ class BankIndex:
         for label, new in positions.items():
             self._postings.setdefault(label, _Growing(np.empty(0, dtype=np.int32))).extend(np.array(new, np.int32))
         self._seqs.extend(np.asarray(seqs, dtype=np.int64))
-        if len(self._pieces) > 1 and len(self._pieces[-1]) < _SHORT_TAIL:
-            self._pieces[-1] = np.concatenate([self._pieces[-1], vectors])
-        else:
-            self._pieces.append(vectors)
+        self.rows.append(vectors)
         self.last_id = last_id
 
     def save_if_due(self) -> None:
@@ -222,15 +171,15 @@ class BankIndex:
 
         Nothing waits for the disk: a file torn by a power cut fails its checksum.
         """
-        num_stored = len(self._pieces[0])
+        num_stored = len(self.rows.pieces[0])
         if 4 * (len(self) - num_stored) <= num_stored:
             return
         postings = {label: rows.values for label, rows in self._postings.items()}
         table = json.dumps([(*label, len(rows)) for label, rows in postings.items()]).encode("ascii")
-        shape = (len(self), self.width)
+        shape = (len(self), self.rows.width)
         fields = (self.generation.encode("ascii"), self.last_id.encode("ascii"), *shape, len(table))
         header = _HEADER.pack(_MAGIC, 0, *fields).ljust(_ROWS_BEGIN, b"\0")
-        little_endian = [piece.astype("<f4", copy=False) for piece in self._pieces]
+        little_endian = [piece.astype("<f4", copy=False) for piece in self.rows.pieces]
         little_endian += [self.seqs.astype("<i8", copy=False)]
         little_endian += [rows.astype("<i4", copy=False) for rows in postings.values()]
         arrays = [array.reshape(-1).view(np.uint8).data for array in little_endian]
@@ -240,26 +189,16 @@ class BankIndex:
             crc = zlib.crc32(part, crc)
         content[0] = _HEADER.pack(_MAGIC, crc, *fields).ljust(_ROWS_BEGIN, b"\0")
         try:
-            with replacing(self._path) as file:
+            with replacing(self._path, durable=False) as file:
                 file.writelines(content)
                 file.flush()
                 mapped = np.memmap(file.name, dtype="<f4", mode="r", offset=_ROWS_BEGIN, shape=shape)
         except OSError as error:
             logger.warning("%s: the index could not be saved (%s); it stays in memory", self._path, error)
             return
-        self._pieces = [mapped.view(np.ndarray)]  # the mapping may replace the copy in memory
+        self.rows.pieces = [mapped.view(np.ndarray)]  # the mapping may replace the copy in memory
 
     # Reading
-
-    def rows(self, start: int) -> Iterator[Vectors]:
-        """The rows from number `start` on, in order, as arrays [n, e]."""
-        for begin, piece in self._based_pieces():
-            if begin + len(piece) > start:
-                yield piece[max(0, start - begin) :]
-
-    def vectors_at(self, positions: Positions) -> Vectors:
-        """The rows [n, e] at n ascending positions."""
-        return np.concatenate([piece.take(part - begin, axis=0) for begin, piece, part in self._split(positions)])
 
     def positions_of(self, seqs: Sequence[int]) -> Positions:
         """The rows of records that are in the index, ascending."""
@@ -304,136 +243,10 @@ class BankIndex:
         queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned.
         Most similar first, equal ones by record number.
         """
-        passing = self.passing(labels)
         left_out = [self.positions_of(seqs) for seqs in excluded]
-        found = []
-        for start in range(0, len(queries), _TASKS_PER_BLOCK):
-            end = start + _TASKS_PER_BLOCK
-            nominated = self.nominate(queries[start:end], k, passing, left_out[start:end])
-            found += [self.rank(*pair, k) for pair in zip(queries[start:end], nominated, strict=True)]
-        return found
+        found = self.rows.nearest(queries, k, self.passing(labels), left_out)
+        return [self.by_record(row) for row in found]
 
-    def nominate(
-        self, queries: Vectors, k: int, passing: Positions | None, left_out: Sequence[Positions], start: int = 0
-    ) -> list[Positions]:
-        """For each query [e] rows, ascending, among which are its k nearest, of those passing from number `start` on.
-
-        left_out: for each query the rows, ascending, that may not be among them.
-        """
-        # A float32 sum of products of unit vectors is off by at most e * 2^-24, in whatever order it is summed; a row
-        # of the true best k can therefore fall behind the estimated k-th by twice that, and by a little more for
-        # rounding the exact value to float32.
-        margin = (queries.shape[1] + 4) * 2.0**-23
-        nominees = [_Nominees(k, margin, rows) for rows in left_out]
-        for rows, vectors, within in self._blocks(passing, start):
-            estimates = self._estimate(queries, vectors)
-            for each, row in zip(nominees, estimates if within is None else estimates[:, within], strict=True):
-                each.offer(rows, row)
-        return [each.rows() for each in nominees]
-
-    def rank(self, query: Vectors, nominated: Positions, k: int) -> list[tuple[int, float]]:
-        """The k best of rows in ascending order, by record number, with their similarities."""
-        similarities = np.concatenate(
-            [
-                _similarities(query, self.vectors_at(nominated[i : i + _CANDIDATES_PER_BLOCK]))
-                for i in range(0, len(nominated), _CANDIDATES_PER_BLOCK)
-            ]
-            or [np.empty(0, dtype=np.float32)]
-        )
-        best = np.lexsort((nominated, -similarities))[:k]
-        return [(int(self.seqs[nominated[i]]), float(similarities[i])) for i in best]
-
-    def _based_pieces(self) -> Iterator[tuple[int, Vectors]]:
-        """Each piece, after the number of its first row."""
-        begin = 0
-        for piece in self._pieces:
-            yield begin, piece
-            begin += len(piece)
-
-    def _split(self, rows: Positions, start: int = 0) -> Iterator[tuple[int, Vectors, Positions]]:
-        """The number of a piece's first row, the piece, and those of the ascending rows from `start` on that it has."""
-        for begin, piece in self._based_pieces():
-            # Of the rows' own type, or they would be converted, all of them.
-            ends = np.array([max(begin, start), max(begin + len(piece), start)], dtype=rows.dtype)
-            first, last = np.searchsorted(rows, ends)
-            if first < last:
-                yield begin, piece, rows[first:last]
-
-    def _blocks(
-        self, passing: Positions | None, start: int
-    ) -> Iterator[tuple[Positions, Vectors, npt.NDArray[np.integer[Any]] | None]]:
-        """Rows [n], vectors [m, e], and which n of the m vectors are those of the rows; None where all are."""
-        if passing is None:
-            for begin, piece in self._based_pieces():
-                for i in range(max(0, start - begin), len(piece), _ROWS_PER_BLOCK):
-                    vectors = piece[i : i + _ROWS_PER_BLOCK]
-                    yield np.arange(begin + i, begin + i + len(vectors), dtype=np.int32), vectors, None
-            return
-        for begin, piece, part in self._split(passing, start):
-            for i in range(0, len(part), _ROWS_PER_BLOCK):
-                rows = part[i : i + _ROWS_PER_BLOCK]
-                first, end = rows[0] - begin, rows[-1] - begin + 1
-                if end - first <= _SPARSE * len(rows):
-                    yield rows, piece[first:end], rows - rows[0]
-                    continue
-                for j in range(0, len(rows), _GATHERED_PER_BLOCK):
-                    picked = rows[j : j + _GATHERED_PER_BLOCK]
-                    yield picked, piece.take(picked - begin, axis=0), None
-
-
-class _Nominees:
-    """Rows that may be among the k nearest of one query, while blocks of rows go by."""
-
-    def __init__(self, k: int, margin: float, left_out: Positions) -> None:
-        self._k, self._margin, self._left_out = k, margin, left_out
-        self._rows: list[Positions] = []
-        self._estimates: list[npt.NDArray[np.floating[Any]]] = []
-        self._count = 0
-        self._room = 2 * k
-        self._least: float = -np.inf
-        """Rows estimated below this are not among the k nearest."""
-
-    def offer(self, rows: Positions, estimates: npt.NDArray[np.floating[Any]]) -> None:
-        """Take what may be among the nearest of further rows [n] with their estimated similarities [n]."""
-        hits = np.flatnonzero(estimates >= self._least)
-        if len(hits) and len(self._left_out):
-            hits = hits[~np.isin(rows[hits], self._left_out)]
-        if len(hits):
-            self._rows.append(rows[hits])
-            self._estimates.append(estimates[hits])
-            self._count += len(hits)
-            if self._count > self._room:
-                self._prune()
-
-    def rows(self) -> Positions:
-        """What was nominated, ascending."""
-        self._prune()
-        return self._rows[0]
-
-    def _prune(self) -> None:
-        rows = np.concatenate([*self._rows, np.empty(0, dtype=np.int32)])
-        estimates = np.concatenate([*self._estimates, np.empty(0, dtype=np.float32)])
-        if len(rows) > self._k:
-            kth = np.partition(estimates, len(estimates) - self._k)[len(estimates) - self._k]
-            self._least = float(kth) - self._margin
-            rows, estimates = rows[estimates >= self._least], estimates[estimates >= self._least]
-        self._rows, self._estimates, self._count = [rows], [estimates], len(rows)
-        self._room = 2 * max(self._k, len(rows))
-
-
-def _estimates(queries: Vectors, vectors: Vectors) -> Vectors:
-    """Dot products [B, n] of queries [B, e] and rows [n, e], rounded however the machine likes."""
-    if len(queries) > _FEW_TASKS:
-        return queries @ vectors.T
-    return np.stack([np.einsum("ij,j->i", vectors, query) for query in queries])
-
-
-def _similarities(query: Vectors, vectors: Vectors) -> Vectors:
-    """Dot products [n] of one query [e] with rows [n, e], each the same whatever the other rows are.
-
-    The products are exact in float64 and each contiguous row is summed by itself; rounding to float32 drops the
-    digits that carry no meaning.
-    """
-    products = vectors.astype(np.float64) * query.astype(np.float64)
-    similarities: Vectors = products.sum(axis=1).astype(np.float32)
-    return similarities
+    def by_record(self, found: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The same with record numbers in place of the numbers of rows."""
+        return [(int(self.seqs[row]), similarity) for row, similarity in found]

@@ -9,7 +9,6 @@ import os
 import sqlite3
 import threading
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latentmem.bank.matrix import Label, Vectors
+from latentmem.bank.exact import Vectors
+from latentmem.bank.matrix import Label
+from latentmem.bank.stored_form import decode, decompress
 from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Task, Trajectory
 
@@ -415,46 +416,6 @@ def _content_problems(where: str, compressed: bytes, columns: Sequence[Any], rol
             yield Problem(kind, where, f"{name} is {found!r}, but the JSON says {expected!r}")
     if roles != _roles(trajectory):
         yield Problem("roles", where, f"roles are {roles}, but the JSON says {_roles(trajectory)}")
-
-
-def encode(trajectory: Trajectory) -> bytes:
-    """The stored form: compressed canonical JSON. What could not be read back as the same is refused here.
-
-    Raises:
-        DataError: a lone surrogate, nan or infinity in the task's data, or data nested too deeply.
-    """
-    where = f"trajectory {trajectory.id}"
-    try:
-        json = trajectory.to_json().encode("utf-8")
-    except UnicodeEncodeError as error:
-        around = ascii(error.object[max(0, error.start - 30) : error.end])
-        raise DataError(f"{where}: ends in a lone surrogate here: {around}; replace it by valid Unicode") from None
-    except ValueError as error:
-        raise DataError(f"{where}: has no JSON form ({error}); mend its data") from None
-    if Trajectory.from_json(json, where).to_json().encode("utf-8") != json:
-        raise DataError(f"{where}: is not the same when read back; mend its data")
-    return zlib.compress(json)
-
-
-def decompress(compressed: bytes, where: str) -> bytes:
-    """The canonical JSON of a stored form.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        return zlib.decompress(compressed)
-    except zlib.error as error:
-        raise DataError(f"{where}: damaged ({error}); restore the bank from an export") from None
-
-
-def decode(compressed: bytes, where: str) -> Trajectory:
-    """The trajectory of a stored form.
-
-    Raises:
-        DataError: it is damaged, or written by a newer version.
-    """
-    return Trajectory.from_json(decompress(compressed, where), where)
 
 
 def _columns(trajectory: Trajectory) -> tuple[str | float | None, ...]:

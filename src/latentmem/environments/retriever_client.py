@@ -10,8 +10,8 @@ import json
 import logging
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,14 +84,14 @@ class RetrieverClient:
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._backoff_seconds = backoff_seconds
-        self._remembered: OrderedDict[tuple[str, int], tuple[Passage, ...]] = OrderedDict()
+        self._answer = lru_cache(MAX_REMEMBERED)(self._insist)  # what raises is not remembered
         self._counts = Counts()
         self._lock = threading.Lock()
 
     @property
     def counts(self) -> Counts:
         """As of now."""
-        return self._counts
+        return replace(self._counts, remembered=self._answer.cache_info().hits)
 
     def probe(self) -> None:
         """Ask once, so that a server that is down is told of before work begins.
@@ -113,18 +113,7 @@ class RetrieverClient:
         Raises:
             RetrievalFailed: no usable answer to any attempt.
         """
-        key = (query, self._topk)
-        with self._lock:
-            if key in self._remembered:
-                self._remembered.move_to_end(key)
-                self._counts = replace(self._counts, remembered=self._counts.remembered + 1)
-                return self._remembered[key]
-        passages = self._insist(query)
-        with self._lock:
-            self._remembered[key] = passages
-            if len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
-        return passages
+        return self._answer(query)
 
     def _insist(self, query: str) -> tuple[Passage, ...]:
         for attempt in range(self._retries + 1):

@@ -14,11 +14,11 @@ import torch
 from latentmem.config import Sampling
 from latentmem.environments.environment import Environment
 from latentmem.errors import RunError
+from latentmem.files import append
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
 from latentmem.models.agent import AgentModel
 from latentmem.rollout import rollout
-from latentmem.runs import append
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
 

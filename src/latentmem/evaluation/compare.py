@@ -27,13 +27,13 @@ from latentmem.errors import ConfigError
 from latentmem.evaluation.batches import commit, kept_tasks, play, resume
 from latentmem.evaluation.results import Results
 from latentmem.evaluation.rows import Played, retrieval, row_of, tasks_of_sources
+from latentmem.files import read_json, write_atomic
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.progress import on_terminal, progress
-from latentmem.runs import read_json, write_atomic
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
 

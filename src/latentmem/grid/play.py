@@ -16,12 +16,13 @@ from typing import Any
 from latentmem import recipes
 from latentmem.config import Config, dump_config
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
+from latentmem.files import read_json, write_atomic
 from latentmem.grid.file import Grid, GridRun, team_name
 from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
 from latentmem.memory_names import MemoryName
 from latentmem.processes import Processes
-from latentmem.runs import lock, read_json, write_atomic
+from latentmem.runs import lock
 
 Row = dict[str, Any]
 

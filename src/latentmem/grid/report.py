@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from latentmem.files import read_json, write_atomic
 from latentmem.grid.file import team_name
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.memory_names import MemoryName
@@ -33,7 +34,6 @@ from latentmem.report.page import make_folder, template, to_bytes
 from latentmem.report.read import check_schema
 from latentmem.report.tables import aligned, escape_markdown, markdown_table
 from latentmem.report.verdict import compared_with, findings
-from latentmem.runs import read_json, write_atomic
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from latentmem.errors import CheckpointError, RunError
-from latentmem.runs import write_atomic
+from latentmem.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

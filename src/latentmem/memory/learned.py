@@ -21,9 +21,9 @@ import numpy.typing as npt
 from latentmem.bank import Embed, ExperienceBank
 from latentmem.config import RivalsSection, Sampling
 from latentmem.errors import RunError
+from latentmem.files import read_json, write_atomic
 from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.models.agent import AgentModel, Prompt
-from latentmem.runs import read_json, write_atomic
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ Layout of the cache (`$LATENTMEM_CACHE`, else `$XDG_CACHE_HOME/latentmem`, else 
     digests/*.json      checksums of files by path, size and time of change, so that none is read twice
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -32,6 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from latentmem.errors import ModelError
+from latentmem.files import put_folder, replacing, take
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _lock(folder: Path) -> Iterator[None]:
             f"{folder.parent}: the cache cannot be written ({error.strerror}); set LATENTMEM_CACHE to a writable folder"
         ) from None
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        take(handle, wait=True)
         yield
 
 
@@ -225,15 +225,10 @@ def _write_folder(gguf: Path, digest: str, folder: Path) -> Path:
     try:
         _convert(gguf, partial)
         _write_manifest(partial, digest)
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
+        put_folder(partial, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(f"{partial}: cannot be written ({error}); free some space or set LATENTMEM_CACHE") from None
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    _sync(folder.parent)
     return folder
 
 
@@ -319,9 +314,8 @@ def _digest(path: Path) -> str:
     digest = _sha256(path)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = memory.with_suffix(f".{os.getpid()}")  # renamed below, so that readers see all of it or none
-        draft.write_text(json.dumps({**facts, "sha256": digest}), encoding="utf-8")
-        draft.replace(memory)
+        with replacing(memory, durable=False) as file:
+            file.write(json.dumps({**facts, "sha256": digest}).encode())
     except OSError as error:
         logger.info("%s: checksum not remembered (%s)", path, error)  # it is only read again next time
     return digest
@@ -330,12 +324,3 @@ def _digest(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Put a file's bytes, or a folder's names, on stable storage."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentmem.config import Config
+from latentmem.files import write_atomic
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
 from latentmem.progress import progress
@@ -13,7 +14,7 @@ from latentmem.recipes.memories import learn, memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import begin
 from latentmem.rollout import rollout
-from latentmem.runs import Run, write_atomic
+from latentmem.runs import Run
 from latentmem.seeds import stream_seed
 from latentmem.trajectory import Task, Trajectory
 

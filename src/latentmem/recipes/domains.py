@@ -14,9 +14,9 @@ from latentmem.config import (
     QASection,
     ReasoningSection,
 )
-from latentmem.environments.code import CodeDomain
+from latentmem.environments.code.domain import CodeDomain
 from latentmem.environments.environment import Domain, Split
-from latentmem.environments.hidden_facts import HiddenFactsDomain
+from latentmem.environments.hidden_facts.domain import HiddenFactsDomain
 from latentmem.environments.mix import MixDomain, Part
 from latentmem.environments.pddl import PDDLDomain
 from latentmem.environments.qa import QADomain

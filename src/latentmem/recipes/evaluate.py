@@ -8,6 +8,7 @@ from typing import Any
 
 from latentmem.config import Config, Sampling
 from latentmem.evaluation import evaluate, forget
+from latentmem.files import write_atomic
 from latentmem.memory_names import MemoryName
 from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
@@ -18,7 +19,7 @@ from latentmem.recipes.phase import Phase, begin, initials
 from latentmem.recipes.readings import write_reading
 from latentmem.report import format_markdown, format_table, write_report
 from latentmem.report.cells import comparison_cells
-from latentmem.runs import Run, write_atomic
+from latentmem.runs import Run
 from latentmem.seeds import stream_seed
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any
 
 from latentmem import own
 from latentmem.bank import ExperienceBank
+from latentmem.files import write_atomic
 from latentmem.memory.checkpoints import kind_of, weights_file
 from latentmem.memory.controls import (
     ControlMemory,
@@ -35,7 +36,6 @@ from latentmem.memory_names import MemoryName
 from latentmem.processes import Processes
 from latentmem.progress import progress
 from latentmem.recipes.parts import Parts
-from latentmem.runs import write_atomic
 from latentmem.seeds import stream_seed
 from latentmem.trajectory import Trajectory
 

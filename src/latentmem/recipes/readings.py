@@ -10,6 +10,7 @@ import torch
 from latentmem.config import Config, Sampling
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError, ConfigError, RunError
+from latentmem.files import write_atomic
 from latentmem.kept_latents import SUFFIX, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_json
 from latentmem.latent_reading import format_reading, leave_out_each, read_out
@@ -21,7 +22,6 @@ from latentmem.recipes.memories import memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import initials, say
 from latentmem.rollout import rollout
-from latentmem.runs import write_atomic
 from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.trajectory import Recalled, Task, Trajectory
 

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from latentmem.errors import RunError
+from latentmem.files import write_atomic
 from latentmem.report.ablation import Ablation, ablation_cells, differing_keys, draw_ablation, find_ablation
 from latentmem.report.cells import comparison_cells, group_cells
 from latentmem.report.curves import SHOWN_PHASES, accuracy_bars, learning_curves
@@ -26,7 +27,6 @@ from latentmem.report.samples import sample_of
 from latentmem.report.tables import escape_markdown, format_markdown, markdown_table
 from latentmem.report.values import Row, short
 from latentmem.report.verdict import verdict
-from latentmem.runs import write_atomic
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:

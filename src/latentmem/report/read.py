@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentmem.errors import RunError
+from latentmem.files import read_json
 from latentmem.kept_latents import SUFFIX, KeptLatents, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, reading_cells
 from latentmem.memory_names import MemoryName
 from latentmem.report.values import Row, memories_in
-from latentmem.runs import Metrics, read_json, read_metrics
+from latentmem.runs import Metrics, read_metrics
 
 SCHEMA_VERSION = 1
 """Newest results.json that is understood, and the version of report.json."""

@@ -5,12 +5,9 @@ only then renamed into place; a reader takes what is sealed and belongs to the v
 takes long, so a part that was left behind goes on at its last shard; counting words takes moments and begins again.
 """
 
-import fcntl
 import json
 import logging
-import os
 import re
-import shutil
 import threading
 import unicodedata
 import zlib
@@ -23,10 +20,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentmem.bank.matrix import BankIndex, StoredMatrix, Vectors
+from latentmem.bank.exact import Rows, Vectors
 from latentmem.errors import RetrieverError
+from latentmem.files import append, put_folder, sync, take, write_atomic
 from latentmem.progress import progress
-from latentmem.runs import write_atomic
 from latentmem.server.corpus import Corpus
 
 logger = logging.getLogger(__name__)
@@ -132,17 +129,14 @@ class VectorSearch:
         self._lock = threading.Lock()  # an embedder serves one caller at a time
         # Nobody writes to it; torch only takes what could be written to, here into a copy.
         vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="c").reshape(num_passages, -1)
-        # The bank's search wants record numbers from 1; labels and exclusions are the bank's business.
-        stored = StoredMatrix("", np.arange(1, num_passages + 1), vectors.view(np.ndarray), postings={})
         # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
-        self._index = BankIndex(folder, "", vectors.shape[1], stored, estimate=_products)
+        self._rows = Rows(vectors.view(np.ndarray), estimate=_products)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
         """The k passages nearest to each query, equal ones by position."""
         with self._lock:
             vectors = self._embed(list(queries))
-            found = self._index.nearest(vectors, k, (), [()] * len(queries))
-        return [[(number - 1, similarity) for number, similarity in hits] for hits in found]
+            return self._rows.nearest(vectors, k)
 
 
 def _products(queries: Vectors, vectors: Vectors) -> Vectors:
@@ -194,8 +188,7 @@ def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None])
         part.mkdir(exist_ok=True)
         make(part)
         _seal(part, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        put_folder(part, folder)
     return folder
 
 
@@ -218,8 +211,7 @@ def _seal(part: Path, about: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(part.iterdir()):
         if path.name != _SEAL:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
             files[path.name] = _measure(path)
     write_atomic(part / _SEAL, json.dumps({"about": about, "files": files}, indent=1) + "\n")
 
@@ -237,12 +229,10 @@ def _measure(path: Path) -> list[int]:
 def _sole_indexer(folder: Path) -> Iterator[None]:
     """The kernel frees the lock, however the process ends."""
     with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(lock):
             raise RetrieverError(
                 f"{folder}: another process is indexing here; wait until it ends, or name another folder with --index"
-            ) from None
+            )
         yield
 
 
@@ -279,14 +269,13 @@ def _embed_passages(corpus: Corpus, embed: Embed, part: Path, about: Mapping[str
         done = {}
     if done.get("about") != about:
         done = {"about": about, "passages": 0, "bytes": 0}
-    with progress(len(corpus), "dense", "passage", done["passages"]) as bar, vectors.open("ab") as file:
-        file.truncate(done["bytes"])
+    with vectors.open("ab") as file:
+        file.truncate(done["bytes"])  # a shard without its record is embedded again
+    with progress(len(corpus), "dense", "passage", done["passages"]) as bar:
         for start in range(done["passages"], len(corpus), SHARD):
             end = min(start + SHARD, len(corpus))
             rows = embed([corpus[position].contents for position in range(start, end)])
-            file.write(rows.astype("<f4", copy=False).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            done |= {"passages": end, "bytes": file.tell()}
+            append(vectors, rows.astype("<f4", copy=False).tobytes())
+            done |= {"passages": end, "bytes": vectors.stat().st_size}
             write_atomic(record, json.dumps(done, indent=1) + "\n")
             bar.update(end - start)

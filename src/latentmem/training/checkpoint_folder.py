@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentmem.errors import CheckpointError
+from latentmem.files import write_atomic
 from latentmem.processes import Processes
-from latentmem.runs import write_atomic
 from latentmem.training.optimizer import Optimization, Trained
 
 _OPTIMIZER = "optimizer.safetensors"

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from latentmem.files import keep_rows
 from latentmem.progress import on_terminal, progress
-from latentmem.runs import append_rows, keep_rows
+from latentmem.runs import append_rows
 
 METRICS = "metrics.jsonl"
 DEV_TASKS = "dev-tasks.jsonl"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from latentmem.config import ComposerOptimizerFields, OptimizerFields
 from latentmem.errors import CheckpointError
+from latentmem.files import write_atomic
 from latentmem.processes import Processes
-from latentmem.runs import write_atomic
 
 Schedule = Literal["constant", "linear", "cosine"]
 _PROJECTS = ("projection", "gate", "frame")

@@ -1,6 +1,6 @@
 """The program inside the sandbox: it imports the solution beside it, runs the tests it is sent, writes the verdict.
 
-It imports the standard library only, and the rest of the package never imports it; `code.py` sends its text along.
+It imports the standard library only, and the rest of the package never imports it; `domain.py` sends its text along.
 Standard input brings the tests and a nonce, drawn anew for each run, which the verdict must carry. So a solution
 cannot pass by ending early, by printing something or by leaving a result file of its own; and after its import and
 after each test what judges it (unittest, the stand-in for pytest, the builtins, this module) must still be what it was.

@@ -3,7 +3,7 @@
 Three levels: `bubblewrap` (namespaces), else `landlock` (Landlock, seccomp and a user of its own), else an error;
 `none` only where the configuration says so. A level counts as available after a probe has really tried to break out
 of it, not because of a version number. What comes back is text of bounded size and JSON of bounded size and depth.
-The confining itself happens in `sandbox_launcher.py`, a process between this one and the program.
+The confining itself happens in `launcher.py`, a process between this one and the program.
 """
 
 import json
@@ -37,7 +37,7 @@ _READABLE = (
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
-_START_LAUNCHER = "import sys; sys.path.append(sys.argv[1]); import sandbox_launcher; sandbox_launcher.main()"
+_START_LAUNCHER = "import sys; sys.path.append(sys.argv[1]); import sandbox.launcher; sandbox.launcher.main()"
 _BREAK_OUT = """
 import _socket, os, sys
 try:
@@ -163,7 +163,7 @@ class Sandbox:
             "max_file": limits.max_file_mb << 20,
             "max_output": limits.max_output_kb << 10,
         }
-        command = [sys.executable, "-I", "-S", "-c", _START_LAUNCHER, str(Path(__file__).parent)]
+        command = [sys.executable, "-I", "-S", "-c", _START_LAUNCHER, str(Path(__file__).parents[1])]
         launcher = subprocess.Popen(  # noqa: S603 - our own launcher; what it starts is what this file is about
             command,
             stdin=subprocess.PIPE,

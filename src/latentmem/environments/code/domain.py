@@ -24,7 +24,7 @@ from latentmem.config import Rows, SandboxSection
 from latentmem.environments.answers import tagged
 from latentmem.environments.environment import Outcome, Split
 from latentmem.environments.rows import Row, Splits, all_strings, split_tasks, typed
-from latentmem.environments.sandbox import Sandbox, SandboxResult
+from latentmem.environments.sandbox.sandbox import Sandbox, SandboxResult
 from latentmem.errors import BadRowError, SandboxError
 from latentmem.trajectory import Task
 
@@ -196,7 +196,7 @@ def _syntax_problem(code: str) -> str | None:
 
 @cache
 def _runner() -> str:
-    return (files("latentmem.environments") / "runner.py").read_text(encoding="utf-8")
+    return (files("latentmem.environments.code") / "runner.py").read_text(encoding="utf-8")
 
 
 class CodeDomain:

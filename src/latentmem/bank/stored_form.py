@@ -1,0 +1,46 @@
+"""A trajectory is kept as compressed canonical JSON, and only what reads back as the same is kept."""
+
+import zlib
+
+from latentmem.errors import DataError
+from latentmem.trajectory import Trajectory
+
+
+def encode(trajectory: Trajectory) -> bytes:
+    """The stored form: compressed canonical JSON. What could not be read back as the same is refused here.
+
+    Raises:
+        DataError: a lone surrogate, nan or infinity in the task's data, or data nested too deeply.
+    """
+    where = f"trajectory {trajectory.id}"
+    try:
+        json = trajectory.to_json().encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = ascii(error.object[max(0, error.start - 30) : error.end])
+        raise DataError(f"{where}: ends in a lone surrogate here: {around}; replace it by valid Unicode") from None
+    except ValueError as error:
+        raise DataError(f"{where}: has no JSON form ({error}); mend its data") from None
+    if Trajectory.from_json(json, where).to_json().encode("utf-8") != json:
+        raise DataError(f"{where}: is not the same when read back; mend its data")
+    return zlib.compress(json)
+
+
+def decompress(compressed: bytes, where: str) -> bytes:
+    """The canonical JSON of a stored form.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return zlib.decompress(compressed)
+    except zlib.error as error:
+        raise DataError(f"{where}: damaged ({error}); restore the bank from an export") from None
+
+
+def decode(compressed: bytes, where: str) -> Trajectory:
+    """The trajectory of a stored form.
+
+    Raises:
+        DataError: it is damaged, or written by a newer version.
+    """
+    return Trajectory.from_json(decompress(compressed, where), where)

@@ -1,0 +1,100 @@
+"""What the launcher asks the kernel for, and who a program may be and how much it may have of everything.
+
+Python has no function for these calls, so they go through the C library; one that fails raises OSError.
+"""
+
+import ctypes
+import os
+import resource
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_OPEN_FILES = 128
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(name: str, option: int, *arguments: int) -> None:
+    """Set something of this process; `name` is what an error calls it."""
+    padded = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
+    if libc.prctl(ctypes.c_int(option), *padded) != 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def checked(name: str, number: int, *arguments: "Any") -> int:
+    """The system call of this number; `name` is what an error calls it."""
+    result = int(libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def unused_user() -> int | None:
+    """An id that nobody has, so that the program owns nothing and its processes are counted apart; None if not root."""
+    if os.geteuid() != 0:
+        return None
+    wanted = 0x60000000 + os.getpid()
+    with open("/proc/self/uid_map") as uid_map:
+        ranges = [tuple(map(int, line.split())) for line in uid_map]
+    mapped = any(first <= wanted < first + count for first, _, count in ranges)
+    may_change = all(_capabilities()[0] >> capability & 1 for capability in (0, 6, 7))  # CHOWN, SETGID, SETUID
+    return wanted if mapped and may_change else None
+
+
+def become(user: int | None, needed: list[str]) -> None:
+    """Take the user id and give up all capabilities.
+
+    One stays where a needed path lies in a private folder, as root's interpreter often does: reading past permissions,
+    which Landlock narrows to what is readable anyway.
+    """
+    if user is not None:
+        prctl("PR_SET_KEEPCAPS", 8, 1)
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    read_past = 1 << 2  # CAP_DAC_READ_SEARCH
+    # access(2) answers for the user id alone, whatever the capabilities.
+    kept = 0 if all(os.access(path, os.R_OK | os.X_OK) for path in needed) else read_past & _capabilities()[1]
+    header = struct.pack("=Ii", 0x20080522, 0)
+    if libc.capset(header, struct.pack("=6I", kept, kept, kept, 0, 0, 0)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    if kept:
+        prctl("PR_CAP_AMBIENT_RAISE", 47, 2, 2)
+
+
+def _capabilities() -> tuple[int, int]:
+    """The effective and the permitted ones of this process, as bits."""
+    with open("/proc/self/status") as status:
+        sets = dict(line.split(":\t", 1) for line in status)
+    return int(sets["CapEff"], 16), int(sets["CapPrm"], 16)
+
+
+def count_tasks(user: int) -> int:
+    """Processes and threads of a user on this machine."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == user:
+                count += os.stat(f"{entry.path}/task").st_nlink - 2
+        except FileNotFoundError:
+            continue  # ended meanwhile
+    return count
+
+
+def set_limits(max_seconds: float, max_memory: int, max_tasks: int, max_file: int) -> None:
+    """Set the limits of this process and of all it will start: seconds, bytes of address space, tasks, bytes a file."""
+    wanted = [
+        (resource.RLIMIT_AS, max_memory),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, int(max_seconds) + 2),  # the wall clock comes first, unless this watcher is gone
+        (resource.RLIMIT_FSIZE, max_file),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_NPROC, max_tasks),
+    ]
+    for what, value in wanted:
+        hard = resource.getrlimit(what)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (value, value))

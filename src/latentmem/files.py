@@ -1,0 +1,213 @@
+"""What has to survive a kill or a full disk is written here: whole files are replaced, lines appended, both synced.
+
+Whoever reads a file, and whatever crashes, sees its old content or the new one; what a function here has returned from
+is on stable storage. A lock is the kernel's, which frees it however its process ends. Loads no torch.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from latentmem.errors import RunError
+
+# Whole files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the run.
+
+    Raises:
+        RunError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON ({error}); restore it or use a new run folder") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace a file as a whole; when this returns, it is on stable storage.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the old file is kept.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise RunError(f"{path}: cannot be written ({error.strerror}){kept}. {remedy(error)}") from None
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write, aside, that takes the place of `path` at once when the block ends without an error.
+
+    What a killed process was writing to take the place of the same file is removed.
+
+    Args:
+        path: the file to replace; its folder exists.
+        durable: whether to wait for the disk. What can be made again, and is checked when it is read, need not wait.
+
+    Raises:
+        OSError: it cannot be written; the old file is kept.
+    """
+    _remove_leftovers(path)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("xb") as file:
+            # Marked as being written, until it is closed; on a file system without locks it just is not marked.
+            with suppress(OSError):
+                take(file)
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            aside.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the files that were to replace `path` and that nobody holds: a process died while it wrote them."""
+    for leftover in path.parent.iterdir():
+        if leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp":
+            with suppress(OSError), leftover.open("rb") as file:
+                if take(file):
+                    leftover.unlink()
+
+
+# Lines
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Add to the end of a file, made where there is none; when this returns, all of it is on stable storage.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; the file then is as it was before.
+    """
+    new = not path.exists()
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                # An unbuffered write may stop half-way on a full disk without an error.
+                if file.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+        if new:
+            sync(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be added to ({error.strerror}). {remedy(error)}") from None
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file of lines, none where there is no file; and 1 if a last line was cut off, else 0.
+
+    A last line without its newline was never acknowledged, and is left out.
+
+    Raises:
+        RunError: a line before the last is not a JSON object.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = [row for _, row in _rows(lines, path)]
+    return rows, len(lines) - len(rows)
+
+
+def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines whose object is not to be kept, and a cut-off last one; all others stay, byte for byte.
+
+    Raises:
+        RunError: a line is no JSON, or the file cannot be written.
+    """
+    if not path.exists():
+        return
+    old = path.read_bytes()
+    new = b"".join(line for line, row in _rows(old.splitlines(keepends=True), path) if keep(row))
+    if new != old:
+        write_atomic(path, new)
+
+
+def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{path}: line {number} is not valid JSON ({error}); remove that line") from None
+        if not isinstance(row, dict):
+            raise RunError(f"{path}: line {number} is no JSON object but {type(row).__name__}; remove that line")
+        rows.append((line, row))
+    return rows
+
+
+# Folders
+
+
+def put_folder(aside: Path, folder: Path) -> None:
+    """A folder that was filled aside takes the place of `folder`, with everything in it on stable storage.
+
+    A kill leaves the old folder, none, or the new one as a whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for path in (*aside.iterdir(), aside):
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Locks
+
+
+def take(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or this process ends; False if another holds it, unless `wait`.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "Free some space and run the same command again" if full else "Mend that and run the same command again"

@@ -245,7 +245,7 @@ def sections(section=Config):
     yield section
     for field in section.model_fields.values():
         arguments = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in arguments:
+        for kind in [get_args(a)[0] if get_origin(a) is Annotated else a for a in arguments]:
             if isinstance(kind, type) and issubclass(kind, Section):
                 yield from sections(kind)
 
@@ -271,7 +271,7 @@ def reference():
     parts = ["## At the top", "", *table(Config, skip={s for s in Config.model_fields if nested(Config, s)})]
     for name in Config.model_fields:
         for section in nested(Config, name):
-            title = name if name != "data" else f"data, kind: {section.model_fields['kind'].annotation.__args__[0]}"
+            title = name if name != "data" else f"data, kind: {kind_of(section)}"
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
@@ -288,9 +288,15 @@ def reference():
     return "\n".join(parts) + "\n"
 
 
+def kind_of(section):
+    kinds = get_args(section.model_fields["kind"].annotation)
+    return kinds[0] if kinds else "module:Name"
+
+
 def nested(section, name):
     annotation = section.model_fields[name].annotation
-    return [a for a in [annotation, *get_args(annotation)] if isinstance(a, type) and issubclass(a, Section)]
+    kinds = [get_args(a)[0] if get_origin(a) is Annotated else a for a in (annotation, *get_args(annotation))]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def table(section, skip=()):

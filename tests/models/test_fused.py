@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from latentmem.models import fused
 from latentmem.models.assets import quiet_loading
 from latentmem.models.fused import fuse, token_logps
+from latentmem.models.language_model import LanguageModel
 
 B, T, D, V = 2, 5, 8, 192
 
@@ -189,3 +190,23 @@ def test_token_logps_are_float32_for_a_model_of_bfloat16() -> None:
 def test_without_gradients_nothing_is_kept() -> None:
     hidden = randn(3, D)
     assert token_logps(randn(V, D), None, hidden, torch.arange(3), 1.0).grad_fn is None
+
+
+def replaced(model: LanguageModel) -> int:
+    return sum("forward" in vars(module) for module in model.model.modules())
+
+
+def test_modules_are_replaced_where_that_was_measured_to_pay_and_nowhere_else(tiny_model_dir: Path) -> None:
+    load = LanguageModel.from_pretrained
+    assert replaced(load(str(tiny_model_dir), "cpu", "float32")) > 10
+    assert replaced(load(str(tiny_model_dir), "cpu", "float32", fused="never")) == 0
+    assert replaced(load(str(tiny_model_dir), "cpu", "bfloat16")) == 0
+    assert [fused.pays(torch.device(kind), torch.float32) for kind in ("cpu", "cuda", "mps")] == [True, False, False]
+
+
+def test_loading_a_model_draws_no_number_that_others_would_draw(tiny_model_dir: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    LanguageModel.from_pretrained(str(tiny_model_dir), "cpu", "float32")
+    assert torch.equal(torch.randn(3), expected)

@@ -36,7 +36,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, prepared: bool = True
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     if prepared:
-        prepare(model, str(folder))
+        prepare(model, str(folder), fused=True)
     return model
 
 
@@ -404,7 +404,7 @@ def test_a_sliding_window_limits_the_length_too(tiny_model_dir: Path) -> None:
         num_key_value_heads=1, max_position_embeddings=512, sliding_window=32,
     )  # fmt: skip
     model = MistralForCausalLM(config)
-    prepare(model, "mistral")
+    prepare(model, "mistral", fused=True)
     check_window(model, 32, "x")
     with pytest.raises(ModelError, match="window is 32"):
         check_window(model, 33, "x")
@@ -419,7 +419,7 @@ def test_layers_that_are_not_plain_attention_are_refused() -> None:
     )  # fmt: skip
     model = Gemma2ForCausalLM(config)
     with pytest.raises(ModelError, match=r"'gemma' has capped attention scores; .* take such a model"):
-        prepare(model, "gemma")
+        prepare(model, "gemma", fused=True)
 
 
 def test_logits_that_are_scaled_are_refused() -> None:
@@ -430,7 +430,7 @@ def test_logits_that_are_scaled_are_refused() -> None:
         num_key_value_heads=1, logits_scaling=8.0, initializer_range=1.0,
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"'granite' scales or caps its logits; .* take such a model"):
-        prepare(GraniteForCausalLM(config), "granite")
+        prepare(GraniteForCausalLM(config), "granite", fused=True)
 
 
 def test_scoring_in_bfloat16_is_close_to_float32(folder: Path, model: PreTrainedModel) -> None:

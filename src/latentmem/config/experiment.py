@@ -30,6 +30,9 @@ class ModelSection(Section):
     """`auto` is bfloat16 on a GPU and float32 on the CPU."""
     max_batch_size: PositiveInt = 64
     """Responses sampled at once; a matter of memory, not of the result."""
+    fused: Literal["auto", "never"] = "auto"
+    """`auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a CPU in
+    float32, and only those that compute the same; `never` leaves the model as it is."""
 
 
 class ComposerSection(Section):

@@ -177,6 +177,8 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
         return f"{key}: missing; it has no default"
     if first["type"] == "value_error":
         return f"{key} {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    if first["type"] == "union_tag_not_found" and found is not None and not isinstance(found, dict):
+        return f"{key} is {found!r} ({type(found).__name__}); {_EXPECTED['model_type']}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         kind = found.get("kind") if isinstance(found, dict) else found
         known = [kind for kind in _KINDS if kind != "own"]

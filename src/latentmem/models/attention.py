@@ -147,8 +147,13 @@ AttentionInterface.register(_ATTENTION, _grouped_attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
-def prepare(model: PreTrainedModel, name: str) -> None:
-    """Give a causal LM the attention that the masks here are made for, and fast operations, once, before it is used.
+def prepare(model: PreTrainedModel, name: str, fused: bool) -> None:
+    """Give a causal LM the attention that the masks here are made for, once, before it is used.
+
+    Args:
+        model: the causal LM.
+        name: of the model, for errors.
+        fused: whether its small operations are replaced by fast ones too.
 
     Raises:
         ModelError: layers that are not attention over all earlier columns, or that cap its scores; logits that are not
@@ -169,7 +174,8 @@ def prepare(model: PreTrainedModel, name: str) -> None:
             "output layer alone, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
         )
     model.set_attn_implementation(_ATTENTION)
-    fuse(model)
+    if fused:
+        fuse(model)
 
 
 @torch.no_grad()

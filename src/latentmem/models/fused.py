@@ -6,7 +6,7 @@ costs as much time as the products, and most of the memory of training. Here eac
 worked out by hand; weights are frozen, so only inputs have one. The products themselves are oneDNN's where torch would
 take MKL's: on AMD's cores these are a tenth to a third faster at the sizes here, forward and backward. A module is
 replaced only if, on random numbers, it gives what the replacement gives; any other stays as it is, and nothing but
-speed and memory depends on it.
+speed and memory depends on it. Where it was not measured to pay, nothing is replaced (`model.fused`).
 """
 
 import types
@@ -151,23 +151,33 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int =
     return rotated(q, cos, sin), rotated(k, cos, sin)
 
 
+def pays(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether replacing was measured to be faster here: on a CPU in float32. On a GPU nothing was measured."""
+    return device.type == "cpu" and dtype == torch.float32
+
+
 def fuse(model: PreTrainedModel) -> int:
     """Replace what can be replaced in a causal LM, and return the number of modules that were. For frozen weights.
 
     Decided by what a module has and what it computes, not by its name: Llama, Mistral, Qwen2 and Qwen3 are covered.
+    What it computes is seen on numbers of a generator of its own.
     """
     num_fused = 0
+    random = torch.Generator().manual_seed(0)
+
+    def sample(*shape: int, like: Tensor) -> Tensor:
+        return torch.randn(*shape, generator=random).to(like)
+
     for module in model.modules():
         if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
-            sample = torch.randn(3, module.weight.shape[0]).to(module.weight)
-            num_fused += _replace(module, _norm, sample)
+            num_fused += _replace(module, _norm, sample(3, module.weight.shape[0], like=module.weight))
         elif {"gate_proj", "up_proj", "down_proj", "act_fn"} <= dict(module.named_children()).keys():
             weight = module.gate_proj.weight
-            num_fused += _replace(module, _mlp, torch.randn(3, weight.shape[1]).to(weight))
+            num_fused += _replace(module, _mlp, sample(3, weight.shape[1], like=weight))
         elif hasattr(module, "q_proj") and hasattr(module, "k_proj"):
-            num_fused += _replace_rotary(module)
+            num_fused += _replace_rotary(module, sample)
         elif type(module) is nn.Linear:
-            num_fused += _replace(module, _linear, torch.randn(3, module.in_features).to(module.weight))
+            num_fused += _replace(module, _linear, sample(3, module.in_features, like=module.weight))
     return num_fused
 
 
@@ -179,7 +189,7 @@ def _replace(module: nn.Module, forward: Callable[..., Tensor], sample: Tensor) 
     return same
 
 
-def _replace_rotary(attention: Any) -> bool:
+def _replace_rotary(attention: Any, sample: Callable[..., Tensor]) -> bool:
     """Let this attention's `forward` find our function where it finds transformers' own by name.
 
     It calls a function of its module; to replace that one there would change it for everybody in the process.
@@ -190,8 +200,8 @@ def _replace_rotary(attention: Any) -> bool:
         return False
     where = attention.q_proj.weight
     width = attention.head_dim
-    q, k = torch.randn(2, 3, 5, width).to(where), torch.randn(2, 1, 5, width).to(where)
-    angles = torch.rand(2, 5, width // 2).repeat(1, 1, 2).to(where)
+    q, k = sample(2, 3, 5, width, like=where), sample(2, 1, 5, width, like=where)
+    angles = sample(2, 5, width // 2, like=where).repeat(1, 1, 2)
     wanted, found = theirs(q, k, angles.cos(), angles.sin()), _rotary(q, k, angles.cos(), angles.sin())
     if not all(_close(ours, other) for ours, other in zip(found, wanted, strict=True)):
         return False

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -25,6 +25,7 @@ from latentmem.models.agent import Prompt, Sampled, well_formed
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.attention import prepare
 from latentmem.models.decoding import decode, draw_uniform, stack_latents
+from latentmem.models.fused import pays
 from latentmem.models.prefix import Kept, check_window, prefill, read_beginnings
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,11 @@ class LanguageModel:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         max_batch_size: int = DEFAULTS.max_batch_size,
+        fused: bool = False,
     ):
+        """Take a loaded model; `fused` lets fast operations stand in for its own small ones."""
         self.model = model.eval().requires_grad_(False)
-        prepare(model, name)
+        prepare(model, name, fused)
         self.tokenizer = tokenizer
         self.name = name
         self.max_batch_size = max_batch_size
@@ -65,6 +68,7 @@ class LanguageModel:
         device: str = DEFAULTS.device,
         dtype: str = DEFAULTS.dtype,
         max_batch_size: int = DEFAULTS.max_batch_size,
+        fused: Literal["auto", "never"] = DEFAULTS.fused,
         place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     ) -> Self:
         """Load by embedded name, hub id, local folder or GGUF file.
@@ -74,6 +78,8 @@ class LanguageModel:
             device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
             dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
             max_batch_size: responses sampled at once.
+            fused: `auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a
+                CPU in float32; `never` leaves the model as it is.
             place: brings the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
 
         Raises:
@@ -99,9 +105,10 @@ class LanguageModel:
                 f"model {name!r} cannot be loaded ({reason}); give a folder, a .gguf file, a hub id that is "
                 "cached or can be reached, or the embedded smollm2-135m"
             ) from None
+        fast = fused == "auto" and pays(where, model.dtype)
         if place is None:
-            return cls(model.to(where), tokenizer, name, max_batch_size)
-        loaded = cls(model, tokenizer, name, max_batch_size)
+            return cls(model.to(where), tokenizer, name, max_batch_size, fast)
+        loaded = cls(model, tokenizer, name, max_batch_size, fast)
         place(loaded.model, where)
         return loaded
 

@@ -143,7 +143,9 @@ class Parts:
         section = self.config.model
         place = _spread if self.sharding == "fsdp" else None
         return self.shared.get(
-            lambda: LanguageModel.from_pretrained(name, section.device, section.dtype, section.max_batch_size, place),
+            lambda: LanguageModel.from_pretrained(
+                name, section.device, section.dtype, section.max_batch_size, section.fused, place
+            ),
             use,
             name,
             section,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentmem.kept_latents import KeptLatents
-from latentmem.report.latent_map import describe, draw_maps, latent_cells, latents_as_json, map_latents
+from latentmem.report.latent_map import draw_maps, latent_cells, latents_as_json, map_findings, map_latents
 
 
 def kept(role: float, domain: float, task: float, rest: float, num_roles: int = 2, num_domains: int = 2) -> KeptLatents:
@@ -21,7 +21,7 @@ def kept(role: float, domain: float, task: float, rest: float, num_roles: int = 
 
 
 def test_latents_that_differ_by_role_and_domain_are_told_so() -> None:
-    found = describe([map_latents("latent:lmpo", kept(role=0.3, domain=0.3, task=0.02, rest=0.02))])
+    found = map_findings([map_latents("latent:lmpo", kept(role=0.3, domain=0.3, task=0.02, rest=0.02))])
     assert found[1].startswith("latent:lmpo: latents differ by role, at the same task: separation 0.9")
     assert found[1].endswith("(p < 0.001 after correction for 2 tests).")
     assert found[2].startswith("latent:lmpo: latents differ by domain: separation 0.9")
@@ -29,7 +29,7 @@ def test_latents_that_differ_by_role_and_domain_are_told_so() -> None:
 
 
 def test_latents_that_differ_by_task_alone_are_told_so() -> None:
-    found = describe([map_latents("latent:sft", kept(role=0, domain=0, task=0.3, rest=0.03))])
+    found = map_findings([map_latents("latent:sft", kept(role=0, domain=0, task=0.3, rest=0.03))])
     assert "latent:sft: no difference was found by role, at the same task: separation 0.0" in found[1]
     assert "latent:sft: no difference was found by domain: separation 0.0" in found[2]
     assert "0% lies between roles" in found[0]
@@ -38,19 +38,19 @@ def test_latents_that_differ_by_task_alone_are_told_so() -> None:
 
 def test_a_composer_that_gives_the_same_to_everything_is_a_finding() -> None:
     m = map_latents("latent:untrained", kept(0, 0, 0, 0))
-    assert describe([m]) == ["latent:untrained: its latents are the same for every task and every role."]
+    assert map_findings([m]) == ["latent:untrained: its latents are the same for every task and every role."]
     assert latent_cells([m])[1][:5] == ["latent:untrained", "24", "2", "2", "0%"]
     assert len(draw_maps(m, "x")) == 2
 
 
 def test_p_values_are_corrected_for_all_memories_of_the_run() -> None:
     maps = [map_latents(f"latent:{i}", kept(0.3, 0.3, 0.1, 0.1)) for i in range(3)]
-    assert sum("after correction for 6 tests" in sentence for sentence in describe(maps)) == 6
+    assert sum("after correction for 6 tests" in sentence for sentence in map_findings(maps)) == 6
 
 
 def test_one_role_and_one_domain_are_not_tested_and_have_no_map() -> None:
     m = map_latents("latent:x", kept(0.3, 0, 0.3, 0.3, num_roles=1, num_domains=1))
-    (sentence,) = describe([m])
+    (sentence,) = map_findings([m])
     assert "between domains" not in sentence
     assert "between tasks," in sentence
     assert draw_maps(m, "x") == []

@@ -167,7 +167,7 @@ def _said(trajectory: Trajectory, roles_of: RolesOf) -> list[Message]:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Given:
     """A response to score behind one prompt and what was recalled."""
 
     prompt_ids: tuple[int, ...]
@@ -234,9 +234,9 @@ def _same(ours: Recall, theirs: Recall) -> bool:
     return ours.record.before("") == theirs.record.before("")
 
 
-def _row(model: LanguageModel, message: Message, recall: Recall) -> _Row:
+def _given(model: LanguageModel, message: Message, recall: Recall) -> _Given:
     prompt_ids = model.encode_prompt(message.system, recall.record.before(message.user))
-    return _Row(tuple(prompt_ids), message.token_ids, recall.latents, recall.adapter)
+    return _Given(tuple(prompt_ids), message.token_ids, recall.latents, recall.adapter)
 
 
 def _differing(messages: Sequence[Message], others: Sequence[Message]) -> list[Tensor]:
@@ -271,7 +271,7 @@ def message_logps(
     Raises:
         ModelError: a message does not fit the model's window.
     """
-    rows = [_row(model, message, recall) for message, recall in given]
+    rows = [_given(model, message, recall) for message, recall in given]
     check_window(model.model, max(row.length for row in rows), "a stored message")
     result: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in _batches(rows, positions):
@@ -289,7 +289,7 @@ def message_logps(
     return result
 
 
-def _batches(rows: Sequence[_Row], positions: int) -> list[list[int]]:
+def _batches(rows: Sequence[_Given], positions: int) -> list[list[int]]:
     """Rows that pass the model together: of one adapter and number of latents, those of like length."""
     kinds: dict[tuple[str | None, int], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentmem.config import Rows
-from latentmem.environments.qa import QADomain, QAEnvironment, extract, normalise, plain_number, verdict
+from latentmem.environments.qa import QADomain, QAEnvironment, extract, normalise, plain_number, yes_or_no
 from latentmem.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -149,7 +149,7 @@ def test_triviaqa_rows_accept_value_and_aliases(tmp_path):
     ],
 )
 def test_a_verdict_is_yes_or_no_or_nothing(response, said):
-    assert verdict(response) == said
+    assert yes_or_no(response) == said
 
 
 def test_strategyqa_pays_for_the_right_verdict_only(tmp_path):

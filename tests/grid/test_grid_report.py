@@ -14,7 +14,7 @@ from latentmem.grid.report import (
     format_latex,
     format_markdown,
     overview,
-    verdict,
+    sentences_of,
     write_page,
     write_tables,
 )
@@ -72,7 +72,7 @@ def table_of(benchmark="sums", variants=("",), seeds=(0,), failures=(), train_te
     ],
 )
 def test_the_verdict_names_who_trained_for_all_and_who_is_unseen(teams, said):
-    assert [line for line in verdict(table_of(train_teams=teams)) if "trained" in line] == said
+    assert [line for line in sentences_of(table_of(train_teams=teams)) if "trained" in line] == said
 
 
 def test_the_overview_marks_what_is_left_after_correction():
@@ -91,7 +91,7 @@ def test_the_overview_marks_what_is_left_after_correction():
 
 def test_the_verdict_counts_cells_and_tells_findings_seeds_and_failures():
     failure = Failure(Place("sums", "macnet", "", 2), "latent:sft", "nothing to learn from")
-    assert verdict(table_of(failures=[failure])) == [
+    assert sentences_of(table_of(failures=[failure])) == [
         "3 of 4 cells: 1 benchmark, 1 team, 3 memories, 1 seed.",
         "text (sums, autogen) against none: -25.0 [-35.0, -15.0] points, worse, significant at 5% "
         "(p = 0.003 after correction for 3 comparisons).",
@@ -101,7 +101,7 @@ def test_the_verdict_counts_cells_and_tells_findings_seeds_and_failures():
         "The intervals cover the choice of tasks, not the luck of training: there is one seed.",
         "Failed: sums, macnet, latent:sft, seed 2: nothing to learn from",
     ]
-    several = verdict(table_of(seeds=(0, 1)))
+    several = sentences_of(table_of(seeds=(0, 1)))
     assert (
         "The intervals cover the choice of tasks and the draw of 2 seeds, the p-values that of tasks alone." in several
     )

@@ -13,7 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from latentmem.models.adapters import Adapter
 from latentmem.models.assets import quiet_loading
-from latentmem.models.branches import Row, branch_logps, grow_rows
+from latentmem.models.branches import Branched, branch_logps, grow_rows
 from latentmem.models.language_model import LanguageModel
 
 LARGE = 10**6
@@ -21,13 +21,13 @@ GROUP = [([1, 2, 3, 4, 5], [7, 8]), ([1, 2, 3, 4, 5], [9]), ([1, 2, 3, 6], [7, 7
 
 
 def test_rows_by_hand() -> None:
-    assert grow_rows([GROUP[0]], LARGE) == [Row((0,), 4, 6)]
+    assert grow_rows([GROUP[0]], LARGE) == [Branched((0,), 4, 6)]
     # The trunk is 1 2 3 4: prompts that are equal end in a token of their own, from which the response is predicted.
-    assert grow_rows(GROUP[:2], LARGE) == [Row((0, 1), 4, 4 + 2 + 1)]
+    assert grow_rows(GROUP[:2], LARGE) == [Branched((0, 1), 4, 4 + 2 + 1)]
     # With the third it is 1 2 3: 3 + (4 5 7) + (4 5) + (6 7 7).
-    assert grow_rows(GROUP, LARGE) == [Row((0, 1, 2), 3, 3 + 3 + 2 + 3)]
-    assert grow_rows(GROUP, 10) == [Row((0, 1), 4, 7), Row((2,), 3, 6)]
-    assert grow_rows(GROUP, 1) == [Row((0,), 4, 6), Row((1,), 4, 5), Row((2,), 3, 6)]
+    assert grow_rows(GROUP, LARGE) == [Branched((0, 1, 2), 3, 3 + 3 + 2 + 3)]
+    assert grow_rows(GROUP, 10) == [Branched((0, 1), 4, 7), Branched((2,), 3, 6)]
+    assert grow_rows(GROUP, 1) == [Branched((0,), 4, 6), Branched((1,), 4, 5), Branched((2,), 3, 6)]
     assert grow_rows([], LARGE) == []
     # Neighbours that share nothing but one token, which is the fewest that pays.
     assert [row.messages for row in grow_rows([([4, 5], [1]), ([6, 5], [1]), ([6, 7], [1])], LARGE)] == [(0,), (1, 2)]
@@ -54,7 +54,7 @@ def messages_of(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
     return [(generator.choice(beginnings) + tokens(0, 4), tokens(1, 6)) for _ in range(count)]
 
 
-def columns_of(row: Row, messages: list[tuple[list[int], list[int]]]) -> int:
+def columns_of(row: Branched, messages: list[tuple[list[int], list[int]]]) -> int:
     """Different nodes of the tree, but for branches that happen to go on alike."""
     return row.trunk + sum(len(messages[i][0]) - row.trunk + len(messages[i][1]) - 1 for i in row.messages)
 

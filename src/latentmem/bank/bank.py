@@ -50,8 +50,7 @@ class ExperienceBank:
         Args:
             path: the SQLite file; its index stands beside it as PATH.index.
             embed: n texts -> [n, e]. Without it the bank can be read, exported, verified and deleted from.
-            embedder: a name for `embed`; None is its own `name`, or "unnamed". A bank holds the vectors of one
-                embedder, and remembers its name.
+            embedder: a name for `embed`, by default its own. A bank holds vectors of one, and remembers its name.
             index: how this object searches; the bank is the same. `approximate` is for a million trajectories and more,
                 may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
 

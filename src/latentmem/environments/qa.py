@@ -83,7 +83,7 @@ def normalise(text: str) -> str:
     return " ".join(telling or words or lowered.split())
 
 
-def verdict(response: str) -> str | None:
+def yes_or_no(response: str) -> str | None:
     """`yes` or `no`, or None: what the first of these that says one begins with.
 
     The last `<answer>...</answer>`, which binds; the `answer is ...` and `Answer: ...`, the last one first; the last
@@ -91,7 +91,7 @@ def verdict(response: str) -> str | None:
     no, true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or,
     and, no.
 
-    >>> verdict("Yes, since ducks float."), verdict("They float. So the answer is no."), verdict("yes or no")
+    >>> yes_or_no("Yes, since ducks float."), yes_or_no("They float. So the answer is no."), yes_or_no("yes or no")
     ('yes', 'no', None)
     """
     tag = tagged(response)
@@ -127,7 +127,7 @@ SHORT_TEXT = Form(
 YES_OR_NO = Form(
     "Think about what has to be known to answer the question. You may reason briefly; then write only yes or no "
     "between <answer> and </answer>.",
-    verdict,
+    yes_or_no,
     normalise,
 )
 NUMBER = Form(

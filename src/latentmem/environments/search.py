@@ -93,14 +93,14 @@ class SearchEnvironment:
             return _nothing_done("The search was empty.", "search")
         passages = self.retriever.retrieve(query)
         return Outcome(
-            observation=describe(passages, self.max_passage_characters),
+            observation=quoted(passages, self.max_passage_characters),
             reward=0.0,
             done=False,
             info={"move": "search", "query": query, "num_passages": len(passages), "extracted": None},
         )
 
 
-def describe(passages: tuple[Passage, ...], max_characters: int) -> str:
+def quoted(passages: tuple[Passage, ...], max_characters: int) -> str:
     """The observation: passages numbered and titled, each cut to so many characters, in information tags."""
     parts = []
     for number, passage in enumerate(passages, start=1):

@@ -22,9 +22,8 @@ from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
 from latentmem.memory_names import MemoryName
 from latentmem.processes import Processes
+from latentmem.report.values import Row
 from latentmem.runs import lock
-
-Row = dict[str, Any]
 
 PLAYED = "played.yaml"
 """Written into a run's folder when all its cells are done: the configuration that they were done with."""

@@ -33,9 +33,8 @@ from latentmem.report.figures import COLOURS, THEMES, Picture, dress, in_both_th
 from latentmem.report.page import make_folder, template, to_bytes
 from latentmem.report.read import check_schema
 from latentmem.report.tables import aligned, escape_markdown, markdown_table
+from latentmem.report.values import Row
 from latentmem.report.verdict import compared_with, findings
-
-Row = dict[str, Any]
 
 RESULTS = "grid.json"
 
@@ -67,7 +66,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     write_tables(out, table)
     page = template("grid.html").render(
         table=table,
-        sentences=verdict(table),
+        sentences=sentences_of(table),
         overview=overview(table),
         cells=all_cells(table),
         by_seed=_by_seed(table),
@@ -81,7 +80,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     return out / "report.html"
 
 
-def verdict(table: Row) -> list[str]:
+def sentences_of(table: Row) -> list[str]:
     """What the numbers of grid.json allow to say, in sentences."""
     grid = table["grid"]
     sentences = [
@@ -141,7 +140,7 @@ def all_cells(table: Row) -> list[list[str]]:
 
 def format_summary(table: Row) -> str:
     """The overview for a terminal, and the verdict in words."""
-    return "\n".join(["", *aligned(overview(table)), "", LEGEND, *verdict(table)])
+    return "\n".join(["", *aligned(overview(table)), "", LEGEND, *sentences_of(table)])
 
 
 def format_markdown(table: Row) -> str:
@@ -152,7 +151,7 @@ def format_markdown(table: Row) -> str:
             "",
             escape_markdown(LEGEND),
             "",
-            *(f"- {escape_markdown(sentence)}" for sentence in verdict(table)),
+            *(f"- {escape_markdown(sentence)}" for sentence in sentences_of(table)),
             "",
             markdown_table(all_cells(table), _num_names(table)),
             "",

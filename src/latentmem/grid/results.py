@@ -14,6 +14,7 @@ import numpy as np
 from latentmem.errors import RunError
 from latentmem.grid.file import GridSection, Place
 from latentmem.memory_names import MemoryName
+from latentmem.report.values import Row
 from latentmem.stats import crossed_comparison, crossed_interval, holm
 
 SCHEMA_VERSION = 1
@@ -32,8 +33,6 @@ _MEANS = (
     "memory_generated_tokens",
 )
 """Figures a task, of which a row has the mean over its runs; runs of older versions lack some."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

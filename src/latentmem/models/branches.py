@@ -29,7 +29,7 @@ A layer has about 12 d^2 weights, and attention multiplies 2 d numbers for each 
 
 
 @dataclass(frozen=True)
-class Row:
+class Branched:
     """Messages side by side behind the trunk that they share."""
 
     messages: tuple[int, ...]
@@ -39,23 +39,23 @@ class Row:
     columns: int
     """Tokens of the trunk and of all branches."""
 
-    def joined(self, message: int, own: int, shared: int) -> "Row":
+    def joined(self, message: int, own: int, shared: int) -> "Branched":
         """With one message more, of `own` columns alone, whose prompt shares `shared` tokens with the trunk."""
         longer = (self.trunk - shared) * len(self.messages)  # what the trunk loses is in each old branch now
-        return Row((*self.messages, message), shared, self.columns - self.trunk + longer + own)
+        return Branched((*self.messages, message), shared, self.columns - self.trunk + longer + own)
 
 
-def grow_rows(messages: Sequence[Said], limit: int) -> list[Row]:
+def grow_rows(messages: Sequence[Said], limit: int) -> list[Branched]:
     """Rows for all messages: neighbours in the order of their prompts share one wherever that is cheaper.
 
     Args:
         messages: prompts and responses.
         limit: columns of a row with several messages.
     """
-    rows: list[Row] = []
+    rows: list[Branched] = []
     for i in sorted(range(len(messages)), key=lambda i: list(messages[i][0])):
         prompt, response = messages[i]
-        alone = Row((i,), len(prompt) - 1, len(prompt) + len(response) - 1)
+        alone = Branched((i,), len(prompt) - 1, len(prompt) + len(response) - 1)
         if rows:
             last = rows[-1]
             shared = min(last.trunk, common_length([messages[last.messages[0]][0], prompt]))
@@ -67,12 +67,12 @@ def grow_rows(messages: Sequence[Said], limit: int) -> list[Row]:
     return rows
 
 
-def _cost(row: Row) -> float:
+def _cost(row: Branched) -> float:
     return row.columns + row.columns**2 / _ATTENTION_AS_DEAR
 
 
 def branch_logps(
-    model: PreTrainedModel, rows: Sequence[Row], messages: Sequence[Said], temperature: float
+    model: PreTrainedModel, rows: Sequence[Branched], messages: Sequence[Said], temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of responses, differentiable in whatever of the model's decoder layers is trained.
 

@@ -61,7 +61,7 @@ def map_latents(memory: str, kept: KeptLatents) -> LatentMap:
     )
 
 
-def describe(maps: Sequence[LatentMap]) -> list[str]:
+def map_findings(maps: Sequence[LatentMap]) -> list[str]:
     """What the numbers allow to say, in sentences; p-values are corrected for all tests of these memories (Holm)."""
     tests = [found for m in maps for found in (m.by_role, m.by_domain) if found is not None and m.shares.varying]
     adjusted = iter(holm([found.p_value for found in tests]))

@@ -21,7 +21,7 @@ from latentmem.report.ablation import Ablation, ablation_cells, differing_keys, 
 from latentmem.report.cells import comparison_cells, group_cells
 from latentmem.report.curves import SHOWN_PHASES, accuracy_bars, learning_curves
 from latentmem.report.figures import Picture
-from latentmem.report.latent_map import LatentMap, describe, draw_maps, latent_cells, latents_as_json, map_latents
+from latentmem.report.latent_map import LatentMap, draw_maps, latent_cells, latents_as_json, map_findings, map_latents
 from latentmem.report.read import SCHEMA_VERSION, RunRecord, read_run
 from latentmem.report.samples import sample_of
 from latentmem.report.tables import escape_markdown, format_markdown, markdown_table
@@ -86,7 +86,7 @@ def _markdown(record: RunRecord, maps: list[LatentMap]) -> str:
     assert record.results is not None
     text = f"## {escape_markdown(record.name)}\n\n{format_markdown(record.results)}"
     if maps:
-        sentences = "\n".join(f"- {escape_markdown(sentence)}" for sentence in describe(maps))
+        sentences = "\n".join(f"- {escape_markdown(sentence)}" for sentence in map_findings(maps))
         text += f"\n### Latents\n\n{markdown_table(latent_cells(maps))}\n\n{sentences}\n"
     return text
 
@@ -115,7 +115,7 @@ def _as_json(records: list[RunRecord], maps: dict[str, list[LatentMap]]) -> Row:
                 "results": record.results,
                 "verdict": verdict(record.results) if record.results else [],
                 "latents": [latents_as_json(m) for m in maps[record.name]],
-                "latents_verdict": describe(maps[record.name]),
+                "latents_verdict": map_findings(maps[record.name]),
                 "metrics": record.metrics.rows,
                 "notes": record.notes,
             }
@@ -149,7 +149,7 @@ def template(name: str) -> Any:
         "cells": comparison_cells,
         "group_cells": group_cells,
         "verdict": verdict,
-        "describe": describe,
+        "map_findings": map_findings,
     }
     environment.globals |= {"latent_cells": latent_cells, "ablation_cells": ablation_cells}
     environment.filters["short"] = short

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.branches import Row, branch_logps, grow_rows
+from latentmem.models.branches import Branched, branch_logps, grow_rows
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import Kept, check_window
 from latentmem.training.optimizer import Trained
@@ -147,7 +147,7 @@ class AgentsPolicy:
         for rows in _batches(examples, budget):
             yield _positions(rows), *self._score(examples, rows)
 
-    def _score(self, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def _score(self, examples: Sequence[Example], rows: Sequence[Branched]) -> tuple[Tensor, Tensor]:
         (temperature,) = {example.temperature for example in examples}
         longest = max(len(e.prompt_ids) + len(e.token_ids) for e in examples)
         check_window(self.model.model, longest, "a stored message")
@@ -160,14 +160,14 @@ def policy_of(memory: LatentMemory | ParametricMemory, model: LanguageModel) -> 
     return AgentsPolicy(memory) if isinstance(memory, ParametricMemory) else LatentPolicy(memory, model)
 
 
-def _batches(examples: Sequence[Example], budget: int) -> list[list[Row]]:
+def _batches(examples: Sequence[Example], budget: int) -> list[list[Branched]]:
     """Rows that pass through the model together; those of like length are neighbours, for they are padded alike."""
     rows = sorted(grow_rows(_said(examples), budget), key=lambda row: row.columns)
     lengths = {i: row.columns for i, row in enumerate(rows)}
     return [[rows[i] for i in batch] for batch in even_batches(range(len(rows)), lengths, budget)]
 
 
-def _positions(rows: Sequence[Row]) -> list[int]:
+def _positions(rows: Sequence[Branched]) -> list[int]:
     return [message for row in rows for message in row.messages]
 
 

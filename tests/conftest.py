@@ -4,7 +4,6 @@ The models are made from a configuration and a seed, so nothing is downloaded; s
 hide.
 """
 
-import hashlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -114,22 +113,15 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def fake_embed() -> Callable[[list[str]], np.ndarray]:
     """An embedder without a model: texts [n] to float32 [n, 16] of length 1; texts that share words lie nearer."""
+    from latentmem.models.embedder import HashingEmbedder
 
-    def embed(texts: list[str]) -> np.ndarray:
-        rows = np.zeros((len(texts), 16), dtype=np.float64)
-        for row, text in zip(rows, texts, strict=True):
-            for word in text.lower().split() or [""]:
-                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-                row += np.random.default_rng(seed).standard_normal(16)
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    return embed
+    hashing = HashingEmbedder(16)
+    return lambda texts: hashing(texts)
 
 
 @pytest.fixture
 def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[list[str]], np.ndarray]) -> None:
     """Commands and recipes embed by `fake_embed`, under whatever embedder's name they ask for."""
-    from latentmem import recipes
 
     class FakeEmbedder:
         def __init__(self, name: str = "all-minilm-l6-v2") -> None:
@@ -138,7 +130,6 @@ def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[li
         def __call__(self, texts: list[str]) -> np.ndarray:
             return fake_embed(texts)
 
-    monkeypatch.setattr(recipes.parts, "Embedder", FakeEmbedder)
     monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 

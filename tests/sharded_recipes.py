@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+import latentmem.models.embedder
 import test_recipes
 from latentmem import processes, recipes
 from latentmem.cli import main
@@ -26,7 +27,7 @@ def embed(texts):
 
 def prepare(deeds: list) -> None:
     test_recipes.FakeEmbedder.embed = staticmethod(embed)
-    recipes.parts.Embedder = test_recipes.FakeEmbedder
+    latentmem.models.embedder.Embedder = test_recipes.FakeEmbedder
     recipes.evaluate.write_report = lambda runs: "no report"
     mistaken = [deed[1] for deed in deeds if deed[0] == "stumble"]
 

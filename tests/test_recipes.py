@@ -79,7 +79,7 @@ class FakeEmbedder:
 def embedder(monkeypatch, fake_embed):
     monkeypatch.setattr(FakeEmbedder, "embed", staticmethod(fake_embed), raising=False)
     monkeypatch.setattr(FakeEmbedder, "made", 0)
-    monkeypatch.setattr(recipes.parts, "Embedder", FakeEmbedder)
+    monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
     return FakeEmbedder
 
 

@@ -63,9 +63,9 @@ def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "Experien
     if path.exists():
         with ExperienceBank(path) as bank:
             filled_by = bank.info().embedder
-    from latentmem.models.embedder import Embedder
+    from latentmem.models.embedder import load_embedder
 
-    embedder = Embedder(filled_by or BankSection().embedder)
+    embedder = load_embedder(filled_by or BankSection().embedder)
     return ExperienceBank(path, embedder, embedder=embedder.name)
 
 

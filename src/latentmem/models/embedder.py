@@ -5,6 +5,7 @@ interrupted run that embeds it in other company stores the same. On a CPU that c
 short ones two thirds.
 """
 
+import hashlib
 from collections import OrderedDict
 
 import numpy as np
@@ -14,6 +15,37 @@ from latentmem.models.assets import quiet_loading, resolve_embedder
 
 MAX_REMEMBERED = 16_384
 """Vectors kept, those asked for last; 24 MB at 384 dimensions."""
+
+
+class HashingEmbedder:
+    """Embeds without a model: each word has a direction of its own, so that texts that share words lie near each other.
+
+    A stand-in for tests and for trying things out; it knows nothing of meaning. Equal in every process.
+    """
+
+    name = "hashing"
+
+    def __init__(self, width: int = 64) -> None:
+        """`width` is e, the length of a vector."""
+        self.width = width
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Embed texts [n] to float32 [n, e], each row of length 1."""
+        rows = np.zeros((len(texts), self.width))
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split() or [""]:
+                seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+                row += np.random.default_rng(seed).standard_normal(self.width)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def load_embedder(name: str) -> "Embedder | HashingEmbedder":
+    """The embedder of a name: `hashing`, or what `Embedder` loads.
+
+    Raises:
+        ModelError: as `Embedder` does.
+    """
+    return HashingEmbedder() if name == HashingEmbedder.name else Embedder(name)
 
 
 class Embedder:

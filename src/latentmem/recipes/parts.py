@@ -21,7 +21,7 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
-from latentmem.models.embedder import Embedder
+from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
@@ -152,10 +152,10 @@ class Parts:
         )
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> Embedder | HashingEmbedder:
         """What the bank searches with."""
         name = self.config.bank.embedder
-        return self.shared.get(lambda: Embedder(name), "embedder", name)
+        return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
         """A new composer, untrained."""

@@ -33,7 +33,8 @@ def test_latents_that_differ_by_task_alone_are_told_so() -> None:
     assert "latent:sft: no difference was found by role, at the same task: separation 0.0" in found[1]
     assert "latent:sft: no difference was found by domain: separation 0.0" in found[2]
     assert "0% lies between roles" in found[0]
-    assert "99% between tasks of one domain" in found[0]  # 0.3^2 of 0.3^2 + 0.03^2
+    # Chance puts one part in 23 of 24 tasks between two domains; of the rest 0.3^2 of 0.3^2 + 0.03^2 is the tasks'.
+    assert "5% between domains, 95% between tasks of one domain, 1% is" in found[0]
 
 
 def test_a_composer_that_gives_the_same_to_everything_is_a_finding() -> None:

@@ -36,7 +36,8 @@ class HashingEmbedder:
             for word in text.lower().split() or [""]:
                 seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "big")
                 row += np.random.default_rng(seed).standard_normal(self.width)
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        unit: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit
 
 
 def load_embedder(name: str) -> "Embedder | HashingEmbedder":

@@ -394,7 +394,8 @@ class Reader:
             section[last] = min(found, limit) if found is not None else default or limit
 
         values["model"] = {"name": str(self.model_dir), "device": "cpu", "dtype": "float32"}
-        values.get("composer", {}).pop("model", None)
+        values.setdefault("composer", {})["max_prompt_tokens"] = 1000  # its tokenizer spells most words
+        values["composer"].pop("model", None)
         kind = values["data"]["kind"]
         if kind == "reasoning_gym":
             at_most("data.train_size", 64, 16)
@@ -500,13 +501,13 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path, tiny_model_dir, fake_embed, no_embedding_model, monkeypatch, capsys):
+def reader(tmp_path, wordy_model_dir, fake_embed, no_embedding_model, monkeypatch, capsys):
     """A reader in a folder of its own, for whom every model is the tiny one and each answer a matter of luck."""
     from latentmem.environments.code import CodeDomain
     from latentmem.environments.qa import QADomain
 
     monkeypatch.chdir(tmp_path)
-    reader = Reader(tmp_path, tiny_model_dir, fake_embed, monkeypatch, capsys)
+    reader = Reader(tmp_path, wordy_model_dir, fake_embed, monkeypatch, capsys)
     for domain in (ReasoningDomain, QADomain, CodeDomain):
         monkeypatch.setattr(domain, "start", lambda self, task: Lucky())
     real = reading.parse_config

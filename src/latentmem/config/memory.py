@@ -15,8 +15,8 @@ class BankSection(Section):
     path: str | None = None
     """An existing bank to read and fill; null keeps one in the run's folder."""
     embedder: str = "all-minilm-l6-v2"
-    """`all-minilm-l6-v2` (embedded), any sentence-transformers id or folder, or `hashing`: a stand-in without a model, for
-    tests, to which texts that share words are near."""
+    """`all-minilm-l6-v2` (embedded), any sentence-transformers id or folder, or `hashing`: a stand-in without a model,
+    for tests, to which texts that share words are near."""
     index: Literal["exact", "approximate"] = "exact"
     """`approximate`, for a million trajectories and more, may miss some of the nearest; needs `latentmem[ann]`."""
     num_retrieved: PositiveInt = 3

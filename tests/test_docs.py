@@ -214,6 +214,7 @@ class Reader:
                 "pip": self.pip,
                 "hf": self.hf,
                 ".ci/run": lambda words, command: self.exists(".ci/run"),
+                "pre-commit": lambda words, command: self.exists(".pre-commit-config.yaml"),
                 "source": lambda words, command: None,
                 # Of the system's package manager, and a program that it installs.
                 "sudo": lambda words, command: None,
@@ -503,7 +504,7 @@ class Reader:
 @pytest.fixture
 def reader(tmp_path, wordy_model_dir, fake_embed, no_embedding_model, monkeypatch, capsys):
     """A reader in a folder of its own, for whom every model is the tiny one and each answer a matter of luck."""
-    from latentmem.environments.code import CodeDomain
+    from latentmem.environments.code.domain import CodeDomain
     from latentmem.environments.qa import QADomain
 
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from latentmem.bank import lists as bank_approximate
 from latentmem.config import load_config, parse_config
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
+from latentmem.evaluation import compare
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.memory.memory import recall_one
@@ -797,8 +798,8 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
     folder = Path(config.run) / "evaluate"
     assert (folder / "latent-untrained.carried.json").exists()
     measured = []
-    real = evaluation.measure_carried
-    monkeypatch.setattr(evaluation, "measure_carried", lambda m, *a, **k: measured.append(m.kind) or real(m, *a, **k))
+    real = compare.measure_carried
+    monkeypatch.setattr(compare, "measure_carried", lambda m, *a, **k: measured.append(m.kind) or real(m, *a, **k))
     do(config, "evaluate")
     assert (measured, carried(config)) == ([], found)
     (folder / "text.carried.json").unlink()  # as if it had been killed before
@@ -1006,9 +1007,9 @@ def test_only_the_first_process_opens_the_run_and_the_others_train_beside_it(
     really = Run.open
     monkeypatch.setattr(Run, "open", lambda *args: opened.append(args) or really(*args))
 
-    def train(self, folder, log, rewind, **kwargs):
-        log({"step": 1, "loss": 0.0, "reward": 0.0})
-        rewind(1)
+    def train(self, folder, journal):
+        journal.log({"step": 1, "loss": 0.0, "reward": 0.0})
+        journal.rewind(1)
         seen.append((self.processes.rank, folder))
 
     trainer = SFTTrainer if phase == "sft" else LMPOTrainer

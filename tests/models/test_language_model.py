@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from latentmem.config import Sampling
 from latentmem.errors import ModelError
 from latentmem.models import decoding as module
+from latentmem.models import language_model
 from latentmem.models.agent import Prompt, Sampled, ScriptedModel, well_formed
 from latentmem.models.assets import quiet_loading
 from latentmem.models.decoding import draw_uniform, pick, stack_latents
@@ -167,7 +168,7 @@ def test_rollouts_of_one_task_are_read_once_and_drawn_apart(lm: LanguageModel, m
     apart = [lm.respond([prompt], sampling)[0] for prompt in prompts]
     read: list[int] = []
     monkeypatch.setattr(
-        module, "prefill", lambda model, ids, *rest: read.append(len(ids)) or prefill(model, ids, *rest)
+        language_model, "prefill", lambda model, ids, *rest: read.append(len(ids)) or prefill(model, ids, *rest)
     )
     together = lm.respond(prompts, sampling)
     assert read == [3]

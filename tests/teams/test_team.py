@@ -233,7 +233,7 @@ def blocks(language):
 
 
 def test_the_documented_file_is_a_team(tmp_path):
-    (text,) = blocks("yaml")
+    text, *_ = blocks("yaml")
     (tmp_path / "proofreaders.yaml").write_text(text)
     layers, action = play(load_team(str(tmp_path / "proofreaders.yaml")))
     assert names(layers) == [["writer"], ["reader"]]

@@ -47,6 +47,8 @@ CHECKED = {
     r"docs/results/.*": "is a record of what was run for hours; it has to be a command and a configuration of today",
     r".*: evaluate (grid|ablation)-.*": "plays a whole grid; tests/grid/ plays small ones",
     r".*: report runs/(grid-quick|ablation-num-latents)\b.*": "reads what such a grid played",
+    r".*: (checkpoint|bank) (push|pull) .*": "talks to the hub; tests/hub/ has a stand-in of it",
+    r"docs/reports.md: train lmpo mine.yaml .*": "needs a configuration of one's own; tests/test_tracking.py reads what is tracked",
     r"docs/released-weights.md: (checkpoint|bank) import .*\.\./shared/.*": "needs files of others; "
     "tests/test_released.py reads them where they lie",
 }
@@ -216,6 +218,8 @@ class Reader:
                 ".ci/run": lambda words, command: self.exists(".ci/run"),
                 "pre-commit": lambda words, command: self.exists(".pre-commit-config.yaml"),
                 "source": lambda words, command: None,
+                # It serves until it is stopped.
+                "tensorboard": lambda words, command: importlib.util.find_spec("tensorboard") or pytest.fail("absent"),
                 # Of the system's package manager, and a program that it installs.
                 "sudo": lambda words, command: None,
                 "bwrap": lambda words, command: None,

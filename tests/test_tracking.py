@@ -90,7 +90,7 @@ class Scripted(tracking._Tracker):
             raise OSError("the server\nis dead")
         self.told.append((what, *values))
 
-    def __init__(self, tracked):
+    def start(self, tracked):
         self._tell("start", tracked.title)
 
     def log(self, step, numbers):

@@ -7,6 +7,7 @@
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
     |-- CheckpointError       saved weights that do not fit what they are loaded into
+    |-- HubError              the Hugging Face hub does not answer, or refuses
     |-- RetrieverError        a search server that does not answer, or cannot be started
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
@@ -49,6 +50,10 @@ class ModelError(LatentMemError):
 
 class CheckpointError(LatentMemError):
     """Saved weights do not fit what they are loaded into."""
+
+
+class HubError(LatentMemError):
+    """The Hugging Face hub does not answer, or refuses what is asked of it."""
 
 
 class RetrieverError(LatentMemError):

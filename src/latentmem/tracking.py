@@ -12,6 +12,8 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,10 +75,12 @@ class Table(NamedTuple):
 
 
 class _Tracker(ABC):
-    """One tracker under way."""
+    """One tracker, by accelerate's class of it."""
+
+    _tracker: Any
 
     @abstractmethod
-    def __init__(self, tracked: Tracked) -> None:
+    def start(self, tracked: Tracked) -> None:
         """Start it, and tell the configuration."""
 
     @abstractmethod
@@ -87,15 +91,16 @@ class _Tracker(ABC):
     def show(self, table: Table) -> None:
         """Tell the comparison."""
 
-    @abstractmethod
     def close(self) -> None:
         """Let it write what is left."""
+        self._tracker.finish()
 
 
 class _TensorBoard(_Tracker):
     """Event files in RUN/tensorboard/PHASE; when it starts anew, what older files hold is declared void."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def start(self, tracked: Tracked) -> None:
+        """Declare what is there void, and begin a file."""
         from accelerate.tracking import TensorBoardTracker
 
         self._tracker = TensorBoardTracker(tracked.phase, tracked.folder / "tensorboard", purge_step=0)
@@ -107,19 +112,19 @@ class _TensorBoard(_Tracker):
         self._tracker.log({"configuration": indented}, step=0)
 
     def log(self, step: int, numbers: Numbers) -> None:
+        """One scalar each."""
         self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
+        """The table as a text, and scalars."""
         self._tracker.log({"results": table.markdown, **table.numbers}, step=0)
-
-    def close(self) -> None:
-        self._tracker.finish()
 
 
 class _WandB(_Tracker):
     """A run of Weights & Biases, gone on with by its id; a step that its server has is not told again."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def start(self, tracked: Tracked) -> None:
+        """Begin the run, or go on with it."""
         import wandb
         from accelerate.tracking import WandBTracker
 
@@ -137,40 +142,44 @@ class _WandB(_Tracker):
         self._tracker.store_init_configuration(_values(tracked))
 
     def log(self, step: int, numbers: Numbers) -> None:
+        """One row."""
         if step >= self._first:
             self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
+        """The table as one of theirs, and the numbers as the run's summary."""
         header, *rows = table.cells
         self._tracker.log_table("results", columns=list(header), data=[list(row) for row in rows])
         self._tracker.run.summary.update(table.numbers)
 
-    def close(self) -> None:
-        self._tracker.finish()
-
 
 class _Trackio(_Tracker):
-    """A run of trackio."""
+    """A run of trackio; it cannot be told that steps are void, so a phase that goes on is another run, told all."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def start(self, tracked: Tracked) -> None:
+        """Begin a run."""
         from accelerate.tracking import TrackioTracker
 
         self._tracker = TrackioTracker(
             os.environ.get("TRACKIO_PROJECT", "latentmem"),
-            name=tracked.title,
-            resume="allow",
+            name=f"{tracked.title} {datetime.now():%Y-%m-%d %H:%M:%S}",
+            group=tracked.title,
+            resume="never",
+            auto_log_cpu=False,
+            auto_log_gpu=False,
         )
         self._tracker.start()
         self._tracker.store_init_configuration(_values(tracked))
 
     def log(self, step: int, numbers: Numbers) -> None:
+        """One row."""
         self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
-        self._tracker.log(table.numbers)
+        """The table as a text, and one row."""
+        import trackio
 
-    def close(self) -> None:
-        self._tracker.finish()
+        self._tracker.log({"results": trackio.Markdown(table.markdown), **table.numbers})
 
 
 _TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio}
@@ -189,9 +198,9 @@ class Tracking:
         """Tell the numbers of a row that metrics.jsonl has; `logged` reads all that it has of the phase."""
         new = self._start()
         for name in new:
-            self._try(name, lambda tracker: _log_all(tracker, logged()))
+            self._try(name, lambda tracker: _log(tracker, logged()))
         for name in [name for name in self._under_way if name not in new]:
-            self._try(name, lambda tracker: _log(tracker, row))
+            self._try(name, lambda tracker: _log(tracker, [row]))
 
     def show(self, cells: Sequence[Sequence[str]], markdown: str, results: Row) -> None:
         """Tell the comparison of memories: its table, and the numbers of each memory."""
@@ -210,11 +219,13 @@ class Tracking:
     def _start(self) -> list[str]:
         """Start those that are not under way; their names."""
         new = [name for name in self._names if name not in self._under_way]
+        if new:
+            from accelerate import PartialState
+
+            PartialState()  # its trackers log by it; where the recipes run there is one already
         for name in new:
-            try:
-                self._under_way[name] = _TRACKERS[name](self._tracked)
-            except Exception as error:
-                self._give_up(name, error)
+            self._under_way[name] = _TRACKERS[name]()
+            self._try(name, lambda tracker: tracker.start(self._tracked))
         return [name for name in new if name in self._under_way]
 
     def _try(self, name: str, tell: Callable[[_Tracker], object]) -> None:
@@ -225,7 +236,8 @@ class Tracking:
 
     def _give_up(self, name: str, error: Exception) -> None:
         self._names.remove(name)
-        self._under_way.pop(name, None)
+        with suppress(Exception):  # a run that were left open would be taken for that of the next phase
+            self._under_way.pop(name).close()
         why = " ".join(str(error).split()) or type(error).__name__
         logger.warning(
             "report_to: %s fails (%s) and is told nothing more of this phase, which goes on; metrics.jsonl has all",
@@ -234,14 +246,10 @@ class Tracking:
         )
 
 
-def _log_all(tracker: _Tracker, rows: Sequence[Row]) -> None:
+def _log(tracker: _Tracker, rows: Sequence[Row]) -> None:
     for row in rows:
-        _log(tracker, row)
-
-
-def _log(tracker: _Tracker, row: Row) -> None:
-    numbers = {f"{row['phase']}/{key}": value for key, value in _leaves({k: v for k, v in row.items() if k != "step"})}
-    tracker.log(row["step"], numbers)
+        values = {key: value for key, value in row.items() if key != "step"}
+        tracker.log(row["step"], dict(_leaves(values, row["phase"])))
 
 
 def _leaves(values: Row, prefix: str = "") -> Iterator[tuple[str, float]]:

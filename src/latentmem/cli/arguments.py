@@ -45,3 +45,16 @@ def takes_config(parser: argparse.ArgumentParser) -> None:
 def takes_overrides(parser: argparse.ArgumentParser) -> None:
     """Give a command overrides alone."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8")
+
+
+def takes_pushed(parser: argparse.ArgumentParser) -> None:
+    """Give a command the repository that it sends to."""
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; made, private, if there is none")
+    parser.add_argument("--public", action="store_true", help="let all read a repository that is made now")
+
+
+def takes_pulled(parser: argparse.ArgumentParser) -> None:
+    """Give a command the repository that it brings something from."""
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
+    parser.add_argument("--force", action="store_true", help="replace what is there")

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentmem.cli.arguments import count
+from latentmem.cli.arguments import count, takes_pulled, takes_pushed
 
 if TYPE_CHECKING:
     from latentmem.bank import ExperienceBank
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "Commands") -> None:
     """Add bank and its own commands."""
-    bank = commands.add_parser("bank", help="look into an experience bank, search, export, import, verify, delete")
+    bank = commands.add_parser(
+        "bank", help="look into an experience bank, search, export, import, verify, delete, push, pull"
+    )
     kinds = bank.add_subparsers(required=True, metavar="WHAT")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -46,6 +48,13 @@ def add_commands(commands: "Commands") -> None:
     delete.add_argument("--role")
     delete.add_argument("--team")
     delete.set_defaults(run=_delete)
+    push = command("push", "send a copy to the Hugging Face hub, with a card")
+    takes_pushed(push)
+    push.set_defaults(run=_push)
+    pull = kinds.add_parser("pull", help="bring a bank from the Hugging Face hub")
+    takes_pulled(pull)
+    pull.add_argument("bank", type=Path, metavar="BANK", help="the SQLite file to write")
+    pull.set_defaults(run=_pull)
 
 
 def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":
@@ -146,3 +155,16 @@ def _delete(options: argparse.Namespace) -> None:
         raise BankError("bank delete needs a filter: --success, --domain, --role or --team")
     with _open_bank(options.bank) as bank:
         print(f"{bank.delete(**filters)} trajectories deleted")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from latentmem.hub import push_bank
+
+    print(push_bank(options.bank, options.repo, public=options.public))
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from latentmem.hub import pull_bank
+
+    info = pull_bank(options.repo, options.bank, options.revision, force=options.force)
+    print(f"{info.num_trajectories} trajectories, {info.num_successes} successes, written to {options.bank}")

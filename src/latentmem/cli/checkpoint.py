@@ -1,4 +1,4 @@
-"""`latentmem checkpoint`: look into saved weights, and take in what others released."""
+"""`latentmem checkpoint`: look into saved weights, take in what others released, send and bring by the hub."""
 
 import argparse
 import re
@@ -6,15 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentmem.cli.arguments import count, positive
+from latentmem.cli.arguments import count, positive, takes_pulled, takes_pushed
 
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
+    from latentmem.hub import Origin
 
 
 def add_commands(commands: "Commands") -> None:
     """Add checkpoint and its own commands."""
-    checkpoint = commands.add_parser("checkpoint", help="look into a checkpoint, import released weights")
+    checkpoint = commands.add_parser("checkpoint", help="look into a checkpoint, import released weights, push, pull")
     kinds = checkpoint.add_subparsers(required=True, metavar="WHAT")
     info = kinds.add_parser("info", help="settings, tensors and size")
     info.add_argument("folder", type=Path, metavar="FOLDER")
@@ -32,6 +33,14 @@ def add_commands(commands: "Commands") -> None:
     )
     importer.add_argument("--max-prompt-tokens", type=count, metavar="N", help="longest such text (default 1024)")
     importer.set_defaults(run=_import)
+    push = kinds.add_parser("push", help="send a checkpoint to the Hugging Face hub, with a model card")
+    push.add_argument("folder", type=Path, metavar="FOLDER")
+    takes_pushed(push)
+    push.set_defaults(run=_push)
+    pull = kinds.add_parser("pull", help="bring a checkpoint from the Hugging Face hub into a new folder")
+    takes_pulled(pull)
+    pull.add_argument("folder", type=Path, metavar="FOLDER", help="the checkpoint to write")
+    pull.set_defaults(run=_pull)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -87,3 +96,44 @@ def _read_template(path: Path) -> str:
 
     check_template(text, FIELDS, str(path))
     return text.removesuffix("\n")  # editors add it
+
+
+def _push(options: argparse.Namespace) -> None:
+    from latentmem.hub import push_checkpoint
+
+    print(push_checkpoint(options.folder, options.repo, _origin(options.folder.resolve()), public=options.public))
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from latentmem.hub import pull_checkpoint
+    from latentmem.memory.checkpoints import NAMES
+
+    kind = pull_checkpoint(options.repo, options.folder, options.revision, force=options.force)
+    name = "latent" if kind == "composer" else "grpo"
+    print(f"{NAMES[kind]} written to {options.folder}; evaluate.memories names it '{name}:{options.folder}'")
+
+
+def _origin(folder: Path) -> "Origin | None":
+    """The run that a checkpoint comes from, if it lies where a run keeps its own: RUN/PHASE/checkpoints/step-N."""
+    import yaml
+
+    from latentmem.files import read_json
+    from latentmem.hub import Origin
+    from latentmem.recipes.folders import RESULTS
+    from latentmem.report import format_markdown
+    from latentmem.runs import PHASES
+    from latentmem.training.checkpoint_folder import selected_checkpoint
+
+    checkpoints, phase = folder.parent, folder.parent.parent
+    run = phase.parent
+    step = re.fullmatch(r"step-(\d+)", folder.name)
+    kept = checkpoints.name == "checkpoints" and phase.name in PHASES and (run / "config.yaml").is_file()
+    if step is None or not kept:
+        return None
+    results = None
+    if (run / RESULTS["test"]).is_file() and selected_checkpoint(checkpoints) == folder:
+        found = read_json(run / RESULTS["test"])
+        if {f"latent:{phase.name}", phase.name} & {memory.get("name") for memory in found.get("memories", [])}:
+            results = format_markdown(found)
+    values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return Origin(phase.name, int(step.group(1)), values, results)

@@ -91,11 +91,11 @@ def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, An
         raise CheckpointError(
             f"{folder}: no {wanted} here ({path.name} is missing); name a folder that holds one"
         ) from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged ({reason}); restore it or take another checkpoint") from None
-    version = settings.get("format_version")
-    if version is None:
+    version = settings.get("format_version") if isinstance(settings, dict) else None
+    if type(version) is not int:
         raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} {NAMES[kind]}")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {version} is newer than {FORMAT_VERSION}; upgrade latentmem")

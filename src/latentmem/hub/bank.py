@@ -1,0 +1,101 @@
+"""A bank in a dataset repository is one SQLite file, a copy of one moment; its index is made where it is pulled."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from latentmem.bank import ExperienceBank
+from latentmem.bank.copies import check_tables_only, copy_bank, new_generation
+from latentmem.bank.reports import BankInfo
+from latentmem.errors import BankError
+from latentmem.hub.cards import bank_card
+from latentmem.hub.transfer import fetch, push, snapshot
+
+_FILE = "bank.sqlite"
+
+
+def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
+    """Send a bank, with a card; the address of the commit. Others may write to it meanwhile.
+
+    Args:
+        path: the bank's SQLite file.
+        repo: OWNER/NAME; made where there is none.
+        public: who may read a repository that is made now.
+
+    Raises:
+        BankError: no bank, or one with problems.
+        HubError: the hub does not answer, or refuses.
+    """
+    ExperienceBank(path).close()  # which says what is wrong with it
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.push-") as place:
+        copy = Path(place) / _FILE
+        copy_bank(path, copy)
+        info = _verified(copy, str(path))
+        card = bank_card(repo, info).encode("utf-8", "replace")
+        return push(repo, "dataset", {_FILE: copy, "README.md": card}, "Experience bank of LatentMem", public=public)
+
+
+def pull_bank(repo: str, path: Path, revision: str | None = None, *, force: bool = False) -> BankInfo:
+    """Bring a bank to a path, all of it or nothing; what it holds.
+
+    Args:
+        repo: OWNER/NAME.
+        path: where the SQLite file shall be; what is there is kept without `force`.
+        revision: branch, tag or commit; None is the main branch.
+        force: whether a bank at `path` is replaced; another file never is.
+
+    Raises:
+        BankError: something is at `path`; what came is no bank, or one with problems.
+        HubError: the hub does not answer, or refuses, or has no such repository.
+    """
+    if os.path.lexists(path):
+        if not force:
+            raise BankError(f"{path}: is there already; name another file, or replace that bank with --force")
+        ExperienceBank(path).close()  # nothing but a bank is replaced
+    found = snapshot(repo, "dataset", revision)
+    if _FILE not in found.digests:
+        raise BankError(f"{repo}: holds no {_FILE}; name the repository of a bank that `bank push` sent")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.pull-") as place:
+            came = fetch(found, _FILE, Path(place))
+            info = _verified(came, f"{repo}: {_FILE}")
+            _put(came, path, force)
+    except OSError as error:
+        raise BankError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    return info
+
+
+def _verified(path: Path, name: str) -> BankInfo:
+    """What a bank holds; `name` stands for its path in errors."""
+    try:
+        check_tables_only(path)
+        with ExperienceBank(path) as bank:
+            result, info = bank.verify(), bank.info()
+    except BankError as error:
+        raise BankError(str(error).replace(str(path), name)) from None
+    if not result.ok:
+        first = result.problems[0]
+        where = first.where.replace(f"{path}: ", "").replace(str(path), "the file")
+        raise BankError(f"{name}: {len(result.problems)} problems, the first: {first.kind}: {where}: {first.found}")
+    return info
+
+
+def _put(came: Path, path: Path, force: bool) -> None:
+    if force and path.exists():
+        new_generation(came)
+        for derived in (".index", ".lists"):
+            path.with_name(path.name + derived).unlink(missing_ok=True)
+        copy_bank(came, path)
+        return
+    with came.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        os.link(came, path)  # unlike a move it replaces nothing, should another process have been quicker
+    except FileExistsError:
+        raise BankError(f"{path}: is there now, made meanwhile; name another file, or use --force") from None
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,13 +1,14 @@
 """Every example runs as it stands, on a tiny model; a new file in examples/ that nothing here runs fails."""
 
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from latentmem import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = ["researcher.py"]
@@ -15,18 +16,12 @@ CONFIGURED = ["guessing", "keyword_memory", "until_agreed"]
 NOTEBOOKS = ["own_data.ipynb"]
 
 
-def run(folder: Path, *command: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=280,
-        env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the examples, which a user has gone to."""
     shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "examples")
+    monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path / "examples"
 
 
@@ -36,19 +31,28 @@ def test_each_file_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_runs_and_prints_a_table(folder: Path, script: str, tiny_model_dir: Path) -> None:
-    out = run(folder, script, str(tiny_model_dir))
+def test_a_script_runs_and_prints_a_table(
+    folder: Path,
+    script: str,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, str(tiny_model_dir)])
+    runpy.run_path(script, run_name="__main__")
+    out = capsys.readouterr().out
     assert out.splitlines()[0].split()[:2] == ["memory", "accuracy"]
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["none", "text", "latent"]
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_a_configuration_with_a_class_of_ones_own_is_collected_and_evaluated(
-    folder: Path, name: str, tiny_model_dir: Path
+    folder: Path, name: str, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = f"model.name={tiny_model_dir}"
-    run(folder, "-m", "latentmem.cli", "collect", f"{name}.yaml", model)
-    out = run(folder, "-m", "latentmem.cli", "evaluate", f"{name}.yaml", model)
+    assert cli.main(["collect", f"{name}.yaml", model]) == 0
+    assert cli.main(["evaluate", f"{name}.yaml", model]) == 0
+    out = capsys.readouterr().out
     results = json.loads(next((folder / "runs").glob("*/results.json")).read_text(encoding="utf-8"))
     assert results["num_tasks"] == 6
     for row in results["memories"]:
@@ -63,9 +67,18 @@ def test_a_configuration_with_a_class_of_ones_own_is_collected_and_evaluated(
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_cell_by_cell(folder: Path, name: str, tiny_model_dir: Path) -> None:
+def test_a_notebook_runs_cell_by_cell(
+    folder: Path,
+    name: str,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     notebook = json.loads((folder / name).read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    (folder / "cells.py").write_text("\n\n".join(cells), encoding="utf-8")
-    assert "latent" in run(folder, "cells.py", LATENTMEM_EXAMPLE_MODEL=str(tiny_model_dir))
+    monkeypatch.setenv("LATENTMEM_EXAMPLE_MODEL", str(tiny_model_dir))
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell, name, "exec"), names)
+    assert "latent" in capsys.readouterr().out

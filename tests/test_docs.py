@@ -33,7 +33,7 @@ from latentmem.errors import ConfigError
 from latentmem.grid.file import load_grid
 from latentmem.memory.text import TextMemory
 from latentmem.models.language_model import LanguageModel
-from latentmem.recipes import phase as _  # noqa: F401 - takes the real parse_config before a reader comes
+from latentmem.recipes import phase
 from latentmem.released import read_weights, sections
 from latentmem.teams.team import load_team
 from latentmem.trajectory import Recalled
@@ -517,6 +517,7 @@ def reader(tmp_path, wordy_model_dir, fake_embed, no_embedding_model, monkeypatc
     from latentmem.environments.qa import QADomain
 
     monkeypatch.chdir(tmp_path)
+    assert phase  # it has the real parse_config by now, and keeps it
     reader = Reader(tmp_path, wordy_model_dir, fake_embed, monkeypatch, capsys)
     for domain in (ReasoningDomain, QADomain, CodeDomain):
         monkeypatch.setattr(domain, "start", lambda self, task: Lucky())

@@ -134,7 +134,7 @@ def lmpo(world: World, size: argparse.Namespace) -> dict[str, Any]:
     memory = world.memory()
     trainer = LMPOTrainer(
         memory, world.model, world.team, SimpleNamespace(start=Judge), tasks=make_tasks("task", 2, world.words),
-        eval_tasks=[], sampling=world.sampling, num_steps=1, tasks_per_step=2, group_size=size.group,
+        aside=[], sampling=world.sampling, num_steps=1, tasks_per_step=2, group_size=size.group,
         micro_batch_positions=size.positions, learning_rate=1e-4, schedule="constant", warmup_steps=0,
     )  # fmt: skip
     result = trainer.step(Progress())

@@ -80,7 +80,7 @@ def main(bank_path: str, model: str, other: str, out: str, mode: str = "steps") 
     }
     for name, changed in cases.items():
         world = fresh()
-        trainer = test_lmpo.trainer_of(world, eval_tasks=TASKS[7:], **changed)
+        trainer = test_lmpo.trainer_of(world, aside=TASKS[7:], **changed)
         result = trainer.step(Progress())
         keep(name, world, {**result.metrics, "updated": result.moved, "evaluated": trainer.evaluate()})
 

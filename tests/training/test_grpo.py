@@ -55,7 +55,7 @@ def trainer_of(rival: ParametricMemory, world: World, learning_rate: float = 1e-
         SimpleNamespace(start=Toy),
         GRPO,
         tasks=TASKS[:6],
-        eval_tasks=TASKS[6:],
+        aside=TASKS[6:],
         sampling=SAMPLING,
         max_turns=2,
         seed=4,

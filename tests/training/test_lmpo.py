@@ -47,7 +47,7 @@ def trainer_of(
     sampling: Sampling = SAMPLING,
     optimization: Optimization | None = None,
     tasks: list[Task] | None = None,
-    eval_tasks: list[Task] | None = None,
+    aside: list[Task] | None = None,
     **changed,
 ) -> LMPOTrainer:
     trainer = LMPOTrainer(
@@ -57,7 +57,7 @@ def trainer_of(
         SimpleNamespace(start=start),
         SETTINGS,
         tasks=TASKS[:6] if tasks is None else tasks,
-        eval_tasks=TASKS[6:] if eval_tasks is None else eval_tasks,
+        aside=TASKS[6:] if aside is None else aside,
         sampling=sampling,
         max_turns=2,
         seed=4,
@@ -544,6 +544,6 @@ def test_settings_that_leave_nothing_to_compare_are_refused(world: World) -> Non
     with pytest.raises(
         TrainingError, match=r"^6 tasks to train on and 0 set aside to evaluate on; give at least one of each$"
     ):
-        trainer_of(world, eval_tasks=[], eval_every=2)
+        trainer_of(world, aside=[], eval_every=2)
     with pytest.raises(TrainingError, match=r"^0 tasks to train on"):
         trainer_of(world, tasks=[])

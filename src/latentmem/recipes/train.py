@@ -107,7 +107,7 @@ def _reinforce(
         parts.domain,
         section,
         tasks=parts.train_tasks,
-        eval_tasks=aside,
+        aside=aside,
         sampling=parts.sampling,
         max_turns=here.config.max_turns,
         seed=stream_seed(here.config.seed, here.name),

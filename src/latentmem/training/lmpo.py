@@ -97,7 +97,7 @@ class LMPOTrainer:
         settings: LMPOSection | GRPOSection | None = None,
         *,
         tasks: Sequence[Task] | None = None,
-        eval_tasks: Sequence[Task] | None = None,
+        aside: Sequence[Task] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
         max_turns: int = 1,
         seed: int = 0,
@@ -116,8 +116,8 @@ class LMPOTrainer:
             settings: the section `lmpo` or `grpo` of the configuration; `initial` is not read here. None is its
                 defaults.
             tasks: played for training; None is the train split.
-            eval_tasks: played greedily every `eval_every` steps, and left out of `tasks`; None is the first of the dev
-                split, or the last of `tasks` where there is no such split.
+            aside: played greedily every `eval_every` steps, and left out of `tasks`; None is as many as `eval_tasks` says,
+                the first of the dev split, or the last of `tasks` where there is no such split.
             sampling: of the rollouts; its temperature is part of the log-probabilities.
             max_turns: of an episode.
             seed: of the order of tasks and of all sampling.
@@ -137,18 +137,17 @@ class LMPOTrainer:
                 "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
             )
         tasks = domain.tasks("train") if tasks is None else tasks
-        if eval_tasks is None:
-            eval_tasks = tasks_aside(tasks, domain.tasks("dev"), self.settings, self.phase)
-        tasks = without(tasks, eval_tasks)
-        if not tasks or (self.settings.eval_every and not eval_tasks):
+        if aside is None:
+            aside = tasks_aside(tasks, domain.tasks("dev"), self.settings, self.phase)
+        tasks = without(tasks, aside)
+        if not tasks or (self.settings.eval_every and not aside):
             raise TrainingError(
-                f"{len(tasks)} tasks to train on and {len(eval_tasks)} set aside to evaluate on; "
-                "give at least one of each"
+                f"{len(tasks)} tasks to train on and {len(aside)} set aside to evaluate on; give at least one of each"
             )
         self.policy = policy_of(memory, model)
         self.team = team
         self.start = domain.start
-        self.eval_tasks = list(eval_tasks)
+        self.aside = list(aside)
         self.processes = processes or Processes()
         self.optimization = Optimization.of(self.policy.trained, self.settings, self.settings.num_steps, self.processes)
         self.sampling = sampling
@@ -198,7 +197,7 @@ class LMPOTrainer:
     def evaluate(self) -> float:
         """Mean reward of greedy responses on the tasks set aside."""
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
-        played = self._play(self.policy.model, self.processes.shard(self.eval_tasks), greedy, 1, "eval")
+        played = self._play(self.policy.model, self.processes.shard(self.aside), greedy, 1, "eval")
         rewards = self.processes.gather([trajectory.reward for trajectory in played.trajectories])
         return sum(rewards) / len(rewards)
 

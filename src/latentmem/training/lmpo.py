@@ -116,8 +116,8 @@ class LMPOTrainer:
             settings: the section `lmpo` or `grpo` of the configuration; `initial` is not read here. None is its
                 defaults.
             tasks: played for training; None is the train split.
-            aside: played greedily every `eval_every` steps, and left out of `tasks`; None is as many as `eval_tasks` says,
-                the first of the dev split, or the last of `tasks` where there is no such split.
+            aside: played greedily every `eval_every` steps, and left out of `tasks`; None is as many as `eval_tasks`
+                says, the first of the dev split, or the last of `tasks` where there is no such split.
             sampling: of the rollouts; its temperature is part of the log-probabilities.
             max_turns: of an episode.
             seed: of the order of tasks and of all sampling.

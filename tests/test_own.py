@@ -60,7 +60,7 @@ def never() -> None:
 
 def test_checking_makes_nothing(module: str) -> None:
     make = own.bind(f"{module}:Broken", {}, "data", ["name"])
-    with pytest.raises(ValueError, match="out of order"):
+    with pytest.raises(ConfigError, match=r":Broken cannot be made: ValueError: out of order$"):
         make()
 
 

@@ -50,13 +50,7 @@ def make(
         ConfigError: no such module or class, a parameter that the class does not take, lacks or that is of another
             type than its annotation tells, or an object that lacks something needed.
     """
-    made = bind(name, parameters, key, needs, offered)
-    try:
-        return made()
-    except LatentMemError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{key}: {name} cannot be made: {type(error).__name__}: {error}") from error
+    return bind(name, parameters, key, needs, offered)()
 
 
 def bind(
@@ -84,7 +78,17 @@ def bind(
     if lacks := [attribute for attribute in needs if not hasattr(cls, attribute) and attribute not in _own(cls)]:
         raise ConfigError(f"{key}: {name} lacks {', '.join(lacks)}; it needs {', '.join(needs)}")
     asked = {n: offered[n] for n in named if n in offered}
-    return lambda: cls(**{n: give() for n, give in asked.items()}, **parameters)
+
+    def made() -> Any:
+        given = {n: give() for n, give in asked.items()}
+        try:
+            return cls(**given, **parameters)
+        except LatentMemError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{key}: {name} cannot be made: {type(error).__name__}: {error}") from error
+
+    return made
 
 
 def _load(name: str, key: str) -> Any:

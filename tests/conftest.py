@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 
+import latentmem
 from wordy import WORDS
 
 SENTENCES = [
@@ -34,6 +35,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+assert latentmem.Embedder  # the package keeps what it loads first; a test may put another in its place
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,7 +58,14 @@ CHECKED = {
 }
 """Commands of latentmem that are parsed, with their configuration validated, and not run; and why."""
 
-SLOW = ("README.md", "docs/analysis.md", "docs/first-steps.md", "docs/memories.md", "docs/training.md")
+SLOW = (
+    "README.md",
+    "docs/analysis.md",
+    "docs/first-steps.md",
+    "docs/python.md",
+    "docs/memories.md",
+    "docs/training.md",
+)
 """Pages whose commands train and play for long, even on the tiny model. `make slow` runs them; else they are parsed."""
 
 SMALL_CONFIG = """
@@ -282,16 +289,16 @@ class Reader:
         words = [str(self.model_dir) if word == HUB_MODEL else word for word in words[1:]]
         line = " ".join(words)
         names = (self.page, f"{self.page}: {line}")
+        if words == ["--help"]:
+            with pytest.raises(SystemExit) as end:
+                cli.main(words)
+            assert end.value.code == 0
+            return
         if self.only_check or any(re.fullmatch(pattern, name) for pattern in CHECKED for name in names):
             self.check(words)
             return
         if words[:2] == ["retriever", "serve"]:
             self.serve(words)
-            return
-        if words == ["--help"]:
-            with pytest.raises(SystemExit) as end:
-                cli.main(words)
-            assert end.value.code == 0
             return
         mistake = [told for told in (command.told if command else ()) if told.startswith("latentmem: ")]
         self.capsys.readouterr()

@@ -547,6 +547,7 @@ def test_a_stream_seed_depends_on_every_part() -> None:
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_the_cost_benchmark_runs_and_its_two_updates_agree(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

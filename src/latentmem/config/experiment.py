@@ -17,6 +17,7 @@ from latentmem.config.training import (
 )
 from latentmem.errors import suggest
 from latentmem.memory_names import DEFAULT_MEMORIES
+from latentmem.own import is_own
 
 
 class ModelSection(Section):
@@ -130,11 +131,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _own_is_named(self) -> Self:
         named = [self.team, *self.train_teams, *map(str, self.evaluate.memories)]
+        named = [name for name in named if is_own(name)]
         for name in self.own:
             if name not in named:
                 raise ValueError(
                     f"own has parameters of {name!r}, which is no team and no memory of this configuration; "
-                    f"{suggest(name, named)}"
+                    f"{suggest(name, named) if named else 'it names none of your own'}"
                 )
         return self
 

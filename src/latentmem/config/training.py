@@ -154,8 +154,8 @@ class SFTSection(ComposerOptimizerFields):
     initial: Text = "untrained"
     """Where training starts: `untrained`, `warmup` (this run's), or a composer's folder."""
     demonstrations: Text = "bank"
-    """What is learned: `bank` (the successes in it), `domain` (what the data itself can demonstrate: `hidden_facts`
-    only), or a .jsonl file of demonstrated responses, rows of `task` and `responses`; see docs/training.md."""
+    """What is learned: `bank` (the successes in it), `domain` (what the data itself demonstrates, as `hidden_facts`
+    does), or a .jsonl file of demonstrated responses, rows of `task` and `responses`; see docs/training.md."""
     num_steps: PositiveInt = 50
     """Optimizer steps."""
     trajectories_per_step: PositiveInt = 8

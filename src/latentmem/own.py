@@ -74,7 +74,7 @@ def bind(
     for needed, parameter in named.items():
         if parameter.default is parameter.empty and needed not in parameters and needed not in offered:
             raise ConfigError(f"{key}.{needed}: missing; {name} has no default for it")
-    _check_types(name, cls, parameters, key)
+    _check_types(cls, parameters, key)
     if lacks := [attribute for attribute in needs if not hasattr(cls, attribute) and attribute not in _own(cls)]:
         raise ConfigError(f"{key}: {name} lacks {', '.join(lacks)}; it needs {', '.join(needs)}")
     asked = {n: offered[n] for n in named if n in offered}
@@ -117,7 +117,7 @@ def _load(name: str, key: str) -> Any:
     return found
 
 
-def _check_types(name: str, cls: Any, parameters: Mapping[str, Any], key: str) -> None:
+def _check_types(cls: Any, parameters: Mapping[str, Any], key: str) -> None:
     try:
         hints = get_type_hints(cls.__init__)
     except (NameError, TypeError, AttributeError):  # annotations of names that are there for type checkers only

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ def evaluate(
     names = {name: MemoryName.parse(name) for name in memories}
     with (
         _folder(folder) as place,
-        _bar(len(tasks), made, on_progress, processes) as shown,
+        _listener(len(tasks), made, on_progress, processes) as shown,
         nullcontext() if bank is None or online else bank.frozen("an evaluation"),
     ):
         played = {}
@@ -185,15 +185,22 @@ def _folder(given: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _bar(
-    num_tasks: int, memories: Mapping[str, object], told: OnProgress | None, processes: Processes
+def _listener(
+    num_tasks: int, memories: Iterable[str], told: OnProgress | None, processes: Processes
 ) -> Iterator[OnProgress]:
     """What is told of progress; without a listener, a bar on a terminal."""
     if told is not None:
         yield told
         return
+    with task_bar(num_tasks, memories, visible=processes.is_first and on_terminal()) as show:
+        yield show
+
+
+@contextmanager
+def task_bar(num_tasks: int, memories: Iterable[str], visible: bool) -> Iterator[OnProgress]:
+    """A bar over the tasks of all memories, by name in their order; what is yielded moves it."""
     order = [*memories]
-    with progress(num_tasks * len(order), "evaluate", "task", shown=processes.is_first and on_terminal()) as bar:
+    with progress(num_tasks * len(order), "evaluate", "task", shown=visible) as bar:
 
         def show(name: str, done: int, reward: float) -> None:
             bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)

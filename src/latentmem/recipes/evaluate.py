@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from latentmem.config import Config, Sampling
-from latentmem.evaluation import evaluate, forget
+from latentmem.evaluation import evaluate, forget, task_bar
 from latentmem.files import write_atomic
 from latentmem.memory_names import MemoryName
-from latentmem.progress import progress
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
 from latentmem.recipes.memories import learn, learning, made_of, memory_of, own_memory
@@ -52,7 +51,6 @@ def _play(here: Phase) -> dict[str, Any]:
     section = config.evaluate
     tasks = parts.asked_tasks[: section.num_tasks]
     names = section.memories
-    texts = [*map(str, names)]
     for name in names:
         if name.is_own:
             own_memory(parts, name)  # a mistake in it is said before a model is loaded
@@ -69,12 +67,7 @@ def _play(here: Phase) -> dict[str, Any]:
         top_k=parts.sampling.top_k,
         max_response_tokens=section.max_response_tokens or parts.sampling.max_response_tokens,
     )
-    with progress(len(tasks) * len(names), "evaluate", "task", shown=here.is_first) as bar:
-
-        def show(name: str, num_tasks: int, reward: float) -> None:
-            bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
-            bar.update(texts.index(name) * len(tasks) + num_tasks - bar.n)
-
+    with task_bar(len(tasks), made, here.is_first) as show:
         found = evaluate(
             parts.team,
             parts.model,

@@ -53,13 +53,11 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
         parametric = parts.parametric_memory()
         parametric.load_weights(parts.checkpoint(name.checkpoint or "grpo"))
         return parametric
-    if name.is_own:
-        bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
-        memory: Memory = own_memory(parts, name, bank)()
-        return memory
     if name.control is not None:
         replace = _replace(parts, name.control)  # a mistake in it is told before a model is loaded
     bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
+    if name.is_own:
+        return own_memory(parts, name, bank)()
     if name.learns:
         return learned(parts, name.kind, recalling(parts, bank), copies)
     latent = name.is_latent

@@ -42,8 +42,13 @@ class StepBar:
 
 
 @contextmanager
-def folder_journal(folder: Path, num_steps: int, name: str, shown: str, is_first: bool) -> Iterator["FolderJournal"]:
-    """A journal in a training's folder, with a bar on a terminal; the arguments are those of `step_bar`."""
+def journal_of(
+    given: Journal | None, folder: Path, num_steps: int, name: str, shown: str, is_first: bool
+) -> Iterator[Journal]:
+    """The journal that was given, else one in the training's folder, with a bar of `step_bar` on a terminal."""
+    if given is not None:
+        yield given
+        return
     with step_bar(num_steps, name, shown, visible=is_first and on_terminal()) as bar:
         yield FolderJournal(folder, bar, is_first)
 

@@ -30,7 +30,7 @@ from latentmem.rollout import Rollouts, rollout
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams
 from latentmem.training.checkpoint_folder import Progress
-from latentmem.training.journal import Journal, folder_journal
+from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
 from latentmem.training.losses import group_advantages, importance_weights, lmpo_loss
 from latentmem.training.optimizer import Optimization, StepResult
@@ -166,10 +166,10 @@ class LMPOTrainer:
             journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
         """
         folder = Path(folder)
-        if journal is not None:
-            return self._train(folder, journal)
-        with folder_journal(folder, self.settings.num_steps, self.phase, "reward", self.processes.is_first) as journal:
-            return self._train(folder, journal)
+        with journal_of(
+            journal, folder, self.settings.num_steps, self.phase, "reward", self.processes.is_first
+        ) as told:
+            return self._train(folder, told)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         return train(

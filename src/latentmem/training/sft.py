@@ -21,7 +21,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.checkpoint_folder import Progress
-from latentmem.training.journal import Journal, folder_journal
+from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, judge_all
@@ -122,10 +122,8 @@ class SFTTrainer:
                 gives); None writes them into `folder`, and shows a bar on a terminal.
         """
         folder = Path(folder)
-        if journal is not None:
-            return self._train(folder, journal)
-        with folder_journal(folder, self.settings.num_steps, "sft", "loss", self.processes.is_first) as journal:
-            return self._train(folder, journal)
+        with journal_of(journal, folder, self.settings.num_steps, "sft", "loss", self.processes.is_first) as told:
+            return self._train(folder, told)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         def evaluate(step: int) -> tuple[float, dict[str, float]]:

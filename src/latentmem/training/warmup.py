@@ -25,7 +25,7 @@ from latentmem.processes import Processes
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams, teams_of
 from latentmem.training.checkpoint_folder import Progress, newest_checkpoint
-from latentmem.training.journal import Journal, folder_journal
+from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, score, score_all
@@ -149,11 +149,9 @@ class WarmupTrainer:
             journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
         """
         folder = Path(folder)
-        if journal is not None:
-            return self._train(folder, journal)
         num_steps = self.settings.frame_steps + self.settings.copy_steps
-        with folder_journal(folder, num_steps, "warmup", "loss", self.processes.is_first) as journal:
-            return self._train(folder, journal)
+        with journal_of(journal, folder, num_steps, "warmup", "loss", self.processes.is_first) as told:
+            return self._train(folder, told)
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         settings = self.settings

@@ -254,12 +254,36 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(experiment, "_report", int)  # it fails in no code of the user's own
+    with pytest.raises(TypeError):
+        cli.main(["report", "x"])
+
+
+def test_a_fault_in_code_of_ones_own_is_one_line_that_says_where(monkeypatch, capsys):
     def fail(options):
-        raise ZeroDivisionError
+        raise ZeroDivisionError("of\ntwo lines")
 
     monkeypatch.setattr(experiment, "_report", fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["report", "x"])
+    line = fail.__code__.co_firstlineno + 1
+    assert cli.main(["report", "x"]) == 2
+    assert capsys.readouterr().err == f"latentmem: {__file__}:{line}, in fail: ZeroDivisionError: of two lines\n"
+
+
+def test_a_memory_of_ones_own_that_fails_is_told_before_anything_is_played(folder, monkeypatch, capsys):
+    (folder / "forgetful_memory.py").write_text(
+        "class Forgetful:\n    kind = 'forgetful'\n"
+        "    def recall_many(self, queries):\n        return self.notes\n    def add(self, trajectories): ...\n"
+    )
+    monkeypatch.chdir(folder)
+    c = str(folder / "c.yaml")
+    assert cli.main(["collect", c]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", c, "evaluate.memories=[none, forgetful_memory:Forgetful]"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"latentmem: {folder}/forgetful_memory.py:4, in recall_many: AttributeError: ")
+    assert not list((folder / "run" / "evaluate").glob("*.jsonl"))
+    assert cli.main(["evaluate", c, "evaluate.memories=[none, forgetful_memry:Forgetful]"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean 'forgetful_memory'?\n")
 
 
 def test_interrupting_a_command_says_that_it_goes_on(monkeypatch, capsys):
@@ -503,6 +527,23 @@ def test_show_prompts_shows_what_was_replaced_and_where(prints, folder, tmp_path
         ["form of the chat", "model.name", f"the tokenizer of {load_config(str(c)).model.name}"],
         ["words of the memory", "memory", "set in the configuration: memory.text, memory.task"],
     ]
+
+
+def test_a_team_that_shows_nobody_how_to_answer_or_what_was_replied_is_told(prints, folder, caplog):
+    c = folder / "c.yaml"
+    out = prints("show", "prompts", c, "team=solo", "max_turns=2", "--memory", "none")
+    origins = [re.split("  +", line) for line in out.partition("==== where these words come from\n")[2].splitlines()]
+    untold = "not shown: no prompt of team solo has {instructions}"
+    assert ["how to answer", "data.instructions", untold] in origins
+    assert [record.getMessage() for record in caplog.records if "shows" in record.getMessage()] == [
+        "team solo shows {instructions} to none of its agents: nobody is told how an answer has to look",
+        "team solo shows {history} to none of its agents: with max_turns 2, nobody is told what was replied in the "
+        "turns before",
+    ]
+    caplog.clear()
+    for team in ("autogen", "camel", "macnet", "dylan"):
+        prints("show", "prompts", c, f"team={team}", "max_turns=2", "--memory", "none")
+    assert not [record for record in caplog.records if "shows" in record.getMessage()]
 
 
 def test_show_prompts_tells_when_a_text_only_looks_like_a_control_token(prints, folder):

@@ -8,7 +8,10 @@ import importlib
 import inspect
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -91,6 +94,19 @@ def bind(
     return made
 
 
+def blame(error: BaseException) -> str | None:
+    """Where code of one's own raised an error or led to it, in one line; None if no such code took part.
+
+    One's own is what belongs neither to this package nor to what is installed.
+    """
+    others = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in others):
+            return f"{path}:{frame.lineno}, in {frame.name}: {type(error).__name__}: {error}"
+    return None
+
+
 def _load(name: str, key: str) -> Any:
     match = _NAME.fullmatch(name)
     assert match is not None, name
@@ -102,8 +118,10 @@ def _load(name: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and not f"{match['module']}.".startswith(f"{error.name}."):
             raise ConfigError(f"{key}: {match['module']} needs module {error.name!r}, which is not there") from None
+        near = get_close_matches(match["module"], [path.stem for path in Path(here).glob("*.py")], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"{key}: no module {match['module']!r}; it is looked for in {here} and among what is installed"
+            f"{key}: no module {match['module']!r}; it is looked for in {here} and among what is installed{hint}"
         ) from None
     except Exception as error:
         raise ConfigError(f"{key}: {match['module']} cannot be imported: {type(error).__name__}: {error}") from error

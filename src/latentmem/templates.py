@@ -22,6 +22,15 @@ def check_template(template: str, fields: Collection[str], where: str) -> None:
             raise ConfigError(f"{where}: unknown field {{{name}}}; {suggest(name, fields)}")
 
 
+def fields_in(*templates: str) -> frozenset[str]:
+    """The fields that any of the templates names.
+
+    >>> sorted(fields_in("{task} {x}", "{task}?"))
+    ['task', 'x']
+    """
+    return frozenset(name for template in templates for name in _FIELD.findall(template))
+
+
 def fill(template: str, **fields: str) -> str:
     """The template with its fields replaced.
 

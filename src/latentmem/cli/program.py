@@ -1,6 +1,7 @@
 """Words on the command line become one call. Loads no torch before a command needs it.
 
-A user's mistake is one line on standard error and exit status 2; anything else is our bug and keeps its traceback.
+A user's mistake is one line on standard error and exit status 2, one in code of their own too (`-v` shows its
+traceback); anything else is our bug and keeps its traceback.
 """
 
 import argparse
@@ -12,8 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
+from latentmem import own
 from latentmem.cli import bank, checkpoint, experiment, retriever
 from latentmem.errors import LatentMemError
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("latentmem: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (blamed := own.blame(error)) is None:
+            raise
+        logger.info("the traceback of what follows", exc_info=error)
+        print(f"latentmem: {' '.join(blamed.splitlines())}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -23,6 +23,7 @@ from latentmem.environments.qa import QADomain
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
 from latentmem.errors import ConfigError, suggest
+from latentmem.teams.team import shown_by
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task
 
@@ -79,6 +80,18 @@ def check_roles(data: Any, teams: Sequence[Team]) -> None:
                 known = [member.name for member in team.roles]
                 if role not in known:
                     raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")
+
+
+def unshown(data: Any, team: Team, max_turns: int) -> dict[str, str]:
+    """What a team shows nobody although it is needed: the field's name, and what follows of it."""
+    sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
+    missing = {}
+    # The teams made for hidden_facts say in their own prompts what to answer.
+    if not all(isinstance(section, HiddenFactsSection) for section in sections):
+        missing["instructions"] = "nobody is told how an answer has to look"
+    if max_turns > 1:
+        missing["history"] = f"with max_turns {max_turns}, nobody is told what was replied in the turns before"
+    return {field: what for field, what in missing.items() if field not in shown_by(team)}
 
 
 def with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split, list[Task]]:

@@ -55,6 +55,9 @@ def _play(here: Phase) -> dict[str, Any]:
         if name.is_own:
             own_memory(parts, name)  # a mistake in it is said before a model is loaded
     made = {str(name): memory_of(parts, name) for name in names}  # a checkpoint that is missing or unfit is said now
+    for name in names:
+        if name.is_own and tasks:
+            made[str(name)].recall_many([(tasks[0], parts.team.roles[0])])  # a fault in it is said before hours of play
     for memory in made.values():
         learn(memory, processes, shown=True)
     if here.opened is not None:

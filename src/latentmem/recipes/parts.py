@@ -25,7 +25,7 @@ from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
-from latentmem.recipes.domains import DOMAINS, check_roles, with_experience
+from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
 from latentmem.seeds import stream_seed
 from latentmem.teams.team import load_team
@@ -76,6 +76,9 @@ class Parts:
         self.train_teams: tuple[Team, ...] = tuple(trained) or (self.team,)
         self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
         check_roles(config.data, (self.team, *self.train_teams))
+        for team in {team.name: team for team in (self.team, *self.train_teams)}.values():
+            for field, so in unshown(config.data, team, config.max_turns).items():
+                logger.warning("team %s shows {%s} to none of its agents: %s", team.name, field, so)
         if config.composer.template is not None:
             check_template(config.composer.template, FIELDS, "composer.template")
         if config.bank.rating_template is not None:

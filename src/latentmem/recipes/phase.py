@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SETUP = ("seed", "team", "own", "max_turns", "data", "model", "composer", "bank", "memory", "rivals", "sampling")
 """Sections that matter to every phase but the warm-up."""
-_WARMUP_SETUP = ("seed", "team", "own", "own", "model", "composer", "memory")
+_WARMUP_SETUP = ("seed", "team", "own", "model", "composer", "memory")
 """Sections that matter to the warm-up, which reads neither data nor bank and plays nothing."""
 
 

@@ -27,7 +27,8 @@ from latentmem.recipes.memories import catch_up, learned, memory_of, notes_path,
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import say
 from latentmem.rollout import rollout
-from latentmem.teams.team import team_file
+from latentmem.teams.team import shown_by, team_file
+from latentmem.teams.turn import Team
 
 
 def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
@@ -80,7 +81,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
         f"The responses that others read are real: {parts.model.name}, greedy, at most {limit} tokens each; "
         f"{num_turns} of at most {config.max_turns} turns.\n\n"
         f"{format_prompts(parts.model, rollouts.trajectories[0], composer)}\n\n"
-        f"{_origins(config, name)}{_templates(config, composer)}{_rivals_words(config, name)}"
+        f"{_origins(config, parts.team, name)}{_templates(config, composer)}{_rivals_words(config, name)}"
     )
 
 
@@ -96,7 +97,7 @@ def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory
     return memory, f"; {num_all - known} of them, which {path} lacks, were learned for this page and not kept"
 
 
-def _origins(config: Config, memory: MemoryName) -> str:
+def _origins(config: Config, team: Team, memory: MemoryName) -> str:
     """Where the words of a prompt come from, and what replaces them."""
 
     def origin(value: str | None) -> str:
@@ -104,6 +105,8 @@ def _origins(config: Config, memory: MemoryName) -> str:
 
     own = "each part's own"
     how_to_answer = own if isinstance(config.data, MixSection | OwnDataSection) else origin(config.data.instructions)
+    if "instructions" not in shown_by(team):
+        how_to_answer = f"not shown: no prompt of team {team.name} has {{instructions}}"
     search = config.data.search if isinstance(config.data, QASection) else None
     how_to_search = [("and to search", "data.search.instructions", origin(search.instructions))] if search else []
     changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]

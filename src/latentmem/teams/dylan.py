@@ -23,7 +23,7 @@ from latentmem.environments.code.domain import extract_code
 from latentmem.environments.reasoning import extract
 from latentmem.errors import ConfigError
 from latentmem.teams.turn import PAST, PAST_FIELDS, Action, Call, Turn, describe_history, render
-from latentmem.templates import check_template, fill
+from latentmem.templates import check_template, fields_in, fill
 from latentmem.trajectory import Role, Step
 
 SYSTEM_FIELDS = ("task", "instructions", "history")
@@ -174,6 +174,11 @@ class DylanTeam:
     def roles(self) -> tuple[Role, ...]:
         """Those who answer, and the ranker."""
         return (*(role for role, _ in self.agents), *([self.ranker] if self.ranker else []))
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """What any member is shown, by the names of the fields; the ranker sees what they answered."""
+        return fields_in(self.file.first, self.file.later, *(system for _, system in self.agents))
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
         """Rounds until more than the agreed share give one answer; see `Team.turn`.

@@ -17,7 +17,7 @@ from latentmem import own
 from latentmem.errors import ConfigError, suggest
 from latentmem.teams.dylan import DylanFile, DylanTeam
 from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Team, Turn, describe_history, render
-from latentmem.templates import check_template, fill
+from latentmem.templates import check_template, fields_in, fill
 from latentmem.trajectory import Role, Step
 
 FIELDS = ("task", "instructions", "messages", "history")
@@ -75,6 +75,11 @@ class FixedTeam:
     def roles(self) -> tuple[Role, ...]:
         """Its members, in the order they speak."""
         return tuple(agent.role for layer in self.layers for agent in layer)
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """What anyone of the team is shown, by the names of the fields."""
+        return fields_in(*(template for layer in self.layers for a in layer for template in (a.system, a.user)))
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
         """Each layer once; see `Team.turn`."""
@@ -143,6 +148,11 @@ _KINDS: dict[str, tuple[type[BaseModel], Callable[[Any], Team]]] = {
     "dylan": (DylanFile, DylanTeam),
 }
 """What a team's file may hold, and what plays it."""
+
+
+def shown_by(team: Team) -> frozenset[str]:
+    """The fields that some agent of the team is shown; all of them for a class of one's own, taken at its word."""
+    return team.shown if isinstance(team, FixedTeam | DylanTeam) else frozenset(FIELDS)
 
 
 def packaged_teams() -> dict[str, Path]:

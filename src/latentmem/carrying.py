@@ -22,7 +22,7 @@ from torch import Tensor
 from latentmem.memory.controls import Another, another_of, of_other_tasks
 from latentmem.memory.memory import Memory, Recall
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window, pad, prefill, response_logps
+from latentmem.models.prefix import check_window, pad
 from latentmem.processes import Processes
 from latentmem.stats import PairedResult, paired_mean
 from latentmem.teams.turn import Team
@@ -282,8 +282,8 @@ def message_logps(
         groups = [str(hash(row.prompt_ids)) for row in chosen]
         room = chosen[0].num_latents + ids.shape[1] - 1
         with model.as_agent(chosen[0].adapter) as agent:
-            prefix = prefill(agent, [row.prompt_ids for row in chosen], groups, room)
-            logps = response_logps(agent, prefix, latents, ids, mask, temperature=1.0)
+            prefix = agent.prefill([row.prompt_ids for row in chosen], groups, room)
+            logps = agent.response_logps(prefix, latents, ids, mask, 1.0)
         for i, row, values in zip(batch, chosen, logps.double().cpu(), strict=True):
             result[i] = values[: len(row.token_ids)]
     return result

@@ -1,12 +1,22 @@
 """One experiment: the models, what is compared, and all sections as one configuration."""
 
+from datetime import date as Date  # noqa: N812 - a field is called date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
 from latentmem.config.data import DataSection, QASection
 from latentmem.config.memory import BankSection, MemorySection, RivalsSection
-from latentmem.config.section import AsTuple, MemoryNames, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
+from latentmem.config.section import (
+    AsTuple,
+    Day,
+    MemoryNames,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Text,
+)
 from latentmem.config.training import (
     CollectSection,
     GRPOSection,
@@ -34,6 +44,11 @@ class ModelSection(Section):
     fused: Literal["auto", "never"] = "auto"
     """`auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a CPU in
     float32, and only those that compute the same; `never` leaves the model as it is."""
+    date: Day = Date(2026, 1, 1)
+    """The day that a chat template is told which asks for it, as YYYY-MM-DD. It is fixed, so that a run on another day
+    has the same prompts."""
+    thinking: bool = False
+    """Whether a chat template that knows `enable_thinking` lets the model think before it answers."""
 
 
 class ComposerSection(Section):

@@ -1,5 +1,6 @@
 """What every section of the configuration is: frozen and strict; and the kinds of values that several have."""
 
+from datetime import date, datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -28,6 +29,20 @@ def default(section: type[Section], field: str) -> Any:
 AnySection = TypeVar("AnySection", bound=Section)
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """YAML has lists; a frozen section holds tuples."""
+
+
+def _day(value: Any) -> Any:
+    """A date as YYYY-MM-DD: YAML reads one as a date, a written configuration holds it as text."""
+    if isinstance(value, datetime) or not isinstance(value, date | str):
+        raise ValueError(f"is {value!r}; expected a date such as 2026-01-31")
+    try:
+        return value if isinstance(value, date) else date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"is {value!r}; expected a date such as 2026-01-31") from None
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+"""A day, without a time."""
 
 
 def _named(value: Any) -> Any:

@@ -20,8 +20,9 @@ from latentmem.config import ComposerSection, MemorySection
 from latentmem.errors import CheckpointError, ConfigError
 from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
+from latentmem.models.attention import has_plain_head
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window, hidden_states, pad
+from latentmem.models.prefix import check_window, pad
 from latentmem.templates import check_template, fill
 from latentmem.trajectory import Role, Task, Trajectory
 
@@ -135,6 +136,11 @@ class Composer(nn.Module):
         if slots is not None and not 0 < slots <= num_latents:
             raise ConfigError(
                 f"composer.slots is {slots}, but there are {num_latents} latents; give 1 to {num_latents}"
+            )
+        if slots is not None and not has_plain_head(backbone.model):
+            raise ConfigError(
+                f"composer.slots needs a base whose logits are one matrix times its last state; {backbone.name} scales "
+                "or caps its logits: set composer.slots to null, or take another base"
             )
         cue_ids = [] if cue is None else backbone.encode(cue)
         if cue is not None and not cue_ids:
@@ -299,8 +305,8 @@ class Composer(nn.Module):
         queries = self.query_latents.to(embeddings.dtype).expand(len(prompts), -1, -1)
         embeddings = torch.cat([embeddings, queries], dim=1)  # [B, L + K, d_composer]
         real = torch.cat([real, real.new_ones(len(prompts), self.num_latents)], dim=1)
-        with self.backbone.adapters.only(self.adapter):
-            hidden = hidden_states(model, embeddings, real[:, :0], real)[:, -self.num_latents :]  # [B, K, d_composer]
+        with self.backbone.as_agent(self.adapter) as reader:
+            hidden = reader.last_states(embeddings, real)[:, -self.num_latents :]  # [B, K, d_composer]
         return hidden.to(self.dtype)
 
     def settings(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from latentmem.config import BankSection, MemorySection
 from latentmem.errors import ConfigError, ModelError
 from latentmem.memory.memory import Spent, describe
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import check_window, prefill
+from latentmem.models.prefix import check_window
 from latentmem.templates import check_template, fill
 from latentmem.trajectory import Task, Trajectory
 
@@ -166,8 +166,9 @@ class Rater:
         what = f"a rating prompt of at most {self.max_prompt_tokens} (bank.rating_max_tokens)"
         check_window(self.model.model, max(map(len, prompts)) + room, what)
         rows = torch.arange(len(prompts), device=self.model.device)
-        with self.model.as_agent() as model:
-            prefix = prefill(model, prompts, tasks, room)
+        model = self.model.model
+        with self.model.as_agent() as reader:
+            prefix = reader.prefill(prompts, tasks, room)
             # By what of a spelling stands behind the prompt already: [B, V] each.
             logps: dict[tuple[int, ...], Tensor] = {(): _logps(prefix.logits(model))}
             for ids in ways:

@@ -11,7 +11,6 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from latentmem.errors import ModelError
 from latentmem.models.fused import fuse
 
 
@@ -147,41 +146,31 @@ AttentionInterface.register(_ATTENTION, _grouped_attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
-def prepare(model: PreTrainedModel, name: str, fused: bool) -> None:
-    """Give a causal LM the attention that the masks here are made for, once, before it is used.
+def may_be_fast(model: PreTrainedModel) -> bool:
+    """Whether all layers attend to all earlier columns or to a window of them, as far as the configuration tells."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return not kinds and not getattr(config, "attn_logit_softcapping", None)
+
+
+def prepare(model: PreTrainedModel, fused: bool) -> None:
+    """Give a causal LM the attention that the masks here are made for.
 
     Args:
         model: the causal LM.
-        name: of the model, for errors.
         fused: whether its small operations are replaced by fast ones too.
-
-    Raises:
-        ModelError: layers that are not attention over all earlier columns, or that cap its scores; logits that are not
-            one matrix times the last hidden state.
     """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if getattr(config, "attn_logit_softcapping", None):
-        kinds.add("capped attention scores")
-    if kinds:
-        raise ModelError(
-            f"model {name!r} has {', '.join(sorted(kinds))}; latents are placed behind prompts read beforehand, which "
-            "needs plain attention in every layer, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
-        )
-    if not _has_plain_head(model):
-        raise ModelError(
-            f"model {name!r} scales or caps its logits; log-probabilities are computed here from hidden states and the "
-            "output layer alone, as in Llama, Mistral, Qwen2 and Qwen3: take such a model"
-        )
     model.set_attn_implementation(_ATTENTION)
     if fused:
         fuse(model)
 
 
 @torch.no_grad()
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    ids = torch.arange(3, device=model.device)[None]
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are one matrix times the last hidden state, neither scaled nor capped."""
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         return False
-    return torch.allclose(model(ids).logits, head(model.base_model(ids).last_hidden_state), rtol=1e-3, atol=1e-3)
+    ids = torch.arange(3, device=model.device)[None]
+    states = model.base_model(ids, use_cache=False).last_hidden_state
+    return torch.allclose(model(ids, use_cache=False).logits, head(states), rtol=1e-3, atol=1e-3)

@@ -107,7 +107,8 @@ def branch_logps(
     branches = pad(branch, device, fill=-1)[0]
     mask = _branch_mask(branches)
     embeddings = model.get_input_embeddings()(pad(ids, device)[0])
-    hidden = attend(model, embeddings, mask, pad(places, device)[0])  # [R, C, d]
+    positions = pad(places, device)[0]
+    hidden = attend(model, embeddings, mask, positions, positions)  # [R, C, d]
     responses, said = pad([messages[message][1] for row in rows for message in row.messages], device)
     at = torch.tensor(predicting, device=device)
     head = model.get_output_embeddings()

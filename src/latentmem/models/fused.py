@@ -148,7 +148,15 @@ def _mlp(self: Any, x: Tensor) -> Tensor:
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return rotated(q, cos, sin), rotated(k, cos, sin)
+    return _rotated_in_part(q, cos, sin), _rotated_in_part(k, cos, sin)
+
+
+def _rotated_in_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate as much of each head as there are angles for; some models leave the rest of a head without position."""
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return rotated(x, cos, sin)
+    return torch.cat([rotated(x[..., :width], cos, sin), x[..., width:]], dim=-1)
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
@@ -184,6 +192,12 @@ def fuse(model: PreTrainedModel) -> int:
     return num_fused
 
 
+def unfuse(model: PreTrainedModel) -> None:
+    """Undo `fuse`."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+
+
 def _replace(module: nn.Module, forward: Callable[..., Tensor], sample: Tensor) -> bool:
     with torch.no_grad():
         same = _close(forward(module, sample), module(sample))
@@ -204,10 +218,15 @@ def _replace_rotary(attention: Any, sample: Callable[..., Tensor]) -> bool:
     where = attention.q_proj.weight
     width = attention.head_dim
     q, k = sample(2, 3, 5, width, like=where), sample(2, 1, 5, width, like=where)
-    angles = sample(2, 5, width // 2, like=where).repeat(1, 1, 2)
-    wanted, found = theirs(q, k, angles.cos(), angles.sin()), _rotary(q, k, angles.cos(), angles.sin())
-    if not all(_close(ours, other) for ours, other in zip(found, wanted, strict=True)):
-        return False
+    for turned in (width, width // 2):  # angles for the whole head, and for a part of it
+        angles = sample(2, 5, turned // 2, like=where).repeat(1, 1, 2)
+        try:
+            wanted = theirs(q, k, angles.cos(), angles.sin())
+        except RuntimeError:  # it takes none for a part, and is given none
+            continue
+        found = _rotary(q, k, angles.cos(), angles.sin())
+        if not all(_close(ours, other) for ours, other in zip(found, wanted, strict=True)):
+            return False
     names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary}
     copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__

@@ -5,37 +5,29 @@ of ordinary characters. Each response draws from its own random stream, so it do
 batch. `ScriptedModel` is the stand-in at the same seam, for tests and for trying a team out without a model.
 """
 
-import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Literal, Self
 
 import torch
-from jinja2.exceptions import TemplateError
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentmem.config import ModelSection, Sampling
 from latentmem.errors import ModelError
 from latentmem.models.adapters import Adapters
-from latentmem.models.agent import Prompt, Sampled, well_formed
-from latentmem.models.assets import quiet_loading, resolve_model
-from latentmem.models.attention import prepare
+from latentmem.models.agent import Prompt, Sampled
+from latentmem.models.chat import Chat
 from latentmem.models.decoding import decode, draw_uniform, stack_latents
 from latentmem.models.fused import pays
-from latentmem.models.prefix import Kept, check_window, prefill, read_beginnings
-
-logger = logging.getLogger(__name__)
+from latentmem.models.loading import load
+from latentmem.models.prefix import Kept, check_window
+from latentmem.models.reader import Reader
+from latentmem.models.self_test import choose_reader
 
 DEFAULTS = ModelSection()
-PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
-"""Used for a model without a chat template."""
-
-_CUT = "\ud800"
-"""Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
 
 
 class LanguageModel:
@@ -48,17 +40,30 @@ class LanguageModel:
         name: str,
         max_batch_size: int = DEFAULTS.max_batch_size,
         fused: bool = False,
+        today: date = DEFAULTS.date,
+        thinking: bool = DEFAULTS.thinking,
     ):
-        """Take a loaded model; `fused` lets fast operations stand in for its own small ones."""
+        """Take a loaded model, and find out how it is read.
+
+        Args:
+            model: the causal LM.
+            tokenizer: its tokenizer.
+            name: its name, written into trajectories.
+            max_batch_size: responses sampled at once.
+            fused: whether fast operations may stand in for the model's own small ones.
+            today: the date that a chat template is told which asks for it.
+            thinking: whether a chat template that knows `enable_thinking` lets the model think.
+
+        Raises:
+            ModelError: the chat template cannot be used, or the model cannot be read.
+        """
         self.model = model.eval().requires_grad_(False)
-        prepare(model, name, fused)
         self.tokenizer = tokenizer
         self.name = name
         self.max_batch_size = max_batch_size
         self.eos_ids = _eos_ids(model, tokenizer)
-        control = "|".join(map(re.escape, _control_tokens(tokenizer))) or r"(?!)"
-        self._control_starts = re.compile(f"(?=(?:{control}))(.)", re.DOTALL)
-        self._render = _chat_renderer(tokenizer, name)
+        self.chat = Chat(tokenizer, name, today, thinking)
+        self._reader = choose_reader(self.model, name, fused)
         self.adapters = Adapters(self.model, name)
 
     @classmethod
@@ -70,6 +75,8 @@ class LanguageModel:
         max_batch_size: int = DEFAULTS.max_batch_size,
         fused: Literal["auto", "never"] = DEFAULTS.fused,
         place: Callable[[PreTrainedModel, torch.device], object] | None = None,
+        today: date = DEFAULTS.date,
+        thinking: bool = DEFAULTS.thinking,
     ) -> Self:
         """Load by embedded name, hub id, local folder or GGUF file.
 
@@ -81,6 +88,8 @@ class LanguageModel:
             fused: `auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a
                 CPU in float32; `never` leaves the model as it is.
             place: brings the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
+            today: the date that a chat template is told which asks for it.
+            thinking: whether a chat template that knows `enable_thinking` lets the model think.
 
         Raises:
             ModelError: unknown model, missing files, or a device that is not there.
@@ -92,23 +101,11 @@ class LanguageModel:
             raise ModelError(f"device {device!r} is not there; use auto, cpu or a GPU such as cuda:0") from None
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
-        source = resolve_model(name)
-        try:
-            with quiet_loading():
-                model = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
-                )
-                tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"model {name!r} cannot be loaded ({reason}); give a folder, a .gguf file, a hub id that is "
-                "cached or can be reached, or the embedded smollm2-135m"
-            ) from None
+        model, tokenizer = load(name, dtype)
         fast = fused == "auto" and pays(where, model.dtype)
         if place is None:
-            return cls(model.to(where), tokenizer, name, max_batch_size, fast)
-        loaded = cls(model, tokenizer, name, max_batch_size, fast)
+            return cls(model.to(where), tokenizer, name, max_batch_size, fast, today, thinking)
+        loaded = cls(model, tokenizer, name, max_batch_size, fast, today, thinking)
         place(loaded.model, where)
         return loaded
 
@@ -125,43 +122,25 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; control tokens written in it are encoded as ordinary characters."""
-        return self._encode_pieces(self._guard(text))
+        return self.chat.encode(text)
 
-    def _guard(self, text: str) -> str:
-        """The text with a cut inside each control token that it holds, so that the tokenizer finds none."""
-        return self._control_starts.sub(rf"\1{_CUT}", well_formed(text))
-
-    def _encode_pieces(self, guarded: str) -> list[int]:
-        ids: list[int] = []
-        for piece in guarded.split(_CUT):
-            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        return ids
+    def encode_prompt(self, system: str, user: str) -> list[int]:
+        """Token ids of the chat prompt with its generation prompt; see `Chat.encode_prompt`."""
+        return self.chat.encode_prompt(system, user)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens, control tokens left out."""
-        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self.chat.decode(token_ids)
 
     def spell(self, token_ids: Sequence[int]) -> str:
         """Text of any tokens, control tokens written out."""
-        text: str = self.tokenizer.decode(
-            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def encode_prompt(self, system: str, user: str) -> list[int]:
-        """Token ids of the chat prompt with its generation prompt.
-
-        Equal to the tokenizer's own encoding of the rendered chat, but for control tokens in the texts: those are
-        encoded as ordinary characters, while the template's own stay what they are.
-        """
-        return self._encode_pieces(self._render(self._guard(system), self._guard(user)))
+        return self.chat.spell(token_ids)
 
     @contextmanager
-    def as_agent(self, adapter: str | None = None) -> Iterator[PreTrainedModel]:
-        """The backbone as agents speak with it: without any adapter, or with the one that they were trained by."""
+    def as_agent(self, adapter: str | None = None) -> Iterator[Reader]:
+        """The backbone's reader with the named adapter on, and no other; with none for agents that were not trained."""
         with self.adapters.only(adapter):
-            yield self.model
+            yield self._reader
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None = None) -> list[Sampled]:
         """Sample one response a prompt, in batches of at most `max_batch_size`.
@@ -194,10 +173,12 @@ class LanguageModel:
         asked = zip(map(tuple, ids), (id(prompt.latents) for prompt in prompts), strict=True)
         again = [places.setdefault(kind, len(places)) for kind in asked]
         rows = [again.index(place) for place in range(len(places))]  # the first of each kind
-        with self.as_agent(adapter) as model:
+        model = self.model
+        with self.as_agent(adapter) as reader:
             once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
             kept = kept if adapter is None else None  # trained agents read their prompts again, with gradients
-            prefix = prefill(model, once, groups, room, read_beginnings(model, ids, [p.group for p in prompts], kept))
+            begun = reader.read_beginnings(ids, [prompt.group for prompt in prompts], kept)
+            prefix = reader.prefill(once, groups, room, begun)
             if latents is not None:
                 latents = latents[rows].to(self.device, model.dtype)
                 real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
@@ -249,41 +230,3 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that text from outside must not bring about: those that decoding leaves out, or that the template writes.
-
-    Not all added tokens: Gemma has added runs of blanks, which are ordinary text. And none of a single character: it
-    has no inside to cut.
-    """
-    template = str(tokenizer.chat_template)
-    added = tokenizer.added_tokens_decoder.values()
-    control = [t.content for t in added if t.special or (t.content in template and not t.content.isspace())]
-    return [text for text in control if len(text) > 1]
-
-
-def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[str, str], str]:
-    """A function (system, user) -> the chat as text, ending in the generation prompt."""
-
-    def chat(messages: list[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return text
-
-    if tokenizer.chat_template is None:
-        logger.warning("model %s has no chat template; prompts are written as %r", name, PLAIN_TEMPLATE)
-        # A chat template writes the token that texts begin with by itself; here we have to, for models that expect one.
-        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        begin = tokenizer.bos_token if begins else ""
-        return lambda system, user: begin + PLAIN_TEMPLATE.format(system=system, user=user)
-
-    try:
-        takes_system = "SYSTEM" in chat([{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "u"}])
-    except TemplateError:
-        takes_system = False
-    if not takes_system:
-        logger.warning("the chat template of model %s takes no system message; it is put before the user's", name)
-        return lambda system, user: chat([{"role": "user", "content": f"{system}\n\n{user}"}])
-    return lambda system, user: chat([{"role": "system", "content": system}, {"role": "user", "content": user}])

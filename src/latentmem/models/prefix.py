@@ -99,29 +99,54 @@ def hidden_states(
     embeddings: [B, T, d]; seen: [B, S] bool, the columns in the cache (S = 0 without one); new: [B, T] bool, True on
     real columns -> [B, T, d].
     """
-    return attend(model, embeddings, causal_mask(seen, new), next_positions(seen, new), cache)
+    among = torch.cat([seen, new], dim=1).cumsum(1) - 1  # the position of each column, where it is real
+    return attend(model, embeddings, causal_mask(seen, new), next_positions(seen, new), among, cache)
 
 
 def attend(
-    model: PreTrainedModel, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
+    model: PreTrainedModel,
+    embeddings: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    among: Tensor,
+    cache: Cache | None = None,
 ) -> Tensor:
     """Hidden states after the final norm, of new columns that see what a mask says.
 
     embeddings: [B, T, d]; mask: [B, 1, T, S + T] bool over the S columns in the cache and the new ones, none of its
-    rows all False; positions: [B, T] long -> [B, T, d].
+    rows all False; positions: [B, T] long, of the new columns; among: [B, S + T] long, of all of them -> [B, T, d].
     """
-    config = model.config.get_text_config()
-    groups = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    # Made and stacked once: given a bool one, torch's attention would make and keep such a mask in every layer.
-    added = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill_(~mask, -torch.inf)
     output = model.base_model(
         inputs_embeds=embeddings,
-        attention_mask=added if mask.shape[2] == 1 else added.repeat(1, 1, groups, 1),
+        attention_mask=_masks(model, mask, positions, among, embeddings.dtype),
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
     )
     return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _masks(
+    model: PreTrainedModel, mask: Tensor, positions: Tensor, among: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """The mask as the layers take it; one for each kind of layer where some see a window of the last columns only."""
+    config = model.config.get_text_config()
+    groups = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    def added(seen: Tensor) -> Tensor:
+        # Made and stacked once: given a bool one, torch's attention would make and keep such a mask in every layer.
+        made = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        return made if seen.shape[2] == 1 else made.repeat(1, 1, groups, 1)
+
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if not window or kinds == {"full_attention"} or mask.shape[3] <= window:
+        return added(mask)
+    near = among[:, None, None, :] > positions[:, None, :, None] - window
+    windowed = added(mask & near)
+    if not kinds or kinds == {"sliding_attention"}:
+        return windowed
+    return {"full_attention": added(mask), "sliding_attention": windowed}
 
 
 def common_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -358,11 +383,9 @@ def check_window(model: PreTrainedModel, length: int, what: str) -> None:
     """Refuse a sequence that the model cannot hold.
 
     Raises:
-        ModelError: `length` tokens exceed the context window, or the sliding window that the masks here do not model.
+        ModelError: `length` tokens exceed the context window.
     """
-    config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "sliding_window", None)]
-    limit = min((value for value in limits if value), default=None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
             f"{what} needs {length} tokens with its latents and response, but the model's window is {limit}; "

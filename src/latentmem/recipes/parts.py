@@ -147,7 +147,14 @@ class Parts:
         place = _spread if self.sharding == "fsdp" else None
         return self.shared.get(
             lambda: LanguageModel.from_pretrained(
-                name, section.device, section.dtype, section.max_batch_size, section.fused, place
+                name,
+                section.device,
+                section.dtype,
+                section.max_batch_size,
+                section.fused,
+                place,
+                section.date,
+                section.thinking,
             ),
             use,
             name,

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models.branches import Branched, branch_logps, grow_rows
+from latentmem.models.branches import Branched, grow_rows
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import Kept, check_window
 from latentmem.training.optimizer import Trained
@@ -152,7 +152,7 @@ class AgentsPolicy:
         longest = max(len(e.prompt_ids) + len(e.token_ids) for e in examples)
         check_window(self.model.model, longest, "a stored message")
         with self.model.as_agent(self.memory.adapter) as agent:
-            return branch_logps(agent, rows, _said(examples), temperature)
+            return agent.branch_logps(rows, _said(examples), temperature)
 
 
 def policy_of(memory: LatentMemory | ParametricMemory, model: LanguageModel) -> Policy:

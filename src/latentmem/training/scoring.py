@@ -8,24 +8,15 @@ result is that of one big backward pass.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import (
-    Beginnings,
-    Kept,
-    Prefix,
-    check_window,
-    judge_responses,
-    pad,
-    prefill,
-    read_beginnings,
-    response_logps,
-)
+from latentmem.models.prefix import Beginnings, Kept, check_window, pad
+from latentmem.models.reader import Reader
 from latentmem.trajectory import Message
 
 
@@ -117,7 +108,7 @@ def read_prompts(model: LanguageModel, examples: Sequence[Example], kept: Kept |
     """
     with model.as_agent() as agent:
         groups = [example.composer_text for example in examples]
-        return read_beginnings(agent, [example.prompt_ids for example in examples], groups, kept)
+        return agent.read_beginnings([example.prompt_ids for example in examples], groups, kept)
 
 
 def score(
@@ -138,7 +129,7 @@ def score(
     ids, mask = _padded(model, examples, latents)
     with model.as_agent() as agent:
         prefix = _read(agent, examples, latents, ids, begun)
-        return response_logps(agent, prefix, latents, ids, mask, temperature), mask
+        return agent.response_logps(prefix, latents, ids, mask, temperature), mask
 
 
 def judge(
@@ -152,7 +143,7 @@ def judge(
     ids, mask = _padded(model, examples, latents)
     with model.as_agent() as agent:
         prefix = _read(agent, examples, latents, ids, begun)
-        return *judge_responses(agent, prefix, latents, ids, mask), mask
+        return *agent.judge_responses(prefix, latents, ids, mask), mask
 
 
 def _padded(model: LanguageModel, examples: Sequence[Example], latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,12 +152,10 @@ def _padded(model: LanguageModel, examples: Sequence[Example], latents: Tensor) 
     return pad([example.token_ids for example in examples], model.device)
 
 
-def _read(
-    agent: PreTrainedModel, examples: Sequence[Example], latents: Tensor, ids: Tensor, begun: Beginnings | None
-) -> Prefix:
+def _read(agent: Reader, examples: Sequence[Example], latents: Tensor, ids: Tensor, begun: Beginnings | None) -> Any:
     groups = [example.composer_text for example in examples]
     room = latents.shape[1] + ids.shape[1] - 1
-    return prefill(agent, [example.prompt_ids for example in examples], groups, room, begun)
+    return agent.prefill([example.prompt_ids for example in examples], groups, room, begun)
 
 
 def accumulate(

@@ -1,8 +1,8 @@
 """The agents' frozen language model: prompts in, sampled tokens out.
 
-Text from outside (tasks, other agents, memories) is encoded as plain text: a control token written in it stays a row
-of ordinary characters. Each response draws from its own random stream, so it does not depend on its neighbours in the
-batch. `ScriptedModel` is the stand-in at the same seam, for tests and for trying a team out without a model.
+Text from outside (tasks, other agents, memories) is encoded as plain text: a control token written in it becomes
+ordinary characters. Each response draws from its own random stream, so it does not depend on its neighbours in the
+batch. `ScriptedModel` has the same interface, for tests and for trying a team out without a model.
 """
 
 import logging
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULTS = ModelSection()
 PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
-"""Used for a model without a chat template."""
+"""The prompt format of a model without a chat template."""
 
 _CUT = "\ud800"
-"""Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
+"""Marks a cut in text that is about to be encoded. A lone surrogate is not a character, so no text holds one."""
 
 
 class LanguageModel:
@@ -49,7 +49,7 @@ class LanguageModel:
         max_batch_size: int = DEFAULTS.max_batch_size,
         fused: bool = False,
     ):
-        """Take a loaded model; `fused` lets fast operations stand in for its own small ones."""
+        """Take a loaded model; `fused` lets fast operations replace its small ones."""
         self.model = model.eval().requires_grad_(False)
         prepare(model, name, fused)
         self.tokenizer = tokenizer
@@ -71,24 +71,24 @@ class LanguageModel:
         fused: Literal["auto", "never"] = DEFAULTS.fused,
         place: Callable[[PreTrainedModel, torch.device], object] | None = None,
     ) -> Self:
-        """Load by embedded name, hub id, local folder or GGUF file.
+        """Load a model by embedded name, hub id, local folder or GGUF file.
 
         Args:
             name: see `models.assets.resolve_model`.
             device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
             dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
-            max_batch_size: responses sampled at once.
-            fused: `auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a
-                CPU in float32; `never` leaves the model as it is.
-            place: brings the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
+            max_batch_size: the most responses sampled at once.
+            fused: `auto` replaces the model's small operations by fast ones where that was measured to pay, on a CPU in
+                float32; `never` leaves the model as it is.
+            place: moves the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
 
         Raises:
-            ModelError: unknown model, missing files, or a device that is not there.
+            ModelError: the model is unknown, files are missing, or the device is not there.
         """
         try:
             where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
             torch.empty(0, device=where)
-        except (RuntimeError, AssertionError):  # the latter where torch was built without that kind of device
+        except (RuntimeError, AssertionError):  # AssertionError: torch was built without that kind of device
             raise ModelError(f"device {device!r} is not there; use auto, cpu or a GPU such as cuda:0") from None
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
@@ -119,16 +119,16 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         where: torch.device = self.model.device
         return where
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; control tokens written in it are encoded as ordinary characters."""
+        """Return the token ids of plain text; control tokens written in it are encoded as ordinary characters."""
         return self._encode_pieces(self._guard(text))
 
     def _guard(self, text: str) -> str:
-        """The text with a cut inside each control token that it holds, so that the tokenizer finds none."""
+        """Put a cut inside each control token that the text holds, so that the tokenizer finds none."""
         return self._control_starts.sub(rf"\1{_CUT}", well_formed(text))
 
     def _encode_pieces(self, guarded: str) -> list[int]:
@@ -138,38 +138,38 @@ class LanguageModel:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of sampled tokens, control tokens left out."""
+        """Return the text of sampled tokens, without control tokens."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def spell(self, token_ids: Sequence[int]) -> str:
-        """Text of any tokens, control tokens written out."""
+        """Return the text of any tokens, with control tokens written out."""
         text: str = self.tokenizer.decode(
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
 
     def encode_prompt(self, system: str, user: str) -> list[int]:
-        """Token ids of the chat prompt with its generation prompt.
+        """Return the token ids of the chat prompt, generation prompt included.
 
-        Equal to the tokenizer's own encoding of the rendered chat, but for control tokens in the texts: those are
-        encoded as ordinary characters, while the template's own stay what they are.
+        They equal the tokenizer's own encoding of the rendered chat, except for control tokens in the texts: those are
+        encoded as ordinary characters, while the template's own stay control tokens.
         """
         return self._encode_pieces(self._render(self._guard(system), self._guard(user)))
 
     @contextmanager
     def as_agent(self, adapter: str | None = None) -> Iterator[PreTrainedModel]:
-        """The backbone as agents speak with it: without any adapter, or with the one that they were trained by."""
+        """Yield the backbone as agents use it: without an adapter, or with the one they were trained with."""
         with self.adapters.only(adapter):
             yield self.model
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None = None) -> list[Sampled]:
-        """Sample one response a prompt, in batches of at most `max_batch_size`.
+        """Sample one response per prompt, in batches of at most `max_batch_size`.
 
         Args:
             prompts: what the agents are asked.
             sampling: how responses are drawn.
-            kept: takes what groups of prompts begin with, as the frozen model has read it.
+            kept: receives the common beginnings of each group's prompts, as the frozen model has read them.
 
         Raises:
             ModelError: a prompt does not fit the context window, or the model's values are not finite.
@@ -189,14 +189,14 @@ class LanguageModel:
         room = num_latents + sampling.max_response_tokens
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
         check_window(self.model, len(ids[longest]) + room, what)
-        # Rollouts of one task ask the same with the same latents: what differs between them begins with the first draw.
+        # Rollouts of one task ask the same with the same latents; they differ from the first draw on.
         places: dict[tuple[tuple[int, ...], int], int] = {}
         asked = zip(map(tuple, ids), (id(prompt.latents) for prompt in prompts), strict=True)
         again = [places.setdefault(kind, len(places)) for kind in asked]
         rows = [again.index(place) for place in range(len(places))]  # the first of each kind
         with self.as_agent(adapter) as model:
             once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
-            kept = kept if adapter is None else None  # trained agents read their prompts again, with gradients
+            kept = kept if adapter is None else None  # scoring reads a trained agent's prompts again, with gradients
             prefix = prefill(model, once, groups, room, read_beginnings(model, ids, [p.group for p in prompts], kept))
             if latents is not None:
                 latents = latents[rows].to(self.device, model.dtype)
@@ -230,18 +230,18 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class KeepingModel:
-    """A language model that keeps what its prompts begin with, so that scoring the responses need not read it again."""
+    """A language model that keeps the beginnings of its prompts, so that scoring the responses need not read them."""
 
     model: LanguageModel
     kept: Kept = field(default_factory=Kept)
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.model.name
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """The model's responses."""
+        """Return the model's responses."""
         return self.model.respond(prompts, sampling, self.kept)
 
 
@@ -252,10 +252,10 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that text from outside must not bring about: those that decoding leaves out, or that the template writes.
+    """List tokens that text from outside must not produce: those that decoding omits, or that the template writes.
 
-    Not all added tokens: Gemma has added runs of blanks, which are ordinary text. And none of a single character: it
-    has no inside to cut.
+    Other added tokens are ordinary text, such as Gemma's runs of blanks. A token of a single character is left out,
+    because it has no inside to cut.
     """
     template = str(tokenizer.chat_template)
     added = tokenizer.added_tokens_decoder.values()
@@ -264,7 +264,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[str, str], str]:
-    """A function (system, user) -> the chat as text, ending in the generation prompt."""
+    """Return a function (system, user) -> the chat as text, ending in the generation prompt."""
 
     def chat(messages: list[dict[str, str]]) -> str:
         text: str = tokenizer.apply_chat_template(
@@ -274,7 +274,7 @@ def _chat_renderer(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[s
 
     if tokenizer.chat_template is None:
         logger.warning("model %s has no chat template; prompts are written as %r", name, PLAIN_TEMPLATE)
-        # A chat template writes the token that texts begin with by itself; here we have to, for models that expect one.
+        # A chat template writes the BOS token itself; without one we write it, for models that expect it.
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         begin = tokenizer.bos_token if begins else ""
         return lambda system, user: begin + PLAIN_TEMPLATE.format(system=system, user=user)

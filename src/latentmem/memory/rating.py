@@ -113,7 +113,8 @@ class Rater:
             [B, 10] float64 on the CPU for B pairs. A row adds up to 1 minus the probability of other replies.
 
         Raises:
-            ConfigError, ModelError: as when the rater is called.
+            ConfigError: as for a call of the rater.
+            ModelError: as for a call of the rater.
         """
         prompts = [self._prompt(task, trajectory) for task, trajectory in pairs]
         self.spent += Spent(num_asked=len(prompts), prompt_tokens=sum(map(len, prompts)))

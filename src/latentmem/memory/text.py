@@ -51,7 +51,7 @@ class TextMemory:
         return Spent() if self.rate is None else self.rate.spent
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """Search once; return the nearest trajectories as text, the same for all roles, or no text if there are none."""
+        """Search once; return the nearest trajectories as text, the same for all roles, or no text if none exist."""
         before = self.spent
         recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
         return Recalls(recalls, self.spent - before)

@@ -196,7 +196,7 @@ class Records:
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)  # misuse of the Python module carries no code
+            code = getattr(error, "sqlite_errorcode", 0)  # errors of the Python module itself carry no code
             if code == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise BankError(
                     f"{self.path}: disk is full; even to read, a bank needs 32 kB for {self.path.name}-shm beside it. "

@@ -37,11 +37,11 @@ _FUNCTION_WORDS = frozenset(_SMALL.split())
 
 
 class Retrieving(Memory, Protocol):
-    """A memory that finds trajectories for a task and then makes something of them."""
+    """A memory that finds trajectories for a task and makes its recalls from them."""
 
     @property
     def bank(self) -> ExperienceBank:
-        """The bank that trajectories are found in."""
+        """The bank that is searched."""
 
     @property
     def spent(self) -> Spent:

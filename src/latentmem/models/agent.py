@@ -21,7 +21,7 @@ class Prompt:
     """Prompts of one group are expected to begin alike; the model reads the common part once."""
     seed: int
     latents: "Tensor | None" = None
-    """[K, d_agent], placed after the prompt."""
+    """The latents [K, d_agent], placed after the prompt."""
     adapter: str | None = None
     """The adapter to respond with; None for the frozen model alone."""
 

@@ -66,7 +66,7 @@ def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, emb
         embed: makes vectors of passages and queries; None is enough for bm25.
 
     Raises:
-        RetrieverError: the folder cannot be written, or another process is indexing in it.
+        RetrieverError: the folder cannot be written, another process is indexing in it, or bm25s is not installed.
         DataError: the corpus was changed meanwhile.
     """
     searches: list[Search] = []

@@ -140,7 +140,7 @@ def serve(
 
     Raises:
         DataError: the corpus cannot be read or holds bad rows.
-        RetrieverError: the port is taken, or the index cannot be written.
+        RetrieverError: the port is taken, the index cannot be written, or bm25s is not installed.
         ModelError: the embedder cannot be loaded.
     """
     with _take_port(host, port) as listener, closing(Corpus(path, on_bad_row)) as corpus:

@@ -68,7 +68,7 @@ class RankerFile(_Part):
     mark: Annotated[str, Field(min_length=1)]
     """The text before the numbers of those who stay, best first, on their line."""
     stay: dict[int, int]
-    """By round: how many agents are left when it begins."""
+    """The number of agents that stay, by the round for which they stay."""
 
 
 class ConsensusFile(_Part):
@@ -120,7 +120,7 @@ class _Said:
     """The response without its ratings."""
     answer: str | None
     position: int
-    """Its number among all responses of the turn."""
+    """The response's number among all responses of the turn."""
 
     def agrees_with(self, other: "_Said") -> bool:
         return self.answer is not None and self.answer == other.answer
@@ -353,7 +353,7 @@ def read_answer(response: str) -> str | None:
 
 def _program(code: str) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\d" in a string is the model's business
+        warnings.simplefilter("ignore")  # a warning about "\d" in a model's program is of no use
         try:
             return ast.dump(ast.parse(code))
         except (SyntaxError, ValueError, RecursionError, MemoryError):

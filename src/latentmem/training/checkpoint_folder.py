@@ -1,4 +1,4 @@
-"""The folder of a training run: its checkpoints, and a file that says which of them count.
+"""A trainer's folder: its checkpoints, and a file that says which of them count.
 
     FOLDER/  step-000005/     what is trained, and optimizer.safetensors, after five steps; the newest and the best
              progress.json    replaced last, in one move; a step folder that it does not name does not count
@@ -23,7 +23,7 @@ _PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """The state of a training run, apart from weights and moments."""
+    """How far training has come; weights and moments are stored apart."""
 
     step: int = 0
     """Number of steps done."""
@@ -95,7 +95,7 @@ def _step_folder(folder: Path, step: int) -> Path:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Return the state of a training run, or None if nothing was saved yet.
+    """Return how far training has come, or None if nothing was saved yet.
 
     Raises:
         CheckpointError: the file cannot be read.

@@ -236,7 +236,7 @@ class LMPOTrainer:
             played += rollouts.groups
             composed |= rollouts.composed
             for group in rollouts.groups:
-                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
+                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is not a low reward
                 if len({trajectory.reward for trajectory in fair}) > 1:
                     rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
                     kept.append(Group(fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))

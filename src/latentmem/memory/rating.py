@@ -24,7 +24,7 @@ from latentmem.trajectory import Task, Trajectory
 logger = logging.getLogger(__name__)
 
 SYSTEM = "You rate how helpful a record is. You reply with a number from 1 to 10 and nothing else."
-# The episode comes last, so that what the prompts of one task begin with is long; it is read once.
+# The episode comes last, so that the prompts of one task share a long beginning, which is read once.
 TEMPLATE = """A team has to solve this task:
 {task}
 

@@ -272,6 +272,6 @@ class WarmupTrainer:
         return self.processes.sum({"tokens": float(sum(len(example.token_ids) for example in examples))})["tokens"]
 
     def _scores(self, logps: Tensor, share: str) -> tuple[float, dict[str, float]]:
-        """Return the score and its metrics: mean nats per response, and the share of responses above 50 percent."""
+        """Return the score and metrics: mean nats per response, and the share of responses likelier than one half."""
         loss = -logps.mean().item()
         return -loss, {"eval_loss": loss, share: (logps > math.log(0.5)).float().mean().item()}

@@ -105,7 +105,7 @@ class _TensorBoard(_Tracker):
 
         self._tracker = TensorBoardTracker(tracked.phase, tracked.folder / "tensorboard", purge_step=0)
         self._tracker.start()
-        # At each start accelerate's way to store a configuration makes another folder, which TensorBoard takes for a run.
+        # accelerate would store the configuration in another folder at each start, which TensorBoard takes for a run.
         indented = "".join(
             f"    {line}\n" for line in tracked.configuration.splitlines()
         )  # indented text is shown verbatim by Markdown

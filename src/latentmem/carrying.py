@@ -121,7 +121,7 @@ def measure_carried(
         model: the agents.
         trajectories: candidates; those that are not `scorable` are left out. Nothing may have been learned from their
             tasks.
-        roles_of: gives the team of a trajectory.
+        roles_of: gives the roles of the team that played a trajectory.
         seed: draws the other task for each task, from the same domain if it has another one.
         control: makes the memory to compare with, from the memory and the function that draws the other task.
         positions: most positions that pass the model at once; a single longer message passes alone.
@@ -228,7 +228,7 @@ def _score(
 
 
 def _same(ours: Recall, theirs: Recall) -> bool:
-    """Return whether both recalls give the agents the same; the text that only the composer reads may differ."""
+    """Return whether both recalls give the agents the same input; the text that only the composer reads may differ."""
     if (ours.latents is None) != (theirs.latents is None) or ours.adapter != theirs.adapter:
         return False
     if ours.latents is not None and theirs.latents is not None and not torch.equal(ours.latents, theirs.latents):

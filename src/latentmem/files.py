@@ -133,7 +133,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines for whose object `keep` is false, and a cut-off last line; all others stay, byte for byte.
+    """Drop a cut-off last line, and the lines whose object `keep` rejects; all others stay, byte for byte.
 
     Raises:
         RunError: a line is not a JSON object, or the file cannot be written.

@@ -35,8 +35,8 @@ _HONOURED = {
 """Variables through which accelerate's launcher passes FSDP settings, each with the only value supported here."""
 
 _SILENT_SECONDS = 3.0
-"""How long the other processes stay silent after a mistake. A launcher kills all processes once the first one ends,
-and the one with the error message should end first."""
+"""How long the other processes wait before they exit after a mistake. A launcher kills all processes once the first
+one ends, and the one with the error message should end first."""
 
 
 @dataclass(frozen=True)

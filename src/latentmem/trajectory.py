@@ -142,11 +142,10 @@ class Trajectory(Record):
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the task, the messages' texts and the observations; log-probs do not count, so duplicates are
-        equal.
+        """Content hash of the task, the messages' texts and the observations; equal for duplicates.
 
-        Observations count from schema version 2 on, and only where there are any. So a stored trajectory keeps the id
-        it was stored under, and a trajectory without observations has the same id in both versions.
+        Log-probs do not count. Observations count from schema version 2 on, and only where there are any. So a stored
+        trajectory keeps the id it was stored under, and one without observations has the same id in both versions.
         """
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
         observed = [step.observation for step in self.steps]

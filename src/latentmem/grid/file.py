@@ -37,7 +37,7 @@ Changes = dict[str, JsonValue]
 """Dotted keys and their values, to be laid over a configuration."""
 
 _WHOLE = ("data", "data.train", "data.test")
-"""A mapping given for one of these replaces the old one whole, because tasks cannot come from a mix of two sources."""
+"""A mapping given for one of these replaces the old one whole, because tasks come from one source."""
 
 
 def _named(value: Any) -> Any:

@@ -36,8 +36,8 @@ def play_grid(grid: Grid) -> Row:
         The content of grid.json.
 
     Raises:
-        LatentMemError: several processes were launched, or a run has a mistake in its data, team or templates; such a
-            mistake is reported before any run is played.
+        LatentMemError: several processes were launched, or a run has a mistake in its data, team or templates or names
+            a bank that does not exist; such a mistake is reported before any run is played.
         RunError: raised at the end, if cells failed; the table has the others.
     """
     if Processes().size > 1:

@@ -122,7 +122,10 @@ def _sections(config: Config, phase: str) -> dict[str, Any]:
 
 
 def what_decides(config: Config, phase: str) -> dict[str, Any]:
-    """The settings that decide a phase's outcome: two runs with equal ones and the same bank give the same result."""
+    """Return the settings that decide a phase's outcome.
+
+    Two runs with equal settings and the same bank give the same result.
+    """
     sections = _sections(config, phase)
     if not _plays_itself(config, phase):
         del sections["team"]

@@ -69,6 +69,6 @@ def png(figure: Figure) -> bytes:
 
 
 def label(name: Any) -> str:
-    """Return a name as a figure can show it: escapes for non-ASCII, no leading underscore (it would hide the name)."""
+    """Return a name as a figure can show it: in ASCII, shortened, without leading underscores, which would hide it."""
     text = ascii(str(name))[1:-1].lstrip("_")
     return text if len(text) <= 28 else f"{text[:13]}..{text[-13:]}"

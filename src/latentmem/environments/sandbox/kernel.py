@@ -33,7 +33,10 @@ def checked(name: str, number: int, *arguments: "Any") -> int:
 
 
 def unused_user() -> int | None:
-    """Return a user id that nobody has, so that the program owns nothing and is counted apart; None if not root."""
+    """Return a user id that nobody has, so that the program owns nothing and is counted apart.
+
+    Return None if this process cannot take one: it is not root, or lacks the mapping or the capabilities.
+    """
     if os.geteuid() != 0:
         return None
     wanted = 0x60000000 + os.getpid()

@@ -24,8 +24,8 @@ def landlock_abi() -> int:
 def landlock(readable: list[str], devices: list[str], folder: str) -> None:
     """Restrict this process and its children: `readable` paths to reading, `devices` to reading and writing.
 
-    In `folder` they may do everything. TCP and abstract sockets, and signals to outside processes, are also refused, as
-    far as the kernel's ABI supports that.
+    In `folder` they may do everything but make devices and sockets. TCP, abstract sockets and signals to outside
+    processes are refused too, as far as the kernel's ABI supports that.
     """
     abi = landlock_abi()
     all_rights = (1 << (16 if abi >= 5 else 15)) - 1

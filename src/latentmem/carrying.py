@@ -1,10 +1,11 @@
-"""What a memory carries, as a number: how much likelier right responses are under their own task's memory.
+"""Measure what a memory carries: how much likelier it makes the right responses than another task's memory does.
 
     carried = CE(response | memory of another task) - CE(response | its own memory)
 
-in nats a response, on successes that nothing was learned from, paired over tasks. A memory that is a learned prompt and
-nothing more gives 0: it serves any task as well. The number needs no playing, exists for every memory and benchmark,
-and moves long before accuracy does. It is a difference of surprises, not bits: it can exceed the entropy of a fact.
+The unit is nats per response. The responses are those of successes that nothing was learned from; the differences are
+paired over tasks. A memory that is only a learned prompt gives 0, because it serves every task equally well. The number
+needs no new episodes, exists for every memory and benchmark, and moves long before accuracy does. It is a difference of
+surprises, not a count of bits: it can exceed the entropy of a fact.
 """
 
 from collections import defaultdict
@@ -29,41 +30,41 @@ from latentmem.teams.turn import Team
 from latentmem.trajectory import Message, Role, Trajectory
 
 POSITIONS = 8192
-"""Of prompts, latents and responses that pass the model at once: 375 MB of keys and values for SmolLM2-135M."""
+"""Positions (prompts, latents, responses) that pass the model at once: 375 MB of keys and values for SmolLM2-135M."""
 
 _TOGETHER = 16
-"""Trajectories that are recalled for and scored together, by one process."""
+"""Trajectories that one process recalls for and scores together."""
 
 RolesOf = Callable[[Trajectory], Mapping[str, Role]]
-"""The members of the team that played a trajectory, by name; messages of others are not scored."""
+"""From a trajectory to the members of the team that played it, by name; messages of other roles are not scored."""
 
 
 @dataclass(frozen=True)
 class TaskCarried:
-    """One task's part; all in nats a response."""
+    """One task's contribution; all numbers in nats per response."""
 
     task: str
-    """Its key."""
+    """The task's key."""
     own: float
     """Cross-entropy of the responses under the task's own memory."""
     other: float
-    """Under the memory of another task."""
+    """Cross-entropy of the same responses under the memory of another task."""
     differing: float
-    """`other` - `own` over those tokens alone in which the other task's responses differ."""
+    """`other` - `own`, summed only over the tokens that differ from the other task's responses."""
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What a memory carries, over tasks; in nats a response."""
+    """What a memory carries, over all tasks, in nats per response."""
 
     tasks: tuple[TaskCarried, ...]
     total: PairedResult
     """Mean of `other` - `own`, its interval and p-value."""
     differing: PairedResult
-    """Of the tokens that differ between tasks."""
+    """The same for the tokens that differ between tasks."""
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in results.json."""
+        """Return the values that results.json holds."""
         return {
             "nats": self.total.difference,
             "low": self.total.low,
@@ -80,12 +81,12 @@ class Carried:
         }
 
     def metrics(self) -> dict[str, float]:
-        """As training logs it."""
+        """Return the values that training logs."""
         return {"carried": self.total.difference, "carried_low": self.total.low, "carried_high": self.total.high}
 
 
 def roles_of_teams(teams: Sequence[Team]) -> RolesOf:
-    """The roles of the team whose name a trajectory bears; of one team, whatever the name."""
+    """Map a trajectory to the roles of the team that it names; with a single team, to that team's roles always."""
     by_team = {team.name: {role.name: role for role in team.roles} for team in teams}
     if len(by_team) == 1:
         (only,) = by_team.values()
@@ -94,7 +95,7 @@ def roles_of_teams(teams: Sequence[Team]) -> RolesOf:
 
 
 def scorable(trajectories: Sequence[Trajectory], model: LanguageModel, roles_of: RolesOf) -> list[Trajectory]:
-    """Those that can be scored: successes of this very model in which some role of the team said something."""
+    """Return those that can be scored: successes of this model in which a role of the team said something."""
     return [t for t in trajectories if t.success and t.model == model.name and _said(t, roles_of)]
 
 
@@ -109,25 +110,26 @@ def measure_carried(
     positions: int = POSITIONS,
     processes: Processes | None = None,
 ) -> Carried | None:
-    """Score the responses of successes under their own task's memory and under another's.
+    """Score the responses of successes under the memory of their own task and under that of another task.
 
-    Messages keep the token ids that were sampled; their prompts are encoded with what the memory gives now, and scored
-    at temperature 1. Where both recalls are the same the difference is exactly 0. Several successes of one task count
-    as one, by their mean.
+    Messages keep the token ids that were sampled. Their prompts are encoded anew, with what the memory gives now, and
+    scored at temperature 1. Where both recalls are the same, the difference is exactly 0. Several successes on one task
+    count as one, by their mean.
 
     Args:
-        memory: of latents, text, weights, or none.
+        memory: any kind: latents, text, weights, or none.
         model: the agents.
-        trajectories: those that are not `scorable` are left out. Nothing of their tasks may have been learned from.
-        roles_of: the team of a trajectory.
-        seed: draws the other task of each, one of the same domain if there is one.
-        control: makes the memory that is compared with, given what draws the other task.
-        positions: passed through the model at once, at most, but for a single longer message.
-        processes: those that share the work; None is those that were launched. All call this alike.
+        trajectories: candidates; those that are not `scorable` are left out. Nothing may have been learned from their
+            tasks.
+        roles_of: gives the roles of the team that played a trajectory.
+        seed: draws the other task for each task, from the same domain if it has another one.
+        control: makes the memory to compare with, from the memory and the function that draws the other task.
+        positions: most positions that pass the model at once; a single longer message passes alone.
+        processes: those that share the work; None means those that were launched. All of them must call this alike.
 
     Returns:
-        None where fewer than two tasks have such a trajectory: there is no other one then, and no interval. Numbers are
-        nan where the model's values are not finite.
+        The result, or None where fewer than two tasks have a scorable trajectory: then there is no other task and no
+        interval. Its numbers are nan where the model's values are not finite.
 
     Raises:
         ModelError: a message does not fit the model's window.
@@ -168,7 +170,7 @@ def _said(trajectory: Trajectory, roles_of: RolesOf) -> list[Message]:
 
 @dataclass(frozen=True)
 class _Given:
-    """A response to score behind one prompt and what was recalled."""
+    """A response to score, with the prompt and the recall that stand before it."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -193,7 +195,7 @@ def _score(
     positions: int,
     trajectories: Sequence[Trajectory],
 ) -> list[TaskCarried]:
-    """What each of these trajectories contributes."""
+    """Return what each of these trajectories contributes."""
     said = [(trajectory, message) for trajectory in trajectories for message in _said(trajectory, roles_of)]
     queries = {(t.team, t.task.key, m.role): (t.task, roles_of(t)[m.role]) for t, m in said}
     own = dict(zip(queries, memory.recall_many([*queries.values()]), strict=True))
@@ -226,7 +228,7 @@ def _score(
 
 
 def _same(ours: Recall, theirs: Recall) -> bool:
-    """Whether the agents are given the very same; the composer's text, which they do not read, may differ."""
+    """Return whether both recalls give the agents the same input; the text that only the composer reads may differ."""
     if (ours.latents is None) != (theirs.latents is None) or ours.adapter != theirs.adapter:
         return False
     if ours.latents is not None and theirs.latents is not None and not torch.equal(ours.latents, theirs.latents):
@@ -240,9 +242,10 @@ def _given(model: LanguageModel, message: Message, recall: Recall) -> _Given:
 
 
 def _differing(messages: Sequence[Message], others: Sequence[Message]) -> list[Tensor]:
-    """For each message the mask [T] of tokens that are not those of the same role's message of the other task.
+    """For each message return the mask [T] that is True where its tokens differ from the other task's message.
 
-    A role's first message is held against its first one there, and so on; what has no counterpart differs.
+    A role's first message is compared with that role's first message there, and so on. Tokens without a counterpart
+    count as different.
     """
     theirs: dict[tuple[str, int], tuple[int, ...]] = {}
     numbers: dict[str, Iterator[int]] = defaultdict(count)
@@ -261,12 +264,12 @@ def _differing(messages: Sequence[Message], others: Sequence[Message]) -> list[T
 def message_logps(
     model: LanguageModel, given: Sequence[tuple[Message, Recall]], positions: int = POSITIONS
 ) -> list[Tensor]:
-    """How likely each message's tokens are under what is recalled for it: [T] float64 each, at temperature 1.
+    """Return the log-probability of each message's tokens under its recall: [T] float64 each, at temperature 1.
 
     Args:
         model: the agents.
-        given: messages, each with a recall in the place of what it was given when it was sampled.
-        positions: passed through the model at once, at most, but for a single longer message.
+        given: messages, each with the recall that replaces what it was given when it was sampled.
+        positions: most positions that pass the model at once; a single longer message passes alone.
 
     Raises:
         ModelError: a message does not fit the model's window.
@@ -290,7 +293,7 @@ def message_logps(
 
 
 def _batches(rows: Sequence[_Given], positions: int) -> list[list[int]]:
-    """Rows that pass the model together: of one adapter and number of latents, those of like length."""
+    """Group rows that pass the model together: same adapter, same number of latents, similar length."""
     kinds: dict[tuple[str | None, int], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         kinds[row.adapter, row.num_latents].append(i)

@@ -1,4 +1,4 @@
-"""Every mistake that a user can mend, as one small tree; anything else is our bug and keeps its traceback.
+"""All errors that a user can mend, in one small tree; any other exception is our bug and keeps its traceback.
 
     LatentMemError            one line for the user; the command line prints it and exits with status 2
     |-- ConfigError           a configuration file, a key, a value, an option
@@ -33,7 +33,7 @@ class DataError(LatentMemError):
 
 
 class BadRowError(DataError):
-    """One row of a data set cannot be used; `reason` is the kind of mistake, by which skipped rows are counted."""
+    """One row of a data set cannot be used; `reason` names the kind of mistake, and skipped rows are counted by it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class TrainingError(LatentMemError):
 
 
 def suggest(found: str, known: Iterable[str]) -> str:
-    """The tail of a message about an unknown name: the nearest known one, or all of them.
+    """Return the end of a message about an unknown name: the nearest known name, or all known names.
 
     >>> suggest("autogem", ["autogen", "camel"])
     "did you mean 'autogen'?"

@@ -1,7 +1,7 @@
-"""What has to survive a kill or a full disk is written here: whole files are replaced, lines appended, both synced.
+"""Write files that must survive a kill or a full disk: replace whole files or append lines, and sync both.
 
-Whoever reads a file, and whatever crashes, sees its old content or the new one; what a function here has returned from
-is on stable storage. A lock is the kernel's, which frees it however its process ends. Loads no torch.
+A reader sees the old content or the new one, whatever crashes. What a function here has written is on stable storage
+when it returns. Locks are the kernel's, which frees them however the process ends. Loads no torch.
 """
 
 import errno
@@ -21,7 +21,7 @@ from latentmem.errors import RunError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run.
+    """Return the JSON object that a file of the run holds.
 
     Raises:
         RunError: the file cannot be read, or holds something else.
@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace a file as a whole; when this returns, it is on stable storage.
 
     Raises:
-        RunError: it cannot be written, as on a full disk; the old file is kept.
+        RunError: the file cannot be written, as on a full disk; the old file is kept.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -54,22 +54,22 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write, aside, that takes the place of `path` at once when the block ends without an error.
+    """Open a temporary file that replaces `path` in one step when the block ends without an error.
 
-    What a killed process was writing to take the place of the same file is removed.
+    Temporary files for the same `path` that a killed process left behind are removed.
 
     Args:
         path: the file to replace; its folder exists.
-        durable: whether to wait for the disk. What can be made again, and is checked when it is read, need not wait.
+        durable: whether to wait for the disk. Needless for content that is checked when read and can be made again.
 
     Raises:
-        OSError: it cannot be written; the old file is kept.
+        OSError: the file cannot be written; the old file is kept.
     """
     _remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with aside.open("xb") as file:
-            # Marked as being written, until it is closed; on a file system without locks it just is not marked.
+            # The lock marks a file that is being written; on a file system without locks it stays unmarked.
             with suppress(OSError):
                 take(file)
             yield file
@@ -84,7 +84,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the files that were to replace `path` and that nobody holds: a process died while it wrote them."""
+    """Remove temporary files for `path` that no process holds: their writers died."""
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp":
             with suppress(OSError), leftover.open("rb") as file:
@@ -96,10 +96,10 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def append(path: Path, lines: bytes) -> None:
-    """Add to the end of a file, made where there is none; when this returns, all of it is on stable storage.
+    """Append to a file, creating it if needed; when this returns, everything is on stable storage.
 
     Raises:
-        RunError: it cannot be written, as on a full disk; the file then is as it was before.
+        RunError: the lines cannot be written, as on a full disk; the file is then as it was before.
     """
     new = not path.exists()
     try:
@@ -120,9 +120,9 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file of lines, none where there is no file; and 1 if a last line was cut off, else 0.
+    """Read the JSON objects of a file of lines, and whether its last line was cut off (1 or 0).
 
-    A last line without its newline was never acknowledged, and is left out.
+    A missing file has no lines. A last line without its newline was never acknowledged, so it is left out.
 
     Raises:
         RunError: a line before the last is not a JSON object.
@@ -133,10 +133,10 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines whose object is not to be kept, and a cut-off last one; all others stay, byte for byte.
+    """Drop a cut-off last line, and the lines whose object `keep` rejects; all others stay, byte for byte.
 
     Raises:
-        RunError: a line is no JSON, or the file cannot be written.
+        RunError: a line is not a JSON object, or the file cannot be written.
     """
     if not path.exists():
         return
@@ -165,12 +165,12 @@ def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def put_folder(aside: Path, folder: Path) -> None:
-    """A folder that was filled aside takes the place of `folder`, with everything in it on stable storage.
+    """Replace `folder` by `aside`, a folder that was filled beforehand, with everything in it on stable storage.
 
-    A kill leaves the old folder, none, or the new one as a whole.
+    A kill leaves the old folder, no folder, or the whole new one.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     for path in (*aside.iterdir(), aside):
         sync(path)
@@ -193,7 +193,7 @@ def sync(path: Path) -> None:
 
 
 def take(file: IO[Any], *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed or this process ends; False if another holds it, unless `wait`.
+    """Lock an open file until it is closed or this process ends. Return False if another holds it, unless `wait`.
 
     Raises:
         OSError: the file system has no locks.
@@ -208,6 +208,6 @@ def take(file: IO[Any], *, wait: bool = False) -> bool:
 
 
 def remedy(error: OSError) -> str:
-    """What to do about a file that could not be written."""
+    """Return what the user should do about a file that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "Free some space and run the same command again" if full else "Mend that and run the same command again"

@@ -1,8 +1,8 @@
-"""Latents composed while a memory was evaluated, kept in one small file, so that a map of them needs no model.
+"""Keep latents that an evaluation composed in one small file, so that a map of them needs no model.
 
-Of some tasks, for every role of the team: one tensor [T, R, K, d] as safetensors, with the names of its rows in the
-header. The file is replaced as a whole with each batch, and a task that is composed again replaces what was there; so
-it may be ahead of the trajectories after a crash, and is right again when the batch has been repeated. Loads no torch.
+The file is one safetensors tensor [T, R, K, d], for some tasks and every role of the team; its header names the tasks
+and roles. Each batch replaces the whole file, and a task that is composed again replaces its earlier latents. After a
+crash the file may be ahead of the trajectories; repeating the batch sets it right. Loads no torch.
 """
 
 import json
@@ -21,18 +21,18 @@ from latentmem.files import write_atomic
 FORMAT_VERSION = 1
 """Version of the header; a reader refuses a newer one."""
 SUFFIX = ".safetensors"
-"""Of the file beside a memory's trajectories."""
+"""Suffix of the file, which lies beside a memory's trajectories."""
 _HEADER = "latentmem"
 
 
 @dataclass(frozen=True)
 class KeptLatents:
-    """What one memory gave to the roles of a team at T tasks."""
+    """The latents that one memory gave to the roles of a team for T tasks."""
 
     tasks: tuple[str, ...]
     """Keys of the T tasks."""
     domains: tuple[str, ...]
-    """What each task is one of, [T]."""
+    """What each task is an instance of (family, world or domain), [T]."""
     roles: tuple[str, ...]
     """Names of the R roles, in the team's order."""
     latents: NDArray[np.float32]
@@ -45,10 +45,10 @@ class KeptLatents:
 
 
 def keep_latents(path: Path, new: KeptLatents) -> None:
-    """Add to the file, or make it; tasks that it has already are replaced.
+    """Add latents to the file, or create it; tasks that it already has are replaced.
 
     Raises:
-        RunError: the file there is damaged or of other roles, K or width, or cannot be written.
+        RunError: the file is damaged, has other roles, K or width, or cannot be written.
     """
     tasks, domains, latents = new.tasks, new.domains, new.latents
     if path.exists():
@@ -68,10 +68,10 @@ def keep_latents(path: Path, new: KeptLatents) -> None:
 
 
 def read_latents(path: Path) -> KeptLatents:
-    """What `keep_latents` wrote.
+    """Read what `keep_latents` wrote.
 
     Raises:
-        RunError: no such file, a damaged one, or a newer format.
+        RunError: the file is missing, damaged or of a newer format.
     """
     try:
         content = path.read_bytes()

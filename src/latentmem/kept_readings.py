@@ -1,6 +1,6 @@
-"""What latents say, kept as JSON beside the latents themselves and told as a table, so that a report needs no model.
+"""What latents say, as JSON kept beside the latents and as a table, so that a report needs no model.
 
-How it is found out is `latent_reading`'s business. Loads no torch.
+`latent_reading` finds out what they say. Loads no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 FORMAT_VERSION = 1
 """Version of `readings_as_json`."""
 READING_SUFFIX = ".read.json"
-"""Of the file beside a memory's trajectories."""
+"""Suffix of the file, which lies beside a memory's trajectories."""
 _NOTHING = "-"
 
 
@@ -19,14 +19,14 @@ class LatentReading:
     """What one latent says."""
 
     gate: float | None
-    """None where the latent is no slot."""
+    """The slot's gate; None where the latent is not a slot."""
     length: float
-    """Length of what is composed, without frame or bias, relative to that of the agents' token embeddings (root mean
-    square). At 0 the latent is the same for every task."""
+    """Length of the composed part, without frame or bias, relative to the agents' token embeddings (root mean square).
+    At 0 the latent is the same for every task."""
     nearest: tuple[tuple[str, float], ...]
     """Tokens and their shares, nearest first."""
     frame: tuple[str, float] | None
-    """The token nearest to the frame and its share; None without slots, or where the frame is zero."""
+    """The token nearest to the frame, and its share; None without slots, or where the frame is zero."""
 
 
 def reading_cells(
@@ -34,9 +34,9 @@ def reading_cells(
     before: Sequence[LatentReading] | None,
     titles: tuple[str, str] = ("nearest after", "nearest before"),
 ) -> list[list[str]]:
-    """Header and rows of a table; frames and what was before only where there are any.
+    """Return header and rows of a table; the frame and before-training columns appear only where there are any.
 
-    `titles` are those of the tokens after training and before, where there are both.
+    `titles` head the columns of tokens after and before training, where both exist.
     """
     columns = {
         "latent": [str(number) for number in range(1, len(after) + 1)],
@@ -61,12 +61,12 @@ def readings_as_json(
     before: str | None,
     tasks: Mapping[str, Mapping[str, tuple[Sequence[LatentReading], Sequence[LatentReading] | None]]],
 ) -> dict[str, Any]:
-    """What a memory's latents say at some tasks, as JSON values.
+    """Return what a memory's latents say at some tasks, as JSON values.
 
     Args:
-        memory: its name.
-        before: name of what it was before training, if it was trained.
-        tasks: by the task's key and the role's name, what each latent says and said before.
+        memory: the memory's name.
+        before: name of the memory that it was trained from, if it was trained.
+        tasks: by the task's key and the role's name, what each latent says and what it said before.
     """
     return {
         "format_version": FORMAT_VERSION,

@@ -1,9 +1,10 @@
-"""What each latent says, in words: the tokens of the agents' vocabulary that are nearest to it.
+"""Say what each latent says, in words: the tokens of the agents' vocabulary that are nearest to it.
 
-Latents are given in the place of token embeddings, so they are read as points among those. All embeddings of a model
-have much in common, which is taken off both sides first; what is left is compared by the cosine. Of a slot its word
-is read, without gate and frame; any other latent is read whole, for what is left of it without its frame or bias is
-near to no word. What a latent is good for is another question, so it is also left out, and the response compared.
+Latents are given in the place of token embeddings, so they are read as points among them. All embeddings of a model
+have a large part in common, which is subtracted from both sides first; the rest is compared by its cosine. A slot is
+read as its word alone, without gate and frame. Any other latent is read whole, because what remains without its frame
+or bias is near to no word. This does not tell what a latent is good for: for that, each latent is also left out and
+the responses are compared.
 """
 
 from collections.abc import Sequence
@@ -23,39 +24,39 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message
 
 NUM_NEAREST = 3
-"""Tokens told of each latent."""
+"""Nearest tokens shown for each latent."""
 MAX_CHARACTERS = 60
-"""Longest response told in a table."""
+"""Length at which a response is cut in a table."""
 
 SHARPNESS = 30.0
-"""Measured on SmolLM2-135M: the embedding of a token, a rare or a common one, has four fifths or more at it, and random
-vectors less than a hundredth."""
+"""Factor of the cosine. Measured on SmolLM2-135M: a token's own embedding, rare or common, then gives it a share of
+four fifths or more; random vectors give less than a hundredth."""
 _ROWS = 8192
 """Rows of the vocabulary that are compared at once."""
 _CLOSED = 1e-3
-"""A gate below it leaves nothing of its word to read; the slot is then read whole."""
+"""A gate below this leaves nothing of its word to read; such a slot is read whole."""
 
 
 @dataclass(frozen=True)
 class WithoutLatent:
-    """What becomes of a greedy response when one latent is left out."""
+    """What changes in a greedy response when one latent is left out."""
 
     response: str
-    """The greedy response to the other latents."""
+    """The greedy response with the other latents."""
     change: float
     """Log-probability of the original response with the other latents minus that with all, in nats."""
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int = NUM_NEAREST) -> list[list[tuple[int, float]]]:
-    """The tokens nearest to each vector, with their shares.
+    """Find the tokens nearest to each vector, with their shares.
 
-    Let c_v be the cosine of vector and embedding of token v after the mean embedding is taken off both. The share of
-    token v is softmax(30 c)_v: the shares of all tokens sum to 1, and are equal where no token is nearer than others.
+    Let c_v be the cosine of the vector and token v's embedding after the mean embedding is subtracted from both. The
+    share of token v is softmax(30 c)_v: the shares of all tokens sum to 1, and are equal where no token is nearer.
 
     Args:
         vectors: [K, d].
-        embeddings: [V, d], of the tokens.
-        k: how many tokens.
+        embeddings: [V, d], one row for each token.
+        k: number of tokens to return.
 
     Returns:
         K lists of at most k token ids and shares, nearest first.
@@ -71,14 +72,14 @@ def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int = NUM_NEAREST) ->
 
 @torch.no_grad()
 def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list[LatentReading]:
-    """What K latents say that the composer has composed with the weights that it has now.
+    """Read K latents that the composer composed with its present weights.
 
     Args:
-        composer: as it was when it composed them.
-        agents: whose vocabulary is read from.
+        composer: unchanged since it composed them.
+        agents: the model whose vocabulary is read from.
         latents: [K, d_agent].
     """
-    embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; none of padding
+    embeddings = agents.model.get_input_embeddings().weight[: len(agents.tokenizer)]  # [V, d_agent]; without padding
     latents = latents.to(embeddings.device)
     gates: list[float | None] = [None] * len(latents)
     frames: list[tuple[str, float] | None] = [None] * len(latents)
@@ -89,7 +90,7 @@ def read_out(composer: Composer, agents: LanguageModel, latents: Tensor) -> list
         frame, gate = composer.frame.to(latents), composer.gate.to(latents)
         composed = latents - frame
         gates[: composer.slots] = gate.tolist()
-        # The gate scales a word; at its own length it is the mean of embeddings that it is, not a point off from them.
+        # The gate scales the word. Undoing it makes the word a mean of embeddings again, not a point away from them.
         open_slots = gate.abs() > _CLOSED
         words = composed[: composer.slots] / gate.where(open_slots, 1)[:, None]
         words = words.where(open_slots[:, None], latents[: composer.slots])
@@ -109,15 +110,14 @@ def _spelled(agents: LanguageModel, vectors: Tensor, embeddings: Tensor, k: int)
 
 @torch.no_grad()
 def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limit: int) -> list[WithoutLatent]:
-    """For each latent: the greedy response without it, and how much less likely the original response becomes.
+    """For each latent sample the greedy response without it, and score how much less likely the original becomes.
 
-    The K - 1 other latents close up. The original response is scored, token by token as it was sampled, not sampled
-    again.
+    The K - 1 other latents close up. The original response is not sampled again: its recorded tokens are scored.
 
     Args:
         model: the agents.
         message: what was said with all latents.
-        latents: [K, d_agent], what the message's role was given.
+        latents: [K, d_agent], those that the message's role was given.
         limit: longest response, in tokens.
 
     Raises:
@@ -140,7 +140,7 @@ def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limi
 
 
 def spell_token(model: LanguageModel, token: int) -> str:
-    """A token's text with blanks visible; a piece of a character, which is no text, by the tokenizer's name for it."""
+    """Return a token's text with visible blanks; for a part of a character, the tokenizer's name of the token."""
     text = model.spell([token])
     if not text or "\ufffd" in text:
         text = str(model.tokenizer.convert_ids_to_tokens(token))
@@ -148,7 +148,7 @@ def spell_token(model: LanguageModel, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    r"""The text on one line, with what cannot be seen, or moves what is around it, written as in a Python string.
+    r"""Return the text on one line; characters that are invisible or move their surroundings are escaped as in Python.
 
     >>> print(visible("a\n\u202eb\\"))
     a\n\u202eb\\
@@ -163,13 +163,13 @@ def format_reading(
     without: Sequence[WithoutLatent],
     response: str,
 ) -> str:
-    """The table of one role.
+    """Format the table of one role.
 
     Args:
-        title: stands above it.
-        after: what each of the K latents says.
+        title: the line above the table.
+        after: what each of the K latents says now.
         before: what each said before training, if it was trained.
-        without: what becomes of the response without each; empty if the role said nothing.
+        without: what each latent's absence changes in the response; empty if the role said nothing.
         response: what the role said with all latents.
     """
     cells = reading_cells(after, before)

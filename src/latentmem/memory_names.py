@@ -1,10 +1,10 @@
-"""The name of a memory, as configurations and results write it: taken apart here, and nowhere else.
+"""The names of memories in configurations and results; this module alone takes them apart.
 
 none   text   metagpt   voyager   generative   oagents   gmemory
 latent:CHECKPOINT    untrained, a training of this run (warmup, sft, lmpo), or a composer's folder
 grpo   grpo:FOLDER   the agents that this run trained, or that were trained elsewhere
-MODULE:NAME          a class of one's own
-NAME:CONTROL         what a control puts in the place of what NAME recalls (docs/analysis.md)
+MODULE:NAME          a class of the user's own
+NAME:CONTROL         a control of the memory NAME: replaces part of what it recalls (docs/analysis.md)
 """
 
 import hashlib
@@ -19,12 +19,12 @@ TEXT_CONTROLS = ("empty", "shuffle", "irrelevant", "corrupt", "filler")
 """Controls that change what a memory is made from."""
 
 LATENT_CONTROLS = ("other-role", "random", "zero")
-"""Controls that replace latents themselves, or what only latents depend on: of latent memories alone."""
+"""Controls that replace latents, or what only latents depend on; they exist for latent memories alone."""
 
 CONTROLS = (*TEXT_CONTROLS, *LATENT_CONTROLS)
 
 _OLDER_CONTROLS = {"other-task": "irrelevant"}
-"""Names of controls in older configurations and results, and what they are called now."""
+"""Control names of older configurations and results, with their present names."""
 
 TRAININGS = ("warmup", "sft", "lmpo")
 """Phases of a run that leave a composer."""
@@ -32,13 +32,13 @@ TRAININGS = ("warmup", "sft", "lmpo")
 
 @dataclass(frozen=True)
 class Kind:
-    """What is true of all memories of a kind."""
+    """Properties that all memories of a kind share."""
 
     needs_bank: bool = True
     learns: bool = False
-    """Whether a language model makes notes of the bank before the memory is asked."""
+    """Whether a language model takes notes on the bank before the memory is used."""
     controls: tuple[str, ...] = ()
-    """What may stand behind its name."""
+    """Controls that may follow the name."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -62,17 +62,17 @@ def _kind(name: str) -> Kind:
 
 @dataclass(frozen=True)
 class MemoryName:
-    """A name, taken apart; as text it is what was written."""
+    """A memory's name, taken apart; `str()` returns it as it was written."""
 
     kind: str
     checkpoint: str = ""
-    """Of a latent memory and of `grpo`: a training, or a folder; empty for grpo's own."""
+    """For `latent` and `grpo`: a phase of this run, or a folder; empty where `grpo` stands alone."""
     control: str | None = None
     written: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> "MemoryName":
-        """Take any text apart; whether there is such a memory is not asked. Folders keep their colons.
+        """Take any text apart, without checking that such a memory exists. Folders may contain colons.
 
         >>> name = MemoryName.parse("latent:runs/a:b:random")
         >>> name.kind, name.checkpoint, name.control, str(name)
@@ -83,7 +83,7 @@ class MemoryName:
         before, _, last = text.rpartition(":")
         control = _OLDER_CONTROLS.get(last, last)
         kind, _, rest = before.partition(":")
-        # Of a latent memory the checkpoint comes first: in `latent:random` it is a folder of that name.
+        # A latent memory names its checkpoint first: in `latent:random`, `random` is a folder of that name.
         if (bool(rest) == (kind == "latent")) and control in _kind(kind).controls:
             return cls(kind, rest, control, text)
         kind, _, rest = text.partition(":")
@@ -94,14 +94,14 @@ class MemoryName:
 
     @property
     def real(self) -> "MemoryName":
-        """The memory that a control is of; any other is itself."""
+        """The memory that this control belongs to; the name itself if it is not a control."""
         if self.control is None:
             return self
         return replace(self, control=None, written=self.written.rpartition(":")[0])
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a class of one's own, `module:Name`."""
+        """Whether the name is a user's class, `module:Name`."""
         return self.kind not in KINDS and is_own(self.written)
 
     @property
@@ -116,22 +116,22 @@ class MemoryName:
 
     @property
     def needs_bank(self) -> bool:
-        """Whether it recalls from a bank."""
+        """Whether the memory recalls from a bank."""
         return _kind(self.kind).needs_bank
 
     @property
     def learns(self) -> bool:
-        """Whether a language model makes notes of the bank for it."""
+        """Whether a language model takes notes on the bank for the memory."""
         return _kind(self.kind).learns
 
     @property
     def may_carry(self) -> bool:
-        """Whether it is asked what it carries: a control is what others are measured with."""
+        """Whether to measure what the memory carries. Controls are not measured: others are measured against them."""
         return self.needs_bank and self.control is None
 
     @property
     def file_stem(self) -> str:
-        """How its files are called: as the memory where that is a file's name, else with a hash of its name.
+        """The stem of the memory's files: its name where that makes a plain file name, else a part and a hash.
 
         >>> MemoryName.parse("latent:lmpo").file_stem, MemoryName.parse("latent:../a run/best").file_stem
         ('latent-lmpo', 'latent-.._a_run_best-6eb40009')
@@ -147,10 +147,10 @@ DEFAULT_MEMORIES = tuple(map(MemoryName.parse, ("none", "text", "latent:untraine
 
 
 def known_memory(text: str) -> MemoryName:
-    """A name that a user gives.
+    """Parse a name that a user gives, and check it.
 
     Raises:
-        ValueError: there is no such memory; the message says which name may be meant.
+        ValueError: there is no such memory; the message suggests one.
     """
     name = MemoryName.parse(text)
     last = text.rpartition(":")[2]

@@ -1,7 +1,7 @@
-"""Things of one's own: a class that a configuration names as `module:Name`, and makes with the keys beside it.
+"""Make objects of a user's own classes: a configuration names one as `module:Name`, with its arguments beside it.
 
-The module is looked for in the folder that the command is started in, and among what is installed. Naming one runs its
-code, as importing it would.
+The module is looked for in the folder where the command is started, and among the installed packages. Naming a module
+runs its code, as importing it does.
 """
 
 import importlib
@@ -24,7 +24,7 @@ _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Z]\w*
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is of the form `module:Name`; the class begins with a capital letter.
+    """Return whether a name has the form `module:Name`, where the class begins with a capital letter.
 
     >>> is_own("my_module:MyTeam"), is_own("latent:lmpo"), is_own("autogen")
     (True, False, False)
@@ -39,19 +39,19 @@ def make(
     needs: Sequence[str],
     offered: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Any:
-    """An object of the class that `name` tells.
+    """Make an object of the class that `name` names.
 
     Args:
         name: `module:Name`.
-        parameters: keyword arguments of the class, as they stand in the configuration.
-        key: where they stand there, for errors.
-        needs: attributes that the object has to have.
-        offered: arguments that the class may ask for by name and that the configuration does not give, each with what
-            makes it; it is made only where it is asked for.
+        parameters: keyword arguments for the class, as the configuration gives them.
+        key: the configuration key of the parameters, for errors.
+        needs: attributes that the object must have.
+        offered: by name, functions that make further arguments. One is called only if the class asks for its name;
+            the configuration cannot give these arguments.
 
     Raises:
-        ConfigError: no such module or class, a parameter that the class does not take, lacks or that is of another
-            type than its annotation tells, or an object that lacks something needed.
+        ConfigError: there is no such module or class; a parameter is unknown, missing, or of another type than its
+            annotation; or the class lacks a needed attribute.
     """
     return bind(name, parameters, key, needs, offered)()
 
@@ -63,7 +63,7 @@ def bind(
     needs: Sequence[str],
     offered: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Callable[[], Any]:
-    """What makes the object; everything that `make` checks beforehand is checked now."""
+    """Return a function that makes the object; what `make` checks beforehand is checked now."""
     cls = _load(name, key)
     offered = offered or {}
     takes = inspect.signature(cls).parameters
@@ -95,9 +95,9 @@ def bind(
 
 
 def blame(error: BaseException) -> str | None:
-    """Where code of one's own raised an error or led to it, in one line; None if no such code took part.
+    """Return in one line where a user's own code raised an error or led to it; None if no such code took part.
 
-    One's own is what belongs neither to this package nor to what is installed.
+    A user's own code is all code outside this package and outside the installed packages.
     """
     others = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -138,7 +138,7 @@ def _load(name: str, key: str) -> Any:
 def _check_types(cls: Any, parameters: Mapping[str, Any], key: str) -> None:
     try:
         hints = get_type_hints(cls.__init__)
-    except (NameError, TypeError, AttributeError):  # annotations of names that are there for type checkers only
+    except (NameError, TypeError, AttributeError):  # annotations may use names that only type checkers import
         return
     for given, value in parameters.items():
         if given not in hints:
@@ -149,12 +149,12 @@ def _check_types(cls: Any, parameters: Mapping[str, Any], key: str) -> None:
             message = error.errors()[0]["msg"]
             problem = f"{message[0].lower()}{message[1:]}"
             raise ConfigError(f"{key}.{given} is {value!r} ({type(value).__name__}); {problem}") from None
-        except PydanticUserError:  # a class of its own, which says for itself what it takes
+        except PydanticUserError:  # a class that pydantic does not know; it checks its arguments itself
             continue
 
 
 def _own(cls: Any) -> set[str]:
-    """Attributes that a class annotates or sets in its constructor, which an object will have."""
+    """Return the attributes that a class annotates and all names in its constructor, among them those it sets."""
     annotated = {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
     constructor = getattr(cls.__init__, "__code__", None)
     return annotated | set(constructor.co_names if constructor is not None else ())

@@ -1,7 +1,7 @@
-"""The processes that were launched together: work is dealt out, results are gathered, gradients are summed.
+"""The processes that were launched together: they share work, gather results and sum gradients.
 
-All that they tell each other passes through one exchange, which every process reaches, also one without any task or
-example. A process that meets a mistake goes there too, so the others end with it instead of waiting for it.
+All their communication passes through one exchange, which every process reaches, even one that has no task or example.
+A process that meets a user's mistake goes there too, so that the others end with it instead of waiting for it.
 `torchrun --nproc_per_node=N` or `accelerate launch` starts them; without it there is one.
 """
 
@@ -32,22 +32,23 @@ _HONOURED = {
     "FSDP_ACTIVATION_CHECKPOINTING": "false",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-"""Variables by which accelerate's launcher tells us of FSDP, and the values that hold here."""
+"""Variables through which accelerate's launcher passes FSDP settings, each with the only value supported here."""
 
 _SILENT_SECONDS = 3.0
-"""Launchers kill all processes once the first has ended; that shall be the one with something to say."""
+"""How long the other processes wait before they exit after a mistake. A launcher kills all processes once the first
+one ends, and the one with the error message should end first."""
 
 
 @dataclass(frozen=True)
 class _Mistake:
-    """Brought to an exchange by a process that cannot go on."""
+    """What a process brings to an exchange when it cannot go on."""
 
 
 def sharding_asked() -> Sharding:
-    """What `accelerate launch` was told to spread over the processes.
+    """Return what `accelerate launch` was told to spread over the processes.
 
     Raises:
-        ConfigError: DeepSpeed, or settings of FSDP that would silently not happen.
+        ConfigError: DeepSpeed was asked for, or FSDP settings that would have no effect here.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError(
@@ -70,45 +71,45 @@ class Processes:
     """One process among its peers."""
 
     def __init__(self) -> None:
-        # Without being told so, accelerate takes several processes on a machine without a GPU for single ones.
+        # Unless told so, accelerate treats several processes on a machine without a GPU as independent ones.
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> list[T]:
-        """The share of this process in items that all processes hold."""
+        """Return this process's share of items that all processes hold."""
         return list(items[self.rank :: self.size])
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """What `work` makes of each item, in their order, known to all; each item is dealt to one process."""
+        """Apply `work` to each item, each in one process; return all results to all processes, in the items' order."""
         shares = self._exchange([work(item) for item in self.shard(items)])
         return [shares[i % self.size][i // self.size] for i in range(len(items))]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, told to all; the others do not make it."""
+        """Call `make` in the first process only, and return its result in all processes."""
         made: T = self._exchange(make() if self.is_first else None)[0]
         return made
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of all processes, process by process."""
+        """Return the items of all processes, process by process."""
         return [item for part in self._exchange(items) for item in part]
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Each value summed over the processes."""
+        """Sum each value over the processes."""
         everyone = self._exchange(values)
         return {key: sum(part[key] for part in everyone) for key in values}
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have come here."""
         self._exchange(None)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the processes; one message for all of them."""
+        """Replace each gradient by its sum over the processes, in a single message."""
         if self.size == 1:
             return
         end_passes()
@@ -126,10 +127,10 @@ class Processes:
 
     @contextmanager
     def one_fate(self) -> Iterator[None]:
-        """A user's mistake met by any process in here ends all of them, and is told once.
+        """End all processes when one of them meets a user's mistake in this block, and report the mistake once.
 
-        It is raised in the process that met it, the first of them if several did; the others leave with status 2 when
-        they come to their next exchange, at the latest at the end, where all meet. Not to be nested.
+        The process that met it raises it; if several did, the first of them. The others exit with status 2 at their
+        next exchange, at the latest at the end of the block, where all processes meet. These blocks must not be nested.
         """
         try:
             yield
@@ -139,7 +140,7 @@ class Processes:
             raise
 
     def _exchange(self, part: Any) -> list[Any]:
-        """What every process brings, by rank."""
+        """Return what each process brought, by rank."""
         if self.size == 1:
             return [part]
         end_passes()

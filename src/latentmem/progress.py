@@ -1,4 +1,4 @@
-"""How long work shows where it is: a bar on a terminal, a line every half minute in a log file."""
+"""Show how far long work has come: a bar on a terminal, a line every half minute in a log file."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class _Lines:
-    """Standard error of a program without a terminal: each state of a progress bar is a line of its own."""
+    """Standard error without a terminal: each state of a progress bar becomes a line of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -20,13 +20,13 @@ class _Lines:
 
 
 def on_terminal() -> bool:
-    """Whether a person sees what is shown: standard error is a terminal."""
+    """Return whether standard error is a terminal, so that a person can see a bar."""
     return sys.stderr.isatty()
 
 
 @contextmanager
 def progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
-    """A bar on standard error; in a log file a line every half minute. Yields tqdm's bar."""
+    """Show a bar on standard error, or a line every half minute in a log file. Yields tqdm's bar."""
     live = on_terminal()
     with tqdm(
         total=total,

@@ -1,7 +1,7 @@
-"""What each agent reads, to the letter: an episode's prompts, decoded from the very token ids that the model is given.
+"""Show what each agent reads, to the letter: an episode's prompts, decoded from the token ids that the model is given.
 
-Nothing is worded a second time for show: the ids come from `encode_prompt`, as in the rollout, and control tokens are
-written out. A line that begins with ==== stands before each text; the one line break before it is not of the text.
+Nothing is worded a second time for display: the ids come from `encode_prompt`, as in the rollout, and control tokens
+are spelled out. A line that begins with ==== stands before each text; the line break before it is not part of the text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from latentmem.trajectory import Message, Trajectory
 
 
 def format_prompts(model: LanguageModel, trajectory: Trajectory, composer: Composer | None = None) -> str:
-    """All prompts of an episode in the order they were answered, with the responses.
+    """Format all prompts of an episode, in the order they were answered, with the responses.
 
     Args:
-        model: what was prompted.
-        trajectory: one episode that it played.
-        composer: what the episode's latents were composed by, if there are any.
+        model: the agents' model.
+        trajectory: an episode that this model played.
+        composer: composed the episode's latents, if there are any.
     """
     lines: list[str] = []
     for turn, step in enumerate(trajectory.steps, 1):

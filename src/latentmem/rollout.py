@@ -1,7 +1,7 @@
 """The one loop in which a team plays: team x memory x environment -> trajectories.
 
-Many episodes advance side by side. In each round, every episode's team names the agents that can speak now; all of
-them are one batch of the model. A single-turn task is an episode of one step.
+Many episodes advance side by side. In each round, every episode's team names the agents that can speak now; together
+they form one batch for the model. A single-turn task is an episode of one step.
 """
 
 import os
@@ -28,34 +28,34 @@ class Seconds:
     """Where the time of a rollout went, in seconds of wall clock."""
 
     recall: float
-    """Searching the bank, what a memory asks a language model then, and writing it out."""
+    """Searching the bank, calling a language model for the memory, and writing out what was found."""
     composing: float
-    """The memory's own networks."""
+    """Running the memory's own networks."""
     generation: float
-    """The agents' responses."""
+    """Sampling the agents' responses."""
     environment: float
-    """Scoring, such as running code."""
+    """Starting environments, and scoring actions, such as running code."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Groups of trajectories, one group a task, and what they cost."""
+    """Groups of trajectories, one group for each task, and what they cost."""
 
     groups: list[list[Trajectory]]
     seconds: Seconds
     spent: Spent
-    """What the memory had language models read and write to recall."""
+    """What recalling took, such as the tokens that language models read and wrote for the memory."""
     recalls: dict[tuple[str, str], Recall]
     """What was recalled, by the task's key and the role's name."""
 
     @property
     def composed(self) -> dict[str, Tensor]:
-        """The latents [K, d_agent] that were recalled, by the text that they were composed from."""
+        """The recalled latents [K, d_agent], by the text that they were composed from."""
         return {r.record.text: r.latents for r in self.recalls.values() if r.latents is not None}
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """All of them, task by task."""
+        """All trajectories, task by task."""
         return [trajectory for group in self.groups for trajectory in group]
 
 
@@ -82,19 +82,19 @@ class _Episode:
             self.instructions = self.environment.instructions
 
     def advance(self, responses: list[str] | None) -> None:
-        """Let the team name its next calls, or its action."""
+        """Let the team name its next calls or its action."""
         if self.turn is None:
             self.turn = self.team.turn(self.task.text, self.instructions, self.steps)
         try:
             self.calls = next(self.turn) if responses is None else self.turn.send(responses)
-            while not self.calls:  # a team that decides as it goes may find that nobody is to speak
+            while not self.calls:  # a team that decides as it goes may name nobody to speak
                 self.calls = self.turn.send([])
         except StopIteration as stop:
             action = stop.value if isinstance(stop.value, Action) else Action(stop.value)
             self.calls, self.action, self.turn = [], action, None
 
     def act(self) -> Outcome:
-        """Give the action to the environment."""
+        """Give the action to the environment and return the outcome; an environment that fails gives reward 0."""
         assert self.environment is not None
         assert self.action is not None
         with self._failure_is_data():
@@ -108,7 +108,7 @@ class _Episode:
 
     @contextmanager
     def _failure_is_data(self) -> Iterator[None]:
-        """The one place where an exception of an environment becomes the end of its episode."""
+        """Turn an exception of the environment into the end of its episode; the one place that does so."""
         try:
             yield
         except LatentMemError:
@@ -133,25 +133,25 @@ def rollout(
 ) -> Rollouts:
     """Play each task `group_size` times.
 
-    Memory is asked once for each task and role. Each response has a random stream of its own, made from the seed, the
-    task, the rollout's number, the turn and the message's number: it does not depend on which episodes share a batch.
-    An environment that raises ends its own episode, with reward 0 and the cause in `Trajectory.error`.
+    The memory is asked once for each task and role. Each response has its own random stream, made from the seed, the
+    task, the rollout's number, the turn and the message's number; so it does not depend on which episodes share a
+    batch. An environment that raises ends its own episode, with reward 0 and the cause in `Trajectory.error`.
 
     Args:
-        team: who plays; several teams share the tasks.
-        memory: asked before the first turn; it is not added to.
+        team: who plays; a `Teams` shares the tasks among several teams.
+        memory: asked before the first turn; nothing is added to it.
         model: speaks for all agents.
-        tasks: what is played; no task twice.
+        tasks: what is played; no task may occur twice.
         start: makes a fresh environment for a task.
         sampling: how responses are drawn.
-        group_size: G, episodes of each task.
-        seed: of all random streams.
-        max_turns: an episode that is not done by then ends with its last reward.
-        workers: environments stepped at once, each in a thread; None is one for each CPU.
+        group_size: G, the number of episodes for each task.
+        seed: seed of all random streams.
+        max_turns: number of steps after which an episode ends with its last reward.
+        workers: environments stepped at once, each in a thread; None means one for each CPU.
 
     Raises:
         ConfigError: a team lets a role speak that is not among its `roles`.
-        LatentMemError: whatever a part raises of these, as the model does of a prompt that exceeds its window.
+        LatentMemError: any such error of a part passes through, as when a prompt exceeds the model's window.
     """
     began = time.perf_counter()
     played_by = {task.key: team.of(task) if isinstance(team, Teams) else team for task in tasks}
@@ -228,7 +228,7 @@ def _speak(
                     )
                 recall = recalls[episode.task.key, call.role.name]
                 pending.append((episode, call, recall, _prompt(episode, call, recall, number)))
-        # Rows of one role and task side by side: they share the beginning of their prompts.
+        # Rows of one role and task stand side by side, because their prompts begin alike.
         order = sorted(range(len(pending)), key=lambda i: pending[i][3].group)
         responses = model.respond([pending[i][3] for i in order], sampling)
         by_row = dict(zip(order, responses, strict=True))
@@ -266,6 +266,6 @@ def _prompt(episode: _Episode, call: Call, recall: Recall, number: int) -> Promp
 
 
 def _label(task: Task) -> str:
-    """The task in a few words, for errors; a task without an id by the beginning of its text."""
+    """Describe the task in a few words, for errors; a task without an id by the beginning of its text."""
     text = " ".join(task.text.split())
     return task.key if task.id is not None else repr(text if len(text) <= 60 else f"{text[:60]}...")

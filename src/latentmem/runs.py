@@ -1,4 +1,4 @@
-"""A run is one folder that survives a kill at any moment, and goes on only as it was begun.
+"""A run is one folder. It survives a kill at any moment, and each phase goes on only with the settings it began with.
 
     RUN/  config.yaml   the resolved configuration of the last command
           run.json      versions, platform, commit, skipped rows, seed and time of its start
@@ -7,10 +7,10 @@
           collect/ warmup/ sft/ lmpo/ grpo/ evaluate/ evaluate-dev/
                         each with the config.yaml it began with, state.json, checkpoints;
                         sft/dev.jsonl one line per evaluated step and held-out task
-          tensorboard/, wandb/  what the trackers of `report_to` write
-          .lock         held by the one process that works in the folder; the kernel frees it, however that process ends
+          tensorboard/, wandb/  what the trackers in `report_to` write
+          .lock         held by the one process that works in the folder; the kernel frees it, however the process ends
 
-With several processes only rank 0 opens the run; the others have a `SilentRun`. Loads no torch.
+With several processes only rank 0 opens the run; the others use a `SilentRun`. Loads no torch.
 """
 
 import json
@@ -43,7 +43,7 @@ PACKAGES = (
     "reasoning-gym",
     "sentence-transformers",
 )
-"""Whose versions are written into run.json."""
+"""Packages whose versions are written into run.json."""
 
 
 class Metrics(NamedTuple):
@@ -55,13 +55,13 @@ class Metrics(NamedTuple):
 
 
 class Run:
-    """One phase of a run, open for writing by this process alone; a context manager that frees the folder."""
+    """One phase of a run, open for writing by this process alone. A context manager that frees the folder."""
 
     def __init__(self, folder: Path, phase: str, lock: IO[bytes], tracking: Tracking) -> None:
         self.folder = folder
         self.phase = phase
         self.phase_folder = folder / phase
-        """Where this phase keeps its state and checkpoints."""
+        """The folder where this phase keeps its state and checkpoints."""
         self._lock = lock
         self._tracking = tracking
         self._metrics_path = folder / "metrics.jsonl"
@@ -78,22 +78,23 @@ class Run:
         complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda sections: sections,
         report_to: Sequence[str] = (),
     ) -> Self:
-        """Create the run, or go on with it.
+        """Create the run, or continue it.
 
         Args:
-            folder: the run's folder; made where there is none.
+            folder: the run's folder; created if it does not exist.
             config_yaml: the whole resolved configuration; replaces RUN/config.yaml.
             phase: one of `PHASES`.
-            phase_config: the sections that matter to this phase, as plain JSON values. A phase goes on only with the
+            phase_config: the sections that matter to this phase, as plain JSON values. A phase continues only with the
                 sections it was started with.
-            skipped_rows: for each split with rows that could not be used, how many for which reason.
-            free: dotted keys of `phase_config` that may be others when the phase goes on.
-            complete: gives the sections that a phase was started with the keys that were not known then, at their
-                defaults: what has its default now is no change.
-            report_to: trackers that are told what is logged.
+            skipped_rows: for each split with unusable rows, their number by reason.
+            free: dotted keys of `phase_config` that may change when the phase continues.
+            complete: adds to the sections that a phase was started with the keys that did not exist then, at their
+                defaults; a key that has its default now then counts as unchanged.
+            report_to: trackers that also receive what is logged.
 
         Raises:
-            RunError: the folder cannot be written, another process works in it, or the phase was started otherwise.
+            RunError: the folder cannot be written, another process works in it, or the phase was started with other
+                settings.
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}; expected one of {', '.join(PHASES)}")
@@ -125,13 +126,13 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Free the folder for the next phase or process."""
+        """Release the folder for the next phase or process."""
         self._tracking.close()
         self._lock.close()
 
     @property
     def state(self) -> dict[str, Any]:
-        """How far this phase has come, as last assigned; empty before the first time. Assigning replaces it whole.
+        """How far this phase has come, as last assigned; empty before the first time. Assigning replaces all of it.
 
         Raises:
             RunError: state.json is damaged, or cannot be written.
@@ -146,56 +147,56 @@ class Run:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line of this phase to metrics.jsonl; when this returns, the line is on stable storage.
 
-        `metrics` has an integer `step`. A number that is not finite is written as null and its key listed under
-        `non_finite`, for JSON knows neither nan nor inf.
+        `metrics` has an integer `step`. JSON knows neither nan nor inf, so such a number is written as null and its
+        key is listed under `non_finite`.
 
         Raises:
-            RunError: the line cannot be written; the file then is as it was before.
+            RunError: the line cannot be written; the file is then as it was before.
         """
         row = {"phase": self.phase, **metrics}
         append_rows(self._metrics_path, [row])
         self._tracking.log(row, self._logged)
 
     def _logged(self) -> list[dict[str, Any]]:
-        """All lines of this phase."""
+        """Return all lines of this phase."""
         return [row for row in read_metrics(self._metrics_path).rows if row.get("phase") == self.phase]
 
     def show_results(self, cells: Sequence[Sequence[str]], markdown: str, results: Mapping[str, Any]) -> None:
-        """Show the comparison of memories in the trackers: a header and rows, the same as Markdown, its numbers."""
+        """Show the comparison of memories in the trackers: its table as cells and as Markdown, and its numbers."""
         self._tracking.show(cells, markdown, results)
 
     def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, each with an integer `step`, to a file of this phase's folder; otherwise as `log` does.
+        """Append rows, each with an integer `step`, to a file in this phase's folder, in the way `log` does.
 
         `read_metrics` reads the file back.
 
         Raises:
-            RunError: they cannot be written; the file then is as it was before.
+            RunError: the rows cannot be written; the file is then as it was before.
         """
         append_rows(self.phase_folder / name, rows)
 
     def rewind_metrics(self, phase: str, step: int) -> None:
-        """Drop the lines of a phase beyond `step`, which a resumed phase writes again, and a torn last line.
+        """Drop a cut-off last line and the lines of a phase after `step`, which the resumed phase writes again.
 
         All other lines stay as they are, byte for byte.
 
         Raises:
-            RunError: a line is no JSON, or the file cannot be written.
+            RunError: a line is not a JSON object, or the file cannot be written.
         """
-        self._tracking.close()  # it is told what is kept, and what follows, by the next line
+        self._tracking.close()  # the next line starts the trackers anew, with only the lines that are kept
         keep_rows(self._metrics_path, lambda row: row.get("phase") != phase or row.get("step", 0) <= step)
 
     def rewind_details(self, name: str, step: int) -> None:
-        """Drop the lines beyond `step` of a file that `log_details` wrote, and a torn last line.
+        """Drop the lines after `step` from a file that `log_details` wrote, and a cut-off last line.
 
         Raises:
-            RunError: a line is no JSON, or the file cannot be written.
+            RunError: a line is not a JSON object, or the file cannot be written.
         """
         keep_rows(self.phase_folder / name, lambda row: row.get("step", 0) <= step)
 
 
 class SilentRun:
-    """The run in the processes that do not write it: what it is told is dropped."""
+    """The run for processes that do not write it; it drops everything it receives."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Drop the line."""
@@ -214,7 +215,7 @@ class SilentRun:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The lines of a metrics.jsonl; none where there is no file yet.
+    """Read the lines of a metrics.jsonl; there are none if the file does not exist yet.
 
     Raises:
         RunError: a line before the last is not a JSON object.
@@ -233,19 +234,19 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows, each with an integer `step`, as `Run.log` does.
+    """Append rows, each with an integer `step`, in the way `Run.log` does.
 
     Raises:
-        RunError: they cannot be written; the file then is as it was before.
+        RunError: the rows cannot be written; the file is then as it was before.
     """
     append(path, b"".join(map(_line, rows)))
 
 
 def lock(folder: Path) -> IO[bytes]:
-    """Keep other processes out of a run's folder until the file that is returned is closed.
+    """Lock a run's folder against other processes, until the returned file is closed.
 
     Raises:
-        RunError: another process works there, or nothing can be locked.
+        RunError: another process works in the folder, or its file system has no locks.
     """
     path = folder / ".lock"
     try:
@@ -281,7 +282,7 @@ def _hold_to_start(
     free: Collection[str],
     complete: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-    """Write down what a phase is started with; when it goes on, refuse anything else."""
+    """Record the settings that a phase is started with; when it continues, refuse any others."""
     new = json.loads(json.dumps(phase_config))
     if not path.exists():
         write_atomic(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
@@ -301,7 +302,7 @@ def _hold_to_start(
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings under dotted keys; an empty mapping is a leaf, a list too."""
+    """Return the leaves of nested mappings under dotted keys; lists and empty mappings are leaves too."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     return {
@@ -317,7 +318,7 @@ def _write_if_new(path: Path, text: str) -> None:
 
 
 def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Write run.json once; a command that goes on in other surroundings adds them under `continued`."""
+    """Write run.json once; a command that continues in a changed environment adds it under `continued`."""
     now = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
@@ -345,12 +346,12 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of our own sources, marked where they were changed since; None outside a checkout of them."""
+    """Return the commit of LatentMem's own sources, marked if they changed since; None outside a checkout of them."""
     git = shutil.which("git")
     if git is None:
         return None
     here = Path(__file__)
-    # Installed inside someone else's repository we are not tracked there, and its commit says nothing of us.
+    # If we are installed inside someone else's repository, its commit says nothing about our sources.
     tracked = ["ls-files", "--error-unmatch", here.name]
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     for arguments in (tracked, describe):

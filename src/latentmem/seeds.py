@@ -1,10 +1,10 @@
-"""Seeds that depend on what they are for and on nothing else."""
+"""Seeds that depend only on what they are for."""
 
 import hashlib
 
 
 def stream_seed(*parts: object) -> int:
-    """A 64-bit seed that depends on all parts and nothing else, equal in every process.
+    """Return a 64-bit seed that depends only on the given parts and is equal in every process.
 
     >>> stream_seed(0, "task", 1) == stream_seed(0, "task", 1) != stream_seed(0, "task", 2)
     True

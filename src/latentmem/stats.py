@@ -1,8 +1,8 @@
-"""Intervals and tests for small evaluations, each chosen to stay honest where a few dozen tasks are all there is.
+"""Intervals and tests for small evaluations. Each one stays honest even with only a few dozen tasks.
 
-Plain functions of numbers. Results are rewards and so lie in [0, 1]; that bound is what still gives an interval where
-all values are equal and a plain bootstrap, seeing no spread, would claim certainty. Differences of log-likelihoods have
-no bound, and so have a function of their own, `paired_mean`.
+All are plain functions of numbers. Results are rewards, so they lie in [0, 1]. That bound gives an interval even where
+all values are equal; a plain bootstrap sees no spread there and would claim certainty. Differences of log-likelihoods
+have no bound, so they have their own function, `paired_mean`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from scipy.stats import binomtest, t
 Array = NDArray[np.float64]
 
 CHUNK = 1 << 20
-"""Numbers drawn at once while resampling: 8 MB, however many values and resamples there are."""
+"""Numbers drawn at once while resampling: 8 MB, whatever the number of values and resamples."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class PairedResult:
     """mean(a) - mean(b)."""
     low: float
     high: float
-    """Ends of the interval of the difference."""
+    """Ends of the difference's interval."""
     p_value: float
-    """Two-sided; the hypothesis is that a and b are interchangeable on every task."""
+    """Two-sided; the null hypothesis is that a and b are interchangeable on every task."""
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927). Inside [0, 1] and never a single point; (0, 1) for `total` 0.
+    """Return Wilson's score interval of a share (1927). It lies in [0, 1] and has a width; (0, 1) for `total` 0.
 
     >>> [round(end, 3) for end in wilson_interval(0, 10)]
     [0.0, 0.278]
@@ -46,12 +46,12 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 
 
 def mean_interval(values: ArrayLike, seed: int, num_bootstraps: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of rewards that need not be 0 or 1; values: [n], each in [0, 1].
+    """Return the interval of the mean of rewards that may lie between 0 and 1; values: [n], each in [0, 1].
 
-    The percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over the values and two made-up ones, one at either
-    bound, as Agresti & Caffo (2000) add one success and one failure. Of values that are all or nearly all equal the
-    plain bootstrap claims certainty; with these two, 95% intervals covered the truth in 94% or more of simulations
-    from n = 8 on, where it fell to 77% and BCa to 89%. No value at all gives (0, 1).
+    This is the percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over the values and two made-up ones, one at
+    each bound, as Agresti & Caffo (2000) add one success and one failure. Without them the bootstrap claims certainty
+    when all or nearly all values are equal. With them, 95% intervals covered the truth in at least 94% of simulations
+    from n = 8 on; without them coverage fell to 77%, and with BCa to 89%. No values give (0, 1).
     """
     return _interval(_checked(values), (0.0, 1.0), seed, num_bootstraps, confidence)
 
@@ -59,10 +59,10 @@ def mean_interval(values: ArrayLike, seed: int, num_bootstraps: int, confidence:
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, num_bootstraps: int, seed: int) -> PairedResult:
     """Compare rewards of the same tasks under a and under b; a, b: [n], aligned, each value in [0, 1].
 
-    The 95% interval is the bootstrap over tasks of `mean_interval`, with bounds -1 and 1. For the p-value the sign of
-    each task's difference is flipped at random `num_bootstraps` times (a paired permutation test; Efron & Tibshirani
-    1993, chapter 15): that holds at any n, and for successes is McNemar's exact test, while the share of resamples
-    beyond zero would be certain of a single task. With n = 0 the difference is 0, the interval (-1, 1) and p is 1.
+    The 95% interval is the bootstrap of `mean_interval` over the tasks' differences, with bounds -1 and 1. The p-value
+    flips the sign of each task's difference at random, `num_bootstraps` times (a paired permutation test; Efron &
+    Tibshirani 1993, chapter 15). This holds at any n, and for successes is McNemar's exact test; the share of resamples
+    beyond zero would claim certainty after a single task. n = 0 gives difference 0, interval (-1, 1) and p = 1.
     """
     first, second = _checked(a), _checked(b)
     if first.shape != second.shape:
@@ -76,10 +76,10 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, num_bootstraps: int, seed: int)
 def paired_mean(
     differences: ArrayLike, seed: int = 0, num_flips: int = 10_000, confidence: float = 0.95
 ) -> PairedResult:
-    """Mean of differences that have no bound, such as nats, each between two conditions on one task; differences: [n].
+    """Compare two conditions by their differences on each task, which have no bound (such as nats); differences: [n].
 
-    The interval is Student's t over tasks; the p-value flips the sign of each difference at random, as in
-    `paired_bootstrap`. Differences that are all equal give an interval of no width.
+    The interval of the mean is Student's t over tasks. The p-value flips the sign of each difference at random, as in
+    `paired_bootstrap`. Differences that are all equal give an interval of zero width.
 
     Raises:
         ValueError: fewer than two differences, or one that is not finite.
@@ -104,21 +104,21 @@ def crossed_interval(
     num_bootstraps: int,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Interval of the mean over tables of the mean of each, where several seeds met the same tasks.
+    """Return the interval of the mean over tables of each table's mean, where several seeds played the same tasks.
 
     Tasks and seeds are resampled independently (the pigeonhole bootstrap; Owen 2007, "The pigeonhole bootstrap", Annals
-    of Applied Statistics 1), with one made-up task at either bound as in `mean_interval`. Tables of equal tasks, as of
-    two teams on one benchmark, are given the same draw of tasks; the seeds of each table are drawn for it alone. Of two
-    or three seeds the resamples tell little of how much seeds differ, so there the interval is too short where they
-    differ a lot.
+    of Applied Statistics 1), with one made-up task at each bound as in `mean_interval`. Tables with equal tasks, such
+    as those of two teams on one benchmark, share one draw of tasks; seeds are drawn for each table separately. With
+    only two or three seeds, resampling shows little of how much seeds differ; if they differ a lot, the interval is
+    too short.
 
     Args:
-        tables: [S, n] each, values within `bounds`; row s holds one seed's values. S and n may differ between them.
+        tables: [S, n] each, values within `bounds`; row s holds one seed's values. S and n may differ between tables.
         tasks: for each table the n keys of its tasks, in the order of its columns.
-        bounds: least and largest possible value.
-        seed: of the resampling.
-        num_bootstraps: resamples.
-        confidence: of the interval.
+        bounds: smallest and largest possible value.
+        seed: seed of the resampling.
+        num_bootstraps: number of resamples.
+        confidence: the interval's confidence level.
     """
     arrays = [_table(table, keys) for table, keys in zip(tables, tasks, strict=True)]
     padded = [np.hstack([array, np.tile(bounds, (len(array), 1))]) for array in arrays]  # [S, n + 2]
@@ -141,19 +141,19 @@ def crossed_interval(
 def crossed_comparison(
     a: Sequence[ArrayLike], b: Sequence[ArrayLike], tasks: Sequence[Sequence[str]], num_bootstraps: int, seed: int
 ) -> PairedResult:
-    """Compare a and b over several tables, each of the same seeds and tasks under both; the mean over tables counts.
+    """Compare a and b over several tables, each with the same seeds and tasks under both, by the mean over tables.
 
-    The interval is that of `crossed_interval`. For the p-value the sign of each task's difference is flipped at random,
-    one sign for all seeds and all tables that have this task: what was learned with one seed and played by one team is
-    not independent of the others' outcome on the same task. With one table of one seed this is `paired_bootstrap`. It
-    covers the choice of tasks; the composers that were trained are taken as given.
+    The interval is that of `crossed_interval`. The p-value flips the sign of each task's difference at random, with one
+    sign for all seeds and all tables that have the task, because their outcomes on one task are not independent. With
+    one table of one seed this is `paired_bootstrap`. The p-value covers the choice of tasks; it takes the trained
+    composers as given.
 
     Args:
         a: [S, n] each, values in [0, 1].
         b: the same shapes.
-        tasks: for each table the n keys of its tasks; a key that occurs in several tables is the same task there.
-        num_bootstraps: resamples, and random patterns of signs.
-        seed: of both.
+        tasks: for each table the n keys of its tasks; a key that occurs in several tables is the same task in all.
+        num_bootstraps: number of resamples, and of random sign patterns.
+        seed: seed of both.
     """
     differences = [_table(x, keys, (0, 1)) - _table(y, keys, (0, 1)) for x, y, keys in zip(a, b, tasks, strict=True)]
     low, high = crossed_interval(differences, tasks, (-1.0, 1.0), seed, num_bootstraps)
@@ -162,12 +162,12 @@ def crossed_comparison(
         for key, value in zip(keys, difference.mean(axis=0) / (len(keys) * len(differences)), strict=True):
             shares[key] = shares.get(key, 0.0) + float(value)
     by_task = np.array(list(shares.values()))
-    by_task[np.abs(by_task) < 1e-12] = 0.0  # what cancels out over seeds and tables, but for rounding
+    by_task[np.abs(by_task) < 1e-12] = 0.0  # rounding left what cancels out over seeds and tables
     return PairedResult(float(by_task.sum()), low, high, _sign_flip_p_value(by_task, seed, num_bootstraps))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the given order: below 0.05, a finding survives as one of that many tests (Holm 1979).
+    """Return adjusted p-values, in the given order; one below 0.05 survives as one of that many tests (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -201,7 +201,7 @@ def _table(values: ArrayLike, keys: Sequence[str], bounds: tuple[float, float] =
 def _interval(
     values: Array, bounds: tuple[float, float], seed: int, num_bootstraps: int, confidence: float
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean over the values and one more at either bound."""
+    """Return the percentile bootstrap of the mean over the values and one more value at each bound."""
     values = np.append(values, bounds)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(0, values.size, (rows, values.size)) for rows in _chunks(values.size, num_bootstraps))
@@ -211,7 +211,7 @@ def _interval(
 
 
 def _sign_flip_p_value(differences: Array, seed: int, num_flips: int) -> float:
-    """Share of random sign patterns whose sum is as far from zero as the observed, that one counted too."""
+    """Return the share of random sign patterns whose sum is as far from zero as the observed one, which counts too."""
     moved = differences[differences != 0]
     if moved.size == 0:
         return 1.0
@@ -224,7 +224,7 @@ def _sign_flip_p_value(differences: Array, seed: int, num_flips: int) -> float:
 
 
 def _chunks(width: int, total: int) -> Iterator[int]:
-    """Row counts that add up to `total`, each of at most CHUNK numbers (or one row)."""
+    """Yield row counts that add up to `total`, each for at most CHUNK numbers (or one row)."""
     rows = max(1, CHUNK // width)
     for start in range(0, total, rows):
         yield min(rows, total - start)

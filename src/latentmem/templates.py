@@ -1,6 +1,6 @@
 """Prompts are data: text with {fields}, checked when it is loaded and filled in one pass.
 
-One pass, so that a field written inside a task or a model's response stays as it is.
+A single pass leaves alone what looks like a field inside a task or a model's response.
 """
 
 import re
@@ -12,10 +12,10 @@ _FIELD = re.compile(r"\{([A-Za-z_]+)\}")
 
 
 def check_template(template: str, fields: Collection[str], where: str) -> None:
-    """Refuse a template that names a field which does not exist.
+    """Refuse a template that names an unknown field.
 
     Raises:
-        ConfigError: naming the field, where it stands, and the nearest known one.
+        ConfigError: the field is unknown; the message names it, its place, and the nearest known field.
     """
     for name in _FIELD.findall(template):
         if name not in fields:
@@ -23,7 +23,7 @@ def check_template(template: str, fields: Collection[str], where: str) -> None:
 
 
 def fields_in(*templates: str) -> frozenset[str]:
-    """The fields that any of the templates names.
+    """Return the fields that occur in any of the templates.
 
     >>> sorted(fields_in("{task} {x}", "{task}?"))
     ['task', 'x']
@@ -32,7 +32,7 @@ def fields_in(*templates: str) -> frozenset[str]:
 
 
 def fill(template: str, **fields: str) -> str:
-    """The template with its fields replaced.
+    """Return the template with its fields replaced.
 
     >>> fill("{task}? {x}", task="{x}", x="1")
     '{x}? 1'

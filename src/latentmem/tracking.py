@@ -1,9 +1,9 @@
-"""The numbers of a run also go to trackers, by accelerate's; what a tracker shows is what metrics.jsonl has.
+"""Send the numbers of a run to trackers as well, through accelerate; a tracker shows what metrics.jsonl holds.
 
-A phase of a run is one run of a tracker. Its first number starts it, and it is told all that metrics.jsonl has of the
-phase: what was logged before the tracker was asked for is there too, and what a rewind dropped is not told twice. A
-tracker that fails is left alone until the phase ends, for no training ends because of a page to look at. Loads no torch
-before a tracker starts.
+One phase of a run is one run in the tracker. The phase's first number starts the tracker, which then receives all lines
+that metrics.jsonl has for the phase. So it also shows what was logged before it was asked for, and lines that a rewind
+dropped are not sent again. A tracker that fails is left alone until the phase ends: training must not end because of a
+page to look at. Loads no torch before a tracker starts.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ Row = Mapping[str, Any]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Make sure that the library of each tracker is there.
+    """Check that the library of each tracker is installed.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a library is not installed.
     """
     for name in names:
         try:
@@ -45,16 +45,16 @@ class Tracked(NamedTuple):
     """The phase of a run that a tracker shows."""
 
     folder: Path
-    """The run's."""
+    """The run's folder."""
     phase: str
     started: str
-    """When the run was; with the folder it tells two runs apart."""
+    """When the run was started; this and the folder tell two runs apart."""
     configuration: str
-    """The whole resolved one, as YAML."""
+    """The whole resolved configuration, as YAML."""
 
     @property
     def id(self) -> str:
-        """Equal whenever this phase of this run goes on, and for nothing else."""
+        """An id that stays the same when this phase of this run continues, and that nothing else has."""
         return hashlib.sha256(f"{self.folder.resolve()}\n{self.started}\n{self.phase}".encode()).hexdigest()[:16]
 
     @property
@@ -69,62 +69,62 @@ class Table(NamedTuple):
     cells: Sequence[Sequence[str]]
     """A header and rows."""
     markdown: str
-    """The same with the verdict in words."""
+    """The same as Markdown, with the verdict in words."""
     numbers: Numbers
     """All numbers of the results, by their names."""
 
 
 class _Tracker(ABC):
-    """One tracker, by accelerate's class of it."""
+    """One tracker, through accelerate's class for it."""
 
     _tracker: Any
 
     @abstractmethod
     def start(self, tracked: Tracked) -> None:
-        """Start it, and tell the configuration."""
+        """Start the tracker, and send the configuration."""
 
     @abstractmethod
     def log(self, step: int, numbers: Numbers) -> None:
-        """Tell the numbers of a step, unless it has them."""
+        """Send the numbers of a step, unless the tracker has them."""
 
     @abstractmethod
     def show(self, table: Table) -> None:
-        """Tell the comparison."""
+        """Send the comparison of memories."""
 
     def close(self) -> None:
-        """Let it write what is left."""
+        """Let the tracker write what is left."""
         self._tracker.finish()
 
 
 class _TensorBoard(_Tracker):
-    """Event files in RUN/tensorboard/PHASE; when it starts anew, what older files hold is declared void."""
+    """Event files in RUN/tensorboard/PHASE; a new start declares the contents of older files void."""
 
     def start(self, tracked: Tracked) -> None:
-        """Declare what is there void, and begin a file."""
+        """Declare older files void, and begin a new one."""
         from accelerate.tracking import TensorBoardTracker
 
         self._tracker = TensorBoardTracker(tracked.phase, tracked.folder / "tensorboard", purge_step=0)
         self._tracker.start()
-        # Its own way to store a configuration makes another folder, which TensorBoard takes for a run, at each start.
+        # accelerate would store the configuration in another folder at each start, which TensorBoard takes for a run.
         indented = "".join(
             f"    {line}\n" for line in tracked.configuration.splitlines()
-        )  # Markdown for "as it stands"
+        )  # indented text is shown verbatim by Markdown
         self._tracker.log({"configuration": indented}, step=0)
 
     def log(self, step: int, numbers: Numbers) -> None:
-        """One scalar each."""
+        """Write one scalar for each number."""
         self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
-        """The table as a text, and scalars."""
+        """Write the table as text, and the numbers as scalars."""
         self._tracker.log({"results": table.markdown, **table.numbers}, step=0)
 
 
 class _WandB(_Tracker):
-    """A run of Weights & Biases, gone on with by its id; a step that its server has is not told again."""
+    """A run of Weights & Biases, continued by its id; steps that the server has are not sent again."""
 
     def start(self, tracked: Tracked) -> None:
-        """Begin the run, or go on with it."""
+        """Begin the run, or continue it."""
         import wandb
         from accelerate.tracking import WandBTracker
 
@@ -135,26 +135,26 @@ class _WandB(_Tracker):
             group=tracked.folder.resolve().name,
             dir=str(tracked.folder),
             resume="allow",
-            settings=wandb.Settings(console="off"),  # what the terminal shows stays there
+            settings=wandb.Settings(console="off"),  # terminal output is not uploaded
         )
         self._tracker.start()
         self._first = self._tracker.run.starting_step
         self._tracker.store_init_configuration(_values(tracked))
 
     def log(self, step: int, numbers: Numbers) -> None:
-        """One row."""
+        """Send one row."""
         if step >= self._first:
             self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
-        """The table as one of theirs, and the numbers as the run's summary."""
+        """Send the table as a W&B table, and the numbers as the run's summary."""
         header, *rows = table.cells
         self._tracker.log_table("results", columns=list(header), data=[list(row) for row in rows])
         self._tracker.run.summary.update(table.numbers)
 
 
 class _Trackio(_Tracker):
-    """A run of trackio; it cannot be told that steps are void, so a phase that goes on is another run, told all."""
+    """A run of trackio. Its steps cannot be declared void, so a phase that continues begins a new run and sends all."""
 
     def start(self, tracked: Tracked) -> None:
         """Begin a run."""
@@ -172,11 +172,11 @@ class _Trackio(_Tracker):
         self._tracker.store_init_configuration(_values(tracked))
 
     def log(self, step: int, numbers: Numbers) -> None:
-        """One row."""
+        """Send one row."""
         self._tracker.log(numbers, step=step)
 
     def show(self, table: Table) -> None:
-        """The table as a text, and one row."""
+        """Send the table as text, and the numbers as one row."""
         import trackio
 
         self._tracker.log({"results": trackio.Markdown(table.markdown), **table.numbers})
@@ -186,16 +186,16 @@ _TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": _TensorBoard, "wandb": _W
 
 
 class Tracking:
-    """The trackers of one phase; without names there are none, and nothing is told."""
+    """The trackers of one phase; without names it has none and does nothing."""
 
     def __init__(self, names: Sequence[str], tracked: Tracked) -> None:
         self._tracked = tracked
         self._names = list(dict.fromkeys(names))
-        """Those that have not failed."""
+        """Trackers that have not failed."""
         self._under_way: dict[str, _Tracker] = {}
 
     def log(self, row: Row, logged: Callable[[], Sequence[Row]]) -> None:
-        """Tell the numbers of a row that metrics.jsonl has; `logged` reads all that it has of the phase."""
+        """Send a row that metrics.jsonl holds; `logged` reads all rows of the phase, for trackers that start now."""
         new = self._start()
         for name in new:
             self._try(name, lambda tracker: _log(tracker, logged()))
@@ -203,7 +203,7 @@ class Tracking:
             self._try(name, lambda tracker: _log(tracker, [row]))
 
     def show(self, cells: Sequence[Sequence[str]], markdown: str, results: Row) -> None:
-        """Tell the comparison of memories: its table, and the numbers of each memory."""
+        """Send the comparison of memories: its table, and the numbers of each memory."""
         memories = {memory["name"]: memory for memory in results["memories"]}
         table = Table(cells, markdown, dict(_leaves(memories, self._tracked.phase)))
         self._start()
@@ -211,18 +211,18 @@ class Tracking:
             self._try(name, lambda tracker: tracker.show(table))
 
     def close(self) -> None:
-        """Let all write what is left; the next number starts them anew."""
+        """Let all trackers write what is left; the next number starts them anew."""
         for name in [*self._under_way]:
             self._try(name, lambda tracker: tracker.close())
         self._under_way.clear()
 
     def _start(self) -> list[str]:
-        """Start those that are not under way; their names."""
+        """Start the trackers that are not running, and return their names."""
         new = [name for name in self._names if name not in self._under_way]
         if new:
             from accelerate import PartialState
 
-            PartialState()  # its trackers log by it; where the recipes run there is one already
+            PartialState()  # accelerate's trackers log through it; in a recipe it exists already
         for name in new:
             self._under_way[name] = _TRACKERS[name]()
             self._try(name, lambda tracker: tracker.start(self._tracked))
@@ -236,7 +236,7 @@ class Tracking:
 
     def _give_up(self, name: str, error: Exception) -> None:
         self._names.remove(name)
-        with suppress(Exception):  # a run that were left open would be taken for that of the next phase
+        with suppress(Exception):  # an open run would be taken for the run of the next phase
             self._under_way.pop(name).close()
         why = " ".join(str(error).split()) or type(error).__name__
         logger.warning(
@@ -253,7 +253,7 @@ def _log(tracker: _Tracker, rows: Sequence[Row]) -> None:
 
 
 def _leaves(values: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The finite numbers of nested mappings, under the names on their way joined by a slash."""
+    """Yield the finite numbers of nested mappings, each under its path of names joined by slashes."""
     for key, value in values.items():
         name = f"{prefix}/{key}" if prefix else str(key)
         if isinstance(value, Mapping):

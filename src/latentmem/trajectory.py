@@ -1,8 +1,8 @@
-"""The nouns that everything else is said in, and the one JSON form that they are stored in.
+"""The data types that everything else is built on, and the one JSON form in which they are stored.
 
-A trajectory is one episode of a team on one task. Each message keeps the very token ids that were sampled,
-their log-probabilities and what ended them, so that training never tokenises a response again; and it keeps the
-memory it was given as text, so that training composes from exactly what the rollout composed from.
+A trajectory is one episode of a team on one task. Each message keeps the token ids that were sampled, their
+log-probabilities and what ended them, so that training never tokenises a response again. It also keeps, as text, the
+memory it was given, so that training composes from exactly what the rollout composed from.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from latentmem.errors import DataError
 
 SCHEMA_VERSION = 2
-"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, and ids that do
+"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, but its ids do
 not depend on observations."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Record(BaseModel):
-    """A frozen, strictly read record: unknown fields are errors, and no field is silently converted."""
+    """A frozen record that is read strictly: unknown fields are errors, and no field is silently converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -31,18 +31,18 @@ class Task(Record):
     """One problem. `data` is what the environment needs to score an answer; no agent ever sees it."""
 
     id: str | None
-    """Unique within its data set; None where there is none (then tasks are compared by their text)."""
+    """Unique within its data set; None where the data set has no ids (then tasks are compared by their text)."""
     domain: str
     text: str
     data: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """What tells this task from others: domain and id, or the exact text where there is no id."""
+        """The key that identifies the task: domain and id, or the exact text where there is no id."""
         return f"{self.domain}:{self.id}" if self.id is not None else f"text:{self.text}"
 
     def same_as(self, other: "Task") -> bool:
-        """Whether both are the same problem: equal ids in one domain, or equal text where either has no id."""
+        """Return whether both are the same problem: equal ids in one domain, or equal texts if either has no id."""
         if self.id is not None and other.id is not None:
             return self.key == other.key
         return self.text == other.text
@@ -56,19 +56,19 @@ class Role(Record):
 
 
 class Recalled(Record):
-    """What memory a message was given, kept as text so that it can be composed again exactly."""
+    """The memory that a message was given, kept as text so that it can be composed again exactly."""
 
     kind: str
     """Name of the memory: none, text, latent, parametric."""
     text: str = ""
-    """For latent memory the text the composer read; for text memory what stands before the user's text."""
+    """For latent memory the text that the composer read; for text memory the text put before the user's text."""
     sources: tuple[str, ...] = ()
-    """Ids of the trajectories that it was made from, best first."""
+    """Ids of the trajectories that the memory was made from, best first."""
     num_latents: int = 0
-    """K for latent memory; 0 where the memory, if any, is text in the prompt."""
+    """K for latent memory; 0 for memory that is text in the prompt, and where there is none."""
 
     def before(self, user: str) -> str:
-        """The user's text as the model read it: after the memory's text, where the memory is text."""
+        """Return the user's text as the model read it: with the memory's text before it, if the memory is text."""
         return f"{self.text}\n\n{user}" if self.text and not self.num_latents else user
 
 
@@ -78,19 +78,19 @@ class Message(Record):
     role: str
     system: str
     user: str
-    """Without any memory; `recalled.before(user)` is what the model read."""
+    """The user's text without any memory; `recalled.before(user)` is what the model read."""
     response: str
     token_ids: tuple[int, ...]
-    """The sampled tokens, the closing EOS included where there was one."""
+    """The sampled tokens, including the closing EOS if there was one."""
     logps: tuple[Finite, ...]
-    """Log-probability of each token when it was sampled, at `temperature`, natural logarithm."""
+    """Natural log-probability of each token when it was sampled, at `temperature`."""
     finish: Literal["stop", "length"]
-    """`stop`: the last token is an EOS. `length`: the limit cut the response; it has no EOS."""
+    """`stop`: the last token is an EOS. `length`: the limit cut the response, so it has no EOS."""
     temperature: Finite
-    """Temperature in the log-probabilities; 0 for greedy, whose log-probabilities are those of temperature 1."""
+    """Temperature of the log-probabilities; 0 means greedy sampling, with the log-probabilities of temperature 1."""
     num_prompt_tokens: int
     reads: tuple[int, ...] = ()
-    """Positions, in the step's messages, of those that this one's prompt quotes."""
+    """Positions, within the step's messages, of the messages that this prompt quotes."""
     recalled: Recalled
 
     @model_validator(mode="after")
@@ -101,14 +101,14 @@ class Message(Record):
 
 
 class Step(Record):
-    """One turn with the environment: the team's messages, its action and what came back."""
+    """One turn with the environment: the team's messages, its action and the observation."""
 
     messages: tuple[Message, ...]
     action: str
     observation: str
     info: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the environment recorded of the action: the extracted answer, parts of the score, the sandbox level; and
-    under `team` what a team that decides as it goes recorded of how the action came about."""
+    """What the environment recorded about the action: the extracted answer, parts of the score, the sandbox level.
+    Under `team`, what a team that decides as it goes recorded about how it came to the action."""
 
     @model_validator(mode="after")
     def _reads_backwards(self) -> Self:
@@ -125,13 +125,13 @@ class Trajectory(Record):
     task: Task
     team: str
     model: str
-    """Name of the agents' language model; token ids mean something to its tokenizer only."""
+    """Name of the agents' language model; the token ids have a meaning only for its tokenizer."""
     steps: tuple[Step, ...]
     reward: Annotated[Finite, Field(ge=0, le=1)]
     success: bool
     """reward == 1."""
     error: str | None = None
-    """Why the episode failed for a reason other than its answer, such as a crashed environment."""
+    """Why the episode failed if not because of its answer, such as a crashed environment."""
     seed: int
 
     @model_validator(mode="after")
@@ -142,11 +142,10 @@ class Trajectory(Record):
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the task, the messages' texts and the observations; equal for duplicates, whatever their
-        log-probs.
+        """Content hash of the task, the messages' texts and the observations; equal for duplicates.
 
-        Observations count from version 2 on, and where there are any: a stored trajectory keeps the id that it was
-        stored under, and one without observations has the same id in both versions.
+        Log-probs do not count. Observations count from schema version 2 on, and only where there are any. So a stored
+        trajectory keeps the id it was stored under, and one without observations has the same id in both versions.
         """
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
         observed = [step.observation for step in self.steps]
@@ -156,11 +155,11 @@ class Trajectory(Record):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All messages of all steps, in the order they were said."""
+        """All messages of all steps, in the order in which they were sampled."""
         return tuple(message for step in self.steps for message in step.messages)
 
     def to_json(self) -> str:
-        """One line of canonical JSON: equal trajectories give equal bytes."""
+        """Return one line of canonical JSON: equal trajectories give equal bytes."""
         return json.dumps(
             self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
         )
@@ -170,7 +169,7 @@ class Trajectory(Record):
         """Read what `to_json` wrote.
 
         Raises:
-            DataError: not JSON, written by a newer version, or not of the schema; the message begins with `where`.
+            DataError: not JSON, of a newer version, or not of the schema; the message begins with `where`.
         """
         try:
             record: Any = json.loads(text)

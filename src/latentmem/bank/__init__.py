@@ -1,4 +1,4 @@
-"""The experience bank: what a team has lived through, stored for good, and the nearest of it found."""
+"""The experience bank: trajectories stored durably, and a search for the nearest ones."""
 
 from latentmem.bank.bank import ExperienceBank
 from latentmem.bank.embedding import Embed

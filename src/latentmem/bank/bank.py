@@ -1,8 +1,8 @@
-"""The experience bank: what a team has lived through, stored for good, and the nearest of it found.
+"""The experience bank: trajectories stored durably, and a search for the nearest ones.
 
-Only the `records` are the truth. Everything else can be made again: the search `matrix` from the records' vectors, the
-`lists` of an approximate search from the matrix, the vectors from the task texts. The bank takes a function that
-embeds, never a model, and never holds a lock on the database while it runs.
+Only the `records` are authoritative. Everything else can be made again: the search `matrix` from the records' vectors,
+the `lists` of an approximate search from the matrix, the vectors from the task texts. The bank takes an embedding
+function, never a model, and holds no lock on the database while that function runs.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ _BATCH_SIZE = 256
 
 
 class ExperienceBank:
-    """Stored trajectories, and the nearest ones found.
+    """Stored trajectories, and a search for the nearest ones.
 
     Any number of processes on one host may read and write one bank. Threads may share one object; they take turns. A
-    forked child must open its own.
+    forked child process must open its own.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class ExperienceBank:
         embedder: str | None = None,
         index: Literal["exact", "approximate"] = default(BankSection, "index"),
     ) -> None:
-        """Open a bank, or begin one if there is none and an embedder is given.
+        """Open a bank; begin one if there is none and an embedder is given.
 
         Args:
-            path: the SQLite file; its index stands beside it as PATH.index.
-            embed: n texts -> [n, e]. Without it the bank can be read, exported, verified and deleted from.
-            embedder: a name for `embed`, by default its own. A bank holds vectors of one, and remembers its name.
-            index: how this object searches; the bank is the same. `approximate` is for a million trajectories and more,
-                may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
+            path: the SQLite file; its index lies beside it as PATH.index.
+            embed: n texts -> [n, e]. Without it the bank can only be read, exported, verified and deleted from.
+            embedder: a name for `embed`, by default its own. A bank holds vectors of one embedder, and keeps its name.
+            index: how this object searches; the stored bank is the same. `approximate` is for a million trajectories
+                and more, may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
 
         Raises:
-            ValueError: `index` is something else.
-            BankError: no bank there and no embedder given, not a bank, written by a newer version or with another
-                embedder (`reembed` changes it), or it cannot be opened; faiss is not installed.
+            ValueError: `index` is neither of the two.
+            BankError: there is neither a bank nor an embedder; the file is not a bank, cannot be opened, or was written
+                by a newer version or with another embedder (`reembed` changes it); or faiss is not installed.
         """
         if index not in ("exact", "approximate"):
             raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
@@ -81,7 +81,7 @@ class ExperienceBank:
                 raise
 
     def close(self) -> None:
-        """Close the database; the object is of no use afterwards."""
+        """Close the database; the object cannot be used afterwards."""
         self._records.close()
 
     def __enter__(self) -> Self:
@@ -93,11 +93,12 @@ class ExperienceBank:
     # Storing
 
     def add(self, trajectories: Trajectory | Sequence[Trajectory]) -> AddReport:
-        """Store a batch as one transaction. When this returns it is on stable storage; if it raises, nothing of it is.
+        """Store a batch in one transaction. When this returns, all is on stable storage; if it raises, nothing is.
 
         Raises:
             DataError: a trajectory has no JSON form that could be read back (a lone surrogate, nan).
-            BankError: no embedder, another embedder, a useless embedding, a locked bank, a full disk.
+            BankError: there is no embedder, or another one than the bank's; a vector is useless; the bank is locked;
+                or the disk is full.
         """
         batch = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
         self._needs_embedder()
@@ -127,11 +128,11 @@ class ExperienceBank:
         team: str | None = None,
         everything: bool = False,
     ) -> int:
-        """Delete the trajectories that meet all filters given, as one transaction, and return their number.
+        """Delete the trajectories that meet all given filters, in one transaction, and return their number.
 
         Raises:
-            ValueError: no filter without `everything=True`, or both.
-            BankError: a locked bank, or one that cannot be written.
+            ValueError: there is neither a filter nor `everything=True`, or there are both.
+            BankError: the bank is locked or cannot be written.
         """
         filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
         if everything == any(value is not None for value in filters.values()):
@@ -140,12 +141,12 @@ class ExperienceBank:
             return transaction.delete(filters)
 
     def reembed(self, embed: Embed, embedder: str) -> int:
-        """Embed every task text anew, and make this the bank's embedder. Returns the number of trajectories.
+        """Embed every task text anew, make `embedder` the bank's embedder, and return the number of trajectories.
 
-        All or nothing. Others may add while the embedder runs; what they added is embedded too.
+        All or nothing. Others may add trajectories while the embedder runs; these are embedded too.
 
         Raises:
-            BankError: a useless embedding, a locked bank, a full disk.
+            BankError: a vector is useless, the bank is locked, or the disk is full.
         """
         vectors: dict[int, Vectors] = {}
         while True:
@@ -175,16 +176,17 @@ class ExperienceBank:
         role: str | None = None,
         team: str | None = None,
     ) -> list[Found]:
-        """The k trajectories on other tasks whose task texts are nearest, among those that meet all filters given.
+        """Return the k trajectories on other tasks with the nearest task texts, among those that pass all filters.
 
-        Exact, unless the bank was opened with index="approximate": then some of the nearest may be missed, but what is
-        returned passes the filters, has its exact similarity and is in order. A trajectory of this very task
-        (`Task.same_as`) is never returned. Most similar first; where the similarity, a float32 number, is equal, the
-        one stored first. Fewer than k where there are no more.
+        The search is exact unless the bank was opened with index="approximate". Then some of the nearest may be missed,
+        but each result passes the filters, has its exact similarity and is in order. A trajectory on the same task
+        (`Task.same_as`) is never returned. The most similar comes first; of equal float32 similarities, the one stored
+        first. There may be fewer than k.
 
         Raises:
             ValueError: k < 1.
-            BankError: no embedder, another embedder, a useless embedding, or the bank cannot be read.
+            BankError: there is no embedder, or another one than the bank's; a vector is useless; or the bank cannot be
+                read.
             DataError: the task's text holds a lone surrogate, or a record is damaged.
         """
         return self.search_many([task], k=k, success=success, domain=domain, role=role, team=team)[0]
@@ -199,7 +201,7 @@ class ExperienceBank:
         role: str | None = None,
         team: str | None = None,
     ) -> list[list[Found]]:
-        """`search` for many tasks at once: one call of the embedder, one pass over the matrix, the same results."""
+        """Search for many tasks at once, as `search` does: one call of the embedder, one pass over the matrix."""
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
         self._needs_embedder()
@@ -219,12 +221,12 @@ class ExperienceBank:
         return [[Found(trajectories[seq], similarity) for seq, similarity in row] for row in ranked]
 
     def get(self, ids: Iterable[str]) -> list[Trajectory]:
-        """The trajectories of these ids, in their order.
+        """Return the trajectories of these ids, in the order of the ids.
 
         Raises:
             BankError: an id is not in the bank.
         """
-        wanted = list(ids)  # before the bank is held: what gives them may ask the bank itself
+        wanted = list(ids)  # before the bank is locked: the iterable may read the bank itself
         stored_forms = []
         with self._records.read() as transaction:
             for id_ in wanted:
@@ -235,14 +237,14 @@ class ExperienceBank:
         return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
 
     def ids(self) -> list[str]:
-        """The ids of all trajectories in the order they were stored."""
+        """Return the ids of all trajectories in the order they were stored."""
         with self._records.read() as transaction:
             return transaction.ids()
 
     def digest(self) -> str:
-        """A hash that is equal as long as nothing is added, deleted or embedded anew.
+        """Return a hash that stays equal until something is added, deleted or embedded anew.
 
-        It reads the ids and which generation of vectors they have, no trajectory.
+        Only the ids and the generation of the vectors are read, no trajectory.
         """
         with self._records.read() as transaction:
             content = [transaction.meta().generation, *transaction.ids()]
@@ -250,10 +252,10 @@ class ExperienceBank:
 
     @contextmanager
     def frozen(self, during: str) -> Iterator[None]:
-        """Make sure that nothing changes the bank while the body runs; `during` names what that is, for the error.
+        """Check that nothing changes the bank while the body runs; `during` names the body's work, for the error.
 
         Raises:
-            BankError: something did. It is found at the end.
+            BankError: the bank changed; this is found when the body ends.
         """
         before, num_before = self.digest(), len(self)
         yield
@@ -264,12 +266,12 @@ class ExperienceBank:
             )
 
     def ids_of(self, task: Task) -> list[str]:
-        """The ids of the trajectories on this very task (`Task.same_as`): those that no search for it returns."""
+        """Return the ids of the trajectories on this same task (`Task.same_as`); no search for it returns them."""
         with self._records.read() as transaction:
             return [transaction.id_of(seq) for seq in transaction.same_task(task)]
 
     def newest(self, k: int, *, success: bool) -> list[Trajectory]:
-        """The last k successes or failures stored, the newest first."""
+        """Return the k successes or failures stored last, the newest first."""
         with self._records.read() as transaction:
             stored_forms = transaction.newest(k, success)
         return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
@@ -283,11 +285,11 @@ class ExperienceBank:
             return int(transaction.counts()["num_trajectories"])
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """All trajectories in the order they were stored; the bank may be used meanwhile."""
+        """Iterate over all trajectories in the order they were stored; the bank may be used meanwhile."""
         return (self._decode(seq, stored_form) for seq, stored_form in self._pages())
 
     def info(self) -> BankInfo:
-        """What the bank holds, counted."""
+        """Count what the bank holds."""
         with self._records.read() as transaction:
             meta, counts = transaction.meta(), transaction.counts()
         return BankInfo(
@@ -301,7 +303,7 @@ class ExperienceBank:
         )
 
     def verify(self) -> VerifyReport:
-        """Read everything and report what does not agree. Needs no embedder and changes nothing.
+        """Read everything and report what does not agree; needs no embedder and changes nothing.
 
         Kinds of problem: `sqlite` (the file's own structure), `json` (a record cannot be read, or is not canonical),
         `id` (not the hash of the content), `columns` and `roles` (not what the JSON says), `vector` (wrong width, not
@@ -317,10 +319,10 @@ class ExperienceBank:
     # JSON Lines
 
     def export(self, target: str | Path | TextIO) -> int:
-        """Write one canonical JSON line for each trajectory, in the order of storing, and return their number.
+        """Write one canonical JSON line per trajectory, in the order of storing, and return their number.
 
-        A path is UTF-8 and replaced atomically; a stream should encode as UTF-8 and leave newlines alone. Embeddings
-        are not exported: importing makes them again.
+        A file is written in UTF-8 and replaced atomically; a stream should encode as UTF-8 and leave newlines alone.
+        Embeddings are not exported: an import computes them again.
 
         Raises:
             BankError: the target cannot be written, or is the bank itself.
@@ -334,11 +336,12 @@ class ExperienceBank:
     def import_jsonl(self, path: str | Path, on_progress: Callable[[int], None] | None = None) -> AddReport:
         r"""Store the lines of a file that `export` wrote; lines end at b"\n" only.
 
-        Lines are stored in batches of 256, each all or nothing. What is stored already counts as duplicate, so an
-        import that was interrupted is simply repeated. `on_progress` gets the number of lines done, batch by batch.
+        Lines are stored in batches of 256, each all or nothing. A trajectory that is already stored counts as a
+        duplicate, so an interrupted import can simply be repeated. `on_progress` gets the number of lines done so far
+        after each batch.
 
         Raises:
-            DataError: the file cannot be read, or a line is no trajectory; says which, and what was stored before.
+            DataError: the file cannot be read, or a line is not a trajectory; says which, and what was stored before.
             BankError: as for `add`.
         """
         self._needs_embedder()
@@ -351,7 +354,7 @@ class ExperienceBank:
         return AddReport(num_added, num_done - num_added)
 
     def _pages(self) -> Iterator[tuple[int, bytes]]:
-        """All record numbers and stored forms in order; no transaction is open while the caller works on one."""
+        """Yield all record numbers and stored forms in order; no transaction is open while the caller works on one."""
         reached = 0
         while True:
             with self._records.read() as transaction:
@@ -361,7 +364,7 @@ class ExperienceBank:
             yield from page
             reached = page[-1][0]
 
-    # The index, brought up to the records of a transaction
+    # The index, updated to the records of a transaction
 
     def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex | ApproximateIndex:
         if self._index is None or self._index.generation != generation:

@@ -1,4 +1,4 @@
-"""Whether what was derived from records, the matrix and the lists, still is of these records."""
+"""Checks that data derived from records, the matrix and the lists, still belong to these records."""
 
 from pathlib import Path
 
@@ -9,28 +9,28 @@ from latentmem.bank.matrix import BankIndex, StoredMatrix
 from latentmem.bank.records import Transaction
 
 PAGE_SIZE = 4096
-"""Records read at once for the index."""
+"""Number of records read at once for the index."""
 
 
 def same_records(transaction: Transaction, stored: StoredMatrix) -> bool:
-    """Whether a matrix was made of these records; not so after an older copy of the bank was put in place, say."""
+    """Return whether a matrix was made of these records; it was not if an older copy of the bank was put in place."""
     last = int(stored.seqs[-1])
     tally = (len(stored.seqs), int(stored.seqs.sum()))
     return transaction.tally(until=last) == tally and transaction.seq_of(stored.last_id) == last
 
 
 def same_rows(transaction: Transaction, lists: StoredLists) -> bool:
-    """Whether lists are of these records."""
+    """Return whether lists were made of these records."""
     last = transaction.seq_of(lists.last_id)
     return last is not None and transaction.tally(until=last)[0] == lists.num_rows
 
 
 def holds(transaction: Transaction, stored: StoredMatrix, with_labels: bool) -> bool:
-    """Whether a matrix has the vectors of its records and, if asked, their labels; all are read again."""
+    """Return whether a matrix has the vectors of its records and, if asked, their labels; read all of them again."""
     if not same_records(transaction, stored):
         return False
     num_rows, width = stored.vectors.shape
-    again = BankIndex(Path(), "", 0)  # labels, and rows of no width
+    again = BankIndex(Path(), "", 0)  # collects the labels; its rows have width 0
     while len(again) < num_rows:
         size = min(PAGE_SIZE, num_rows - len(again))
         seqs, vectors, last_id = transaction.vectors(again.reached, size, width)

@@ -1,4 +1,4 @@
-"""A bank is copied by SQLite itself: a copy is the bank at one moment, whoever writes to it meanwhile."""
+"""Copies of a bank, made by SQLite itself: a copy is the bank at one moment, whoever writes to it meanwhile."""
 
 import sqlite3
 import uuid
@@ -13,12 +13,12 @@ _BUSY_SECONDS = 60.0
 
 
 def copy_bank(source: Path, target: Path) -> None:
-    """Make `target` what `source` is now; when this returns it is on stable storage.
+    """Copy the bank at `source` to `target`; when this returns, the copy is on stable storage.
 
-    A target that is there is replaced in one transaction: others who have it open see the old bank or the new one.
+    An existing target is replaced in one transaction: others who have it open see the old bank or the new one.
 
     Raises:
-        BankError: one of them is no SQLite file or cannot be used, or the disk is full; an older `target` is kept.
+        BankError: one of the two is not an SQLite file or cannot be used, or the disk is full; an older `target` stays.
     """
     new = not target.exists()
     with _explained(source), closing(_connect(source, "rw")) as old, old:
@@ -33,20 +33,22 @@ def copy_bank(source: Path, target: Path) -> None:
 
 
 def new_generation(path: Path) -> None:
-    """Void every index of a bank: it is to replace another, whose indices, some of them in memory, may look like its.
+    """Give a bank a new generation, which voids every index of it.
+
+    A bank that is to replace another needs this: the other's indices, some of them in memory, may look like its own.
 
     Raises:
-        BankError: it cannot be written.
+        BankError: the bank cannot be written.
     """
     with _explained(path), closing(_connect(path, "rw")) as db, db:
         db.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (uuid.uuid4().hex,))
 
 
 def check_tables_only(path: Path) -> None:
-    """Refuse a bank from outside that brings views, triggers or virtual tables, which run when it is used.
+    """Refuse a bank from outside that contains views, triggers or virtual tables, which run when it is used.
 
     Raises:
-        BankError: it does, or is no SQLite file.
+        BankError: it contains one of these, or is not an SQLite file.
     """
     with _explained(path), closing(_connect(path, "rw")) as db:
         db.execute("PRAGMA trusted_schema = OFF")

@@ -1,4 +1,4 @@
-"""From task texts to vectors of unit length, by whatever function embeds; what it gives is checked."""
+"""Task texts turned into vectors of unit length by any embedding function, whose results are checked."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,16 @@ from latentmem.bank.records import UNIT_TOLERANCE
 from latentmem.errors import BankError, DataError
 
 Embed = Callable[[list[str]], npt.NDArray[Any]]
-"""n texts -> [n, e] float32, of any length but zero: the bank normalises."""
+"""A function: n texts -> [n, e], vectors of any length but zero. The bank normalises them and keeps float32."""
 
 
 def unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
-    """Vectors [n, e] of unit length for n texts; `names` say what a text belongs to, for the errors."""
+    """Return vectors [n, e] of unit length for n texts; `names` say what each text belongs to, for the errors.
+
+    Raises:
+        DataError: a text holds a lone surrogate.
+        BankError: the embedder gives another shape, or a zero or non-finite vector.
+    """
     for text, name in zip(texts, names, strict=True):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise DataError(f"{name}: the task's text holds a lone surrogate; replace it by valid Unicode")

@@ -1,4 +1,4 @@
-"""Trajectories as lines of canonical JSON: what a bank is exported to, and imported from batch by batch."""
+"""Trajectories as lines of canonical JSON: the format in which a bank is exported, and imported batch by batch."""
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
@@ -11,7 +11,7 @@ from latentmem.trajectory import Trajectory
 
 
 def write_stream(lines: Iterable[bytes], stream: TextIO) -> int:
-    """Write lines, given without their newlines, and return their number."""
+    """Write lines, given without their newlines, to a stream, and return their number."""
     num_written = 0
     for line in lines:
         stream.write((line + b"\n").decode("utf-8"))
@@ -20,10 +20,10 @@ def write_stream(lines: Iterable[bytes], stream: TextIO) -> int:
 
 
 def write_file(lines: Iterable[bytes], path: Path, *, not_over: Collection[Path]) -> int:
-    """Replace a file by lines, atomically, and return their number.
+    """Replace a file by lines, atomically, and return the number of lines.
 
     Raises:
-        BankError: the file cannot be written, or is one of `not_over`, the bank's own.
+        BankError: the file cannot be written, or is one of `not_over`, the bank's own files.
     """
     path = path.resolve()
     if path in [file.resolve() for file in not_over]:
@@ -40,11 +40,11 @@ def write_file(lines: Iterable[bytes], path: Path, *, not_over: Collection[Path]
 
 
 def read_batches(path: Path, size: int) -> Iterator[list[Trajectory]]:
-    r"""The trajectories of a file, up to `size` at once; lines end at b"\n" only.
+    r"""Yield the trajectories of a file, up to `size` at once; lines end at b"\n" only.
 
     Raises:
-        DataError: the file cannot be read, or a line is no trajectory; says which, and that those given before it are
-            stored.
+        DataError: the file cannot be read, or a line is not a trajectory. The message says which line, and that the
+            lines of earlier batches are stored.
     """
     lines = _lines(path)
     num_done = 0

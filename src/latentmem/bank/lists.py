@@ -1,12 +1,12 @@
-"""Search in banks of millions: a library's index nominates rows, the exact one (`matrix`) decides.
+"""Approximate search in banks of millions: a library's index nominates rows, and the exact search (`matrix`) decides.
 
-Rows are grouped into lists of similar ones (an inverted file of faiss, one byte a number). A search reads the lists
-nearest to it until it has met enough rows that it may return: filters and left out rows act inside, and lists that
-hold none such are passed over, so a filter that is at odds with the query loses nothing. What was nominated is scored
-again exactly. Three cases are exact altogether, for then that is the cheaper way: few rows pass, k asks for many, or
-the bank is small. So are the rows since the lists were last extended.
+Rows are grouped into lists of similar ones (an inverted file of faiss, one byte per number). A search reads the lists
+nearest to its query until it has met enough rows that it may return. Filters and left-out rows act inside the lists,
+and lists without a permitted row are skipped, so a search loses nothing when only rows far from the query pass. The
+nominated rows are scored again exactly. Three searches are exact altogether, because that is cheaper: few rows pass, k
+asks for many, or the bank is small. Rows added since the lists were last extended are searched exactly too.
 
-Like the matrix, the lists are derived, saved beside the records, and dropped at any doubt.
+Like the matrix, the lists are derived from the records, saved beside them, and dropped at any doubt.
 """
 
 import logging
@@ -33,51 +33,51 @@ _HEADER = struct.Struct("<8sI32s32sQQ")  # magic, crc32 of the rest, generation,
 _MAGIC = b"LMEMLST1"
 _CRC_END = 12
 _FEW_ROWS = 20_000
-"""Up to here all rows that pass are scored: that takes as long as a search of the lists."""
+"""If no more rows than this pass a filter, all of them are scored: that takes as long as a search of the lists."""
 _FEW_ROWS_PER_K = 100
 _MET_ROWS = 32_768
-"""Rows that pass are met until there were so many, or one in _MET_SHARE: what recall and time hang on."""
+"""A search goes on until it has met this many rows that pass, or one in _MET_SHARE; recall and time depend on it."""
 _MET_SHARE = 128
 _LISTS_PER_ROOT = 2
-"""Lists for each square root of the number of rows."""
+"""Number of lists, as a multiple of the square root of the number of rows."""
 _SAMPLE_PER_LIST = 32
 _NUM_ROUNDS = 8
-"""Of k-means, over so many rows for each list."""
+"""Rounds of k-means, over _SAMPLE_PER_LIST rows for each list."""
 _LONGEST_TAIL = 8192
-"""Rows that are searched exactly before the lists take them."""
+"""The most rows that are searched exactly before the lists take them."""
 _SAVE_SHARE = 16
-"""The file is replaced once one row in so many is not in it."""
+"""The file is replaced once it lacks more than one row in this many."""
 _FILTERS_REMEMBERED = 8
 
 
 @dataclass(frozen=True)
 class StoredLists:
-    """What a file of lists holds."""
+    """The content of a file of lists."""
 
     last_id: str
-    """Trajectory id of the last row that is in a list."""
+    """Trajectory id of the last row in the lists."""
     num_rows: int
     num_trained_on: int
-    """Rows there were when the lists' centres were chosen."""
+    """Number of rows when the centres of the lists were chosen."""
     content: npt.NDArray[np.uint8]
-    """As faiss serialises it."""
+    """The lists as faiss serialises them."""
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """Rows that a filter lets pass, as the lists see them."""
+    """Rows in the lists that pass a filter."""
 
     bits: npt.NDArray[np.uint8]
-    """One bit a row, the lowest first."""
+    """One bit per row, the lowest bit first."""
     counts: npt.NDArray[np.int64]
-    """For each list."""
+    """Number of passing rows in each list."""
 
 
 def load_faiss(where: Path) -> Any:
-    """The library.
+    """Import faiss and return it.
 
     Raises:
-        BankError: it is not installed.
+        BankError: faiss is not installed.
     """
     try:
         import faiss
@@ -90,7 +90,7 @@ def load_faiss(where: Path) -> Any:
 
 
 def read_lists(path: Path, generation: str) -> StoredLists | None:
-    """The lists in a file, or None where there are none of this generation.
+    """Return the lists in a file; None if there is no file, or its lists are of another generation.
 
     Raises:
         ValueError: the file is torn or damaged.
@@ -113,13 +113,13 @@ def read_lists(path: Path, generation: str) -> StoredLists | None:
 
 
 class ApproximateIndex:
-    """Lists over the rows of an exact index, which the bank keeps up with the records."""
+    """Lists over the rows of an exact index; the bank keeps that index up to date with the records."""
 
     def __init__(self, path: Path, exact: BankIndex, stored: StoredLists | None = None) -> None:
-        """Begin without lists, or with what the file at `path` was found to hold.
+        """Begin without lists, or with those read from the file at `path`.
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: faiss cannot read the stored lists.
             BankError: faiss is not installed.
         """
         self._faiss = load_faiss(path)
@@ -138,13 +138,13 @@ class ApproximateIndex:
 
     @property
     def exact(self) -> BankIndex:
-        """The index whose rows these are."""
+        """The index whose rows are in the lists."""
         return self._exact
 
     # Growing
 
     def follow(self) -> None:
-        """Bring the lists up to the exact index: begun anew once it is four times as long, extended now and then."""
+        """Update the lists: make them anew once the exact index has grown fourfold, else extend them now and then."""
         num_rows = len(self._exact)
         if num_rows <= _FEW_ROWS:
             return
@@ -161,7 +161,7 @@ class ApproximateIndex:
             self._save()
 
     def _train(self) -> None:
-        """Choose the lists' centres from a sample; the rows are still to be added."""
+        """Choose the centres of the lists from a sample; the caller adds the rows."""
         num_rows, width = len(self._exact), self._exact.rows.width
         num_lists = max(1, round(_LISTS_PER_ROOT * math.sqrt(num_rows)))
         logger.info("%s: building %d lists over %d rows, once", self._path, num_lists, num_rows)
@@ -176,7 +176,7 @@ class ApproximateIndex:
         self._ivf, self._num_listed, self._num_saved, self._num_trained_on = ivf, 0, 0, num_rows
 
     def _look_at_lists(self) -> None:
-        """Note which list each row is in, and the lists' centres."""
+        """Note which list each row is in, and the centres of the lists."""
         faiss, ivf = self._faiss, self._ivf
         self._centres: Vectors = ivf.quantizer.reconstruct_n(0, ivf.nlist)  # [L, e]
         self._list_of = np.empty(self._num_listed, dtype=np.int32)
@@ -204,7 +204,7 @@ class ApproximateIndex:
     def nearest(
         self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
     ) -> list[list[tuple[int, float]]]:
-        """As of the exact index; but of many rows some of the nearest may be missed."""
+        """Return what the exact index does, but if many rows pass, some of the nearest may be missed."""
         labels = frozenset(labels)
         passing = self._exact.passing(labels)
         few = max(_FEW_ROWS, _FEW_ROWS_PER_K * k)
@@ -225,7 +225,7 @@ class ApproximateIndex:
         return found
 
     def _listed_of(self, labels: frozenset[Label], passing: Positions | None) -> _Listed:
-        """The rows in lists that a filter lets pass; kept, as long as the lists stay as they are."""
+        """Return the rows in the lists that pass a filter; remember them as long as the lists do not change."""
         known = self._listed.pop(labels, None)
         if known is None:
             passes = np.ones(self._num_listed, dtype=bool)
@@ -236,7 +236,7 @@ class ApproximateIndex:
             known = _Listed(np.packbits(passes, bitorder="little"), counts)
         self._listed[labels] = known
         if len(self._listed) > _FILTERS_REMEMBERED:
-            del self._listed[next(iter(self._listed))]  # what was asked for longest ago
+            del self._listed[next(iter(self._listed))]  # the filter that was asked for longest ago
         return known
 
     def _without(self, listed: _Listed, rows: Positions) -> _Listed:
@@ -248,11 +248,11 @@ class ApproximateIndex:
         return _Listed(bits, counts)
 
     def _nominate(self, query: Vectors, k: int, may_return: _Listed) -> Positions:
-        """Rows, ascending, that are probably the k nearest to a query [e], and some more."""
+        """Return rows, ascending, that probably include the k nearest to a query [e]."""
         faiss, counts = self._faiss, may_return.counts
         nearest_first = np.argsort(-np.einsum("ij,j->i", self._centres, query))
         met = np.cumsum(counts[nearest_first][counts[nearest_first] > 0])
-        num_nominated = 4 * k + 64  # a byte a number blurs the order of near ones
+        num_nominated = 4 * k + 64  # one byte per number blurs the order of near rows
         enough = max(_MET_ROWS, int(met[-1]) // _MET_SHARE, num_nominated)
         useful = np.packbits(counts > 0, bitorder="little")
         parameters = faiss.SearchParametersIVF(
@@ -267,7 +267,7 @@ class ApproximateIndex:
 
 @contextmanager
 def _one_thread(faiss: Any) -> Iterator[None]:
-    """A query is too little work to share; on a busy machine threads that wait for each other take longer than it."""
+    """Let faiss use one thread only: a query is so little work that waiting for other threads takes longer."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""The bank's search matrix: derived from the records, thrown away at any doubt, and exact.
+"""The bank's exact search matrix, derived from the records and thrown away at any doubt.
 
-Only rows that bear the labels asked for are scored, and all of them: filtering after an approximate search loses right
-answers. Which rows a filter lets pass is remembered, since looking it up costs as much as a search. The file holds a
-prefix of the records; the rows since then are kept in memory.
+Only rows with the requested labels are scored, and all of them are: a filter after an approximate search would lose
+right answers. The rows that pass a filter are remembered, since finding them costs as much as a search. The file holds
+the records up to some point; the rows since then are kept in memory.
 """
 
 import json
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 Label = tuple[str, str | int]
 """One fact that a search can filter on, such as ("domain", "qa"), ("role", "coder") or ("success", 1)."""
 
-# Magic, crc32 of the rest, generation, id of the last record, rows, width, bytes of the label table; then, so that rows
-# begin at a cache line, nothing up to _ROWS_BEGIN.
+# Magic, crc32 of the rest, generation, id of the last record, rows, width, bytes of the label table; then zeros up to
+# _ROWS_BEGIN, so that rows begin at a cache line.
 _HEADER = struct.Struct("<8sI32s32sQQQ")
 _MAGIC = b"LMEMIDX2"
 _CRC_END = 12
@@ -36,20 +36,20 @@ _FILTERS_REMEMBERED = 8
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """What an index file holds."""
+    """The content of an index file."""
 
     last_id: str
     """Trajectory id of the last row, which tells whether the file belongs to these records."""
     seqs: npt.NDArray[np.int64]
-    """[N], ascending."""
+    """Record numbers [N], ascending."""
     vectors: Vectors
-    """[N, e], memory-mapped."""
+    """The rows [N, e], memory-mapped."""
     postings: dict[Label, Positions]
-    """The rows that bear a label, memory-mapped."""
+    """The rows that have each label, memory-mapped."""
 
 
 def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
-    """The matrix in a file, or None where there is none of this generation.
+    """Return the matrix in a file; None if there is no file, or its matrix is of another generation.
 
     Raises:
         ValueError: the file is torn or damaged.
@@ -87,7 +87,7 @@ def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
 
 
 class _Growing:
-    """A one-dimensional array that grows at its end, without a copy of it all each time."""
+    """A one-dimensional array that grows at its end without being copied each time."""
 
     def __init__(self, values: npt.NDArray[Any]) -> None:
         self._room, self._size = values, len(values)
@@ -108,15 +108,15 @@ class _Growing:
 
 @dataclass
 class _Passing:
-    """What a filter lets pass, as far as it was looked at."""
+    """The rows that pass a filter, among those checked so far."""
 
     rows: _Growing
     reached: int
-    """Number of rows that were looked at."""
+    """Number of rows checked so far."""
 
 
 class BankIndex:
-    """Vectors and filter labels of all records up to `reached`. Knows no SQL; the bank feeds it."""
+    """Vectors and filter labels of all records up to `reached`. The bank supplies them; this class knows no SQL."""
 
     def __init__(
         self,
@@ -125,14 +125,14 @@ class BankIndex:
         width: int,
         stored: StoredMatrix | None = None,
     ) -> None:
-        """Begin empty, or with what the file at `path` was found to hold."""
+        """Begin empty, or with what was read from the file at `path`."""
         self.generation = generation
         self.last_id = stored.last_id if stored else ""
         """Trajectory id of the last row."""
         self._path = path
         self._seqs = _Growing(stored.seqs if stored else np.empty(0, dtype=np.int64))  # [N]
         self.rows = Rows(stored.vectors if stored else np.empty((0, width), dtype=np.float32))
-        """The vectors; the first piece is in the file, the rest came since."""
+        """The vectors; the first piece lies in the file, the others were appended since."""
         self._postings = {label: _Growing(rows) for label, rows in stored.postings.items()} if stored else {}
         self._passing: dict[frozenset[Label], _Passing] = {}
 
@@ -141,20 +141,21 @@ class BankIndex:
 
     @property
     def seqs(self) -> npt.NDArray[np.int64]:
-        """[N], the record number of each row, ascending."""
+        """The record number of each row, [N], ascending."""
         return self._seqs.values
 
     @property
     def reached(self) -> int:
-        """The record number up to which this index goes; 0 when empty."""
+        """The number of the last record in this index; 0 when empty."""
         return int(self.seqs[-1]) if len(self) else 0
 
     # Growing
 
     def append(self, seqs: Sequence[int], vectors: Vectors, labels: Iterable[Iterable[Label]], last_id: str) -> None:
-        """Take the records that follow `reached`.
+        """Append the records that follow `reached`.
 
-        seqs: n ascending record numbers; vectors: [n, e] float32 of unit length; labels: one collection for each row.
+        seqs: n ascending record numbers; vectors: [n, e] float32 of unit length; labels: one collection per row;
+        last_id: trajectory id of the last row.
         """
         positions: dict[Label, list[int]] = {}
         for position, row in enumerate(labels, start=len(self)):
@@ -167,9 +168,9 @@ class BankIndex:
         self.last_id = last_id
 
     def save_if_due(self) -> None:
-        """Replace the file, atomically, once a quarter of what it holds has come since.
+        """Replace the file, atomically, once the rows added since exceed a quarter of those it holds.
 
-        Nothing waits for the disk: a file torn by a power cut fails its checksum.
+        The write is not synced: a file torn by a power cut fails its checksum.
         """
         num_stored = len(self.rows.pieces[0])
         if 4 * (len(self) - num_stored) <= num_stored:
@@ -196,20 +197,20 @@ class BankIndex:
         except OSError as error:
             logger.warning("%s: the index could not be saved (%s); it stays in memory", self._path, error)
             return
-        self.rows.pieces = [mapped.view(np.ndarray)]  # the mapping may replace the copy in memory
+        self.rows.pieces = [mapped.view(np.ndarray)]  # the mapping takes the place of the copy in memory
 
     # Reading
 
     def positions_of(self, seqs: Sequence[int]) -> Positions:
-        """The rows of records that are in the index, ascending."""
+        """Return the rows of records that are in the index, ascending."""
         return np.unique(np.searchsorted(self.seqs, seqs)).astype(np.int32)
 
     def postings(self) -> dict[Label, Positions]:
-        """The rows that bear each label."""
+        """Return the rows that have each label."""
         return {label: rows.values for label, rows in self._postings.items()}
 
     def passing(self, labels: Iterable[Label]) -> Positions | None:
-        """The rows that bear all the labels; None, where there are no labels, stands for every row."""
+        """Return the rows that have all the labels; without labels return None, which stands for every row."""
         key = frozenset(labels)
         if not key:
             return None
@@ -219,11 +220,11 @@ class BankIndex:
             known.reached = len(self)
         self._passing[key] = known
         if len(self._passing) > _FILTERS_REMEMBERED:
-            del self._passing[next(iter(self._passing))]  # what was asked for longest ago
+            del self._passing[next(iter(self._passing))]  # the filter that was asked for longest ago
         return known.rows.values
 
     def _bearing(self, labels: Iterable[Label], start: int) -> Positions:
-        """The rows from number `start` on that bear all the labels."""
+        """Return the rows from number `start` on that have all the labels."""
         none = _Growing(np.empty(0, dtype=np.int32))
         each = [self._postings.get(label, none).values for label in labels]
         rows, *others = sorted(
@@ -238,15 +239,15 @@ class BankIndex:
     def nearest(
         self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
     ) -> list[list[tuple[int, float]]]:
-        """For each query the record numbers and similarities of its k nearest rows that bear all the labels.
+        """Return for each query the record numbers and similarities of its k nearest rows that have all the labels.
 
         queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned.
-        Most similar first, equal ones by record number.
+        The most similar comes first; ties are in the order of record numbers.
         """
         left_out = [self.positions_of(seqs) for seqs in excluded]
         found = self.rows.nearest(queries, k, self.passing(labels), left_out)
         return [self.by_record(row) for row in found]
 
     def by_record(self, found: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
-        """The same with record numbers in place of the numbers of rows."""
+        """Replace row numbers by record numbers."""
         return [(int(self.seqs[row]), similarity) for row, similarity in found]

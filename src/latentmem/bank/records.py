@@ -1,8 +1,8 @@
-"""The bank's records: SQLite tables, and every SQL statement there is.
+"""The bank's records: SQLite tables, and all SQL statements except those of `copies`.
 
-SQLite because it was the only store measured that lost nothing acknowledged over kill -9 and concurrent writers, and
-because plain SQL can read it. A batch is one transaction, synced before it counts as stored. A trajectory is kept as
-compressed JSON, the columns beside it are copies to filter on, and `problems` checks that they agree.
+We chose SQLite because, of the stores we measured, it alone lost nothing acknowledged over kill -9 and concurrent
+writers, and because plain SQL can read it. A batch is one transaction, synced before it counts as stored. A trajectory
+is kept as compressed JSON; the columns beside it are copies to filter on, and `Transaction.check` compares the two.
 """
 
 import os
@@ -25,13 +25,13 @@ from latentmem.errors import BankError, DataError
 from latentmem.trajectory import Task, Trajectory
 
 BANK_SCHEMA_VERSION = 1
-"""Version of the tables; a bank written by a newer one is refused."""
+"""Version of the tables; a bank of a newer version is refused."""
 
 UNIT_TOLERANCE = 1e-5
-"""How far from 1 the length of a stored vector may be."""
+"""The most by which the length of a stored vector may differ from 1."""
 
 Filters = Mapping[str, str | bool | None]
-"""Values of success, domain, role and team; None lets everything pass."""
+"""Values of success, domain, role and team to filter on; None lets everything pass."""
 
 _APPLICATION_ID = 0x4C4D454D
 _BUSY_SECONDS = 60.0
@@ -81,20 +81,20 @@ _CHECKED = """
 
 @dataclass(frozen=True)
 class Meta:
-    """What a bank says of itself."""
+    """The content of a bank's meta table."""
 
     schema_version: int
     created: str
     generation: str
-    """Renewed when vectors vanish or change, which voids every index."""
+    """Renewed when vectors are removed or changed, which voids every index."""
     embedder: str | None = None
-    """None until the first trajectory is stored, as is `width`."""
+    """None until the first trajectory is stored; the same holds for `width`."""
     width: int | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that a check found wrong."""
+    """One problem that a check found."""
 
     kind: Literal["sqlite", "json", "id", "columns", "roles", "vector", "index"]
     where: str
@@ -105,10 +105,11 @@ class Records:
     """The open database. Threads take turns; a forked child must open its own."""
 
     def __init__(self, path: Path, create: bool) -> None:
-        """Open, or with `create` begin, a database.
+        """Open a database; with `create`, begin one if there is none.
 
         Raises:
-            BankError: nothing there and not `create`, not a bank, written by a newer version, or not to be opened.
+            BankError: there is no file and `create` is False; or the file is not a bank, was written by a newer
+                version, or cannot be opened.
         """
         self.path = path
         self._lock = threading.Lock()
@@ -136,7 +137,7 @@ class Records:
                 self._db.execute("PRAGMA journal_mode = WAL")
         if begin:
             with self.write():
-                if self._is_empty():  # still, now that nobody else can begin it
+                if self._is_empty():  # checked again, now that nobody else can begin it
                     self._create()
         with self.read() as transaction:
             if self._db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
@@ -166,13 +167,13 @@ class Records:
 
     @contextmanager
     def read(self) -> Iterator["Transaction"]:
-        """One snapshot: what others write meanwhile is not seen, and they need not wait."""
+        """Open a snapshot: it does not see what others write meanwhile, and they need not wait for it."""
         with self._transaction("BEGIN DEFERRED", "ROLLBACK") as transaction:
             yield transaction
 
     @contextmanager
     def write(self) -> Iterator["Transaction"]:
-        """The one writer: synced to disk when the block ends, undone if it raises."""
+        """Open the only write transaction: synced to disk when the block ends, undone if it raises."""
         with self._transaction("BEGIN IMMEDIATE", "COMMIT") as transaction:
             yield transaction
 
@@ -191,11 +192,11 @@ class Records:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what SQLite says of the file and the machine into one line; its other errors are our bugs."""
+        """Turn SQLite's errors about the file and the machine into one line; its other errors are our bugs."""
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)  # misuse of the Python module carries no code
+            code = getattr(error, "sqlite_errorcode", 0)  # errors of the Python module itself carry no code
             if code == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise BankError(
                     f"{self.path}: disk is full; even to read, a bank needs 32 kB for {self.path.name}-shm beside it. "
@@ -217,20 +218,20 @@ class Records:
 
 
 class Transaction:
-    """What can be asked of the records, and done to them, between BEGIN and COMMIT."""
+    """What can be read from the records, and done to them, between BEGIN and COMMIT."""
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
         self._path = path
 
-    # What the bank says of itself
+    # The meta table
 
     def schema_version(self) -> int:
-        """Version of the tables, read before anything else of them is relied on."""
+        """Return the version of the tables; read it before relying on anything else in them."""
         return int(self._values()["schema_version"])
 
     def meta(self) -> Meta:
-        """The meta table."""
+        """Return the content of the meta table."""
         return Meta(**self._values())
 
     def _values(self) -> dict[str, Any]:
@@ -241,12 +242,12 @@ class Transaction:
         return values
 
     def set_embedder(self, embedder: str, width: int) -> None:
-        """Note whose vectors these are and their width, e."""
+        """Set the name of the embedder of all vectors, and their width e."""
         values = [("embedder", embedder), ("width", width)]
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
 
     def counts(self) -> dict[str, Any]:
-        """Numbers of trajectories, in all and by name, and the mean reward (None of none)."""
+        """Count trajectories, in all and by name; the mean reward is among the values (None without trajectories)."""
         query = "SELECT count(*), coalesce(sum(success), 0), avg(reward) FROM trajectories"
         num_trajectories, num_successes, mean_reward = self._db.execute(query).fetchone()
         return {
@@ -262,7 +263,7 @@ class Transaction:
     # Trajectories
 
     def insert(self, trajectory: Trajectory, vector: Vectors, compressed: bytes) -> bool:
-        """Store one trajectory with its vector [e] and what `encode` gave; False if it was there already."""
+        """Store one trajectory, its vector [e] and the result of `encode`; return False if it was there already."""
         cursor = self._db.execute(_INSERT, (*_columns(trajectory), vector.astype("<f4").tobytes(), compressed))
         if cursor.rowcount == 0:
             return False
@@ -272,14 +273,14 @@ class Transaction:
         return True
 
     def delete(self, filters: Filters) -> int:
-        """Delete what meets all filters; returns how many."""
+        """Delete the trajectories that meet all filters and return their number."""
         num_deleted = self._db.execute(_DELETE, filters).rowcount
         if num_deleted:
             self._renew_generation()
         return num_deleted
 
     def replace_vectors(self, vectors: Mapping[int, Vectors]) -> None:
-        """Give all records, by number, new vectors [e]; whose these are is to be set afterwards."""
+        """Give all records, by number, new vectors [e]; the caller then sets the embedder."""
         self._db.execute("DELETE FROM meta WHERE key IN ('embedder', 'width')")
         pairs = ((vector.astype("<f4").tobytes(), seq) for seq, vector in vectors.items())
         self._db.executemany("UPDATE trajectories SET vector = ? WHERE seq = ?", pairs)
@@ -289,39 +290,39 @@ class Transaction:
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (uuid.uuid4().hex,))
 
     def seq_of(self, id_: str) -> int | None:
-        """The record number of a trajectory, None if it is not stored."""
+        """Return the record number of a trajectory, or None if it is not stored."""
         row = self._db.execute("SELECT seq FROM trajectories WHERE id = ?", (id_,)).fetchone()
         return row[0] if row else None
 
     def id_of(self, seq: int) -> str:
-        """The id of an existing record."""
+        """Return the id of an existing record."""
         return str(self._db.execute("SELECT id FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
 
     def ids(self) -> list[str]:
-        """The ids of all records, in order."""
+        """Return the ids of all records, in order."""
         return [id_ for (id_,) in self._db.execute("SELECT id FROM trajectories ORDER BY seq")]
 
     def compressed(self, seq: int) -> bytes:
-        """The stored form of an existing record."""
+        """Return the stored form of an existing record."""
         return bytes(self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
 
     def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
-        """Up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
+        """Return up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
         query = "SELECT seq, json FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
         return self._db.execute(query, (after, size)).fetchall()
 
     def newest(self, size: int, success: bool) -> list[tuple[int, bytes]]:
-        """Up to `size` pairs (record number, stored form) of successes or failures, the newest first."""
+        """Return up to `size` pairs (record number, stored form) of successes or failures, the newest first."""
         query = "SELECT seq, json FROM trajectories WHERE success = ? ORDER BY seq DESC LIMIT ?"
         return self._db.execute(query, (success, size)).fetchall()
 
     def texts(self, after: int) -> list[tuple[int, str, str]]:
-        """Triples (record number, task text, trajectory id) with numbers above `after`, in order."""
+        """Return triples (record number, task text, trajectory id) with numbers above `after`, in order."""
         query = "SELECT seq, task_text, id FROM trajectories WHERE seq > ? ORDER BY seq"
         return self._db.execute(query, (after,)).fetchall()
 
     def same_task(self, task: Task) -> list[int]:
-        """Numbers of the records whose task is `same_as` this one."""
+        """Return the numbers of the records whose task is the same as this one (`Task.same_as`)."""
         by_text = task.id is None
         rows = self._db.execute(*((_SAME_TEXT, (task.text,)) if by_text else (_SAME_KEY, (task.key, task.text))))
         return [seq for (seq,) in rows]
@@ -329,17 +330,17 @@ class Transaction:
     # What an index is made of
 
     def tally(self, until: int) -> tuple[int, int]:
-        """How many records there are up to and with `until`, and the sum of their numbers."""
-        # The plus keeps SQLite from walking the table itself, kilobytes a record, where an index will do.
+        """Return the number of records up to and including `until`, and the sum of their record numbers."""
+        # The plus makes SQLite read an index and not the table itself, where each record takes kilobytes.
         query = "SELECT count(*), coalesce(sum(seq), 0) FROM trajectories WHERE +seq <= ?"
         num_records, total = self._db.execute(query, (until,)).fetchone()
         return num_records, total
 
     def vectors(self, after: int, size: int, width: int) -> tuple[list[int], Vectors, str]:
-        """Numbers and vectors [n, e] of up to `size` records above `after`, in order, and the id of the last one.
+        """Return numbers and vectors [n, e] of up to `size` records above `after`, in order, and the last one's id.
 
         Raises:
-            BankError: a vector is not of this width.
+            BankError: a vector has another width.
         """
         query = "SELECT seq, vector, id FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
         rows = self._db.execute(query, (after, size)).fetchall()
@@ -353,7 +354,7 @@ class Transaction:
         return [seq for seq, _, _ in rows], numbers, rows[-1][2] if rows else ""
 
     def labels(self, after: int, until: int) -> Iterator[list[Label]]:
-        """What can be filtered on, for each record above `after`, up to and with `until`, in order."""
+        """Yield the labels of each record above `after`, up to and including `until`, in order."""
         roles = self._role_names(after, until)
         query = "SELECT seq, success, domain, team FROM trajectories WHERE seq > ? AND seq <= ? ORDER BY seq"
         for seq, success, domain, team in self._db.execute(query, (after, until)):
@@ -370,7 +371,7 @@ class Transaction:
     # Checking
 
     def check(self) -> tuple[int, list[Problem]]:
-        """How many records were looked at, and what does not agree, the database's own structure first."""
+        """Check all records; return how many were read, and the problems, those of the database file first."""
         problems: list[Problem] = []
         num_checked = 0
         try:
@@ -419,7 +420,7 @@ def _content_problems(where: str, compressed: bytes, columns: Sequence[Any], rol
 
 
 def _columns(trajectory: Trajectory) -> tuple[str | float | None, ...]:
-    """What stands in _COLUMNS."""
+    """Return the values of the columns in _COLUMNS."""
     task = trajectory.task
     return (
         trajectory.id,

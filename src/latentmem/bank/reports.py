@@ -1,4 +1,4 @@
-"""What a bank tells about itself, about a search, and about what became of what it was given."""
+"""Reports of a bank: what it holds, what a search found, what was added, and what a check found."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from latentmem.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class AddReport:
-    """What became of a batch."""
+    """The result of adding a batch."""
 
     num_added: int
     num_duplicates: int
-    """Same task, messages and observations as one in the bank or earlier in the batch; stored once."""
+    """Trajectories with the same task, messages and observations as one in the bank or earlier in the batch."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,23 @@ class Found:
 
     trajectory: Trajectory
     similarity: float
-    """Cosine between the embeddings of the two task texts."""
+    """Cosine of the angle between the embeddings of the two task texts."""
 
 
 @dataclass(frozen=True)
 class BankInfo:
-    """What a bank holds. The mappings count trajectories by name, names in order."""
+    """What a bank holds. The mappings count trajectories by name, in the order of names."""
 
     path: str
     schema_version: int
     created: str
     """Date and time in UTC, ISO 8601."""
     embedder: str | None
-    """None until the first trajectory is stored, as is `width`."""
+    """None until the first trajectory is stored; the same holds for `width`."""
     width: int | None
-    """e, of the embeddings."""
+    """e, the number of dimensions of the embeddings."""
     num_bytes: int
-    """On disk: records, write-ahead log, index and lists."""
+    """Bytes on disk: records, write-ahead log, index and lists."""
     num_trajectories: int
     num_successes: int
     mean_reward: float | None
@@ -50,10 +50,10 @@ class BankInfo:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` looked at and found."""
+    """What `verify` checked and found."""
 
     num_checked: int
-    """Records that could be looked at; all there are, unless the database file itself is damaged."""
+    """Number of records that could be read; all of them, unless the database file itself is damaged."""
     problems: tuple[Problem, ...]
 
     @property
@@ -63,5 +63,5 @@ class VerifyReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of problems of each kind that occurred."""
+        """Number of problems of each kind that was found."""
         return dict(Counter(problem.kind for problem in self.problems))

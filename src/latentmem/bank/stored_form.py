@@ -1,4 +1,4 @@
-"""A trajectory is kept as compressed canonical JSON, and only what reads back as the same is kept."""
+"""The stored form of a trajectory: compressed canonical JSON, checked to read back as the same trajectory."""
 
 import zlib
 
@@ -7,10 +7,10 @@ from latentmem.trajectory import Trajectory
 
 
 def encode(trajectory: Trajectory) -> bytes:
-    """The stored form: compressed canonical JSON. What could not be read back as the same is refused here.
+    """Return the stored form, compressed canonical JSON; refuse a trajectory that would not read back as the same.
 
     Raises:
-        DataError: a lone surrogate, nan or infinity in the task's data, or data nested too deeply.
+        DataError: there is a lone surrogate, or the task's data hold nan or infinity or are nested too deeply.
     """
     where = f"trajectory {trajectory.id}"
     try:
@@ -26,10 +26,10 @@ def encode(trajectory: Trajectory) -> bytes:
 
 
 def decompress(compressed: bytes, where: str) -> bytes:
-    """The canonical JSON of a stored form.
+    """Return the canonical JSON of a stored form.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the stored form is damaged.
     """
     try:
         return zlib.decompress(compressed)
@@ -38,9 +38,9 @@ def decompress(compressed: bytes, where: str) -> bytes:
 
 
 def decode(compressed: bytes, where: str) -> Trajectory:
-    """The trajectory of a stored form.
+    """Return the trajectory of a stored form.
 
     Raises:
-        DataError: it is damaged, or written by a newer version.
+        DataError: the stored form is damaged, or was written by a newer version.
     """
     return Trajectory.from_json(decompress(compressed, where), where)

@@ -1,4 +1,4 @@
-"""`python -m latentmem.cli WORDS...` is what `latentmem WORDS...` is; launchers of several processes need it so."""
+"""`python -m latentmem.cli WORDS...` does what `latentmem WORDS...` does; multi-process launchers need this form."""
 
 import sys
 

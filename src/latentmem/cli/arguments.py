@@ -1,4 +1,4 @@
-"""Kinds of words that several commands take: counts, ports, positive numbers, a configuration with overrides."""
+"""Kinds of arguments that several commands take: counts, ports, positive numbers, a configuration with overrides."""
 
 import argparse
 import math
@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    """Where a family of commands adds its own."""
+    """The object to which a module adds its commands."""
 
 CONFIG_HELP = "a YAML file, or the name of a packaged configuration"
 
 
 def count(text: str) -> int:
-    """A whole number from 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
     return int(text)
 
 
 def port(text: str) -> int:
-    """A port from 0 to 65535."""
+    """Parse a port from 0 to 65535."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
     return int(text)
 
 
 def positive(text: str) -> float:
-    """A positive finite number."""
+    """Parse a positive finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -37,24 +37,24 @@ def positive(text: str) -> float:
 
 
 def takes_config(parser: argparse.ArgumentParser) -> None:
-    """Give a command a configuration and overrides of its keys."""
+    """Add the arguments for a configuration and overrides of its keys."""
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     takes_overrides(parser)
 
 
 def takes_overrides(parser: argparse.ArgumentParser) -> None:
-    """Give a command overrides alone."""
+    """Add the argument for overrides alone."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8")
 
 
 def takes_pushed(parser: argparse.ArgumentParser) -> None:
-    """Give a command the repository that it sends to."""
+    """Add the arguments for a repository to push to."""
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; made, private, if there is none")
     parser.add_argument("--public", action="store_true", help="let all read a repository that is made now")
 
 
 def takes_pulled(parser: argparse.ArgumentParser) -> None:
-    """Give a command the repository that it brings something from."""
+    """Add the arguments for a repository to pull from."""
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
     parser.add_argument("--force", action="store_true", help="replace what is there")

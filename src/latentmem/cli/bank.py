@@ -1,4 +1,4 @@
-"""`latentmem bank`: look into an experience bank, change it, carry it elsewhere."""
+"""`latentmem bank`: inspect an experience bank, change it, and move it elsewhere."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "Commands") -> None:
-    """Add bank and its own commands."""
+    """Add the command `bank` and its subcommands."""
     bank = commands.add_parser(
         "bank", help="look into an experience bank, search, export, import, verify, delete, push, pull"
     )
@@ -58,7 +58,7 @@ def add_commands(commands: "Commands") -> None:
 
 
 def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":
-    """The bank; with the embedder that filled it if `embed`, and a new one if there is none and `make`."""
+    """Open the bank. With `embed`, load the embedder that filled it; with `make`, create a bank that does not exist."""
     from latentmem.bank import ExperienceBank
     from latentmem.errors import BankError
 
@@ -117,7 +117,7 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from latentmem.errors import DataError
 
-    if not options.source.exists():  # before a new bank is made for it
+    if not options.source.exists():  # checked first, so that no new bank is made in vain
         raise DataError(
             f"{options.source}: no such file or folder; give the JSON Lines of `latentmem bank export`, "
             "or a released bank, as Chroma folder or data.json"

@@ -1,4 +1,4 @@
-"""`latentmem checkpoint`: look into saved weights, take in what others released, send and bring by the hub."""
+"""`latentmem checkpoint`: inspect saved weights, import released weights, push to and pull from the hub."""
 
 import argparse
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "Commands") -> None:
-    """Add checkpoint and its own commands."""
+    """Add the command `checkpoint` and its subcommands."""
     checkpoint = commands.add_parser("checkpoint", help="look into a checkpoint, import released weights, push, pull")
     kinds = checkpoint.add_subparsers(required=True, metavar="WHAT")
     info = kinds.add_parser("info", help="settings, tensors and size")
@@ -51,7 +51,7 @@ def _info(options: argparse.Namespace) -> None:
     print(f"{'kind':18} {NAMES[kind]!r}")
     for key, value in settings.items():
         print(f"{key:18} {value!r}")
-    # Layers that differ by their number only are one line.
+    # Tensors whose names differ only in the layer's number share one line.
     kinds = Counter((re.sub(r"\.\d+\.", ".*.", name), str(list(tensor.shape))) for name, tensor in tensors.items())
     for (name, shape), num in sorted(kinds.items()):
         print(f"{num:4} x {shape:14} {name}")
@@ -95,7 +95,7 @@ def _read_template(path: Path) -> str:
     from latentmem.templates import check_template
 
     check_template(text, FIELDS, str(path))
-    return text.removesuffix("\n")  # editors add it
+    return text.removesuffix("\n")  # editors add a newline at the end
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _origin(folder: Path) -> "Origin | None":
-    """The run that a checkpoint comes from, if it lies where a run keeps its own: RUN/PHASE/checkpoints/step-N."""
+    """Return the run that a checkpoint comes from, if it lies where runs keep theirs: RUN/PHASE/checkpoints/step-N."""
     import yaml
 
     from latentmem.files import read_json

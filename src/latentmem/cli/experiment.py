@@ -1,4 +1,4 @@
-"""The commands of an experiment: each reads a configuration, or the folders of runs, and calls one recipe."""
+"""The commands of an experiment: each reads a configuration or run folders, and calls one recipe."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "Commands") -> None:
-    """Add quickstart, collect, train, evaluate, show and report."""
+    """Add the commands quickstart, collect, train, evaluate, show and report."""
     quickstart = commands.add_parser("quickstart", help="collect, train and evaluate with the embedded model, offline")
     quickstart.add_argument("--short", action="store_true", help="the same path in a fraction of the time, for checks")
     quickstart.add_argument("--reasoning", action="store_true", help="small number tasks in place of hidden facts")
@@ -85,7 +85,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _run_recipe(options: argparse.Namespace) -> None:
     from latentmem.config import load_config
 
-    config = load_config(options.config, options.overrides)  # before torch: a typing error is told at once
+    config = load_config(options.config, options.overrides)  # before torch loads, so that a typing error shows at once
     from latentmem import recipes
 
     chosen: dict[str, Callable[[Config], object]] = {
@@ -106,7 +106,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if "grid" in values:
         from latentmem.grid.file import load_grid
 
-        grid = load_grid(values, options.config)  # before torch, as below
+        grid = load_grid(values, options.config)  # before torch loads, as in _run_recipe
         from latentmem.grid.play import play_grid
 
         play_grid(grid)
@@ -135,7 +135,7 @@ def _config_to_show(options: argparse.Namespace) -> "Config":
     from latentmem.config import load_config
 
     named = [] if options.memory is None else [f"evaluate.memories={json.dumps([options.memory])}"]
-    return load_config(options.config, [*options.overrides, *named])  # which refuses a memory that is none
+    return load_config(options.config, [*options.overrides, *named])  # this refuses an unknown memory
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""Words on the command line become one call. Loads no torch before a command needs it.
+"""Turn the words of a command line into one call. Loads no torch before a command needs it.
 
-A user's mistake is one line on standard error and exit status 2, one in code of their own too (`-v` shows its
-traceback); anything else is our bug and keeps its traceback.
+A user's mistake is reported as one line on standard error, with exit status 2. So is an error in a user's own code;
+`-v` shows its traceback. Any other exception is our bug and keeps its traceback.
 """
 
 import argparse
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command and return its exit status."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         options.run(options)
-        sys.stdout.flush()  # a reader that has gone away is noticed here, not at the interpreter's end
+        sys.stdout.flush()  # here, and not at the interpreter's end, a closed pipe can still be handled
     except LatentMemError as error:
         print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        with suppress(OSError):  # the log may be on that disk
+        with suppress(OSError):  # standard error may be a log on the full disk
             print(f"latentmem: {where}{error.strerror}; free some and run the same command again", file=sys.stderr)
         _give_up(sys.stdout, sys.stderr)
         return 2
@@ -56,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_up(*streams: TextIO) -> None:
-    """Let what is still buffered go nowhere; the interpreter would fail on it at its end."""
+    """Redirect the streams to the null device; flushing them at the interpreter's end would fail."""
     for stream in streams:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """What takes the words of a command apart; importing nothing that a command needs."""
+    """Build the parser of all commands, without importing what a command needs."""
     parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "Commands") -> None:
-    """Add retriever and its own command."""
+    """Add the command `retriever` and its subcommand."""
     retriever = commands.add_parser("retriever", help="serve a corpus of passages in the Search-R1 protocol")
     kinds = retriever.add_subparsers(required=True, metavar="WHAT")
     serve = kinds.add_parser("serve", help="index a corpus, or find its index, and answer POST /retrieve")

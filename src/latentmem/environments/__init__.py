@@ -1,1 +1,1 @@
-"""Worlds that tasks are played in: instructions, actions, rewards. None of them knows of memory."""
+"""Worlds in which tasks are played: instructions, actions, rewards. None of them knows about memory."""

@@ -1,7 +1,7 @@
-"""Reads the answer out of a response that may ramble: the most explicit mark wins, and one answer is all there is.
+"""Read the answer out of a response that may ramble: the most explicit mark wins, and only one answer counts.
 
-A strict match of the whole response scores a small model 0 where reading its last number scores 28 %. But a reader
-that found *any* right answer in a response would pay for listing candidates; so each function here returns one.
+A strict match of the whole response scores a small model 0, where reading its last number scores 28 %. But a reader
+that accepted *any* right answer in a response would reward listing candidates, so each function here returns one.
 """
 
 import re
@@ -18,7 +18,7 @@ _NUMBER = re.compile(
 
 
 def tagged(response: str) -> str | None:
-    """What stands in the last closed pair of answer tags, without surrounding blanks.
+    """Return the text in the last closed pair of answer tags, without surrounding blanks.
 
     >>> tagged("<answer>3</answer> or rather <answer> 4 </answer>")
     '4'
@@ -28,12 +28,12 @@ def tagged(response: str) -> str | None:
 
 
 def untagged(response: str) -> str:
-    """The response with a blank in place of each answer tag."""
+    """Return the response with a blank in place of each answer tag."""
     return _TAG_NAMES.sub(" ", response)
 
 
 def boxed(response: str) -> str | None:
-    r"""What stands in the last closed \boxed{...}, inner braces included.
+    r"""Return the content of the last closed \boxed{...}, inner braces included.
 
     >>> boxed(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -50,7 +50,7 @@ def boxed(response: str) -> str | None:
 
 
 def stated(response: str) -> list[str]:
-    """What follows each `answer is`, `answer ... is` or `Answer:`, to the end of its sentence; the last one first.
+    """Return what follows each `answer is`, `answer ... is` or `Answer:` in its sentence, the last one first.
 
     >>> stated("The answer to this problem is 10. No: the answer is 11.")
     ['11', '10']
@@ -66,7 +66,7 @@ def stated(response: str) -> list[str]:
 
 
 def last_number(text: str) -> str | None:
-    """The last number, written plainly: no thousands commas, dollar sign, plus, leading zeros or `.0`.
+    """Return the last number, written plainly: no thousands commas, dollar sign, plus, leading zeros or `.0`.
 
     >>> last_number("12 + 7 = 19."), last_number("It costs $1,234.50"), last_number("none")
     ('19', '1234.50', None)
@@ -84,9 +84,9 @@ def last_number(text: str) -> str | None:
 
 
 def stated_number(response: str) -> str | None:
-    r"""The last number of the most explicit mark that holds one: tags, `\boxed{...}`, `answer is`, else of all.
+    r"""Return the last number in the most explicit mark: tags, `\boxed{...}`, `answer is`, else the whole response.
 
-    Tags bind: without a number in them there is none.
+    Marks without a number are skipped, except tags: if there are tags without a number, the result is None.
 
     >>> stated_number("12 + 7 = 19, so the answer is 19. I checked it 2 times."), stated_number("<answer>x</answer> 3")
     ('19', None)
@@ -99,7 +99,7 @@ def stated_number(response: str) -> str | None:
 
 
 def last_line(response: str) -> str | None:
-    r"""The last line that says something, without decoration.
+    r"""Return the last line with content, without decoration.
 
     >>> last_line("Let me see.\n**left**\n")
     'left'
@@ -109,7 +109,7 @@ def last_line(response: str) -> str | None:
 
 
 def bare(text: str) -> str:
-    """Without surrounding blanks, emphasis, backticks, paired quotes and the closing full stop.
+    """Strip surrounding blanks, emphasis, backticks, paired quotes and the closing full stop.
 
     >>> bare(' **"Paris".** ')
     'Paris'

@@ -1,6 +1,6 @@
-"""What the world of one episode looks like to a team: it gives instructions, takes actions, returns outcomes.
+"""What the world of one episode offers a team: it gives instructions, takes actions and returns outcomes.
 
-An environment serves one episode and is thrown away; it knows tasks and rewards and has never heard of memory.
+An environment serves one episode and is then thrown away. It knows tasks and rewards, and nothing of memory.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ from pydantic import JsonValue
 from latentmem.trajectory import Task
 
 Split = Literal["experience", "train", "dev", "test"]
-"""What tasks are for. `experience` is played into the bank, and neither trained on nor asked; `dev` is for choosing
-settings and checkpoints. Most domains have neither: then the train split is collected and its last tasks are set aside.
+"""The purposes of tasks. `experience` fills the bank and is neither trained on nor evaluated; `dev` is for choosing
+settings and checkpoints. Most domains have neither; then the train split is collected, and its last tasks set aside.
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an action brought about."""
+    """The result of an action."""
 
     observation: str
-    """The environment's reply, shown to the team in its next turn; empty when there is nothing to say."""
+    """The environment's reply, shown to the team in its next turn; empty if there is nothing to say."""
     reward: float
-    """In [0, 1]; counts when `done`."""
+    """A number in [0, 1]; it counts when `done`."""
     done: bool
     info: dict[str, JsonValue] = field(default_factory=dict)
-    """Recorded with the step. `extracted` is the answer read from the action, None where none could be found."""
+    """Recorded with the step. `extracted` is the answer read from the action, None if none was found."""
 
 
 class Environment(Protocol):
@@ -38,15 +38,15 @@ class Environment(Protocol):
         """How an answer has to look in this domain; teams place it into their prompts."""
 
     def step(self, action: str) -> Outcome:
-        """Take the team's action. Called again until an outcome is `done`."""
+        """Take the team's action and return the outcome; called again until an outcome is `done`."""
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """An environment that judges what the members of a team said, and not the team's action alone."""
+    """An environment that judges what the members of a team said, not only the team's action."""
 
     def hear(self, said: Mapping[str, str]) -> None:
-        """Take the last response of each role in this turn, by the role's name. Called before each `step`."""
+        """Receive the last response of each role in this turn, by the role's name. Called before each `step`."""
 
 
 @runtime_checkable
@@ -54,25 +54,25 @@ class Demonstrator(Protocol):
     """A domain that can say what the members of a team should say."""
 
     def demonstrations(self, task: Task) -> Mapping[str, str]:
-        """The right response of each role, by its name; the empty name stands for every role that is not named."""
+        """Return the right response of each role, by its name; the empty name stands for every role not named."""
 
 
 class Domain(Protocol):
-    """A source of tasks, and of the environments that they are played in."""
+    """A source of tasks, and of the environments in which they are played."""
 
     @property
     def name(self) -> str:
         """The `domain` of its tasks."""
 
     def tasks(self, split: Split) -> list[Task]:
-        """All tasks of a split, in a fixed order; no task is in two splits. Empty where the domain has no such split.
+        """Return all tasks of a split, in a fixed order; no task is in two splits. Empty if the domain lacks the split.
 
         Raises:
-            DataError: a row cannot be used, or there is none.
+            DataError: a row cannot be used, or there are no rows.
         """
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Rows of a split that could not be used and were left out, counted by reason; empty where tasks are made."""
+        """Count the unusable rows of a split that were left out, by reason; empty if tasks are generated."""
 
     def start(self, task: Task) -> Environment:
-        """A fresh environment for one episode on this task."""
+        """Make a fresh environment for one episode on this task."""

@@ -1,7 +1,7 @@
-"""Several domains as one: a team learns from a mix of benchmarks, and may be evaluated on one that is not among them.
+"""Several domains as one: a team learns from a mix of benchmarks, and may be evaluated on one outside the mix.
 
-A task is played in the domain it came from, by that domain's rules and within its number of turns. What is evaluated on
-is never learned from: a train task that is also a test task, by its key or by its very text, is left out.
+A task is played in its own domain, by that domain's rules and within its number of turns. What is evaluated on is never
+learned from: a train task that has the key or the exact text of a test task is left out.
 """
 
 import logging
@@ -24,11 +24,11 @@ class Part:
 
     domain: Domain
     max_turns: int
-    """Of an episode on one of its tasks."""
+    """Most turns of an episode on one of its tasks."""
 
 
 class MixDomain:
-    """The train splits of some domains, and the test splits of the same or of others."""
+    """The train splits of some domains, and the test splits of the same or other domains."""
 
     name = "mix"
 
@@ -42,28 +42,28 @@ class MixDomain:
         }
 
     def tasks(self, split: Split) -> list[Task]:
-        """The tasks of a split.
+        """Return the tasks of a split.
 
-        Train: the tasks of its parts, shuffled always alike. Test: those of its parts, one part after the other.
-        Experience and dev: those of all parts that have such a split, also of what is only evaluated on; no test task.
+        Train: the tasks of the train parts, in a fixed shuffled order. Test: those of the test parts, part after part.
+        Experience and dev: those of all parts that have such a split, even parts only evaluated on, without test tasks.
 
         Raises:
-            DataError: a part's row cannot be used.
+            DataError: a row of a part cannot be used.
         """
         return [task for task, _ in self._tasks[split]]
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Rows that the parts left out, counted by reason."""
+        """Count the rows that the parts left out, by reason."""
         counts: Counter[str] = Counter()
         for part in self._parts[split]:
             counts.update(part.domain.skipped(split))
         return dict(counts)
 
     def start(self, task: Task) -> Environment:
-        """A fresh environment of the domain that the task came from.
+        """Make a fresh environment of the domain that the task came from.
 
         Raises:
-            DataError: none of them has this task.
+            DataError: no domain of the mix has this task.
         """
         if task.key not in self._origins:
             raise DataError(f"task {task.key}: none of the benchmarks that are mixed here has it")
@@ -97,7 +97,7 @@ class MixDomain:
 
 
 class _Bounded:
-    """An environment whose episode ends after its own number of turns, however many others of the mix may take."""
+    """An environment whose episode ends after its own number of turns, even if other parts of the mix allow more."""
 
     def __init__(self, environment: Environment, max_turns: int) -> None:
         self._environment = environment

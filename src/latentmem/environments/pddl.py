@@ -1,7 +1,7 @@
-"""Worlds to be acted in, turn by turn, as AgentBoard plays PDDL problems: the reward is its progress rate.
+"""Worlds to act in, turn by turn, as AgentBoard plays PDDL problems: the reward is its progress rate.
 
-Progress is the share of the goal's facts that hold; an episode earns the best it reached, so that what an action undoes
-again is not lost (Ma et al. 2024, arXiv 2401.13178, and the code of its PDDL task). Problems are drawn by our own
+Progress is the share of the goal's facts that hold. An episode earns the best progress it reached, so undoing a step
+loses nothing (Ma et al. 2024, arXiv 2401.13178, and the code of its PDDL task). Problems are drawn by our own
 generators, or read from a folder in AgentBoard's layout.
 """
 
@@ -20,10 +20,10 @@ from latentmem.errors import DataError
 from latentmem.trajectory import Task
 
 SHARES = {"gripper": 2, "blockworld": 1, "barman": 2, "tyreworld": 1}
-"""Of AgentBoard's 60 problems 20, 10, 20 and 10."""
+"""Shares of the worlds, as in AgentBoard's 60 problems: 20, 10, 20 and 10."""
 DIFFICULTY = {"small": "easy", "medium": "hard"}
 MAX_REPEATS = 200
-"""Draws in a row that bring nothing new before a world counts as exhausted."""
+"""Number of draws in a row without a new problem after which a world counts as exhausted."""
 _QUOTED = 60
 _HINT = f"Reply with one of them, such as\nAction: {CHECK}"
 
@@ -31,13 +31,13 @@ _HINT = f"Reply with one of them, such as\nAction: {CHECK}"
 class PDDLEnvironment:
     """One episode. Reward: the largest share of the goal's facts that held after one of its actions; 1 ends it.
 
-    An action that names no command or no object, whose preconditions fail, or that would leave everything as it is, is
-    answered with the reason and changes nothing; so do `check valid actions` and `look around`, which are answered with
-    what they ask for. Each costs a turn. The state at the start does not count before an action has changed it.
+    An action is answered with a reason and changes nothing if it names no command or no object, if its preconditions
+    fail, or if it would have no effect. `check valid actions` and `look around` also change nothing, and are answered
+    with what they ask for. Each of these costs a turn. The starting state does not count until an action changes it.
 
-    `info` holds `extracted` (the words taken as the action, shortened), `valid` (whether it was one that could be
-    done), `cause` (why not: no_action, unknown_command, unknown_object, unmet, no_change) and `progress`, the share
-    that holds now.
+    `info` holds `extracted` (the words taken as the action, shortened), `valid` (whether the action could be done),
+    `cause` (why not: no_action, unknown_command, unknown_object, unmet, no_change) and `progress`, the share that holds
+    now.
     """
 
     def __init__(self, world: World, words: Language, instructions: str | None = None) -> None:
@@ -49,11 +49,11 @@ class PDDLEnvironment:
 
     @property
     def instructions(self) -> str:
-        """The rules of the world and its commands, unless other words were given."""
+        """The rules of the world and its commands, unless other instructions were given."""
         return self._words.instructions if self._instructions is None else self._instructions
 
     def step(self, action: str) -> Outcome:
-        """Take the team's action."""
+        """Take the team's action and return the outcome."""
         text = self._words.extract(action)
         if text is None:
             return self._answer(None, f"Your reply names no action. {_HINT}", "no_action")
@@ -110,17 +110,17 @@ class PDDLEnvironment:
 
 
 class PDDLDomain:
-    """Problems of four worlds, the same for the same arguments.
+    """Problems of four worlds; equal arguments give equal problems.
 
     Args:
-        worlds: which of `WORLDS`; they are dealt in AgentBoard's shares, two gripper, one blockworld, two barman, one
-            tyreworld, over and over.
-        size: of generated problems.
-        train_size: number of train tasks, always generated.
-        test_size: number of test tasks, where they are generated.
-        seed: of the generated problems.
+        worlds: which of `WORLDS`; they are dealt over and over in AgentBoard's shares: two gripper, one blockworld, two
+            barman, one tyreworld.
+        size: size of generated problems.
+        train_size: number of train tasks, which are always generated.
+        test_size: number of test tasks, if they are generated.
+        seed: seed of the generated problems.
         path: a folder in AgentBoard's layout; its problems are the test split. None generates them.
-        instructions: what is said in place of each world's rules and commands; None says those.
+        instructions: replaces each world's rules and commands; None keeps them.
 
     Raises:
         ConfigError: unified-planning is not installed.
@@ -148,11 +148,11 @@ class PDDLDomain:
         self._instructions = instructions
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Nothing: a problem that cannot be used is an error."""
+        """Return no counts: a problem that cannot be used is an error."""
         return {}
 
     def tasks(self, split: Split) -> list[Task]:
-        """The tasks of a split; those of train all differ from those of test.
+        """Return the tasks of a split; all train tasks differ from all test tasks.
 
         Raises:
             DataError: a world has too few different problems, or the folder cannot be used.
@@ -165,10 +165,10 @@ class PDDLDomain:
         return {"test": test, "train": self._draw("train", {task.text for task in test})}
 
     def start(self, task: Task) -> PDDLEnvironment:
-        """A fresh environment for one episode.
+        """Make a fresh environment for one episode.
 
         Raises:
-            DataError: the task is not one of this domain.
+            DataError: the task is not of this domain.
         """
         name, problem = task.data.get("world"), task.data.get("problem")
         if name not in WORLDS or not isinstance(problem, str):
@@ -218,6 +218,6 @@ class PDDLDomain:
 
 
 def _quoted(text: str) -> str:
-    """Foreign text as one short line."""
+    """Return foreign text as one short line."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= _QUOTED else f"{line[:_QUOTED]}..."

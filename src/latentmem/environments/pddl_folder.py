@@ -1,8 +1,8 @@
-"""A folder in AgentBoard's layout: DOMAIN.pddl, problems DOMAIN/*.pddl, and the labels of all of them in test.jsonl.
+"""Read a folder in AgentBoard's layout: DOMAIN.pddl, problems DOMAIN/*.pddl, and labels for all of them in test.jsonl.
 
-AgentBoard's files are under the GPL and not part of this project; this reads a copy of the user's own. Its labels name
-no files: the k-th label of a domain belongs to the k-th file by name, compared as strings. So that a label never goes
-with another problem, the objects of its subgoals are compared with those of the problem's goal.
+AgentBoard's files are under the GPL and not part of this project; users bring their own copy. The labels name no files:
+the k-th label of a domain belongs to the k-th file by name, compared as strings. To catch a label that goes with
+another problem, the objects of its subgoals are compared with those of the problem's goal.
 """
 
 import re
@@ -19,10 +19,10 @@ LABELS = "test.jsonl"
 
 
 def read_folder(path: str, worlds: Collection[str]) -> list[Task]:
-    """The problems of these worlds, in the order of their labels, with ids such as `gripper/prob01`.
+    """Read the problems of these worlds, in the order of their labels, with ids such as `gripper/prob01`.
 
     Raises:
-        DataError: naming the file or line that is missing or cannot be used.
+        DataError: a file or line is missing or cannot be used; the message names it.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -50,7 +50,7 @@ def read_folder(path: str, worlds: Collection[str]) -> list[Task]:
 
 def _problem_file(folder: Path, name: str, number: int, row: Row) -> Path:
     files = sorted((folder / name).glob("*.pddl"), key=lambda file: file.name)
-    if "problem_file" in row.values:  # a part of the problems, with labels that name them
+    if "problem_file" in row.values:  # a user's selection of problems has labels that name their files
         named = row.text("problem_file")
         by_name = {f"{name}/{file.name}": file for file in files}
         if named not in by_name:

@@ -1,8 +1,8 @@
-"""The four worlds in plain English: what holds is told in sentences, what is done is said in short commands.
+"""The four worlds in plain English: sentences tell the state, and short commands say what to do.
 
-A world's rules, sentences, commands and its own PDDL domain are one YAML file in `worlds/`. A command may leave out
-parameters that follow from the state, such as the hand that holds a glass. Which words of a response are the action is
-decided here too, from the text alone, so that a response always names at most one action.
+A world's rules, sentences, commands and our own PDDL domain are one YAML file in `worlds/`. A command may leave out
+parameters that follow from the state, such as the hand that holds a glass. This module also decides which words of a
+response are the action, from the text alone, so that a response always names at most one action.
 """
 
 import re
@@ -19,13 +19,13 @@ from latentmem.environments.pddl_world import Action, Fact, State, World
 from latentmem.errors import DataError, suggest
 
 WORLDS = ("gripper", "blockworld", "barman", "tyreworld")
-"""As AgentBoard calls them."""
+"""The worlds, by AgentBoard's names."""
 
 CHECK = "check valid actions"
 LOOK = "look around"
 
 MAX_CHARACTERS = 10_000
-"""What is read of a response."""
+"""Length of the part of a response that is read."""
 
 _MARK = re.compile(r"\b(?:action|answer)(?:\s+\d+)?[\s*_`]*(?::|\bis\b)[\s*_`:]*", re.IGNORECASE)
 _LIST_MARK = re.compile(r"^[\s>*\-#]*(?:\d+[.):]\s+)?")
@@ -39,26 +39,26 @@ _LEAD_INS = frozenset(
 
 @dataclass(frozen=True)
 class Command:
-    """How one action is said."""
+    """The wording of one action."""
 
     action: str
     say: str
-    """Text with a field for each object that is named."""
+    """Text with a field for each object that it names."""
     arguments: tuple[str | None, ...]
-    """For each parameter of the action its field; None where the object follows from the state."""
+    """For each parameter of the action, its field; None if its object follows from the state."""
 
     @property
     def form(self) -> str:
-        """The command with its fields in capitals, for the rules."""
+        """The command with its fields in capitals, as the rules show it."""
         return _FIELD.sub(lambda match: match.group(1).upper(), self.say)
 
     def of(self, action: Action) -> str:
-        """The command for an action."""
+        """Return the command for an action."""
         named = {field: name for field, name in zip(self.arguments, action.objects, strict=True) if field}
         return _FIELD.sub(lambda match: named[match.group(1)], self.say)
 
     def match(self, words: Sequence[str]) -> dict[str, str] | None:
-        """The word at each field, or None if this is not the command that the words say."""
+        """Return the word at each field, or None if the words are not this command."""
         pattern = _words(self.say)
         if len(pattern) != len(words):
             return None
@@ -79,14 +79,14 @@ class Language:
     name: str
     rules: str
     example: str
-    """A command as it may be said; small models copy a form that is shown, and make up one that is described."""
+    """A command as a team may give it; small models copy a form that is shown, but invent one that is described."""
     tells_all: bool
-    """Whether each observation tells the whole changing state; else only what has come about."""
+    """Whether each observation tells the whole changing state, or only the facts that became true."""
     commands: dict[str, Command]
     facts: dict[str, str]
-    """Sentence of each predicate, in the order they are told in."""
+    """The sentence of each predicate, in the order in which they are told."""
     unspoken: frozenset[str]
-    """Predicates that occur in reasons only."""
+    """Predicates that occur only in reasons."""
     domain: str
     """Our own PDDL definition of the world."""
 
@@ -102,26 +102,26 @@ class Language:
         )
 
     def sentences(self, facts: Iterable[Fact]) -> str:
-        """The facts that are spoken of, in a fixed order."""
+        """Return sentences for the facts, without unspoken ones, in a fixed order."""
         rank = {predicate: i for i, predicate in enumerate(self.facts)}
         spoken = (fact for fact in facts if fact[0] not in self.unspoken)
         return " ".join(self.sentence(fact) for fact in sorted(spoken, key=lambda f: (rank[f[0]], _natural(f[1:]))))
 
     def sentence(self, fact: Fact) -> str:
-        """One fact."""
+        """Return the sentence for one fact."""
         return self.facts[fact[0]].format(*fact[1:])
 
     def task(self, initial: Iterable[Fact], goal: Iterable[Fact]) -> str:
-        """What a team is told at the start."""
+        """Return what a team is told at the start."""
         return (
             f"{self.rules.partition('. ')[0]}.\nGoal: {self.sentences(goal)}\nAt the start: {self.sentences(initial)}"
         )
 
     def check(self, world: World, where: str) -> None:
-        """Refuse a domain that has other predicates or actions than there are words for.
+        """Refuse a domain that has other predicates or actions than those with a wording here.
 
         Raises:
-            DataError: naming the domain file and the first such name.
+            DataError: a name or its number of objects differs; the message names it and the domain file.
         """
         known = {name: len(command.arguments) for name, command in self.commands.items()}
         for kind, found, expected in (
@@ -137,24 +137,24 @@ class Language:
                     )
 
     def read(self, text: str) -> list[tuple[Command, dict[str, str]]]:
-        """The commands that a text may be, with the words at their fields; several where worlds reuse a phrase."""
+        """Return the commands that a text may be, with the words at their fields; several if worlds reuse a phrase."""
         words = _words(text)
         found = ((command, command.match(words)) for command in self.commands.values())
         return [(command, fields) for command, fields in found if fields is not None]
 
     def extract(self, response: str) -> str | None:
-        """The words of a response that are taken as the action, or None if it says nothing.
+        """Return the words of a response that are taken as the action, or None if it says nothing.
 
-        Candidates, in this order: what follows each `Action:`, `Answer:` or `action is` up to the end of its clause,
-        or on the next line if nothing does; then each line up to the end of its first clause. The first one that has
-        the form of a command counts, whatever its objects; if there is none, the first of all.
+        The candidates are, in this order: what follows each `Action:`, `Answer:` or `action is`, up to the end of its
+        clause (or on the next line, if nothing follows); then each line, up to the end of its first clause. The first
+        candidate with the form of a command counts, whatever its objects; without one, the first candidate.
         """
         candidates = _candidates(response[:MAX_CHARACTERS])
         commands = (c for c in candidates if is_check(c) or is_look(c) or self.read(c))
         return next(commands, candidates[0] if candidates else None)
 
     def valid(self, world: World, state: State) -> list[str]:
-        """The commands that change the state, each once, in the order of the rules."""
+        """Return the commands that would change the state, each once, in the order of the rules."""
         changing = (a for a in world.applicable(state) if world.apply(state, a) != state)
         order = {name: i for i, name in enumerate(self.commands)}
         by_rank = sorted(changing, key=lambda a: (order[a.name], _natural(a.objects)))
@@ -163,7 +163,7 @@ class Language:
 
 @cache
 def language(name: str) -> Language:
-    """The words for a world of `WORLDS`."""
+    """Load the words for a world of `WORLDS`."""
     text = (files("latentmem") / "environments" / "worlds" / f"{name}.yaml").read_text(encoding="utf-8")
     values: dict[str, Any] = yaml.safe_load(text)
     commands = {
@@ -183,12 +183,12 @@ def language(name: str) -> Language:
 
 
 def is_check(text: str) -> bool:
-    """Whether the words ask for the valid actions."""
+    """Return whether the words ask for the valid actions."""
     return _words(text) in (["check", "valid", "actions"], ["check", "valid", "action"])
 
 
 def is_look(text: str) -> bool:
-    """Whether the words ask for the state."""
+    """Return whether the words ask for the state."""
     return _words(text) == ["look", "around"]
 
 
@@ -210,7 +210,7 @@ def _clause(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Lower case, without `the` (a may be a block), what leads up to a command, and marks around words."""
+    """Split text into lower-case words, without `the` (`a` may be a block), a command's lead-in, and marks on words."""
     words = [
         word.strip("\"'`*_.,;:!?\u2018\u2019\u201c\u201d") for word in text.replace("\u2019", "'").casefold().split()
     ]
@@ -220,7 +220,7 @@ def _words(text: str) -> list[str]:
 
 
 def _natural(names: Iterable[str]) -> list[list[tuple[int, str]]]:
-    """Sort key under which ball2 stands before ball10."""
+    """Return a sort key that puts ball2 before ball10."""
     return [[(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name)] for name in names]
 
 

@@ -1,7 +1,7 @@
-"""Problems of our own for the four worlds, each drawn from a random generator together with a plan that solves it.
+"""Draw our own problems for the four worlds from a random generator, each with a plan that solves it.
 
-So the benchmark can be played and trained on without any download. A problem is solvable because it is built around
-its plan, which takes at most 30 actions, the turns that AgentBoard allows; the plan need not be the shortest.
+So the benchmark can be played and trained on without a download. A problem is built around its plan, so it is solvable.
+The plan takes at most 30 actions, the number of turns that AgentBoard allows; it need not be the shortest.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ Size = Literal["small", "medium"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem for our own definition of its world."""
+    """A problem in our own definition of its world."""
 
     objects: dict[str, str]
-    """Name and type; the type is `object` where the world has none."""
+    """Types of the objects, by name; the type is `object` in a world without types."""
     initial: tuple[Fact, ...]
     goal: tuple[Fact, ...]
     plan: tuple[Action, ...]
     """Actions that reach the goal."""
 
     def pddl(self, name: str, domain: str) -> str:
-        """The problem as PDDL text."""
+        """Return the problem as PDDL text."""
         objects = " ".join(n if kind == "object" else f"{n} - {kind}" for n, kind in self.objects.items())
         return (
             f"(define (problem {name}) (:domain {domain})\n  (:objects {objects})\n"
@@ -44,7 +44,7 @@ def generate(world: str, size: Size, random: Random) -> Problem:
 
 
 def _gripper(random: Random, size: Size) -> Problem:
-    """Small: 2 rooms, 2 to 4 balls. Medium: 3 rooms, 4 to 6 balls. Some balls have to be in a certain room."""
+    """Small: 2 rooms, 2 to 4 balls. Medium: 3 rooms, 4 to 6 balls. The goal puts some balls into certain rooms."""
     rooms = ["rooma", "roomb"] if size == "small" else ["rooma", "roomb", "roomc"]
     balls = [f"ball{i + 1}" for i in range(random.randint(2, 4) if size == "small" else random.randint(4, 6))]
     hands = ["left", "right"]
@@ -70,7 +70,7 @@ def _gripper(random: Random, size: Size) -> Problem:
 
 
 def _blockworld(random: Random, size: Size) -> Problem:
-    """Small: 3 or 4 blocks. Medium: 5 or 6. The goal is which block stands on which."""
+    """Small: 3 or 4 blocks. Medium: 5 or 6. The goal tells which block stands on which."""
     blocks = [f"b{i + 1}" for i in range(random.randint(3, 4) if size == "small" else random.randint(5, 6))]
     towers, wanted = _towers(random, blocks), _towers(random, blocks)
     initial: list[Fact] = [("arm-empty",)]
@@ -160,7 +160,7 @@ def _barman(random: Random, size: Size) -> Problem:
 
 
 def _tyreworld(random: Random, size: Size) -> Problem:
-    """Small: 1 wheel. Medium: 2 wheels. The goal is a part of: spares on and inflated, nuts tight, all tidied up."""
+    """Small: 1 wheel. Medium: 2. The goal is part of this: spares on and inflated, nuts tight, everything put away."""
     numbers = range(1, 2 if size == "small" else 3)
     tools = ["wrench", "pump", "jack"]
     is_open = random.random() < 0.5
@@ -174,7 +174,7 @@ def _tyreworld(random: Random, size: Size) -> Problem:
         initial += [("tight", nuts, hub), ("fastened", hub)]
         initial += [("inflated" if n in is_inflated else "not-inflated", spare)]
 
-    # The whole job; each fact that may be a goal is noted with the number of actions after which it holds for good.
+    # The plan does the whole job. `holds` maps each possible goal fact to the number of actions after which it lasts.
     plan: list[Action] = [] if is_open else [Action("open", ("boot",))]
     holds: dict[Fact, int] = {}
     plan += [Action("fetch", (tool, "boot")) for tool in tools if tool not in in_hand]

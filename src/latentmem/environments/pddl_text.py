@@ -1,8 +1,8 @@
-"""PDDL text as nested lists, mended where a strict reader would refuse it, and written out again.
+"""Read PDDL text as nested lists, mend what a strict reader would refuse, and write it out again.
 
-The problems that AgentBoard took over from pddlgym are read there by a lenient reader; a strict one refuses its
-tyreworld. Mending the text when it is read lets the original files be used as they are. What is mended changes no
-applicable action and no successor state, only what a strict reader complains of; see `mended`.
+AgentBoard's problems from pddlgym are read there by a lenient reader; a strict one refuses its tyreworld. Mending the
+text when it is read allows the original files to be used unchanged. Mending changes neither the applicable actions nor
+the states they lead to, only what a strict reader complains about; see `mended`.
 """
 
 import re
@@ -16,18 +16,18 @@ _SECTIONS = (":requirements", ":types", ":constants", ":predicates")
 
 
 def mended(domain: str, problem: str, *, domain_file: str, problem_file: str) -> tuple[str, str]:
-    """Domain and problem as a strict reader takes them, everything in lower case and without comments.
+    """Return domain and problem as a strict reader accepts them, in lower case and without comments.
 
-    - The domain's sections are put into the order of the language: requirements, types, constants, predicates, the
-      rest. Requirements are added where none are stated.
-    - Types of a predicate that no action uses it with give way to those it is used with.
-    - Objects of the problem that the domain already declares as constants are dropped from the problem.
+    - The domain's sections are put into the order that the language asks for: requirements, types, constants,
+      predicates, the rest. Requirements are added if none are stated.
+    - If no action uses a predicate with its declared type, the type that the actions use replaces it.
+    - Objects that the domain already declares as constants are dropped from the problem.
 
     Args:
         domain: text of the domain file.
         problem: text of the problem file.
-        domain_file: where the former comes from, for errors.
-        problem_file: where the latter comes from.
+        domain_file: name of the domain's file, for errors.
+        problem_file: name of the problem's file, for errors.
 
     Raises:
         DataError: a text is not one parenthesised `(define (domain NAME) ...)` or `(define (problem NAME) ...)`.
@@ -54,10 +54,10 @@ def mended(domain: str, problem: str, *, domain_file: str, problem_file: str) ->
 
 
 def parse(text: str, where: str) -> list[Expression]:
-    """The one expression of a text, as nested lists of words in lower case.
+    """Parse the one expression of a text into nested lists of lower-case words.
 
     Raises:
-        DataError: naming the file and, of a parenthesis without partner, the line.
+        DataError: the text is not one expression; the message names the file and, for a lone parenthesis, its line.
     """
     open_lists: list[list[Expression]] = [[]]
     lines: list[int] = []
@@ -87,7 +87,7 @@ def parse(text: str, where: str) -> list[Expression]:
 
 
 def _definition(text: str, kind: str, where: str) -> tuple[list[Expression], list[list[Expression]]]:
-    """The `define (KIND NAME)` and the sections that follow it."""
+    """Return the `define (KIND NAME)` and the sections that follow it."""
     match parse(text, where):
         case ["define", [found_kind, str()] as named, *sections] if found_kind == kind:
             whole = [section for section in sections if isinstance(section, list) and section]
@@ -97,7 +97,7 @@ def _definition(text: str, kind: str, where: str) -> tuple[list[Expression], lis
 
 
 def _typed(words: list[Expression]) -> list[tuple[str, Expression]]:
-    """`a b - t c` as (a, t), (b, t), (c, object)."""
+    """Turn `a b - t c` into (a, t), (b, t), (c, object)."""
     found: list[tuple[str, Expression]] = []
     waiting: list[str] = []
     rest = iter(words)
@@ -116,7 +116,7 @@ def _untyped(pairs: list[tuple[str, Expression]]) -> list[Expression]:
 
 
 def _supertypes(types: list[Expression]) -> dict[str, set[Expression]]:
-    """Each type with all that it is a kind of, itself and `object` included."""
+    """Map each type to all types that it belongs to, including itself and `object`."""
     parent = dict(_typed(types[1:]))
     found: dict[str, set[Expression]] = {}
     for name in parent:
@@ -130,7 +130,7 @@ def _supertypes(types: list[Expression]) -> dict[str, set[Expression]]:
 def _retype(
     predicates: list[Expression], supertypes: dict[str, set[Expression]], actions: list[list[Expression]]
 ) -> None:
-    """Mend in place the declared types of predicates that every use in an action contradicts."""
+    """Mend, in place, declared types of predicates that every use in an action contradicts."""
     uses: dict[str, list[list[Expression]]] = {}
     for action in actions:
         fields = dict(zip(map(str, action[2::2]), action[3::2], strict=False))

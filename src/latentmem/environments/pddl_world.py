@@ -1,7 +1,7 @@
-"""One PDDL problem that can be stepped: unified-planning reads it and is the judge of every action.
+"""One PDDL problem that can be stepped: unified-planning reads it and judges every action.
 
-States are values, sets of facts, so that they can be compared and kept. Only problems of the simple kind are taken,
-with conjunctions of facts as goal and preconditions: progress is counted in facts, and reasons are told in them.
+States are values, sets of facts, so they can be compared and kept. Only simple problems are accepted, whose goal and
+preconditions are conjunctions of facts: progress is counted in facts, and reasons are told in facts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,15 +16,15 @@ from latentmem.environments.pddl_text import mended
 from latentmem.errors import ConfigError, DataError
 
 Fact = tuple[str, ...]
-"""A predicate and its objects."""
+"""A predicate followed by its objects."""
 
 _LIBRARY = RLock()
-"""Held while unified-planning works: all its expressions live in one global table that is not made for threads."""
+"""Held while unified-planning works, because its expressions live in one global table that is not thread-safe."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What holds; equal to every state in which the same facts hold."""
+    """The facts that hold; states with the same facts are equal."""
 
     facts: frozenset[Fact]
     handle: Any = field(compare=False, repr=False)
@@ -33,7 +33,7 @@ class State:
 
 @dataclass(frozen=True)
 class Action:
-    """An action with the objects of its parameters."""
+    """An action with an object for each parameter."""
 
     name: str
     objects: tuple[str, ...]
@@ -43,20 +43,20 @@ def check_library() -> None:
     """Refuse to go on without unified-planning.
 
     Raises:
-        ConfigError: saying what to install.
+        ConfigError: it is missing; the message says what to install.
     """
     if find_spec("unified_planning") is None:
         raise ConfigError("data.kind pddl needs the package unified-planning; pip install 'latentmem[pddl]'")
 
 
 class World:
-    """One problem; it may be shared by the episodes played on it, in several threads.
+    """One problem; the episodes played on it may share it, even in several threads.
 
     Args:
         domain: PDDL text of the domain.
         problem: PDDL text of the problem.
-        domain_file: where the former comes from, for errors.
-        problem_file: where the latter comes from.
+        domain_file: name of the domain's file, for errors.
+        problem_file: name of the problem's file, for errors.
 
     Raises:
         DataError: unified-planning cannot read the texts, or goal or preconditions are more than conjunctions of facts.
@@ -71,7 +71,7 @@ class World:
             try:
                 self._simulator = UPSequentialSimulator(self._problem)
                 self.initial = self._state(self._simulator.get_initial_state())
-            except Exception as error:  # what the library cannot step, it says by exceptions of many kinds
+            except Exception as error:  # the library raises exceptions of many kinds for what it cannot step
                 raise _unreadable(problem_file, error) from None
             actions = {action.name: action for action in self._problem.actions}
             self._needs = {
@@ -87,7 +87,7 @@ class World:
                 name: tuple(tuple(o.name for o in self._problem.objects(p.type)) for p in action.parameters)
                 for name, action in actions.items()
             }
-            """For each action, the objects that each of its parameters may stand for."""
+            """For each action, the objects that fit each of its parameters."""
             self.static: frozenset[str] = frozenset(fluent.name for fluent in self._problem.get_static_fluents())
             """Predicates that no action changes."""
         self.objects: tuple[str, ...] = tuple(o.name for o in self._problem.all_objects)
@@ -97,10 +97,10 @@ class World:
             raise DataError(f"{problem_file}: the goal is empty; expected at least one fact")
 
     def applicable(self, state: State) -> list[Action]:
-        """All actions that can be done now.
+        """Return all actions that can be done now.
 
-        Only instances whose needs are all met are put to the library: its own search first grounds every action with
-        all objects, which takes seconds for a barman's six parameters.
+        Only instances whose needs are all met are passed to the library. Its own search first grounds every action with
+        all objects, which takes seconds for barman's six parameters.
         """
         facts: dict[str, list[Fact]] = {}
         for fact in sorted(state.facts):
@@ -119,20 +119,20 @@ class World:
             ]
 
     def apply(self, state: State, action: Action) -> State | None:
-        """The state that the action leads to; None if it cannot be done now."""
+        """Return the state that the action leads to, or None if the action cannot be done now."""
         with _LIBRARY:
             query = self._query(state, action)
             return self._state(self._simulator.apply(*query)) if self._simulator.is_applicable(*query) else None
 
     def unmet(self, state: State, action: Action) -> list[Fact]:
-        """The facts that the action needs and that do not hold."""
+        """Return the facts that the action needs and that do not hold."""
         parameters, needed = self._needs[action.name]
         objects = dict(zip((f"?{name}" for name in parameters), action.objects, strict=True))
         facts = [(predicate, *(objects.get(term, term) for term in terms)) for predicate, *terms in needed]
         return [fact for fact in facts if fact not in state.facts]
 
     def instances(self, name: str, objects: Iterable[str | None]) -> list[Action]:
-        """The actions of that name with these objects; where an object is None, with every one that fits there."""
+        """Return the actions of that name with these objects; None stands for every object that fits there."""
         choices = [
             fitting if wanted is None else tuple(o for o in fitting if o == wanted)
             for fitting, wanted in zip(self.parameters[name], objects, strict=True)
@@ -140,7 +140,7 @@ class World:
         return [Action(name, chosen) for chosen in product(*choices)]
 
     def _query(self, state: State, action: Action) -> tuple[Any, Any, list[Any]]:
-        """What the library calls state, action and parameters."""
+        """Return state, action and parameters as the library takes them."""
         return state.handle, self._problem.action(action.name), [self._problem.object(name) for name in action.objects]
 
     def _state(self, handle: Any) -> State:
@@ -150,7 +150,7 @@ class World:
 
 @lru_cache(maxsize=64)
 def open_world(domain: str, problem: str, domain_file: str, problem_file: str) -> World:
-    """The world of these texts, shared by those who asked for it lately: reading it takes longer than playing it."""
+    """Return the world of these texts; recent ones are shared, because reading a world takes longer than playing it."""
     return World(domain, problem, domain_file=domain_file, problem_file=problem_file)
 
 
@@ -169,7 +169,7 @@ def _read(domain: str, problem: str, domain_file: str, problem_file: str) -> Any
 
 
 def _bound(binding: dict[str, str], terms: Sequence[str], objects: Sequence[str]) -> dict[str, str] | None:
-    """The binding with the parameters among the terms bound to the objects; None if it says otherwise."""
+    """Bind the parameters among the terms to the objects; return None if the binding or a term contradicts them."""
     bound = dict(binding)
     for term, name in zip(terms, objects, strict=True):
         if (bound.setdefault(term, name) if term.startswith("?") else term) != name:
@@ -183,7 +183,7 @@ def _unreadable(where: str, error: Exception) -> DataError:
 
 
 def _facts(conditions: Iterable[Any], where: str) -> list[Fact]:
-    """The facts of a conjunction; a parameter is written with a question mark."""
+    """Return the facts of a conjunction; parameters are written with a question mark."""
     found: list[Fact] = []
     for condition in conditions:
         if condition.is_and():

@@ -1,8 +1,8 @@
-"""Question answering without tools: the reward is whether the one extracted answer is an accepted one, exactly.
+"""Question answering without tools: the reward tells whether the one extracted answer equals an accepted one.
 
-What an exact answer is depends on its form. A short text is compared after normalisation in the manner of SQuAD
-(Rajpurkar et al. 2016), so that "the Beatles." is "Beatles"; yes or no, and a number, are read by rules of their own.
-That the response merely contains an accepted answer is recorded beside it and pays nothing, or listing would pay.
+What counts as equal depends on the form of the answer. Short texts are compared after normalisation in the manner of
+SQuAD (Rajpurkar et al. 2016), so that "the Beatles." equals "Beatles"; yes or no, and numbers, have their own rules.
+Whether the response merely contains an accepted answer is recorded but earns nothing, or listing answers would pay.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "\u2018\u2019\u201c\u201d\u00b4")
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|$)", re.MULTILINE)
 _RESTATED = re.compile(r"(?:\S+\s+){3,}(?:is|are|was|were)\s+(?P<answer>\S.*)", re.DOTALL)
-# "No one knows" is no verdict: after no, true and false a clause has to end. Nor is "yes or no".
+# "No one knows" is no verdict, so a clause must end after no, true and false. "Yes or no" is no verdict either.
 _CLAUSE_ENDS = r"(?=[ \t*_\"')\]]*(?:$|\n|[.,;:!?\u2014]|[-\u2013]\s))"
 _VERDICT = re.compile(
     r"[\W_]*(?:(?:so|thus|hence|therefore)\b[\W_]*)?"
@@ -38,19 +38,21 @@ _VERDICT = re.compile(
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer of one kind is asked for, found in a response and compared."""
+    """How answers of one kind are asked for, found in a response, and compared."""
 
     instructions: str
     extract: Callable[[str], str | None]
-    """The one answer in a response, or None."""
+    """Finds the one answer in a response, or None."""
     normalise: Callable[[str], str]
-    """Two answers are the same if this makes them the same; empty for what is no answer."""
+    """Two answers are the same if this makes them equal; it returns an empty text for what is no answer."""
 
 
 def extract(response: str) -> str | None:
-    """The one answer in a response, or None: the last `<answer>...</answer>`, else the last `answer is ...` or
-    `Answer: ...`, else the first sentence that says something. Of a sentence that restates the question, three words or
-    more before its last is, are, was or were, only what follows counts: SmolLM2-135M answers so, and never with tags.
+    """Return the one answer in a response, or None.
+
+    It is the last `<answer>...</answer>`, else the last `answer is ...` or `Answer: ...`, else the first sentence with
+    content. A sentence may restate the question, with three words or more before its last is, are, was or were; then
+    only what follows counts. SmolLM2-135M answers so, and never with tags.
 
     >>> extract("Let me think. The answer is **Paris**.")
     'Paris'
@@ -70,9 +72,9 @@ def extract(response: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation and the articles a, an, the, single blanks between words.
+    """Return the text in lower case, with single blanks, without punctuation and the articles a, an, the.
 
-    Names that consist of such words only ("The The", "A") keep them, and so does bare punctuation ("!!!").
+    A name made of articles only ("The The", "A") keeps them, and bare punctuation ("!!!") stays too.
 
     >>> normalise(" The  Beatles. "), normalise("The The")
     ('beatles', 'the the')
@@ -84,12 +86,12 @@ def normalise(text: str) -> str:
 
 
 def yes_or_no(response: str) -> str | None:
-    """`yes` or `no`, or None: what the first of these that says one begins with.
+    """Return `yes` or `no`, or None, from the first of these places that begins with a verdict.
 
-    The last `<answer>...</answer>`, which binds; the `answer is ...` and `Answer: ...`, the last one first; the last
-    line; the first line. A `so`, `thus`, `hence` or `therefore` may stand before it. True is yes, false is no. After
-    no, true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or,
-    and, no.
+    The places are: the last `<answer>...</answer>`, and only it if there is one; each `answer is ...` or `Answer: ...`,
+    the last one first; the last line; the first line. `so`, `thus`, `hence` or `therefore` may come before the verdict.
+    True means yes, false means no. After no, true and false the clause must end ("no one knows" is no verdict). Yes may
+    go on, but not with a slash, or, and, no.
 
     >>> yes_or_no("Yes, since ducks float."), yes_or_no("They float. So the answer is no."), yes_or_no("yes or no")
     ('yes', 'no', None)
@@ -113,7 +115,7 @@ def _begins_with_verdict(text: str) -> str | None:
 
 
 def plain_number(text: str) -> str:
-    """The last number of a text without trailing zeros, so that 2.50 is 2.5; empty if there is none."""
+    """Return the last number of a text without trailing zeros, so that 2.50 is 2.5; empty if there is none."""
     number = last_number(text)
     return "" if number is None else str(Decimal(number).normalize())
 
@@ -139,14 +141,14 @@ NUMBER = Form(
 
 @dataclass(frozen=True)
 class QAEnvironment:
-    """One episode of one step. Reward: 1.0 if the extracted answer is an accepted one after `form.normalise`, else 0.0.
+    """One episode of one step. Reward: 1.0 if the extracted answer, after `form.normalise`, is accepted, else 0.0.
 
     `info` holds `extracted`, `exact_match` (the reward as a bool) and `contains`: whether an accepted answer occurs,
     as whole words, anywhere in the normalised response.
     """
 
     answers: tuple[str, ...]
-    """Accepted answers, normalised, none empty."""
+    """Accepted answers, normalised; none is empty."""
     form: Form = SHORT_TEXT
 
     @property
@@ -172,10 +174,10 @@ class QAEnvironment:
 
 
 class QADomain:
-    """Questions of PopQA, TriviaQA, StrategyQA or GSM8K, in the field names of their hub data sets.
+    """Questions of PopQA, TriviaQA, StrategyQA or GSM8K, with the field names of their hub data sets.
 
     Raises:
-        DataError: when tasks are asked for and a row cannot be used.
+        DataError: tasks are asked for and a row cannot be used.
     """
 
     def __init__(
@@ -193,15 +195,15 @@ class QADomain:
         self._form = form if instructions is None else replace(form, instructions=instructions)
 
     def tasks(self, split: Split) -> list[Task]:
-        """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.
+        """Return all tasks of a split, in the order of the rows; train tasks that also occur in test are left out.
 
         Raises:
-            DataError: no such rows, a row without question, id or accepted answer, or an id that occurs twice.
+            DataError: the rows do not exist, a row lacks question, id or accepted answer, or an id occurs twice.
         """
         return list(self._splits.tasks.get(split, ()))
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Rows of a split that were left out, counted by reason."""
+        """Count the rows of a split that were left out, by reason."""
         return dict(self._splits.skipped.get(split, {}))
 
     @cached_property
@@ -209,7 +211,7 @@ class QADomain:
         return split_tasks(self._train, self._test, self._task)
 
     def start(self, task: Task) -> QAEnvironment:
-        """A fresh environment for one episode.
+        """Make a fresh environment for one episode.
 
         Raises:
             DataError: the task's data hold no accepted answers.
@@ -242,7 +244,7 @@ def _strategyqa(row: Row) -> tuple[str, list[str]]:
 
 
 def _gsm8k(row: Row) -> tuple[str, list[str]]:
-    """GSM8K has no ids; a hash of the question is as good."""
+    """Read id and answer; GSM8K has no ids, so a hash of the question serves as one."""
     _, mark, number = row.text("answer").rpartition("####")
     return hashlib.sha256(row.text("question").strip().encode()).hexdigest()[:16], [number] if mark else []
 
@@ -253,7 +255,7 @@ _SCHEMAS: dict[str, tuple[Form, Callable[[Row], tuple[str, list[str]]]]] = {
     "strategyqa": (YES_OR_NO, _strategyqa),
     "gsm8k": (NUMBER, _gsm8k),
 }
-"""For each schema its form, and what reads id and accepted answers from a row."""
+"""For each schema its form, and the function that reads id and accepted answers from a row."""
 
 
 def _json_strings(row: Row, name: str) -> list[str]:

@@ -1,9 +1,9 @@
-"""Tasks that reasoning-gym generates and scores: the reward is a family's own score of the one extracted answer.
+"""Tasks that reasoning-gym generates and scores: the reward is the family's own score of the one extracted answer.
 
 A task's data hold its origin (family, parameters, seed, index), and the entry that the scorer needs is generated again
-from it: entries hold tuples, functions and arrays that no JSON brings back. Three things are done to the score, and
-`ReasoningEnvironment` tells why: containing the right answer earns nothing, an answer that the scorer would execute
-is looked at first, and two scorers that accept wrong answers are replaced. Loads reasoning-gym when first used.
+from it, because entries hold tuples, functions and arrays that JSON cannot restore. The scores are changed in three
+ways, which `ReasoningEnvironment` explains: containing the right answer earns nothing, an answer that the scorer would
+execute is checked first, and two scorers that accept wrong answers are replaced. Loads reasoning-gym when first used.
 """
 
 import ast
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 Entry = dict[str, Any]
 
 CHUNK = 500
-"""Tasks drawn from one seed; families with a finite supply, such as word_ladder, promise no more than that."""
+"""Tasks drawn from one seed; families with a finite supply, such as word_ladder, do not promise more."""
 MAX_REPEATS = 200
-"""Draws in a row that bring nothing new before a family counts as exhausted."""
+"""Number of draws in a row without a new task after which a family counts as exhausted."""
 
 NUMERIC = frozenset(
     {"aiw", "basic_arithmetic", "binary_alternation", "chain_sum", "circuit_logic", "coin_flip"}
@@ -43,16 +43,16 @@ NUMERIC = frozenset(
     | {"number_sequence", "power_function", "products", "rectangle_count", "rotten_oranges"}
     | {"self_reference", "simple_equations", "simple_geometry"}
 )
-"""Families whose every answer is one number."""
+"""Families whose answers are all single numbers."""
 
 LITERALS_EXECUTED = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
-"""Families whose scorer hands a wrong answer to `eval`, to be kind to Python lists."""
+"""Families whose scorer passes a wrong answer to `eval`, in order to accept Python lists."""
 FORMULAS_EXECUTED = frozenset(
     {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 )
-"""Families whose scorer hands the answer to sympy's `parse_expr`, which is `eval` with the builtins within reach."""
+"""Families whose scorer passes the answer to sympy's `parse_expr`, which is `eval` with access to the builtins."""
 ACCEPT_WRONG_ANSWERS = frozenset({"coin_flip", "game_of_life_halting"})
-"""Families whose scorer gives 1 for wrong answers: any prefix of the number ("0"), and any text at all."""
+"""Families whose scorer gives 1 to wrong answers: to any prefix of the number ("0"), or to any text at all."""
 
 _FORMULA_NODES = (
     ast.Expression | ast.BinOp | ast.UnaryOp | ast.Name | ast.Load | ast.Call | ast.Constant
@@ -68,7 +68,7 @@ _HUGE_EXPONENT = re.compile(r"\d[eE][-+]?\d{4,}")
 HASH_DEPENDENT = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-"""Families whose tasks depend on the process's hash seed as well as on their own."""
+"""Families whose tasks depend on the process's hash seed as well as on their own seed."""
 
 INSTRUCTIONS = (
     "Solve the problem. You may reason briefly; then give only the final answer, in the format the problem asks for, "
@@ -80,22 +80,22 @@ INSTRUCTIONS = (
 class ReasoningEnvironment:
     """One episode of one step. Reward: the family's `score_answer` of the extracted answer, clamped to [0, 1].
 
-    The score is the family's own but for these cases, each of them 0:
+    The score is the family's own, except in these cases, which give 0:
 
     - Nothing could be extracted (`info["extracted"]` is None).
-    - A partial score of an answer that contains the right one. Many families pay len(right) / len(answer) for that,
-      so that "1 2 3 4 5 6 7 8 9" earns something on every one-digit task, and "110" two thirds on a 10.
-    - The scorer would execute the answer (see `harmless`) and it is more than data: `info["refused"]` is true.
+    - The score is partial and the answer contains the right one. Many families pay len(right) / len(answer) for that,
+      so "1 2 3 4 5 6 7 8 9" would earn something on every one-digit task, and "110" two thirds where 10 is right.
+    - The scorer would execute the answer (see `harmless`) and the answer is more than data: `info["refused"]` is true.
     - The scorer raised: `info["scorer_error"]` names the exception.
-    - In `ACCEPT_WRONG_ANSWERS` everything but the right answer itself, letter case aside.
+    - The family is in `ACCEPT_WRONG_ANSWERS` and the answer differs from the right one by more than letter case.
 
-    Some families pay 0.01 to 0.25 for any answer in the right form; that is left as it is, and `success` is reward 1.
+    Some families pay 0.01 to 0.25 for any answer in the right form. That is left as it is; `success` means reward 1.
     """
 
     family: str
     entry: Entry
     dataset: Any
-    """The reasoning-gym data set, whose `score_answer` is used."""
+    """The reasoning-gym data set whose `score_answer` is used."""
     instructions: str = INSTRUCTIONS
     """How an answer has to look."""
 
@@ -117,7 +117,7 @@ class ReasoningEnvironment:
             return float(answer.casefold() == right.casefold())
         try:
             score = float(self.dataset.score_answer(answer, self.entry))
-        except Exception as error:  # the boundary to 106 scorers, several of which raise on an answer of another form
+        except Exception as error:  # the boundary to 106 scorers; several raise on an answer of unexpected form
             info["scorer_error"] = type(error).__name__
             return 0.0
         if not math.isfinite(score) or (score < 1 and isinstance(right, str) and right in answer):
@@ -126,11 +126,11 @@ class ReasoningEnvironment:
 
 
 def extract(response: str, *, numeric: bool) -> str | None:
-    r"""The one answer in a response, or None. The first of these that is there counts:
+    r"""Return the one answer in a response, or None. The first of these that exists counts:
 
-    the last `<answer>...</answer>`; the last `\boxed{...}`; the last `answer is ...` or `Answer: ...`; then for a
-    numeric family the last number of the response, for another its last line. Of a numeric family's mark only the
-    last number in it counts; a mark without a number is passed over, but for the tags, which bind.
+    the last `<answer>...</answer>`; the last `\boxed{...}`; the last `answer is ...` or `Answer: ...`; then, for a
+    numeric family, the last number of the response, and for any other its last line. For a numeric family only the last
+    number in a mark counts. A mark without a number is skipped, except the tags: then there is no answer.
 
     >>> extract("The answer to this arithmetic problem is 10.", numeric=True)
     '10'
@@ -147,11 +147,11 @@ def extract(response: str, *, numeric: bool) -> str | None:
 
 
 def harmless(answer: str, family: str) -> bool:
-    """Whether the family's scorer may see this answer: it neither runs code nor takes forever on it.
+    """Return whether the family's scorer may see this answer without running code or taking forever.
 
-    Where the scorer calls `eval`, text that is no Python expression, one word or a literal may pass; where it calls
-    sympy's `parse_expr`, only arithmetic on numbers, names and elementary functions, with exponents up to 64. That an
-    unevaluated `Integral(...)` is refused is meant: it would answer the question with the question.
+    For scorers that call `eval`, an answer may be text that is no Python expression, one word, or a literal. For
+    scorers that call sympy's `parse_expr`, it may only be arithmetic on numbers, names and elementary functions, with
+    exponents up to 64. An unevaluated `Integral(...)` is refused on purpose: it would repeat the question as an answer.
     """
     if _HUGE_EXPONENT.search(answer):
         return False  # Fraction("1e999999999") fills the memory
@@ -160,7 +160,7 @@ def harmless(answer: str, family: str) -> bool:
     try:
         tree = ast.parse(answer.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return family in LITERALS_EXECUTED  # eval cannot parse it either; parse_expr reads more than Python
+        return family in LITERALS_EXECUTED  # eval cannot parse it either, but parse_expr reads more than Python
     if family in LITERALS_EXECUTED:
         if isinstance(tree.body, ast.Name):
             return True  # a word, such as ABBA
@@ -186,7 +186,10 @@ def _plain(node: ast.AST) -> bool:
 
 
 def _small_exponent(node: ast.expr) -> bool:
-    """A name, a number, or a fraction of numbers, signed or not; 9**(64*64*64*64) is as deadly as a tower of powers."""
+    """Return whether an exponent is a name, a number up to 64, or a fraction of numbers, with or without sign.
+
+    Other exponents, such as in 9**(64*64*64*64), are as deadly as a tower of powers.
+    """
     if isinstance(node, ast.UnaryOp):
         return _small_exponent(node.operand)
     if isinstance(node, ast.BinOp):
@@ -198,16 +201,17 @@ def _small_exponent(node: ast.expr) -> bool:
 
 
 class ReasoningDomain:
-    """A weighted mix of reasoning-gym families, the same for the same arguments.
+    """A weighted mix of reasoning-gym families; equal arguments give equal tasks.
 
-    families: the name of one, or several with name, weight (relative share of each split) and parameters of their own.
-    train_size, test_size: number of tasks, all of different text, within and across the splits.
-    seed: of the tasks.
-    instructions: how the team is told to answer; None is the built-in words.
-    params: of the one family.
+    families: one family's name, or several families with name, weight (relative share of each split) and parameters.
+    train_size, test_size: number of tasks; all differ in text, within and across the splits.
+    seed: seed of the tasks.
+    instructions: how the team is told to answer; None means the built-in instructions.
+    params: parameters of the family, if only one is named.
 
     Raises:
-        ConfigError: an unknown family or parameter, a value the family rejects, or one family listed twice alike.
+        ConfigError: a family or parameter is unknown, the family rejects a value, or a family is listed twice with
+            equal parameters.
     """
 
     name = "reasoning_gym"
@@ -243,7 +247,7 @@ class ReasoningDomain:
             self._dataset(name, self._families[i].params, 0)
 
     def tasks(self, split: Split) -> list[Task]:
-        """The tasks of a split; those of train are drawn until enough of them differ from all of test.
+        """Return the tasks of a split; train tasks are drawn until enough of them differ from all test tasks.
 
         Raises:
             ConfigError: a family fails to generate a task under its parameters.
@@ -257,14 +261,14 @@ class ReasoningDomain:
         return {split: self._draw(split, seen) for split in ("test", "train")}
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Nothing: the tasks are made, not read."""
+        """Return no counts: the tasks are generated, so no row is skipped."""
         return {}
 
     def start(self, task: Task) -> ReasoningEnvironment:
-        """A fresh environment for one episode.
+        """Make a fresh environment for one episode.
 
         Raises:
-            DataError: the task is not one of this domain, or the installed reasoning-gym generates another one.
+            DataError: the task is not of this domain, or the installed reasoning-gym generates another task.
         """
         origin = task.data
         family, params, seed, index = (origin.get(key) for key in ("family", "params", "seed", "index"))

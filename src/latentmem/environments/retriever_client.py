@@ -1,8 +1,8 @@
-"""Asks a server of the Search-R1 protocol for passages; either there is an answer, or an error that says why not.
+"""Ask a server for passages by the Search-R1 protocol; the result is an answer, or an error that tells the reason.
 
-"Nothing was found" is an answer of the server's and never stands for a server that is down, slow or talking nonsense:
-a team must not be taught that searching is useless because a port was closed. Only the standard library is used, with
-a fresh connection for each request; proxies of the environment are not asked, for the server is usually next door.
+"Nothing was found" is an answer of the server. It never stands for a server that is down, slow or sends nonsense: a
+team must not learn that searching is useless because a port was closed. Only the standard library is used, with a fresh
+connection for each request. Proxies in the environment are ignored, because the server is usually nearby.
 """
 
 import http.client
@@ -20,31 +20,31 @@ from latentmem.errors import RetrieverError
 logger = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 16_384
-"""Answers kept, those asked for last."""
+"""Number of answers kept; the least recently used ones are dropped."""
 MAX_ANSWER_BYTES = 16 << 20
 _BLOCK = 1 << 16
 _PATIENT_STATUSES = (408, 425, 429)
-"""Of the 4xx, those that may pass when asked again."""
+"""Client error statuses after which asking again may succeed."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What a server found; its words are whoever's, not ours."""
+    """What a server found; the text may come from anybody."""
 
     title: str
     text: str
 
 
-class RetrievalFailed(Exception):  # noqa: N818 - it is what happened to a step, and its name is read there
-    """No usable answer, however often the server was asked; no mistake of the user's, so it ends one episode only."""
+class RetrievalFailed(Exception):  # noqa: N818 - names what happened to a step, and is shown there
+    """The server gave no usable answer to any attempt; no mistake of the user, so only the episode ends."""
 
 
 class _BadAnswer(Exception):  # noqa: N818
-    """An attempt brought nothing; another may."""
+    """One attempt failed; another may succeed."""
 
 
 class _Refused(_BadAnswer):
-    """The server does not want this request, and will not the next time."""
+    """The server refuses this request, and will refuse it again."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,28 @@ class Counts:
     """What a client has done so far."""
 
     requests: int = 0
-    """Sent, repetitions included."""
+    """Requests sent, including repetitions."""
     remembered: int = 0
-    """Answered from memory."""
+    """Queries answered from memory."""
     retries: int = 0
     failures: int = 0
     """Queries given up."""
 
 
 class RetrieverClient:
-    """One server, asked with one `topk`; may be used from many threads."""
+    """A client of one server, with one `topk`; many threads may use it."""
 
     def __init__(
         self, url: str, *, topk: int, timeout_seconds: float, retries: int, backoff_seconds: float = 0.5
     ) -> None:
-        """Nothing is sent yet.
+        """Prepare the client; nothing is sent yet.
 
         Args:
-            url: of the server; without a path `/retrieve` is added.
-            topk: passages asked for.
-            timeout_seconds: wall clock of one attempt, from connecting to the last byte.
+            url: the server's address; `/retrieve` is added if it has no path.
+            topk: number of passages asked for.
+            timeout_seconds: wall-clock limit of one attempt, from connecting to the last byte.
             retries: attempts after the first.
-            backoff_seconds: pause before the first of them; each further one is twice as long.
+            backoff_seconds: pause before the first retry; each further pause is twice as long.
         """
         parts = urlsplit(url)
         self.url = url if parts.path.strip("/") else f"{url.rstrip('/')}/retrieve"
@@ -84,20 +84,20 @@ class RetrieverClient:
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._backoff_seconds = backoff_seconds
-        self._answer = lru_cache(MAX_REMEMBERED)(self._insist)  # what raises is not remembered
+        self._answer = lru_cache(MAX_REMEMBERED)(self._insist)  # exceptions are not remembered
         self._counts = Counts()
         self._lock = threading.Lock()
 
     @property
     def counts(self) -> Counts:
-        """As of now."""
+        """The present counts."""
         return replace(self._counts, remembered=self._answer.cache_info().hits)
 
     def probe(self) -> None:
-        """Ask once, so that a server that is down is told of before work begins.
+        """Ask once, so that a server that is down is reported before work begins.
 
         Raises:
-            RetrieverError: no usable answer.
+            RetrieverError: the server gave no usable answer.
         """
         try:
             self._ask("probe")
@@ -108,10 +108,10 @@ class RetrieverClient:
             ) from None
 
     def retrieve(self, query: str) -> tuple[Passage, ...]:
-        """The passages found, best first; at most `topk`, none if the server found none.
+        """Return the passages found, best first: at most `topk`, none if the server found none.
 
         Raises:
-            RetrievalFailed: no usable answer to any attempt.
+            RetrievalFailed: no attempt got a usable answer.
         """
         return self._answer(query)
 
@@ -128,7 +128,7 @@ class RetrieverClient:
                     break
         failures = self._count("failures")
         message = f"{self.url}: no passages after {attempt + 1} attempts: {cause}"
-        if failures in (1, 10, 100) or failures % 1000 == 0:  # each one is in its trajectory
+        if failures in (1, 10, 100) or failures % 1000 == 0:  # each single failure is in its trajectory
             logger.warning("search failed (%d times so far): %s", failures, message)
         raise RetrievalFailed(message)
 
@@ -139,7 +139,7 @@ class RetrieverClient:
         return value
 
     def _ask(self, query: str) -> tuple[Passage, ...]:
-        """One attempt."""
+        """Make one attempt."""
         self._count("requests")
         request = json.dumps({"queries": [query], "topk": self._topk, "return_scores": True}).encode()
         try:
@@ -164,7 +164,7 @@ class RetrieverClient:
             wire.settimeout(_left(end))
             body = b""
             with connection.getresponse() as response:
-                while True:  # a socket's own timeout is for each read, and a server may drip
+                while True:  # a socket's own timeout applies to each read, and a server may send byte by byte
                     wire.settimeout(_left(end))
                     block = response.read1(_BLOCK)
                     if not block:
@@ -184,7 +184,7 @@ def _left(end: float) -> float:
 
 
 def _passages(body: bytes) -> tuple[Passage, ...]:
-    """What stands in an answer to one query asked with scores."""
+    """Read the passages in an answer to one query that asked for scores."""
     try:
         answer: Any = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Rows of a data set, each remembering where it stood, so that every complaint can name file and line.
+"""Rows of a data set, each with the place it came from, so that every error can name file and line.
 
-Rows come from local JSON Lines, or from the hub by `datasets`, which is loaded only then. A row that cannot be used is
-an error, or, where the configuration says so, left out; then it is counted under the kind of its mistake, and nothing
-goes missing unsaid. A train row whose task also occurs in test is left out as well.
+Rows come from local JSON Lines, or from the hub through `datasets`, which is loaded only then. A row that cannot be
+used is an error. If the configuration says so, it is left out instead, and counted under its kind of mistake, so that
+no row goes missing silently. A train row whose task also occurs in test is left out as well.
 """
 
 import json
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", str, int, bool, list[Any], dict[str, Any])
 
 MAX_FIELD_CHARACTERS = 200_000
-"""Longest text, or list of texts, of a field that is used; the longest of the benchmarks' own have under 10,000."""
+"""Longest text, or list of texts, that a used field may have; in the benchmarks the longest is under 10,000."""
 
 _JSON_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -40,7 +40,7 @@ class Row:
     """`file:line`, or the hub data set, split and row."""
 
     def field(self, name: str, kind: type[T]) -> T:
-        """The value of a field, which must be there and of that type.
+        """Return the value of a field, which must exist and have that type.
 
         Raises:
             BadRowError: the field is missing, of another type, or too long.
@@ -51,10 +51,10 @@ class Row:
         return typed(self.values[name], kind, f"{self.where}: field {name!r}")
 
     def text(self, name: str) -> str:
-        """A string field that says something.
+        """Return a string field, which must not be blank.
 
         Raises:
-            BadRowError: the field is missing, no string, blank, or too long.
+            BadRowError: the field is missing, not a string, blank, or too long.
         """
         value = self.field(name, str)
         if not value.strip():
@@ -62,19 +62,19 @@ class Row:
         return value
 
     def strings(self, name: str) -> list[str]:
-        """A field holding a list of strings.
+        """Return a field that holds a list of strings.
 
         Raises:
-            BadRowError: the field is missing, anything else, or too long.
+            BadRowError: the field is missing, not a list of strings, or too long.
         """
         return all_strings(self.field(name, list), f"{self.where}: field {name!r}")
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:
-    """`value` if it is of the JSON type `kind`; true and false are no integers.
+    """Return `value` if it is of the JSON type `kind`; true and false are not integers.
 
     Raises:
-        BadRowError: it is of another type, or a string that is too long; the message begins with `where`.
+        BadRowError: the value has another type, or is a string that is too long; the message begins with `where`.
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         reason = "null" if value is None else "wrong type"
@@ -85,10 +85,10 @@ def typed(value: Any, kind: type[T], where: str) -> T:
 
 
 def all_strings(values: list[Any], where: str) -> list[str]:
-    """`values` if every one is a string.
+    """Return `values` if all are strings.
 
     Raises:
-        BadRowError: one is not, or they are too long together; the message begins with `where`.
+        BadRowError: one is not a string, or all together are too long; the message begins with `where`.
     """
     for i, value in enumerate(values):
         if not isinstance(value, str):
@@ -107,19 +107,19 @@ def _check_length(num_characters: int, where: str) -> None:
 
 @dataclass(frozen=True)
 class Splits:
-    """The tasks that rows were made into."""
+    """The tasks that were made from rows."""
 
     tasks: dict[Split, list[Task]]
     skipped: dict[Split, dict[str, int]]
-    """Rows left out because they cannot be used, counted by the kind of mistake; nothing where there is none."""
+    """For each split, the number of unusable rows left out, by kind of mistake; empty if there are none."""
 
 
 def split_tasks(train: Rows, test: Rows, make: Callable[[Row], Task]) -> Splits:
-    """The tasks of both splits; tasks of train that share id or text with one of test are left out and counted.
+    """Make the tasks of both splits; train tasks that share id or text with a test task are left out with a warning.
 
     Raises:
-        BadRowError: a row that `make` refuses, or whose id occurred before, where `on_bad_row` is error.
-        DataError: no such rows, none that can be used, or no train task is left.
+        BadRowError: `make` refuses a row, or its id occurred before, and `on_bad_row` is error.
+        DataError: the rows do not exist, none can be used, or no train task is left.
     """
     train_tasks, train_skipped = read_tasks(train, make)
     test_tasks, test_skipped = read_tasks(test, make)
@@ -135,13 +135,13 @@ def split_tasks(train: Rows, test: Rows, make: Callable[[Row], Task]) -> Splits:
 
 
 def read_tasks(rows: Rows, make: Callable[[Row], Task]) -> tuple[list[Task], dict[str, int]]:
-    """The tasks of one split in the order of its rows, and how many rows were left out for which kind of mistake.
+    """Make the tasks of one split in the order of its rows, and count the rows left out by kind of mistake.
 
-    Of the rows, usable or not, `rows.skip` are passed over and at most `rows.limit` read.
+    Counting usable and unusable rows alike, `rows.skip` rows are skipped and at most `rows.limit` are read.
 
     Raises:
-        BadRowError: a row that cannot be used, where `on_bad_row` is error.
-        DataError: no such rows, or none that can be used.
+        BadRowError: a row cannot be used, and `on_bad_row` is error.
+        DataError: the rows do not exist, or none can be used.
     """
     end = None if rows.limit is None else rows.skip + rows.limit
     found = _local(Path(rows.path)) if rows.path is not None else _hub(rows)
@@ -172,11 +172,11 @@ def read_tasks(rows: Rows, make: Callable[[Row], Task]) -> tuple[list[Task], dic
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a local file or folder, every one of which has to be an object.
+    """Read the rows of a local file or folder, each of which must be an object.
 
     Raises:
-        BadRowError: a line that is none.
-        DataError: no such file.
+        BadRowError: a line is not an object.
+        DataError: the file does not exist.
     """
     for row in _local(path):
         if isinstance(row, BadRowError):
@@ -207,7 +207,7 @@ def _local(path: Path) -> Iterator[Row | BadRowError]:
             content = file.read_bytes()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        # Only a line feed ends a row: a string may hold U+2028, which str.splitlines takes for an end too.
+        # Only a line feed ends a row: a string may hold U+2028, at which str.splitlines would split too.
         for number, line in enumerate(content.split(b"\n"), start=1):
             if line.strip():
                 where = f"{file}:{number}"
@@ -233,10 +233,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def parse_object(line: bytes, where: str) -> dict[str, JsonValue]:
-    """One line of JSON Lines.
+    """Parse one line of JSON Lines.
 
     Raises:
-        DataError: not JSON in UTF-8, or no object; the message begins with `where`.
+        BadRowError: the line is not JSON in UTF-8, or not an object; the message begins with `where`.
     """
 
     def refuse(constant: str) -> NoReturn:
@@ -244,7 +244,7 @@ def parse_object(line: bytes, where: str) -> dict[str, JsonValue]:
 
     try:
         value = json.loads(line.decode("utf-8"), parse_constant=refuse)
-        if b"\\u" in line:  # half a surrogate pair can be spelled in JSON, but is no text
+        if b"\\u" in line:  # JSON can spell half a surrogate pair, which is no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
         raise BadRowError("not UTF-8", f"{where}: not valid UTF-8 ({error}); save the file as UTF-8") from None

@@ -1,7 +1,7 @@
-"""Questions that a team may look up: each turn it searches or answers, in tags, and what is found comes back numbered.
+"""Questions that a team may look up: each turn it searches or answers, in tags; passages come back numbered.
 
-The first complete pair of tags is what the team did; what it thought around it is its own. Passages are written by
-strangers: tags in them are defused, so that no passage can close the block it stands in or answer for the team.
+The first complete pair of tags is the team's move; the text around it is ignored. Passages are written by strangers, so
+tags in them are defused: no passage can close the block it stands in, or answer for the team.
 """
 
 import re
@@ -19,9 +19,9 @@ INSTRUCTIONS = (
     "passages that were found come back between <information> and </information>. "
     "Each reply holds one search or one answer."
 )
-"""Told before how an answer has to look."""
+"""Placed before the instructions on how an answer has to look."""
 MAX_QUERY_CHARACTERS = 1000
-"""What is sent of a longer query."""
+"""Length at which a query is cut before it is sent."""
 MAX_TITLE_CHARACTERS = 200
 
 _PAIR = re.compile(
@@ -38,18 +38,18 @@ class Move:
     name: Literal["search", "answer"]
     content: str
     end: int
-    """Where in the action its closing tag ends."""
+    """Position in the action where its closing tag ends."""
 
 
 class Retriever(Protocol):
-    """Where passages come from."""
+    """A source of passages."""
 
     def retrieve(self, query: str) -> tuple[Passage, ...]:
-        """The passages found, best first."""
+        """Return the passages found, best first."""
 
 
 def read_move(action: str) -> Move | None:
-    """The first complete pair of tags that holds no other tag, in any case; None where there is none.
+    """Return the first complete pair of tags with no other tag inside, in any letter case; None if there is none.
 
     >>> read_move("Hm. <search> red door </search> <answer>7</answer>").content
     'red door'
@@ -65,10 +65,10 @@ def read_move(action: str) -> Move | None:
 
 @dataclass(frozen=True)
 class SearchEnvironment:
-    """One episode on one question. An answer is scored as in `qa`; a search, or neither, costs a turn and pays 0.
+    """One episode on one question. An answer is scored as in `qa`; a search, or neither, costs a turn and earns 0.
 
-    `info` holds `move` (search, answer or null) and `extracted`, of a search `query` and `num_passages`, of an answer
-    what `QAEnvironment` records.
+    `info` holds `move` (search, answer or null) and `extracted`; for a search also `query` and `num_passages`, for an
+    answer also what `QAEnvironment` records.
     """
 
     question: QAEnvironment
@@ -80,7 +80,7 @@ class SearchEnvironment:
         """Search, or score the answer and end the episode.
 
         Raises:
-            RetrievalFailed: the server could not be asked; the rollout records it as the episode's end.
+            RetrievalFailed: the server gave no usable answer; the rollout records this as the episode's end.
         """
         move = read_move(action)
         if move is None:
@@ -101,7 +101,7 @@ class SearchEnvironment:
 
 
 def quoted(passages: tuple[Passage, ...], max_characters: int) -> str:
-    """The observation: passages numbered and titled, each cut to so many characters, in information tags."""
+    """Return the observation: numbered passages with titles, each cut to `max_characters`, in information tags."""
     parts = []
     for number, passage in enumerate(passages, start=1):
         title, text = _cut(defuse(passage.title), MAX_TITLE_CHARACTERS), _cut(defuse(passage.text), max_characters)
@@ -110,7 +110,7 @@ def quoted(passages: tuple[Passage, ...], max_characters: int) -> str:
 
 
 def defuse(text: str) -> str:
-    """A stranger's text with square brackets around what could be taken for one of our tags.
+    """Return a stranger's text with square brackets around everything that looks like one of our tags.
 
     >>> defuse("1 < 2 </information> <ANSWER>7")
     '1 < 2 [/information] [ANSWER]7'
@@ -119,7 +119,7 @@ def defuse(text: str) -> str:
 
 
 def _cut(text: str, max_characters: int) -> str:
-    """At most so many characters, at the end of a word where there is one, and then three dots."""
+    """Cut text to `max_characters`, at the end of a word if possible, and add three dots if it was cut."""
     text = text.strip()
     if len(text) <= max_characters:
         return text
@@ -155,15 +155,15 @@ class SearchDomain:
         self.client.probe()
 
     def tasks(self, split: Split) -> list[Task]:
-        """All questions of a split; see `QADomain.tasks`."""
+        """Return all questions of a split; see `QADomain.tasks`."""
         return self._questions.tasks(split)
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Rows of a split that were left out; see `QADomain.skipped`."""
+        """Count the rows of a split that were left out; see `QADomain.skipped`."""
         return self._questions.skipped(split)
 
     def start(self, task: Task) -> SearchEnvironment:
-        """A fresh environment for one episode; see `QADomain.start`."""
+        """Make a fresh environment for one episode; see `QADomain.start`."""
         question = self._questions.start(task)
         instructions = self._instructions or f"{INSTRUCTIONS} {question.instructions}"
         return SearchEnvironment(question, self.client, instructions, self._max_passage_characters)

@@ -1,4 +1,4 @@
-"""Memories compared on the same tasks, and what each of them is worth, costs and carries."""
+"""Compare memories on the same tasks: what each of them brings, costs and carries."""
 
 from latentmem.evaluation.compare import check_online, evaluate, forget, task_bar
 from latentmem.evaluation.results import Results

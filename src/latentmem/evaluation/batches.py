@@ -1,4 +1,4 @@
-"""Batches of an evaluation: each is played in one go, and counts once its trajectories and its cost are on disk."""
+"""Batches of an evaluation. Each is played at once, and counts when its trajectories and its cost are on disk."""
 
 import ctypes
 import json
@@ -23,12 +23,12 @@ from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
 
 MAX_KEPT_TASKS = 64
-"""Tasks whose latents are kept for the map: with 4 roles and K = 8 of width 2560 these are 21 MB."""
+"""Tasks whose latents are kept for the map; 4 roles and K = 8 of width 2560 take 21 MB."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one batch cost the process that played it; times in seconds of wall clock, as in `rollout.Seconds`."""
+    """What one batch cost the process that played it; times in wall-clock seconds, as in `rollout.Seconds`."""
 
     num_tasks: int
     recall: float
@@ -36,11 +36,11 @@ class Cost:
     generation: float
     environment: float
     peak_memory_mb: float
-    """Highest memory while it was played: of the GPU where there is one, else of this process."""
+    """Peak memory while the batch was played: of the GPU if there is one, otherwise of this process."""
     memory_prompt_tokens: int = 0
     memory_generated_tokens: int = 0
     memory_malformed: int = 0
-    """As in `memory.Spent`; 0 in what was written before it was counted."""
+    """As in `memory.Spent`; 0 in files written before this was counted."""
 
 
 def play(
@@ -54,7 +54,7 @@ def play(
     kept: frozenset[str],
     batch: Sequence[Task],
 ) -> tuple[list[Trajectory], Cost, KeptLatents | None]:
-    """Play some tasks once; what it cost, and the latents that were given at the tasks whose keys are in `kept`."""
+    """Play some tasks once; return trajectories, cost, and the latents given for the tasks whose keys are `kept`."""
     _reset_peak_memory()
     rollouts = rollout(team, memory, model, batch, start, sampling=sampling, seed=seed, max_turns=max_turns)
     cost = Cost(
@@ -69,13 +69,13 @@ def play(
 
 
 def kept_tasks(tasks: Sequence[Task]) -> frozenset[str]:
-    """Keys of the tasks whose latents are kept: drawn, for a split may be sorted by what its tasks are about."""
+    """Draw the tasks whose latents are kept and return their keys; in a sorted split the first ones may be alike."""
     order = np.random.default_rng(0).permutation(len(tasks))
     return frozenset(tasks[i].key for i in order[:MAX_KEPT_TASKS])
 
 
 def _latents(team: Team, recalls: Mapping[tuple[str, str], Recall], tasks: Sequence[Task]) -> KeptLatents | None:
-    """What each role was given at these tasks; None where that was no latents."""
+    """Return what each role was given for these tasks; None unless all of it was latents."""
     rows = [[recalls[task.key, role.name].latents for role in team.roles] for task in tasks]
     given = [[latents.float().cpu() for latents in row if latents is not None] for row in rows]
     if not tasks or not all(len(row) == len(team.roles) for row in given):
@@ -89,12 +89,12 @@ def _latents(team: Team, recalls: Mapping[tuple[str, str], Recall], tasks: Seque
 
 
 def _domain(task: Task) -> str:
-    """What a task is one of, as finely as its data tell: the family, the world, or the domain."""
+    """Return what the task is an instance of, as finely as its data tell: the family, the world, or the domain."""
     return str(task.data.get("family") or task.data.get("world") or task.domain)
 
 
 def commit(path: Path, batch: Sequence[Trajectory], cost: Cost, latents: KeptLatents | None) -> None:
-    """Trajectories and latents first, then the cost: a batch counts once its cost is on disk."""
+    """Write trajectories and latents first, then the cost: a batch counts once its cost is on disk."""
     if latents is not None:
         keep_latents(path.with_name(f"{path.stem}{SUFFIX}"), latents)
     for target, lines in (
@@ -105,7 +105,7 @@ def commit(path: Path, batch: Sequence[Trajectory], cost: Cost, latents: KeptLat
 
 
 def resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Cost]]:
-    """The batches that count; what was written of a batch that does not is cut off."""
+    """Read the batches that count, and cut off what was written of a batch that does not."""
     lines = _whole_lines(path)
     cost_lines: list[bytes] = []
     costs: list[Cost] = []
@@ -141,15 +141,15 @@ def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier phase used and freed is none of this batch's
-        # The kernel's high-water mark, where it has one.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that an earlier phase freed must not count for this batch
+        # This resets the kernel's high-water mark, where it has one.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
 
 
 def _peak_memory_mb() -> float:
-    """Highest memory since the reset: of the GPU where there is one, else of this process."""
+    """Return the peak memory since the reset: of the GPU if there is one, otherwise of this process."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 2**20
     try:

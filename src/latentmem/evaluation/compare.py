@@ -1,8 +1,8 @@
-"""Memories compared: the same tasks, seeds and prompts for each; what it brought and what it cost.
+"""Compare memories on the same tasks, with the same seeds and prompts: what each one brings and what it costs.
 
 Tasks are played in fixed batches. A batch counts once its trajectories and its cost are on disk, so an interrupted
-evaluation goes on at the next batch and ends with the same numbers. Several processes are dealt whole batches: each
-batch is the same computation whoever plays it, and so are the numbers, however many processes there are.
+evaluation continues with the next batch and ends with the same numbers. Several processes share whole batches. Each
+batch is the same computation whichever process plays it, so the numbers do not depend on the number of processes.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ DEFAULTS = EvaluateSection()
 GREEDY = Sampling(temperature=DEFAULTS.temperature)
 
 OnProgress = Callable[[str, int, float], None]
-"""Is told the memory, tasks done, and the mean reward so far."""
+"""Function that receives the memory's name, the number of tasks done, and the mean reward so far."""
 
 
 def evaluate(
@@ -67,40 +67,41 @@ def evaluate(
     held_out: Sequence[Trajectory] | None = None,
     starts: Mapping[str, str] = MappingProxyType({}),
 ) -> Results:
-    """Play the tasks once under each memory and compare; then measure what each of them carries.
+    """Play the tasks once under each memory and compare the results; then measure what each memory carries.
 
-    Where several processes were launched, all of them call this alike: they share the batches, the first writes, and
-    each returns the table.
+    Where several processes were launched, all of them must call this alike: they share the batches, the first one
+    writes, and each returns the table.
 
     Args:
         team: who plays.
         model: the agents.
         memories: by name, in the order of the table: memories, or functions that make one when its turn comes.
-        domain: makes the environments, and the tasks where none are given.
-        tasks: the held-out tasks; None is the test split.
-        folder: keeps the trajectories and costs of each memory, and what is needed to go on; None keeps nothing.
-        sampling: of the agents; the same for all memories.
-        seed: of all sampling.
-        batch_size: tasks played side by side.
-        max_turns: of an episode.
+        domain: makes the environments, and the tasks if none are given.
+        tasks: the held-out tasks; None means the test split.
+        folder: where the trajectories and costs of each memory are kept, so that a later call can continue; None keeps
+            nothing.
+        sampling: how agents sample, under all memories.
+        seed: seed of all sampling.
+        batch_size: number of tasks played side by side.
+        max_turns: most turns of an episode.
         online: let each memory store what it played, batch by batch; its bank must be its own copy.
-        num_bootstraps: for intervals and paired differences.
-        on_progress: told the memory, tasks done, and the mean reward so far; None shows a bar on a terminal.
-        processes: those that share the batches; None is those that were launched.
-        bank: what the memories recall from, if they do. It tells which task a recalled trajectory is of, and must not
-            change meanwhile, unless `online`.
-        held_out: successes on tasks that nothing was learned from, whose responses are scored for `carried`; None is,
-            of each task, the episode of the first memory that solved it.
-        starts: of memories that were trained from another one, that one's name; they are compared with it.
+        num_bootstraps: resamples for intervals and paired differences.
+        on_progress: receives the memory, tasks done, and the mean reward so far; None shows a bar on a terminal.
+        processes: those that share the batches; None means those that were launched.
+        bank: the bank that the memories recall from, if any. It tells which task a recalled trajectory belongs to, and
+            must not change meanwhile, unless `online`.
+        held_out: successes on tasks that nothing was learned from; their responses are scored for `carried`. None
+            takes, for each task, the episode of the first memory that solved it.
+        starts: for a memory that was trained from another one, the name of that one; the two are compared.
 
     Returns:
         The table; its values are described in docs/evaluation.md.
 
     Raises:
-        BankError: the bank changed.
+        BankError: the bank changed during the evaluation.
         RunError: the folder holds trajectories of other tasks, or cannot be written, as on a full disk; what was played
             before is kept.
-        ConfigError: `online` with several processes, or no task.
+        ConfigError: `online` with several processes, or there are no tasks.
     """
     processes = processes or Processes()
     check_online(online, processes)
@@ -117,7 +118,7 @@ def evaluate(
         played = {}
         for name, make in made.items():
             path = place / f"{names[name].file_stem}.jsonl"
-            # A control's latents say nothing about its composer.
+            # The latents of a control tell nothing about its composer.
             kept = kept_tasks(tasks) if names[name].control is None else frozenset[str]()
             trajectories, costs = processes.from_first(partial(resume, path, tasks))
             if trajectories:
@@ -141,7 +142,7 @@ def evaluate(
             played[name] = (trajectories, costs)
         scored = _first_successes(tasks, played) if held_out is None else held_out
         carried: dict[str, dict[str, Any] | None] = dict.fromkeys(memories)
-        # Scripted agents score nothing; a memory that has learned from these very tasks has nothing left to be asked.
+        # Scripted agents cannot score responses; an online memory has learned from the tasks it would be scored on.
         if isinstance(model, LanguageModel) and not online:
             carry = partial(_carried, team, model, scored, seed, place, processes)
             carried |= {name: carry(names[name], make) for name, make in made.items() if names[name].may_carry}
@@ -175,7 +176,7 @@ def _maker(memory: Memory | Callable[[], Memory]) -> Callable[[], Memory]:
 
 @contextmanager
 def _folder(given: str | Path | None) -> Iterator[Path]:
-    """The folder to keep files in; one that goes away at the end where none is given."""
+    """Yield the folder to keep files in; a temporary one if none is given."""
     if given is not None:
         Path(given).mkdir(parents=True, exist_ok=True)
         yield Path(given)
@@ -188,7 +189,7 @@ def _folder(given: str | Path | None) -> Iterator[Path]:
 def _listener(
     num_tasks: int, memories: Iterable[str], told: OnProgress | None, processes: Processes
 ) -> Iterator[OnProgress]:
-    """What is told of progress; without a listener, a bar on a terminal."""
+    """Yield the function that receives progress: the one given, or one that moves a bar on a terminal."""
     if told is not None:
         yield told
         return
@@ -198,7 +199,7 @@ def _listener(
 
 @contextmanager
 def task_bar(num_tasks: int, memories: Iterable[str], visible: bool) -> Iterator[OnProgress]:
-    """A bar over the tasks of all memories, by name in their order; what is yielded moves it."""
+    """Show a bar over the tasks of all memories, in the given order; yield the function that moves it."""
     order = [*memories]
     with progress(num_tasks * len(order), "evaluate", "task", shown=visible) as bar:
 
@@ -210,7 +211,7 @@ def task_bar(num_tasks: int, memories: Iterable[str], visible: bool) -> Iterator
 
 
 def check_online(online: bool, processes: Processes) -> None:
-    """Refuse to share an evaluation in which each batch learns from the one before it.
+    """Refuse to share an evaluation among processes if each batch learns from the one before.
 
     Raises:
         ConfigError: `online` with several processes.
@@ -223,13 +224,13 @@ def check_online(online: bool, processes: Processes) -> None:
 
 
 def forget(folder: Path, name: MemoryName) -> None:
-    """Remove what was recorded of a memory, so that it is played again from the first task."""
+    """Remove the files of a memory, so that it is played again from the first task."""
     for path in folder.glob(f"{name.file_stem}.*"):
         path.unlink()
 
 
 def _first_successes(tasks: Sequence[Task], played: Played) -> list[Trajectory]:
-    """For each task that some memory solved the episode of the first one: the same responses for all memories."""
+    """For each task that some memory solved, return the first such episode: the same responses serve all memories."""
     solved = ([t for episodes, _ in played.values() if (t := episodes[i]).success] for i in range(len(tasks)))
     return [episodes[0] for episodes in solved if episodes]
 
@@ -244,7 +245,7 @@ def _carried(
     name: MemoryName,
     make: Callable[[], Memory],
 ) -> dict[str, Any] | None:
-    """What a memory carries; measured once for these trajectories, and kept beside its own."""
+    """Measure what a memory carries once for these trajectories, and keep it in a file beside the memory's own."""
     path = folder / f"{name.file_stem}.carried.json"
     of = hashlib.sha256(json.dumps([seed, model.name, [t.id for t in trajectories]]).encode()).hexdigest()
     kept = processes.from_first(lambda: read_json(path) if path.exists() else {})

@@ -1,4 +1,4 @@
-"""The outcome of a comparison, as a table for people, as plain values, and as a data frame."""
+"""The outcome of a comparison: a table for people, plain values, or a data frame."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,15 +30,15 @@ class Results(Mapping[str, Any]):
         return f"Results({self._values['num_tasks']} tasks: {accuracies})"
 
     def table(self) -> str:
-        """The comparison as aligned text, with a verdict in words below it."""
+        """Return the comparison as aligned text, with a verdict in words below it."""
         return format_table(self._values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values, as they stand in results.json."""
+        """Return the plain values, as results.json holds them."""
         return dict(self._values)
 
     def to_dataframe(self) -> "DataFrame":
-        """One row for each memory, one column for each number of it; `carried` is in nats.
+        """Return a data frame: one row for each memory, one column for each of its numbers; `carried` is in nats.
 
         Raises:
             ConfigError: pandas is not installed.

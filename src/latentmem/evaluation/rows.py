@@ -1,4 +1,4 @@
-"""One memory's row of the comparison: what it brought, what it cost, how it differs from others on the same tasks."""
+"""One memory's row of the comparison: its results, its cost, and its differences from others on the same tasks."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from latentmem.stats import mean_interval, paired_bootstrap, wilson_interval
 from latentmem.trajectory import Task, Trajectory
 
 Played = Mapping[str, tuple[list[Trajectory], list[Cost]]]
-"""By memory: what it played, task by task, and what each batch cost."""
+"""By memory name: its trajectories, in the order of the tasks, and the cost of each batch."""
 
 
 def row_of(
@@ -27,16 +27,16 @@ def row_of(
     num_bootstraps: int,
     start: str | None,
 ) -> dict[str, Any]:
-    """Accuracy, reward, costs and paired differences of one memory.
+    """Return accuracy, reward, costs and paired differences of one memory.
 
     Args:
-        name: of the memory.
-        trajectories: what it played, task by task.
-        costs: of its batches.
-        played: by all memories, to compare with.
-        seed: of the resampling.
-        num_bootstraps: resamples.
-        start: the memory that it was trained from, if any.
+        name: the memory's name.
+        trajectories: the episodes it played, in the order of the tasks.
+        costs: the costs of its batches.
+        played: the same for all memories, to compare with.
+        seed: seed of the resampling.
+        num_bootstraps: number of resamples.
+        start: name of the memory that it was trained from, if any.
     """
     successes = [int(t.success) for t in trajectories]
     rewards = [t.reward for t in trajectories]
@@ -88,7 +88,7 @@ def row_of(
 
 
 def tasks_of_sources(bank: ExperienceBank | None, played: Played) -> dict[str, str]:
-    """Keys of the tasks of all trajectories that were recalled, by their id; none where no task asks for them."""
+    """Map the id of each recalled trajectory to its task's key; empty if no task tells which episodes answer it."""
     episodes = [trajectory for trajectories, _ in played.values() for trajectory in trajectories]
     if bank is None or not any(_answered_by(trajectory.task) for trajectory in episodes):
         return {}
@@ -97,13 +97,13 @@ def tasks_of_sources(bank: ExperienceBank | None, played: Played) -> dict[str, s
 
 
 def _answered_by(task: Task) -> set[str]:
-    """Keys of the tasks whose episodes hold this one's answer, where its data tell."""
+    """Return the keys of the tasks whose episodes hold this task's answer, if its data name them."""
     ids = task.data.get("answered_by")
     return {f"{task.domain}:{id_}" for id_ in ids} if isinstance(ids, list) else set()
 
 
 def retrieval(trajectories: Sequence[Trajectory], tasks_of: Mapping[str, str]) -> dict[str, Any]:
-    """What was found of what holds the answers, and the accuracy where it was; accuracy by group of tasks."""
+    """Return how often all episodes that hold the answer were recalled, the accuracy then, and accuracy by group."""
     asked = [t for t in trajectories if _answered_by(t.task)]
     recalled = {t.id: {source for m in t.messages for source in m.recalled.sources} for t in trajectories}
     known = bool(asked) and any(recalled.values())
@@ -125,14 +125,14 @@ def retrieval(trajectories: Sequence[Trajectory], tasks_of: Mapping[str, str]) -
 
 
 def _accuracy(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Share of successes with its interval; null where there are no tasks."""
+    """Return the share of successes with its interval; null where there are no tasks."""
     successes, total = sum(t.success for t in trajectories), len(trajectories)
     low, high = wilson_interval(successes, total)
     return {"accuracy": successes / total if total else None, "low": low, "high": high, "num_tasks": total}
 
 
 def _team_measures(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means, over all turns, of the numbers that the team recorded, by names such as `team.importance.doer`."""
+    """Return means over all turns of the numbers that the team recorded, by names such as `team.importance.doer`."""
     found: dict[str, list[float]] = defaultdict(list)
     for trajectory in trajectories:
         for step in trajectory.steps:

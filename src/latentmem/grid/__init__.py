@@ -1,1 +1,1 @@
-"""Many runs from one file, and the one table that they make: what is compared, played, reckoned and shown."""
+"""A grid: many runs from one file, and the one table that compares them."""

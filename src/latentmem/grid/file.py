@@ -1,8 +1,8 @@
-"""A grid in one file becomes ordinary configurations, one for each run; all of them are checked before any is started.
+"""Turn the file of a grid into ordinary configurations, one for each run, and check all before any run is started.
 
-A grid's file is a configuration with a section `grid` beside the others and without `data`. What varies is laid over
-it key by key: the benchmark, the team, the seed, the variant. Runs that would fill their banks alike read one, which is
-collected in a folder of its own and which they name as `bank.path`. Loads no torch.
+The file is a configuration without `data`, with a section `grid` beside the other sections. What varies (benchmark,
+team, seed, variant) is laid over it key by key. Runs that would fill their banks alike share one bank. It is collected
+in its own folder, and the runs name it as `bank.path`. Loads no torch.
 """
 
 import copy
@@ -34,14 +34,14 @@ from latentmem.errors import ConfigError
 from latentmem.memory_names import DEFAULT_MEMORIES
 
 Changes = dict[str, JsonValue]
-"""Dotted keys and values, to be laid over a configuration."""
+"""Dotted keys and their values, to be laid over a configuration."""
 
 _WHOLE = ("data", "data.train", "data.test")
-"""Given as a mapping, these replace what is there: tasks come from one source, not from half of each of two."""
+"""A mapping given for one of these replaces the old one whole, because tasks come from one source."""
 
 
 def _named(value: Any) -> Any:
-    """A list of benchmarks is short for a mapping of each name to itself."""
+    """Turn a list of benchmarks into a mapping from each one's short name to itself; leave anything else unchanged."""
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         if len(set(value)) < len(value):
             raise ValueError("names one benchmark twice")
@@ -50,24 +50,24 @@ def _named(value: Any) -> Any:
 
 
 class GridSection(Section):
-    """What is varied; every combination is a run, and each of its memories a cell."""
+    """What the grid varies. Every combination is a run, and each of a run's memories is a cell."""
 
     base: Text | None = None
-    """A packaged configuration or a file, over which the sections beside `grid` are laid; null: those alone."""
+    """A packaged configuration or a file, over which the sections beside `grid` are laid; null: only those sections."""
     benchmarks: Annotated[dict[str, str | Changes], BeforeValidator(_named), Field(min_length=1)]
-    """By name: a packaged configuration or a file, of which `data`, `max_turns` and `sampling.max_response_tokens` are
-    taken; or keys and values, `base` among them for such a configuration to begin with."""
+    """By name, either a packaged configuration or file, of which `data`, `max_turns` and `sampling.max_response_tokens`
+    are used, or keys and values; among these, `base` may name such a configuration to begin with."""
     teams: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = ("autogen",)
-    """Packaged teams or files of teams."""
+    """Packaged teams, or files that describe teams."""
     memories: MemoryNames = DEFAULT_MEMORIES
-    """As `evaluate.memories`; what they need is collected and trained first."""
+    """Memories, as in `evaluate.memories`; what they need is collected and trained first."""
     seeds: Annotated[tuple[int, ...], AsTuple, Field(min_length=1)] = (0,)
-    """Of all randomness but that of the tasks, which are the same for all."""
+    """Seeds of all randomness except that of the tasks, which are the same for all seeds."""
     variants: dict[str, Changes] = Field(default={})
-    """By name: keys and values that differ, such as `composer.num_latents: 4`."""
+    """By name, the keys and values that a variant changes, such as `composer.num_latents: 4`."""
     leave_out: Literal["none", "benchmark", "team"] = "none"
-    """`benchmark`: a run learns from all other benchmarks and is evaluated on this one; `team`: likewise, all other
-    teams collect and train."""
+    """`benchmark`: a run learns from all other benchmarks and is evaluated on its own. `team`: all other teams collect
+    and train, and the run's own team is evaluated."""
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Self:
@@ -88,17 +88,17 @@ class _File(Section):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the grid a run stands."""
+    """The position of a run in the grid."""
 
     benchmark: str
     team: str
     variant: str
-    """Empty where nothing is varied."""
+    """The variant's name; empty if the grid has no variants."""
     seed: int
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of the run's folder."""
         parts = [self.benchmark, self.team, *([self.variant] if self.variant else []), f"seed{self.seed}"]
         return "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
 
@@ -118,12 +118,12 @@ class GridRun:
     place: Place
     config: Config
     bank: GridBank | None = None
-    """Where it reads what was collected; None: it needs none, has one of its own, or was given one in `bank.path`."""
+    """The shared bank that it reads; None if it needs none, has its own, or was given one in `bank.path`."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All runs of a file, in the order in which they are played."""
+    """All runs of a grid's file, in the order in which they are played."""
 
     folder: Path
     section: GridSection
@@ -131,14 +131,14 @@ class Grid:
 
 
 def load_grid(values: Mapping[str, Any], source: str) -> Grid:
-    """All runs of a grid, their configurations checked.
+    """Make all runs of a grid and check their configurations.
 
     Args:
-        values: what `read_values` read; it has a key `grid`.
-        source: the file, for errors.
+        values: the values that `read_values` read; they have a key `grid`.
+        source: the file's name, for errors.
 
     Raises:
-        ConfigError: a mistake in the grid or in the configuration of one of its runs; it names the run.
+        ConfigError: a mistake in the grid, or in the configuration of one of its runs, which the message names.
     """
     section = parse_section(_File, {"grid": values["grid"]}, source).grid
     beside = {key: value for key, value in values.items() if key != "grid"}
@@ -181,9 +181,9 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
 
 
 def overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the changes laid over them: keys may be dotted, mappings are merged, all else is replaced.
+    """Lay changes over values and return the result: keys may be dotted, mappings are merged, all else is replaced.
 
-    Of `data`, `data.train` and `data.test` a mapping replaces what is there.
+    A mapping given for `data`, `data.train` or `data.test` is not merged: it replaces the old one.
 
     >>> overlay({"lmpo": {"group_size": 8, "beta": 0.0}}, {"lmpo.group_size": 4})
     {'lmpo': {'group_size': 4, 'beta': 0.0}}
@@ -207,7 +207,7 @@ def _lay(values: dict[str, Any], key: str, value: Any, parents: str) -> None:
 
 
 def _benchmark(common: Mapping[str, Any], given: str | Changes, where: str) -> dict[str, Any]:
-    """The values that all runs on a benchmark have."""
+    """Return the values that all runs on a benchmark share."""
     changes = {"base": given} if isinstance(given, str) else dict(given)
     base = changes.pop("base", None)
     values = dict(common)
@@ -224,7 +224,7 @@ def _benchmark(common: Mapping[str, Any], given: str | Changes, where: str) -> d
 
 
 def _others_mixed(benchmarks: Mapping[str, Mapping[str, Any]], left_out: str) -> Changes:
-    """Learn from all benchmarks but one, and be evaluated on that one."""
+    """Return the changes that make a run learn from all benchmarks but one, and be evaluated on that one."""
 
     def part(name: str) -> dict[str, JsonValue]:
         return {"data": benchmarks[name].get("data"), "max_turns": benchmarks[name].get("max_turns", 1)}
@@ -252,7 +252,7 @@ def _with_bank(run: GridRun, folder: Path) -> GridRun:
 
 
 def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
-    """The bank that a run reads: that of all runs whose teams without memory would leave the very same in theirs."""
+    """Return the bank that a run reads; runs that would fill a bank alike, without memory, share one."""
     config = run.config
     if (
         config.bank.path is not None
@@ -263,8 +263,8 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     values = config.model_dump(mode="json", by_alias=True)
     players = config.train_teams or (config.team,)
     kept = {key: values[key] for key in FILLS_BANK} | {
-        "team": players[0],  # also where it is only evaluated, and others collect
-        # A key at its default changes no name: a bank that was collected before the key was known is found.
+        "team": players[0],  # also if the run's own team is only evaluated and others collect
+        # Keys at their defaults do not change the name, so banks collected before such a key existed are still found.
         "bank": {
             key: values["bank"][key]
             for key in FILLS_BANK_IN_BANK
@@ -278,5 +278,5 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
 
 
 def team_name(team: str) -> str:
-    """What a team is called, whether it is packaged or a file."""
+    """Return the team's name, whether it is packaged or a file."""
     return Path(team).stem

@@ -1,8 +1,8 @@
-"""A grid played: run after run by the ordinary recipes, each continued where it was left; then the table.
+"""Play a grid: run after run, by the ordinary recipes, each continued where it stopped; then write the table.
 
-A cell is one memory of one run. One that cannot be played is recorded with its line and the rest go on. What another
-run has computed already is not computed again: equal models are loaded once, a bank that several read is collected
-once; a training, and episodes without memory or with text memory, are copied from a run that did the very same.
+A cell is one memory of one run. A cell that cannot be played is recorded with its error, and the others go on. What one
+run has computed is not computed again: equal models are loaded once, and a shared bank is collected once. A training,
+and episodes played without memory or with text memory, are copied from a run that did exactly the same.
 """
 
 import json
@@ -26,19 +26,19 @@ from latentmem.report.values import Row
 from latentmem.runs import lock
 
 PLAYED = "played.yaml"
-"""Written into a run's folder when all its cells are done: the configuration that they were done with."""
+"""File in a run's folder, written when all its cells are done: the configuration that they were played with."""
 
 
 def play_grid(grid: Grid) -> Row:
-    """Play what is left to play, and write grid.json and the tables into the grid's folder.
+    """Play what is not done yet, and write grid.json and the tables into the grid's folder.
 
     Returns:
-        What stands in grid.json.
+        The content of grid.json.
 
     Raises:
-        LatentMemError: a mistake in the data, teams or templates of any run, told before any is played; several
-            processes.
-        RunError: at the end, if cells failed; the table has the others.
+        LatentMemError: several processes were launched, or a run has a mistake in its data, team or templates or names
+            a bank that does not exist; such a mistake is reported before any run is played.
+        RunError: raised at the end, if cells failed; the table has the others.
     """
     if Processes().size > 1:
         raise ConfigError("a grid is played by one process; start it without torchrun")
@@ -87,7 +87,7 @@ def play_grid(grid: Grid) -> Row:
 
 
 def _tell_results(grid: Grid, played: list[Played], failures: list[Failure], num_cells: int) -> Row:
-    """Write grid.json."""
+    """Write grid.json and return its content."""
     most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
     teams = {run.config.train_teams for run in grid.runs if run.bank is not None}
     trained = [*map(team_name, teams.pop())] if len(teams) == 1 else []
@@ -97,7 +97,7 @@ def _tell_results(grid: Grid, played: list[Played], failures: list[Failure], num
 
 
 def _finished(run: GridRun) -> Row | None:
-    """The results of a run all of whose cells were done with this very configuration."""
+    """Return the results of a run if all its cells were done with exactly this configuration, else None."""
     folder = Path(run.config.run)
     mark = folder / PLAYED
     if not mark.exists() or mark.read_text(encoding="utf-8") != dump_config(run.config):
@@ -106,7 +106,7 @@ def _finished(run: GridRun) -> Row | None:
 
 
 def _collect(config: Config, shared: recipes.Shared) -> str | None:
-    """Fill a bank that runs share; why it could not be filled, if so."""
+    """Fill a shared bank; return the error's text if that failed."""
     parts = shared.parts(config)
     try:
         recipes.collect(config, parts)
@@ -120,9 +120,9 @@ def _collect(config: Config, shared: recipes.Shared) -> str | None:
 def _play(
     run: GridRun, shared: recipes.Shared, done: "_Done", missing: str | None
 ) -> tuple[Row | None, dict[MemoryName, str]]:
-    """The results of a run, of those memories that could be played; for each of the others why it could not.
+    """Play a run; return the results of the memories that could be played, and an error line for each of the others.
 
-    `missing` says why its bank could not be filled.
+    `missing` is the error that kept the run's bank from being filled, if any.
     """
     names = run.config.evaluate.memories
     lines = {} if missing is None else dict.fromkeys((name for name in names if name.needs_bank), missing)
@@ -151,7 +151,7 @@ def _play(
 
 
 def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list[MemoryName]]]:
-    """What comes before the evaluation, and the memories of this run that need it, as do controls of them."""
+    """List the phases before the evaluation, each with the memories (and controls of them) that need it."""
     names = run.config.evaluate.memories
     recalling = [name for name in names if name.needs_bank]
 
@@ -168,12 +168,12 @@ def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list
 
 
 def _training(memory: MemoryName) -> str:
-    """What a memory's weights are of: a training of its run, or a folder; nothing where it has none."""
+    """Return the training or folder that a memory's weights come from; for others the kind, which is no training."""
     return memory.checkpoint or memory.kind
 
 
 def _trainings(config: Config, phase: str) -> list[str]:
-    """A training of this run, the one that it started from, and so on; none where it is no training."""
+    """Return a training of this run, the training it started from, and so on; empty if `phase` is not a training."""
     initial = recipes.initials(config)
     needed: list[str] = []
     while phase in ("warmup", "sft", "lmpo", "grpo"):
@@ -183,7 +183,7 @@ def _trainings(config: Config, phase: str) -> list[str]:
 
 
 def _evaluate(config: Config, parts: Any, lines: dict[MemoryName, str]) -> Row | None:
-    """Play the memories that nothing is told of in `lines` yet; if they fail, find out by trying each alone."""
+    """Play the memories that have no error in `lines` yet; if that fails, play each alone to find out which fail."""
 
     def play(names: list[MemoryName]) -> Row:
         section = config.evaluate.model_copy(update={"memories": tuple(names)})
@@ -209,23 +209,23 @@ def _evaluate(config: Config, parts: Any, lines: dict[MemoryName, str]) -> Row |
 
 
 class _Done:
-    """What runs have computed, in which folder; another run that would compute the very same copies it."""
+    """What runs have computed, and in which folder; a run that would compute exactly the same copies it."""
 
     def __init__(self) -> None:
         self._folders: dict[str, Path] = {}
 
     def add(self, run: GridRun, phase: str, memory: MemoryName | None = None) -> None:
-        """A phase that a run has done; of `evaluate`, one memory's part."""
+        """Record that a run has done a phase; for `evaluate`, the part of one memory."""
         key = _key(run, phase, memory)
         folder = Path(run.config.run) / phase
-        if key is not None and folder.exists():  # somebody may have made room
+        if key is not None and folder.exists():  # a user may have deleted the folder to free space
             self._folders.setdefault(key, folder)
 
     def copy_training(self, run: GridRun, phase: str) -> None:
-        """Begin a phase with all that another run did in it, if it has not been begun; a kill leaves no half of it.
+        """Copy into a phase that has not begun all that another run did in it; a kill never leaves half a copy.
 
         Raises:
-            RunError: it cannot be written, or another process works in the run's folder.
+            RunError: the copy cannot be written, or another process works in the run's folder.
         """
         source, folder = self._folders.get(_key(run, phase) or ""), Path(run.config.run) / phase
         if source is None or folder.exists():
@@ -241,10 +241,10 @@ class _Done:
             raise RunError(f"{folder}: cannot be copied from {source} ({error})") from None
 
     def copy_episodes(self, run: GridRun, memory: MemoryName) -> None:
-        """Begin the evaluation of a memory that the same team has played the same tasks with.
+        """Copy the episodes of a memory from a run in which the same team has played the same tasks with it.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the copy cannot be written.
         """
         folder, stem = Path(run.config.run) / "evaluate", memory.file_stem
         source = self._folders.get(_key(run, "evaluate", memory) or "")
@@ -252,16 +252,16 @@ class _Done:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for suffix in ("jsonl", "costs"):  # in this order: a batch counts once its cost is there
+            for suffix in ("jsonl", "costs"):  # in this order, because a batch counts once its cost is there
                 write_atomic(folder / f"{stem}.{suffix}", (source / f"{stem}.{suffix}").read_bytes())
         except OSError as error:
             raise RunError(f"{folder}: {memory} cannot be copied from {source} ({error})") from None
 
 
 def _key(run: GridRun, phase: str, memory: MemoryName | None = None) -> str | None:
-    """Equal for runs of which a phase is one computation; None where that is not looked into.
+    """Return a key that is equal for runs in which a phase is the same computation; None if that is not checked.
 
-    Banks are compared by the phase that filled them; what others have left in one may change between two runs.
+    Banks are compared by the phase that filled them. A bank filled outside the grid may change between two runs.
     """
     config = run.config
     bank = run.bank.name if run.bank is not None else config.run
@@ -285,7 +285,7 @@ def _key(run: GridRun, phase: str, memory: MemoryName | None = None) -> str | No
 
 
 class _Teller:
-    """One line for each cell, and how long the rest may take."""
+    """Prints one line for each cell, with an estimate of the remaining time."""
 
     def __init__(self, num_cells: int) -> None:
         self.num_cells = num_cells
@@ -294,7 +294,7 @@ class _Teller:
         self._seconds = 0.0
 
     def tell(self, run: GridRun, results: Row | None, lines: dict[MemoryName, str], seconds: float | None) -> None:
-        """Tell of a run's cells; `seconds` is what they took, None if they were done before."""
+        """Print the lines of a run's cells; `seconds` is the time they took, None if they were done before."""
         rows = {row["name"]: row for row in (results or {"memories": []})["memories"]}
         names = run.config.evaluate.memories
         if seconds is not None:

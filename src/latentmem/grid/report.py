@@ -1,7 +1,7 @@
 """The table of a grid for people: Markdown, LaTeX, a figure and a page, all made from grid.json alone.
 
-Cells and words are those of `latentmem.report`, so that a number looks alike wherever it stands and whether a
-difference is a finding is decided in one place.
+Cells and sentences come from `latentmem.report`. So a number looks the same everywhere, and one place decides whether a
+difference is a finding.
 """
 
 import re
@@ -40,7 +40,7 @@ RESULTS = "grid.json"
 
 
 def write_tables(folder: Path, table: Row) -> str:
-    """Write grid.md, grid.tex and grid.png beside grid.json; a line that says where they are."""
+    """Write grid.md, grid.tex and grid.png beside grid.json; return the summary and a line that says where they are."""
     write_atomic(folder / "grid.md", to_bytes(format_markdown(table)))
     write_atomic(folder / "grid.tex", to_bytes(format_latex(table)))
     if table["rows"]:
@@ -50,10 +50,10 @@ def write_tables(folder: Path, table: Row) -> str:
 
 
 def write_page(folder: Path, out: Path | None = None) -> Path:
-    """Write report.html and the tables of a grid's folder; the path of report.html.
+    """Write report.html and the tables of a grid's folder; return the path of report.html.
 
     Args:
-        folder: where grid.json is.
+        folder: the folder that holds grid.json.
         out: folder to write into; `FOLDER/report` if None.
 
     Raises:
@@ -81,7 +81,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
 
 def sentences_of(table: Row) -> list[str]:
-    """What the numbers of grid.json allow to say, in sentences."""
+    """Return the sentences that the numbers of grid.json support."""
     grid = table["grid"]
     sentences = [
         f"{table['num_done']} of {table['num_cells']} cells: {_count(grid['benchmarks'], 'benchmark')}, "
@@ -102,7 +102,7 @@ def sentences_of(table: Row) -> list[str]:
         (f"{row['memory']} ({_where(row)})", compared_with(row["memory"], baseline), row[f"vs_{baseline}"])
         for row in _all_rows(table)
         for baseline in BASELINES
-        if row.get(f"vs_{baseline}")  # tables of older versions lack some
+        if row.get(f"vs_{baseline}")  # tables of older versions lack some baselines
     ]
     sentences += findings(compared) if compared else ["No memory was compared with none or text."]
     seeds = len(grid["seeds"])
@@ -118,7 +118,7 @@ def sentences_of(table: Row) -> list[str]:
 
 
 def overview(table: Row) -> list[list[str]]:
-    """Memories by benchmarks and teams: accuracy in percent; * and ° mark what differs from none after correction."""
+    """Return accuracies in percent, memories by benchmarks and teams; * and ° mark corrected differences from none."""
     rows = table["rows"]
     places = list(dict.fromkeys((row["benchmark"], row["team"]) for row in rows))
     names = list(dict.fromkeys((row["variant"], row["memory"]) for row in rows))
@@ -134,17 +134,17 @@ def overview(table: Row) -> list[list[str]]:
 
 
 def all_cells(table: Row) -> list[list[str]]:
-    """Header and rows of the whole table; the rows over all benchmarks and teams stand at the end."""
+    """Return header and rows of the whole table; the rows over all benchmarks and teams come last."""
     return table_cells(_all_rows(table), NAMES | COMPARISONS | COSTS)
 
 
 def format_summary(table: Row) -> str:
-    """The overview for a terminal, and the verdict in words."""
+    """Format the overview for a terminal, with the verdict in words."""
     return "\n".join(["", *aligned(overview(table)), "", LEGEND, *sentences_of(table)])
 
 
 def format_markdown(table: Row) -> str:
-    """Overview, verdict and the whole table in Markdown."""
+    """Format the overview, the verdict and the whole table as Markdown."""
     return "\n".join(
         [
             markdown_table(overview(table)),
@@ -162,7 +162,7 @@ def format_markdown(table: Row) -> str:
 
 
 def format_latex(table: Row) -> str:
-    """Overview, comparisons and costs as three LaTeX tables, for a document that loads the package booktabs."""
+    """Format overview, comparisons and costs as three LaTeX tables, for a document that loads the package booktabs."""
     rows, num_names = _all_rows(table), _num_names(table)
     return "\n".join(
         [
@@ -180,7 +180,7 @@ def format_latex(table: Row) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Text as LaTeX prints it, a minus before a number as one.
+    r"""Escape text so that LaTeX prints it as it is, with a true minus sign before a number.
 
     >>> escape_latex("a_b & -5% \\ {x}")
     'a\\_b \\& $-$5\\% \\textbackslash{} \\{x\\}'
@@ -272,7 +272,7 @@ COSTS: dict[str, Callable[[Row], str]] = {
     "memory tok": memory_tokens_cell,
     "s/task": seconds_cell,
 }
-"""Title and cell of each column; those that are empty in every row are left out."""
+"""Title and cell function of each column; columns that are empty in every row are left out."""
 
 
 def _all_rows(table: Row) -> list[Row]:
@@ -284,7 +284,7 @@ def _num_names(table: Row) -> int:
 
 
 def _by_seed(table: Row) -> list[list[str]]:
-    """Each run's accuracy and folder."""
+    """Return header and rows with each run's accuracy and folder."""
     columns: dict[str, Callable[[Row], str]] = {
         **NAMES,
         "seed": lambda cell: str(cell["seed"]),
@@ -303,7 +303,7 @@ def _picture(table: Row) -> Picture:
 
 
 def _draw(rows: Sequence[Row], theme: str) -> bytes:
-    """Benchmarks from left to right, teams from top to bottom, memories as bars."""
+    """Draw benchmarks from left to right, teams from top to bottom, and memories as bars."""
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     teams = list(dict.fromkeys(row["team"] for row in rows))
     names = list(dict.fromkeys((row["variant"], row["memory"]) for row in rows))

@@ -1,7 +1,7 @@
-"""The numbers of a grid, from the results of its runs: seeds pooled, memories compared, p-values corrected over all.
+"""Compute the numbers of a grid from its runs' results: pool seeds, compare memories, correct p-values over all.
 
-Everything is plain JSON in and out. Within a benchmark the tasks are the same for all teams, seeds and memories, and
-every interval and test keeps them paired.
+Input and output are plain JSON values. Within a benchmark all teams, seeds and memories have the same tasks, and every
+interval and test keeps them paired.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,10 +18,10 @@ from latentmem.report.values import Row
 from latentmem.stats import crossed_comparison, crossed_interval, holm
 
 SCHEMA_VERSION = 1
-"""Of grid.json; a reader refuses a newer one."""
+"""Version of grid.json; a reader refuses a newer one."""
 
 BASELINES = ("none", "text", "real")
-"""What a memory is compared with: no memory, text memory; or, of a control, the memory that it is a control of."""
+"""What a memory is compared with: no memory, text memory, or, for a control, the memory that it belongs to."""
 
 _MEANS = (
     "reward",
@@ -32,7 +32,7 @@ _MEANS = (
     "memory_prompt_tokens",
     "memory_generated_tokens",
 )
-"""Figures a task, of which a row has the mean over its runs; runs of older versions lack some."""
+"""Numbers per task whose mean over its runs a row holds; runs of older versions lack some."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Played:
 
     place: Place
     results: Row
-    """As in its results.json."""
+    """The content of its results.json."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Failure:
     place: Place
     memory: str
     line: str
-    """What is wrong, and what to do."""
+    """What is wrong, and what to do about it."""
 
 
 def summarise(
@@ -64,17 +64,18 @@ def summarise(
     train_teams: Sequence[str] = (),
     seed: int = 0,
 ) -> Row:
-    """grid.json: every cell, one row for each memory of a benchmark, team and variant, and one over all of those.
+    """Make grid.json: all cells, a row for each memory of a benchmark, team and variant, and a row over all of those.
 
     Args:
-        folder: the grid's.
+        folder: the grid's folder.
         section: what was varied.
         played: runs with results, in the grid's order.
-        failures: cells without.
-        num_cells: of the whole grid.
-        num_bootstraps: for intervals and p-values that are not in the runs' results already.
-        train_teams: those that collected and trained for all runs; none: each run's own, or all others (`leave_out`).
-        seed: of these.
+        failures: cells without results.
+        num_cells: number of cells in the whole grid.
+        num_bootstraps: resamples for intervals and p-values that the runs' results do not have yet.
+        train_teams: teams that collected and trained for all runs; if empty, each run's own team did, or all others
+            (`leave_out`).
+        seed: seed of the resampling.
 
     Returns:
         The table as plain JSON values; see docs/grid.md.
@@ -122,11 +123,11 @@ def summarise(
 
 @dataclass(frozen=True)
 class _Tables:
-    """What one benchmark, team and variant brought."""
+    """The successes of one benchmark, team and variant."""
 
     tasks: tuple[str, ...]
     successes: Mapping[str, np.ndarray]
-    """By memory, [S, n]; those memories that all seeds have."""
+    """By memory, [S, n], for the memories that all seeds have."""
 
 
 def _cell(run: Played, memory: Row) -> Row:
@@ -176,7 +177,7 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
             "accuracy": float(successes.mean()),
             "by_seed": successes.mean(axis=1).tolist(),
         }
-        if len(runs) == 1:  # then the run has told it all
+        if len(runs) == 1:  # then the run's own interval holds
             row |= {key: of_seeds[0][key] for key in ("accuracy_low", "accuracy_high")}
         else:
             ends = crossed_interval([successes], [tables.tasks], (0.0, 1.0), seed, num_bootstraps)
@@ -193,7 +194,7 @@ def _rows(place: Row, runs: Sequence[Played], tables: _Tables, num_bootstraps: i
 
 
 def _carried(rows: Sequence[Row]) -> Row | None:
-    """What a memory carries: of one row with its interval, of several their mean; None where some have not told."""
+    """Return what a memory carries: one row's value with its interval, or several rows' mean; None if any lacks it."""
     found = [row["carried"] for row in rows if row.get("carried")]
     if len(found) < len(rows):
         return None
@@ -203,7 +204,7 @@ def _carried(rows: Sequence[Row]) -> Row | None:
 def _overall(
     variant: str, groups: Mapping[tuple[str, str, str], _Tables], rows: Sequence[Row], num_bootstraps: int, seed: int
 ) -> list[Row]:
-    """Means over benchmarks and teams, each counting alike, of the memories that all of them have."""
+    """Average over benchmarks and teams, each with equal weight, for the memories that all of them have."""
     tables = list(groups.values())
     tasks = [table.tasks for table in tables]
     everywhere = [name for name in tables[0].successes if all(name in table.successes for table in tables)]
@@ -236,7 +237,7 @@ def _compared(
     seed: int,
     told: Mapping[str, Any] = MappingProxyType({}),
 ) -> Row:
-    """Each baseline's comparison with a memory over all of the tables, or None; what a run has told is taken over."""
+    """Compare a memory with each baseline over all tables; take over comparisons in `told`; None where none is due."""
     found: Row = {}
     for baseline in BASELINES:
         key, other = f"vs_{baseline}", _other(memory, baseline, played)
@@ -252,16 +253,16 @@ def _compared(
 
 
 def _other(memory: str, baseline: str, played: Collection[str]) -> str | None:
-    """The memory that one is compared with, each pair once: none against text is text against none."""
+    """Return the memory to compare with, so that each pair occurs once: none against text is text against none."""
     name = MemoryName.parse(memory)
     if name.control is not None and str(name.real) in played:
-        # Of a control one question is asked: what does the memory itself lose?
+        # For a control only one question is asked: what does the memory itself lose?
         return str(name.real) if baseline == "real" else None
     return baseline if baseline in played and memory not in ("none", baseline) else None
 
 
 def _correct(rows: Sequence[Row]) -> int:
-    """Add to each comparison its p-value after correction for all of them; how many there are."""
+    """Add to each comparison its p-value corrected for all of them, and return their number."""
     found = [row[f"vs_{baseline}"] for row in rows for baseline in BASELINES if row[f"vs_{baseline}"]]
     for comparison, p in zip(found, holm([comparison["p_value"] for comparison in found]), strict=True):
         comparison["p_holm"] = p

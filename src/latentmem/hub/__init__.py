@@ -1,6 +1,6 @@
-"""Checkpoints and banks on the Hugging Face hub: what goes out is checked first, what comes in before it is in place.
+"""Checkpoints and banks on the Hugging Face hub; both are checked before they are sent, or put into place.
 
-What comes in is data from outside: tensors and JSON of a checkpoint, tables of a bank, and nothing that is executed.
+Whatever is pulled is data from outside: tensors and JSON of a checkpoint, or tables of a bank. None of it is executed.
 """
 
 from latentmem.hub.bank import pull_bank, push_bank

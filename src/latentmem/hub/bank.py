@@ -1,4 +1,4 @@
-"""A bank in a dataset repository is one SQLite file, a copy of one moment; its index is made where it is pulled."""
+"""A bank in a dataset repository: one SQLite file, a copy of one moment; a pulled bank makes its own index."""
 
 import os
 import tempfile
@@ -15,18 +15,18 @@ _FILE = "bank.sqlite"
 
 
 def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
-    """Send a bank, with a card; the address of the commit. Others may write to it meanwhile.
+    """Send a bank with a card and return the address of the commit. Others may write to the bank meanwhile.
 
     Args:
         path: the bank's SQLite file.
-        repo: OWNER/NAME; made where there is none.
-        public: who may read a repository that is made now.
+        repo: OWNER/NAME; made if there is none.
+        public: whether everybody may read a repository that is made now.
 
     Raises:
-        BankError: no bank, or one with problems.
+        BankError: there is no bank, or it has problems.
         HubError: the hub does not answer, or refuses.
     """
-    ExperienceBank(path).close()  # which says what is wrong with it
+    ExperienceBank(path).close()  # raises an error that says what is wrong with it
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.push-") as place:
         copy = Path(place) / _FILE
         copy_bank(path, copy)
@@ -36,22 +36,22 @@ def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
 
 
 def pull_bank(repo: str, path: Path, revision: str | None = None, *, force: bool = False) -> BankInfo:
-    """Bring a bank to a path, all of it or nothing; what it holds.
+    """Bring a bank to a path, all of it or nothing, and return what it holds.
 
     Args:
         repo: OWNER/NAME.
-        path: where the SQLite file shall be; what is there is kept without `force`.
+        path: the path for the SQLite file; without `force`, an existing file is kept.
         revision: branch, tag or commit; None is the main branch.
-        force: whether a bank at `path` is replaced; another file never is.
+        force: whether to replace a bank at `path`; another kind of file is never replaced.
 
     Raises:
-        BankError: something is at `path`; what came is no bank, or one with problems.
+        BankError: something is at `path`; or the hub's file is not a bank, or has problems.
         HubError: the hub does not answer, or refuses, or has no such repository.
     """
     if os.path.lexists(path):
         if not force:
             raise BankError(f"{path}: is there already; name another file, or replace that bank with --force")
-        ExperienceBank(path).close()  # nothing but a bank is replaced
+        ExperienceBank(path).close()  # raises an error unless it is a bank
     found = snapshot(repo, "dataset", revision)
     if _FILE not in found.digests:
         raise BankError(f"{repo}: holds no {_FILE}; name the repository of a bank that `bank push` sent")
@@ -67,7 +67,7 @@ def pull_bank(repo: str, path: Path, revision: str | None = None, *, force: bool
 
 
 def _verified(path: Path, name: str) -> BankInfo:
-    """What a bank holds; `name` stands for its path in errors."""
+    """Check a bank and return what it holds; `name` stands for its path in errors."""
     try:
         check_tables_only(path)
         with ExperienceBank(path) as bank:
@@ -91,7 +91,7 @@ def _put(came: Path, path: Path, force: bool) -> None:
     with came.open("rb") as file:
         os.fsync(file.fileno())
     try:
-        os.link(came, path)  # unlike a move it replaces nothing, should another process have been quicker
+        os.link(came, path)  # unlike a move, it replaces nothing if another process was faster
     except FileExistsError:
         raise BankError(f"{path}: is there now, made meanwhile; name another file, or use --force") from None
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

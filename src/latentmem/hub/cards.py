@@ -1,4 +1,4 @@
-"""The README.md that goes to the hub with a checkpoint or a bank: what it is, what it was made of, how to use it."""
+"""The README.md that goes to the hub with a checkpoint or a bank: what it is, how it was made, how to use it."""
 
 import hashlib
 import re
@@ -34,13 +34,13 @@ class Origin(NamedTuple):
     phase: str
     step: int
     configuration: Mapping[str, Any]
-    """The run's, resolved."""
+    """The run's configuration, resolved."""
     results: str | None
-    """Its comparison of memories as Markdown; None if it has none, or not of this checkpoint."""
+    """The run's comparison of memories as Markdown; None if it has none, or none of this checkpoint."""
 
 
 def checkpoint_card(repo: str, kind: Kind, settings: Mapping[str, Any], origin: Origin | None) -> str:
-    """The card of a checkpoint."""
+    """Write the card of a checkpoint."""
     base = settings.get("base_model", settings.get("agents"))
     head: dict[str, Any] = {"library_name": "latentmem", "tags": ["latentmem", "multi-agent", "memory"]}
     if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():
@@ -79,7 +79,7 @@ def checkpoint_card(repo: str, kind: Kind, settings: Mapping[str, Any], origin: 
 
 
 def bank_card(repo: str, info: BankInfo) -> str:
-    """The card of a bank: its counts, and no text of a trajectory."""
+    """Write the card of a bank: its counts, and no text of a trajectory."""
     rows = {
         "trajectories": str(info.num_trajectories),
         "successes": str(info.num_successes),
@@ -111,7 +111,7 @@ def _about(kind: Kind) -> str:
 
 
 def _configuration(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration has to say for the checkpoint to be loaded; defaults that differ are said."""
+    """Return what a configuration must say to load the checkpoint; template and words only if not the default."""
     values: dict[str, Any] = {"model": {"name": settings.get("agents")}}
     if kind == "agents":
         return values | {"grpo": {key: settings[key] for key in ("rank", "alpha", "target_modules") if key in settings}}

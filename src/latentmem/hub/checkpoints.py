@@ -1,4 +1,4 @@
-"""A checkpoint in a model repository is its one file of tensors; the JSON and the card beside it are made of that."""
+"""A checkpoint in a model repository: one file of tensors, and the JSON and the card made from it."""
 
 import json
 import shutil
@@ -12,16 +12,16 @@ from latentmem.memory.checkpoints import NAMES, Kind, kind_of, read_checkpoint, 
 
 
 def push_checkpoint(folder: Path, repo: str, origin: Origin | None = None, *, public: bool = False) -> str:
-    """Send a checkpoint, with a card; the address of the commit.
+    """Send a checkpoint with a card and return the address of the commit.
 
     Args:
-        folder: a composer's, or that of a LoRA of agents.
-        repo: OWNER/NAME; made where there is none.
-        origin: the run that it comes from.
-        public: who may read a repository that is made now.
+        folder: the folder of a composer, or of a LoRA of agents.
+        repo: OWNER/NAME; made if there is none.
+        origin: the run that the checkpoint comes from.
+        public: whether everybody may read a repository that is made now.
 
     Raises:
-        CheckpointError: no checkpoint, or a damaged one.
+        CheckpointError: there is no checkpoint, or it is damaged.
         HubError: the hub does not answer, or refuses.
     """
     kind = kind_of(folder)
@@ -39,18 +39,18 @@ def push_checkpoint(folder: Path, repo: str, origin: Origin | None = None, *, pu
 
 
 def pull_checkpoint(repo: str, folder: Path, revision: str | None = None, *, force: bool = False) -> Kind:
-    """Bring a checkpoint into a folder, all of it or nothing; its kind.
+    """Bring a checkpoint into a folder, all of it or nothing, and return its kind.
 
     Only the tensors and the JSON in their header are read.
 
     Args:
         repo: OWNER/NAME.
-        folder: made; one that holds something is an error without `force`.
+        folder: made if there is none; without `force` it must be empty.
         revision: branch, tag or commit; None is the main branch.
-        force: whether a checkpoint of the same kind in `folder` is replaced.
+        force: whether to replace a checkpoint of the same kind in `folder`.
 
     Raises:
-        CheckpointError: `folder` is in the way; what came is no checkpoint, or a damaged one.
+        CheckpointError: `folder` is in use; or the hub's file is not a checkpoint, or is damaged.
         HubError: the hub does not answer, or refuses, or has no such repository.
     """
     if not force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

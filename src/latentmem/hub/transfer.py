@@ -1,7 +1,8 @@
-"""Files go to and come from the hub by its own client, one commit at a time; whatever fails there is one line.
+"""Transfer of files to and from the hub by its own client, one commit at a time; each failure becomes one line.
 
 A push is one commit, so a repository never holds half of it. A pull reads one commit, whatever is pushed meanwhile, and
-what the hub says of a file's content has to be so. Tokens are the client's business: `hf auth login`, or HF_TOKEN.
+checks each file against the hub's checksum, if it gives one. Tokens are left to the client: `hf auth login`, or
+HF_TOKEN.
 """
 
 import errno
@@ -23,18 +24,18 @@ class Snapshot(NamedTuple):
     kind: Kind
     commit: str
     digests: Mapping[str, str | None]
-    """Its files, each with its SHA-256 where the hub tells one."""
+    """The commit's files, each with its SHA-256 if the hub gives one."""
 
 
 def push(repo: str, kind: Kind, files: Mapping[str, Path | bytes], message: str, *, public: bool) -> str:
-    """Make the repository if there is none, and add files, or replace them, in one commit; the address of the commit.
+    """Add or replace files in one commit, make the repository if needed, and return the address of the commit.
 
     Args:
         repo: OWNER/NAME.
-        kind: of the repository.
-        files: by their names in it; others there stay as they are.
-        message: of the commit.
-        public: who may read a repository that is made now; one that is there stays as it is.
+        kind: the kind of repository.
+        files: by their names in the repository; its other files stay as they are.
+        message: the commit's message.
+        public: whether everybody may read a repository that is made now; an existing one stays as it is.
 
     Raises:
         HubError: the hub does not answer, or refuses.
@@ -50,10 +51,10 @@ def push(repo: str, kind: Kind, files: Mapping[str, Path | bytes], message: str,
 
 
 def snapshot(repo: str, kind: Kind, revision: str | None) -> Snapshot:
-    """What a repository holds at a branch, tag or commit; None is its main branch.
+    """Return what a repository holds at a branch, tag or commit; None is its main branch.
 
     Raises:
-        HubError: no such repository or revision, or the hub does not answer, or refuses.
+        HubError: there is no such repository or revision, or the hub does not answer, or refuses.
     """
     from huggingface_hub import HfApi
 
@@ -66,10 +67,10 @@ def snapshot(repo: str, kind: Kind, revision: str | None) -> Snapshot:
 
 
 def fetch(found: Snapshot, name: str, folder: Path) -> Path:
-    """Bring one file of a snapshot into a folder; where it is.
+    """Bring one file of a snapshot into a folder and return its path.
 
     Raises:
-        HubError: the hub does not answer, or refuses, or sends something else than it says.
+        HubError: the hub does not answer, or refuses, or sends a file with another checksum.
     """
     from huggingface_hub import hf_hub_download
 
@@ -88,7 +89,7 @@ def fetch(found: Snapshot, name: str, folder: Path) -> Path:
 
 @contextmanager
 def _explained(repo: str, kind: Kind) -> Iterator[None]:
-    """Turn what the client raises into one line. Only its calls stand in here, and it raises errors of many kinds."""
+    """Turn the client's errors into one line. Wrap only calls of the client, whose errors are of many kinds."""
     try:
         yield
     except Exception as error:

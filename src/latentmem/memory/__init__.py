@@ -1,1 +1,1 @@
-"""What a team is told before an episode: nothing, text, or latents composed for each role."""
+"""Memories: what each role is given before an episode, which may be nothing, text, or latents composed for it."""

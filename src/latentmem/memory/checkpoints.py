@@ -1,9 +1,9 @@
-"""A composer on disk is one file, composer.safetensors: the trained tensors, and in its header what they were made for.
+"""Checkpoints of a composer: one file, composer.safetensors, with the trained tensors and, in its header, the settings.
 
-One file can be replaced in one move, so weights and settings always belong together and there is no moment without a
-checkpoint, whatever is killed and whatever disk is full. composer.json beside it says the same for people and scripts;
-it is written after the weights and never read. What `train grpo` made of the agents is a file agents.safetensors of the
-same form: the name tells the two kinds apart, and neither is taken for the other.
+One file can be replaced in one move. So weights and settings always belong together, and a checkpoint exists at every
+moment, whatever is killed and whatever disk is full. composer.json beside it repeats the settings for people and
+scripts; it is written after the weights and never read. What `train grpo` trains on the agents is stored in the same
+form as agents.safetensors; the names keep the two kinds apart.
 """
 
 import json
@@ -23,34 +23,34 @@ from latentmem.files import write_atomic
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-"""Version of the header; a reader refuses a newer one."""
+"""Version of the header; a newer one is refused."""
 Kind = Literal["composer", "agents"]
 _HEADER = "latentmem"
-"""A single entry: several would be written in no fixed order, and equal composers would not give equal bytes."""
+"""The header's single entry: several would have no fixed order, so equal composers would give unequal bytes."""
 NAMES: dict[Kind, str] = {"composer": "composer", "agents": "LoRA of agents"}
-"""What each kind is called."""
+"""The name of each kind in messages."""
 
 
 def weights_file(folder: Path, kind: Kind = "composer") -> Path:
-    """The file that holds the tensors."""
+    """Return the path of the file that holds the tensors."""
     return folder / f"{kind}.safetensors"
 
 
 def kind_of(folder: Path) -> Kind:
-    """What a folder holds; a composer, where it holds neither kind."""
+    """Return the kind of checkpoint in a folder; "composer" if it holds none."""
     return "agents" if weights_file(folder, "agents").exists() else "composer"
 
 
 def write_checkpoint(
     folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: Kind = "composer"
 ) -> None:
-    """Write a checkpoint; when this returns it is on stable storage. An older one in `folder` is replaced as a whole.
+    """Write a checkpoint as a whole, over any older one; when this returns, it is on stable storage.
 
     Args:
-        folder: made where there is none.
+        folder: made if there is none.
         settings: JSON values.
         tensors: by name, of any shape and on any device.
-        kind: what they are.
+        kind: the kind of checkpoint.
 
     Raises:
         CheckpointError: the disk is full or not writable; an older checkpoint in `folder` is untouched.
@@ -70,14 +70,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors (on the CPU) of a checkpoint.
+    """Return the settings and the tensors (on the CPU) of a checkpoint.
 
     Raises:
-        CheckpointError: no such file, a damaged one, one of the other kind, of something else, or of a newer format.
+        CheckpointError: the file is missing, damaged, of the other kind, of another program, or of a newer format.
     """
     path = weights_file(folder, kind)
     try:
-        # Read once: safetensors' own reader opens the path twice, and a save in between would give it half of each.
+        # Read once: safetensors' own reader opens the path twice, and could get one half of each of two checkpoints.
         content = path.read_bytes()
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
@@ -113,21 +113,20 @@ def fill_parameters(
     told: Sequence[str],
     owner: str,
 ) -> None:
-    """Put the tensors of a checkpoint into parameters, strictly; on an error nothing has changed.
+    """Put the tensors of a checkpoint into parameters, strictly; an error leaves the parameters unchanged.
 
     Args:
-        folder: the checkpoint's, for errors.
-        settings: of the checkpoint.
-        tensors: of the checkpoint.
+        folder: the checkpoint's folder, for errors.
+        settings: the checkpoint's settings.
+        tensors: the checkpoint's tensors.
         parameters: by the names that the tensors must have.
         ours: the settings that the parameters were made with.
         must_agree: settings that have to be equal.
-        told: settings whose difference is a warning: one model may go by several names.
+        told: settings whose difference is only a warning, since one model may go by several names.
         owner: whose parameters they are, for errors.
 
     Raises:
-        CheckpointError: a setting that must agree and does not; a tensor that is missing, unexpected or of another
-            shape.
+        CheckpointError: a setting in `must_agree` differs; a tensor is missing, unexpected or of another shape.
     """
     for key in must_agree:
         if settings.get(key) != ours[key]:

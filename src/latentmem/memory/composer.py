@@ -1,10 +1,10 @@
-"""The composer C_phi: from the text of what was retrieved, for one role, to K latent tokens.
+"""The composer C_phi: a network from the text of what was retrieved, for one role, to K latent tokens.
 
-A causal LM with LoRA reads the text followed by K learned query vectors; the final hidden states at their places,
-projected to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots` the first latents are
-slots for words: what the composer would say next, as a soft token of the agents, in a frame that tells them to read it.
-A slot copies any word that the composer can copy, where a projection has to learn a code for each. By default the
-composer lives on the agents' own backbone, with an adapter that is on only while the composer reads.
+A causal LM with LoRA reads the text and then K learned query vectors. The final hidden states at the queries, projected
+to the agents' width, are the latent memory (arXiv 2602.03036, section 3). With `slots`, the first latents are slots for
+words: each holds what the composer would say next, as a soft token of the agents, in a frame that tells them to read
+it. A slot can copy any word that the composer can copy, while a projection has to learn a code for each word. By
+default the composer runs on the agents' own backbone, with an adapter that is on only while the composer reads.
 """
 
 import logging
@@ -59,17 +59,17 @@ _MUST_AGREE = (
     "sharpness",
     "cue",
 )
-"""Settings without which the tensors of a checkpoint mean something else."""
+"""Settings that decide what the tensors of a checkpoint mean."""
 _LATER = {"slots": None, "sharpness": 2.0, "cue": None}
-"""Settings that older checkpoints do not tell, as they were then."""
+"""Settings that older checkpoints lack, with the values that applied then."""
 
 
 class Composer(nn.Module):
     """LoRA on a causal LM, `query_latents` [K, d_composer] and a projection d_composer -> d_agent.
 
-    Without `slots` a latent is the paper's `projection(h[k])`. With them, `frame` [K, d_agent] stands in place of the
-    one bias that all latents share, and the first `slots` latents are `gate[k] * word[k] + frame[k]`: `word` is the
-    mean of the agents' token embeddings, weighted by the composer's own probabilities of the next token, sharpened.
+    Without `slots`, a latent is the paper's `projection(h[k])`. With slots, `frame` [K, d_agent] replaces the one bias
+    that all latents share, and the first `slots` latents are `gate[k] * word[k] + frame[k]`. Here `word` is the mean of
+    the agents' token embeddings, weighted by the composer's own probabilities of the next token, sharpened.
     """
 
     def __init__(
@@ -90,33 +90,34 @@ class Composer(nn.Module):
         seed: int = 0,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
-        """Put a fresh composer on a backbone.
+        """Put a new composer on a backbone.
 
         Args:
-            backbone: the LM that gets the adapter; it stays frozen itself.
-            agents: the LM that will be given the latents; None when it is the backbone.
+            backbone: the LM that gets the adapter; its own weights stay frozen.
+            agents: the LM that will be given the latents; None if it is the backbone.
             num_latents: K.
-            rank: r of LoRA.
+            rank: LoRA's r.
             alpha: LoRA's scale is alpha / rank.
             target_modules: names of the linear layers that get an adapter.
             template: text the composer reads, with the fields of `FIELDS`; None is `TEMPLATE`.
             max_prompt_tokens: longest text; the retrieved trajectories are shortened to fit.
             initial_scale: root mean square of what the hidden states add to the untrained latents, relative to that of
                 the agents' token embeddings.
-            slots: latents, from the first, that hold words. None is the paper's form, without slots and frames.
-            sharpness: logits of a slot's word are multiplied by it; more comes nearer to a single token.
-            cue: what the composer reads after its text, but for the last token, as whose embedding each query begins.
-                None adds nothing, and queries begin at random.
-            seed: of the initial weights.
+            slots: number of latents, from the first, that hold words. None is the paper's form, without slots and
+                frames.
+            sharpness: logits of a slot's word are multiplied by it; a higher value comes nearer to a single token.
+            cue: words that follow the composer's text. The composer reads all but the last token; each query starts as
+                the embedding of that one. None adds nothing, and queries start at random.
+            seed: seed of the initial weights.
             words: how episodes and roles are written into the text.
 
         Raises:
-            ConfigError: a target module that the backbone has not, an unknown template field, more slots than latents,
-                or a cue without a token.
+            ConfigError: the backbone lacks a target module, a template field is unknown, there are more slots than
+                latents, or the cue has no token.
         """
         super().__init__()
         agents = agents or backbone
-        self._backbone = [backbone]  # in a list: not a sub-module, its frozen weights are not ours to save
+        self._backbone = [backbone]  # in a list: torch would save the frozen weights of a sub-module with ours
         self.agents_name = agents.name
         self.d_agent = agents.width
         self.d_composer = backbone.width
@@ -128,7 +129,7 @@ class Composer(nn.Module):
         self.words = words
         self.max_prompt_tokens = max_prompt_tokens
         self.num_shortened = 0
-        """Texts whose trajectories had to be shortened so far."""
+        """Number of texts so far whose trajectories had to be shortened."""
         self.slots = slots
         self.sharpness = sharpness
         self.cue = cue
@@ -146,7 +147,7 @@ class Composer(nn.Module):
         if cue is not None and not cue_ids:
             raise ConfigError("composer.cue is empty; give it some words, or null")
         self._cue_ids = cue_ids[:-1]
-        # Trained in float32, or better where the backbone is better, whatever its dtype.
+        # Trained in float32, or in the backbone's dtype where that is wider.
         self.dtype = torch.promote_types(backbone.model.dtype, torch.float32)
         with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -170,20 +171,20 @@ class Composer(nn.Module):
 
     @property
     def adapter(self) -> str:
-        """The name of its adapter on the backbone."""
+        """The name of the composer's adapter on the backbone."""
         return self._adapter.name
 
     @property
     def backbone(self) -> LanguageModel:
-        """The LM that the adapter sits on."""
+        """The LM that carries the adapter."""
         return self._backbone[0]
 
     def _initialise_projection(self, agents: LanguageModel, initial_scale: float) -> None:
-        """Latents begin as blank lines, a frozen model's least surprise, plus a little of the hidden states.
+        """Initialise latents as line breaks, which surprise a frozen model least, plus a little of the hidden states.
 
-        The bias, or each frame, is the agents' embedding of a line break, the weight a scaled identity (cut or filled
-        up where widths differ). Measured in docs/results/tried.md: latents made of hidden states alone, as large as
-        embeddings, double the agents' surprise at their own responses, and the first token suffers most.
+        The bias, or each frame, is the agents' embedding of a line break. The weight is a scaled identity, cut or
+        filled up where widths differ. Measured in docs/results/tried.md: latents made of hidden states alone, as large
+        as embeddings, double the agents' surprise at their own responses, most of all at the first token.
         """
         with torch.no_grad():
             embeddings = agents.model.get_input_embeddings().weight.to(self.dtype)
@@ -198,7 +199,7 @@ class Composer(nn.Module):
             constant.copy_(embeddings[agents.encode("\n")[-1]])
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name: query_latents, the projection, gates and frames, and the LoRA matrices."""
+        """Return the trained parameters by name: query_latents, projection, gates and frames, and LoRA matrices."""
         own = {"query_latents": self.query_latents}
         own |= {f"projection.{name}": parameter for name, parameter in self.projection.named_parameters()}
         if self.slots is not None:
@@ -206,11 +207,11 @@ class Composer(nn.Module):
         return own | {f"lora.{name}": matrix for name, matrix in self._adapter.matrices.items()}
 
     def detach(self) -> None:
-        """Take the adapter off the backbone; this composer is of no use any more."""
+        """Take the adapter off the backbone; this composer cannot be used afterwards."""
         self.backbone.adapters.remove(self.adapter)
 
     def prompt(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> str:
-        """The text to compose from; trajectories are shortened alike until it fits `max_prompt_tokens`.
+        """Return the text to compose from; all trajectories are shortened until it fits `max_prompt_tokens`.
 
         Raises:
             ConfigError: the task and the role alone are too long for the composer.
@@ -260,9 +261,9 @@ class Composer(nn.Module):
         return [self.backbone.decode(self.backbone.encode(text)[:limit]) for text in texts]
 
     def compose(self, prompts: list[str]) -> Tensor:
-        """Latent memories [B, K, d_agent] of B composer texts; differentiable in what `trainable` names.
+        """Compose latent memories [B, K, d_agent] from B texts, differentiable in the parameters of `trainable`.
 
-        They are float32, or float64 on such a backbone.
+        They are float32, or float64 on a float64 backbone.
 
         Raises:
             ModelError: a text does not fit the backbone's context window.
@@ -275,9 +276,9 @@ class Composer(nn.Module):
         return torch.cat([words, self.projection(hidden[:, self.slots :])], dim=1) + self.frame
 
     def word_shares(self, hidden: Tensor) -> Tensor:
-        """How the word of each slot is shared out over the agents' vocabulary.
+        """Return how the word of each slot is distributed over the agents' vocabulary.
 
-        hidden: [B, S, d_composer], final states at the queries -> [B, S, V] float32, each row adds up to 1.
+        hidden: [B, S, d_composer], final states at the queries -> [B, S, V] float32; each row adds up to 1.
         """
         head = self.backbone.model.get_output_embeddings()
         logits = functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
@@ -286,13 +287,13 @@ class Composer(nn.Module):
         return shares.new_zeros(*shares.shape[:-1], num_tokens).index_add(-1, self._said_as, shares)
 
     def words_held(self, hidden: Tensor) -> Tensor:
-        """The words of slots as soft tokens: hidden [B, S, d_composer] -> [B, S, d_agent]."""
+        """Return the words of slots as soft tokens: hidden [B, S, d_composer] -> [B, S, d_agent]."""
         embeddings = self._agents[0].model.get_input_embeddings().weight
         held: Tensor = self.word_shares(hidden).to(embeddings.dtype) @ embeddings
         return held.to(hidden)
 
     def read(self, prompts: list[str]) -> Tensor:
-        """Hidden states [B, K, d_composer] at the queries, after the final norm, of B composer texts.
+        """Return hidden states [B, K, d_composer] at the queries, after the final norm, for B composer texts.
 
         Raises:
             ModelError: a text does not fit the backbone's context window.
@@ -310,7 +311,7 @@ class Composer(nn.Module):
         return hidden.to(self.dtype)
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, as JSON values."""
+        """Return the settings that are stored in a checkpoint, as JSON values."""
         return {
             "base_model": self.backbone.name,
             "agents": self.agents_name,
@@ -329,7 +330,7 @@ class Composer(nn.Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write this composer to a folder, as one file; an older one there is replaced as a whole.
+        """Write this composer to a folder as one file; an older one there is replaced as a whole.
 
         Raises:
             CheckpointError: the disk is full or not writable; an older checkpoint is untouched.
@@ -338,11 +339,11 @@ class Composer(nn.Module):
         write_checkpoint(Path(folder), self.settings(), tensors)
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read a checkpoint into this composer, strictly; on an error nothing has changed.
+        """Read a checkpoint into this composer, strictly; an error leaves the composer unchanged.
 
         Raises:
-            CheckpointError: other K, widths, rank, alpha, target modules or template; a tensor that is missing,
-                unexpected or of another shape.
+            CheckpointError: a setting in `_MUST_AGREE` differs, such as K, a width or the template; a tensor is
+                missing, unexpected or of another shape.
         """
         self._load(Path(folder), *_read(folder))
 
@@ -365,13 +366,13 @@ class Composer(nn.Module):
         """Load a composer from a folder.
 
         Args:
-            folder: what `save_pretrained` wrote.
+            folder: a folder that `save_pretrained` wrote.
             backbone: the LM to put it on; None loads the one it was trained on.
-            agents: the LM that will be given the latents; None is the backbone if that was so in training, else it is
-                loaded too.
+            agents: the LM that will be given the latents. None takes the backbone if that was so in training, and
+                otherwise loads the LM of training.
 
         Raises:
-            CheckpointError: not a checkpoint, damaged, or made for other models.
+            CheckpointError: the folder holds no checkpoint, or one that is damaged or made for other models.
             ModelError: a model it was trained with cannot be loaded.
         """
         settings, tensors = _read(folder)
@@ -389,17 +390,17 @@ class Composer(nn.Module):
 
 
 def first_tokens(composer: LanguageModel, agents: LanguageModel) -> list[int]:
-    """For each token of the composer, [V_composer], the agents' token that a response of this text would begin with.
+    """Return, for each token of the composer, [V_composer], the first token of an agents' response with its text.
 
-    A composer that goes on writing puts a blank before a word, and an agent that begins to speak does not; so the text
-    counts without what blanks it begins with, unless it is nothing but blanks. What ends a text, ends a response.
+    A composer that continues a text puts a blank before a word; an agent that begins to speak does not. So leading
+    blanks are dropped, unless the text is nothing but blanks. A token that ends a text maps to the end of a response.
     """
     texts = composer.tokenizer.batch_decode([[token] for token in range(len(composer.tokenizer))])
     bare = [text.lstrip() for text in texts]
     said = [stripped or text or "." for text, stripped in zip(texts, bare, strict=True)]
     encoded = agents.tokenizer(said, add_special_tokens=False)["input_ids"]
     end = int(agents.tokenizer.eos_token_id)
-    if composer.tokenizer is agents.tokenizer:  # a token is its own, also where it is half a character
+    if composer.tokenizer is agents.tokenizer:  # a token stands for itself, even one that is half a character
         return [
             ids[0] if stripped != text and stripped and len(ids) == 1 else token
             for token, (text, stripped, ids) in enumerate(zip(texts, bare, encoded, strict=True))
@@ -408,11 +409,11 @@ def first_tokens(composer: LanguageModel, agents: LanguageModel) -> list[int]:
 
 
 def composer_words(words: MemorySection) -> dict[str, str]:
-    """Those that the composer reads."""
+    """Return the configured words that the composer reads."""
     return words.model_dump(exclude={"text"})
 
 
 def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint; one that does not tell its words was made when they were always these."""
+    """Read a checkpoint; settings that older checkpoints lack get the values that applied then."""
     settings, tensors = read_checkpoint(Path(folder))
     return {"words": composer_words(MemorySection()), **_LATER, **settings}, tensors

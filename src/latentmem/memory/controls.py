@@ -1,10 +1,10 @@
-"""Controls: a memory as it is, but for one part of what it gives, which is taken away.
+"""Controls: memories from which one part of what they give is taken away.
 
-What a memory loses under a control is due to the part that is gone. Most controls change what was retrieved and let the
-memory make of it what it would (`empty`, `shuffled`, `irrelevant`, `corrupted`, `filler`), so they exist for latent and
-for text memories alike, through one seam, `Retrieving`; their names are those of a protocol for whether agents are
-faithful to their experience (arXiv 2601.22436). The others exist for latents only (`other_role`, `random_latents`,
-`zero_latents`). All depend on a seed, the task and the role alone, never on what else is asked.
+What a memory loses under a control is due to the missing part. Most controls change what was retrieved and let the
+memory use it as usual (`empty`, `shuffled`, `irrelevant`, `corrupted`, `filler`). So they work for latent and for text
+memories alike, through one interface, `Retrieving`; their names are those of a protocol that tests whether agents are
+faithful to their experience (arXiv 2601.22436). The other controls exist for latents only (`other_role`,
+`random_latents`, `zero_latents`). Each depends on a seed, the task and the role alone, never on other queries.
 """
 
 import re
@@ -25,7 +25,7 @@ from latentmem.seeds import stream_seed
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 POOL = 64
-"""Episodes of the bank whose words `corrupted` puts in the place of others."""
+"""Number of episodes of the bank from which `corrupted` takes its replacement words."""
 
 _WORD = re.compile(r"[^\W_]+")
 _SMALL = """a an the this that these those it its i you he she we they my your his her our their me him us them is are
@@ -33,38 +33,38 @@ was were be been am do does did have has had will would can could should may mig
 at by for from in into of off on onto out over to up with about after before than there here what which who when where
 how why"""
 _FUNCTION_WORDS = frozenset(_SMALL.split())
-"""Words that say nothing by themselves; they stay where content is replaced."""
+"""Words that say nothing by themselves; `corrupted` keeps them."""
 
 
 class Retrieving(Memory, Protocol):
-    """A memory that finds trajectories for a task and then makes something of them."""
+    """A memory that finds trajectories for a task and makes its recalls from them."""
 
     @property
     def bank(self) -> ExperienceBank:
-        """Where they are found."""
+        """The bank that is searched."""
 
     @property
     def spent(self) -> Spent:
-        """What recalling has taken so far."""
+        """The cost of recalling so far."""
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
-        """What is found for each task, by the task's key."""
+        """Return the trajectories found for each task, by the task's key."""
 
     def recall_from(
         self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
     ) -> list[Recall]:
-        """What is recalled for each query if that is what was found for its task."""
+        """Return the recall of each query, given what was found for each task, by the task's key."""
 
 
 Replace = Callable[[Retrieving, Sequence[tuple[Task, Role]]], Sequence[Recall]]
-"""What is recalled for some tasks and roles, in the place of what the memory itself would recall."""
+"""A function of a memory and queries that returns what to recall in place of the memory's own recalls."""
 
 Another = Callable[[Task], Task]
-"""A task in the place of one."""
+"""A function that returns another task to use in place of the given one."""
 
 
 class ControlMemory:
-    """A memory in whose place something else is recalled."""
+    """A memory whose recalls are replaced by something else."""
 
     def __init__(self, memory: Retrieving, replace: Replace) -> None:
         self.memory = memory
@@ -72,11 +72,11 @@ class ControlMemory:
 
     @property
     def kind(self) -> str:
-        """The memory's."""
+        """The memory's kind."""
         return self.memory.kind
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """What each role is given in place of the memory's own recall."""
+        """Return what each role is given in place of the memory's own recall."""
         before = self.memory.spent
         return Recalls(self.replace(self.memory, queries), self.memory.spent - before)
 
@@ -86,7 +86,7 @@ class ControlMemory:
 
 
 class OtherTasksMemory:
-    """Any memory, asked about another task: the control `irrelevant` where there is nothing to take apart."""
+    """Any memory, asked about another task: the control `irrelevant` for memories without the parts of `Retrieving`."""
 
     def __init__(self, memory: Memory, another: Another) -> None:
         self.memory = memory
@@ -94,11 +94,11 @@ class OtherTasksMemory:
 
     @property
     def kind(self) -> str:
-        """The memory's."""
+        """The memory's kind."""
         return self.memory.kind
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """What each role would be given at the other task."""
+        """Return what each role would be given at the other task."""
         return self.memory.recall_many([(self.another(task), role) for task, role in queries])
 
     def add(self, trajectory: Trajectory) -> None:
@@ -107,14 +107,14 @@ class OtherTasksMemory:
 
 
 def of_other_tasks(memory: Memory, another: Another) -> Memory:
-    """The memory under the control `irrelevant`, of whatever kind it is."""
+    """Put a memory of any kind under the control `irrelevant`."""
     if isinstance(memory, LatentMemory | TextMemory):
         return ControlMemory(memory, irrelevant(another))
     return OtherTasksMemory(memory, another)
 
 
 def another_of(tasks: Sequence[Task], seed: int) -> Another:
-    """A random other one of the tasks for each of them: of the same domain, unless its domain has no other.
+    """Return a function that draws another of the tasks for each task, of the same domain if that has another.
 
     Raises:
         ConfigError: there is no other task.
@@ -133,16 +133,16 @@ def another_of(tasks: Sequence[Task], seed: int) -> Another:
     return another
 
 
-# What was retrieved is changed
+# Controls that change what was retrieved
 
 
 def irrelevant(another: Another) -> Replace:
-    """Made for the task and role at hand, but from what is retrieved for another task."""
+    """Make the control that recalls for the task and role at hand, from what is retrieved for another task."""
 
     def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> Sequence[Recall]:
         others = {task.key: (task, another(task)) for task, _ in queries}
         found = memory.retrieved([other for _, other in others.values()])
-        # What is near to the other task may belong to this one.
+        # A trajectory near the other task may belong to this task.
         fitting = {
             key: [trajectory for trajectory in found[other.key] if not trajectory.task.same_as(task)]
             for key, (task, other) in others.items()
@@ -153,12 +153,12 @@ def irrelevant(another: Another) -> Replace:
 
 
 def empty() -> Replace:
-    """Made for the task and role at hand from no trajectory at all."""
+    """Make the control that recalls for the task and role at hand, from no trajectory at all."""
     return lambda memory, queries: memory.recall_from(queries, {task.key: [] for task, _ in queries})
 
 
 def shuffled(seed: int) -> Replace:
-    """From what is retrieved, with the words of every action, observation and response in random order."""
+    """Make the control with the words of each retrieved action, observation and response in random order."""
 
     def words_of(task: Task) -> Callable[[str], str]:
         def shuffle(text: str) -> str:
@@ -172,9 +172,9 @@ def shuffled(seed: int) -> Replace:
 
 
 def corrupted(seed: int) -> Replace:
-    """From what is retrieved, with each word of content replaced by a random one from other episodes of the bank.
+    """Make the control with each content word replaced by a random one from other episodes of the bank.
 
-    A word is replaced by the same one throughout a recall, so what is told stays consistent, and wrong.
+    A word has the same replacement throughout a task's recalls, so what is told stays consistent, but is wrong.
     """
 
     def replace(memory: Retrieving, queries: Sequence[tuple[Task, Role]]) -> list[Recall]:
@@ -208,7 +208,7 @@ def corrupted(seed: int) -> Replace:
 
 
 def filler() -> Replace:
-    """From what is retrieved, with dots for every word of its actions, observations and responses."""
+    """Make the control with dots in place of each word in the retrieved actions, observations and responses."""
     return lambda memory, queries: _from_altered(
         memory, queries, lambda task: lambda text: " ".join("..." for _ in text.split())
     )
@@ -217,7 +217,7 @@ def filler() -> Replace:
 def _from_altered(
     memory: Retrieving, queries: Sequence[tuple[Task, Role]], words_of: Callable[[Task], Callable[[str], str]]
 ) -> list[Recall]:
-    """What is recalled from what is retrieved once its texts are altered; the sources stay those of the bank."""
+    """Recall from retrieved trajectories with altered texts; the sources stay those of the bank."""
     tasks = {task.key: task for task, _ in queries}
     found = memory.retrieved(list(tasks.values()))
     altered = {
@@ -233,7 +233,7 @@ def _from_altered(
 
 
 def _altered(trajectory: Trajectory, alter: Callable[[str], str]) -> Trajectory:
-    """The trajectory with other words in all that was said and observed; its task and its end stay."""
+    """Alter all that was said and observed in a trajectory; its task and its outcome stay."""
     steps = tuple(
         step.model_copy(
             update={
@@ -248,7 +248,7 @@ def _altered(trajectory: Trajectory, alter: Callable[[str], str]) -> Trajectory:
 
 
 def _texts(trajectory: Trajectory) -> list[str]:
-    """All that was said and observed."""
+    """Return all that was said and observed."""
     said = [message.response for message in trajectory.messages]
     return said + [text for step in trajectory.steps for text in (step.action, step.observation)]
 
@@ -257,11 +257,11 @@ def _content(text: str) -> list[str]:
     return [word for word in _WORD.findall(text) if word.lower() not in _FUNCTION_WORDS]
 
 
-# The latents are
+# Controls that change the latents
 
 
 def other_role(roles: Sequence[Role]) -> Replace:
-    """What the next role of the team would be given at the same task; the last one gets what is the first one's.
+    """Make the control that gives each role the recall of the next role at the same task; the last gets the first's.
 
     Raises:
         ConfigError: there is no other role.
@@ -276,14 +276,14 @@ def other_role(roles: Sequence[Role]) -> Replace:
 
 
 def random_latents(seed: int) -> Replace:
-    """Vectors of random direction, each as long as the one that it replaces; nothing of the composer's text is left."""
+    """Make the control with vectors of random directions and the latents' lengths; nothing of the composer remains."""
     return _other_latents(
         lambda latents, task, role: _turned(latents, stream_seed(seed, task.key, role.name)),
     )
 
 
 def zero_latents() -> Replace:
-    """Zeros in the place of the latents: as many columns for the agents to attend to, and nothing in them."""
+    """Make the control with zeros in place of the latents: agents attend to as many columns, which hold nothing."""
     return _other_latents(lambda latents, task, role: torch.zeros_like(latents))
 
 
@@ -300,7 +300,7 @@ def _other_latents(make: Callable[[Tensor, Task, Role], Tensor]) -> Replace:
 
 
 def _turned(latents: Tensor, seed: int) -> Tensor:
-    """Latents [K, d] of random directions and the same lengths."""
+    """Return latents [K, d] of random directions and the same lengths."""
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     directions = (noise / noise.norm(dim=1, keepdim=True)).to(latents)
     turned: Tensor = directions * latents.norm(dim=1, keepdim=True)

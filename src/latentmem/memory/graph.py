@@ -4,17 +4,17 @@ After Zhang et al. 2025, "G-Memory" (arXiv 2506.07398), sections 3 and 4. Its th
 - *Query graph.* A node is one episode: its task, whether it was solved, its interactions. A new node is joined to the
   most similar older ones. A recall starts at the nearest nodes and follows edges for some hops.
 - *Insight graph.* Insights, each with the nodes that support it. A recall takes those that a reached node supports.
-- *Interaction graph.* Who said what, having read whom. A language model condenses it to what mattered; among the
-  reached episodes, by default successes, those rated as most helpful for the task are told so condensed.
+- *Interaction graph.* Who said what after reading whom. A language model condenses it to what mattered. A recall tells
+  the condensed form of those reached episodes (by default successes) that are rated most helpful for the task.
 For each role a language model then picks what of the insights concerns that role (the paper's projection).
 
 What differs:
-- Insights are kept as in `insights`: supported by the episodes of the rounds that shaped them, not by later queries
-  that they were told for. Edges between them are not stored, since no retrieval walks them.
+- Insights are kept as in `insights`: they are supported by the episodes of the rounds that shaped them, not by later
+  queries that they were told for. Edges between them are not stored, since no retrieval follows them.
 - An interaction is condensed once, when it is stored, not for each task anew.
 - Candidates are rated through logits (see `rating`), and their number is limited.
 
-The nodes of the very task asked about are taken out of the graph before the search, with the insights they support.
+Before a search, the nodes of the same task are taken out of the graph, together with the insights they support.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,13 +34,14 @@ from latentmem.trajectory import Recalled, Role, Task, Trajectory
 DEFAULTS = BankSection()
 
 _LEARNED = {"threshold", "max_links", "opening", "reading", "condense", "condense_system"}
-"""Keys of the section that learning depends on."""
+"""Keys of the section that affect what is learned."""
 
 
 class Graph:
-    """Notes: {"nodes": [{"id", "task", "solved", "links", "condensed"}], "insights": a list of `Insight`}.
+    """The method of G-Memory.
 
-    A node's place in the list is its number; its links are the numbers of older nodes. `task` is the task's text.
+    Its notes are {"nodes": [{"id", "task", "solved", "links", "condensed"}], "insights": a list of `Insight`}. A node's
+    place in the list is its number; its links are the numbers of older nodes. `task` is the task's text.
     """
 
     kind = "gmemory"
@@ -57,17 +58,17 @@ class Graph:
         *,
         only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
-        """Take what the method asks with.
+        """Take the models and settings of the method.
 
         Args:
-            scribe: condenses, writes insights and briefs.
-            similarity: of task texts.
-            rate: how helpful an episode is for a task.
-            num_retrieved: condensed episodes told.
+            scribe: condenses interactions, and writes insights and briefs.
+            similarity: compares task texts.
+            rate: rates how helpful an episode is for a task.
+            num_retrieved: number of condensed episodes told.
             section: shape of the graph, and prompts.
             insights: how insights are learned and told.
             words: how tasks and outcomes are told.
-            only_successes: whether failures are left out of what is told condensed.
+            only_successes: whether failures are left out of the condensed episodes told.
         """
         self.scribe = scribe
         self.similarity = similarity
@@ -80,7 +81,7 @@ class Graph:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Model, prompts, shape and limits, and how episodes are told; nothing that only a recall looks at."""
+        """Model, prompts, shape, limits and how episodes are told; nothing that affects recalls only."""
         return self.scribe.settings | {
             "gmemory": self.section.model_dump(include=_LEARNED),
             "insights": self.insights.model_dump(exclude={"told"}),
@@ -89,17 +90,17 @@ class Graph:
 
     @property
     def spent(self) -> Spent:
-        """What the scribe's replies and the ratings have taken so far."""
+        """The cost of the scribe's replies and the ratings so far."""
         return self.scribe.spent + self.rate.spent
 
     def begin(self) -> Notes:
-        """An empty graph."""
+        """Return an empty graph."""
         return {"nodes": [], "insights": []}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
-        """Condense all at once, join each to older nodes, then mend the insights round by round.
+        """Condense all episodes at once, join each to older nodes, then revise the insights round by round.
 
-        An empty reply is counted, and the interaction stays as it is.
+        An empty reply is counted, and the interaction stays uncondensed.
         """
         texts = [self.scribe.shorten(self._interaction(episode)) for episode in episodes]
         prompts = [fill(self.section.condense, episode=text) for text in texts]
@@ -121,7 +122,7 @@ class Graph:
         mend(notes["insights"], told, self.scribe, self.insights, self.words.nothing)
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """Condensed episodes, the same for all roles, and a brief for each."""
+        """Recall condensed episodes, the same for all roles, and a brief for each role."""
         tasks = {task.key: task for task, _ in queries}
         nodes = notes["nodes"]
         own = {key: set(bank.ids_of(task)) for key, task in tasks.items()}
@@ -160,7 +161,7 @@ class Graph:
     def _reached(
         self, nodes: Sequence[Mapping[str, Any]], tasks: Sequence[Task], own: Mapping[str, Collection[str]]
     ) -> dict[str, list[int]]:
-        """Nodes for each task, by its key: fewest hops first, then the more similar, then the older."""
+        """Return the nodes reached for each task, by its key: by hops, then by similarity, then the older first."""
         cosines = self.similarity([task.text for task in tasks], [node["task"] for node in nodes])
         reached = {}
         for task, row in zip(tasks, cosines, strict=True):
@@ -175,7 +176,7 @@ class Graph:
         return found[: self.section.num_insights]
 
     def _briefs(self, insights: Mapping[str, Sequence[Insight]], queries: Sequence[tuple[Task, Role]]) -> list[str]:
-        """What of the insights is told to each role; all of them where the reply is empty, which is counted."""
+        """Write each role's brief of the insights; an empty reply is counted, and that role is told all of them."""
         lists = [numbered(insights[task.key]) for task, _ in queries]
         prompts = {
             i: fill(
@@ -194,7 +195,7 @@ class Graph:
         return [replies.get(i) or told for i, told in enumerate(lists)]
 
     def _interaction(self, trajectory: Trajectory) -> str:
-        """Who said what, having read whom, turn by turn; messages are numbered within a turn."""
+        """Write who said what after reading whom, turn by turn; messages are numbered within a turn."""
         lines = [fill(self.words.task, task=trajectory.task.text.strip())]
         for step in trajectory.steps:
             for number, message in enumerate(step.messages, 1):
@@ -221,13 +222,13 @@ class Graph:
 def expand(
     links: Sequence[Sequence[int]], seeds: Sequence[int], hops: int, banned: Collection[int] = ()
 ) -> dict[int, int]:
-    """The nodes within some hops of the seeds, each with the fewest hops to it; edges go both ways.
+    """Return the nodes within some hops of the seeds, each with the fewest hops to it; edges go both ways.
 
     Args:
-        links: for each node the older ones that it is joined to.
+        links: for each node, the older ones that it is joined to.
         seeds: nodes at 0 hops.
         hops: how far to go.
-        banned: nodes that are not there.
+        banned: nodes to treat as absent.
     """
     neighbours: list[list[int]] = [[] for _ in links]
     for i, older in enumerate(links):

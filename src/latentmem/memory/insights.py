@@ -1,17 +1,17 @@
-"""OAgents' memory: a short numbered list of insights, which a language model mends as episodes come in.
+"""OAgents' memory: a short numbered list of insights, which a language model revises as episodes come in.
 
-Compared under the name of OAgents (Zhu et al. 2025, arXiv 2506.15741, its long-term memory); the operations on the
-list and their scores are those of ExpeL (Zhao et al. 2023, arXiv 2308.10144, section 4.2): an added insight begins at
-2, agreeing and editing add 1, removing takes 1, and at 0 it is gone. Like ExpeL's agents, ours are told the insights
-and the nearest successes. What differs:
-- ExpeL has one prompt for a failure and a success of one task and another for several successes. Here there is one, for
-  the episodes that were stored next to each other; with several rollouts of a task these are failures and successes
-  of one task.
-- A list that is full drops the lowest score; ExpeL lets removals weigh more.
+Comparisons call it OAgents (Zhu et al. 2025, arXiv 2506.15741, its long-term memory). The operations on the list and
+their scores are those of ExpeL (Zhao et al. 2023, arXiv 2308.10144, section 4.2): a new insight starts at 2, agreeing
+and editing add 1, removing subtracts 1, and at 0 the insight is dropped. Like ExpeL's agents, ours are told the
+insights and the nearest successes. What differs:
+- ExpeL has one prompt for a failure and a success on one task, and another for several successes. Here one prompt
+  serves for the episodes that were stored next to each other; with several rollouts of a task, these are failures and
+  successes on one task.
+- A full list drops the insight with the lowest score; in ExpeL's full list, removals weigh more.
 
 An insight remembers the episodes of every round that added, edited, agreed with or disputed it. It is never told for a
-task that one of them was played on. What no list of sources can tell is which insights the model had merely read when
-it wrote another.
+task that one of them was played on. One influence is not recorded: the insights that the model had merely read when it
+wrote another.
 """
 
 import re
@@ -30,20 +30,20 @@ DEFAULTS = BankSection()
 
 FIRST_SCORE = 2
 MAX_OPERATIONS = 4
-"""Taken from one reply."""
+"""The most operations taken from one reply."""
 
 MAX_CHARACTERS = 300
-"""Kept of an insight; a model that rambles would fill every later prompt."""
+"""The most characters kept of an insight; a model that rambles would fill every later prompt."""
 
 Insight = dict[str, Any]
-"""{"text": one line, "score": at least 1, "sources": ids of trajectories}."""
+"""{"text": one line, "score": at least 1, "sources": ids of trajectories}"""
 
 _BULLET = r"[\s>*#-]*(?:[0-9]{1,3}[.)]\s*)?\**"
 _OPERATION = re.compile(_BULLET + r"(ADD|EDIT|AGREE|REMOVE)\b\**\s*#?([0-9]{0,4})[\s*]*(:?)\s*(.*)")
 
 
 class Insights:
-    """Insights and the nearest episodes, by default successes; notes: {"insights": a list of `Insight`}."""
+    """The method of insights and nearest episodes, by default successes; notes: {"insights": a list of `Insight`}."""
 
     kind = "oagents"
 
@@ -70,20 +70,20 @@ class Insights:
 
     @property
     def spent(self) -> Spent:
-        """What the scribe's replies have taken so far."""
+        """The cost of the scribe's replies so far."""
         return self.scribe.spent
 
     def begin(self) -> Notes:
-        """An empty list."""
+        """Return an empty list."""
         return {"insights": []}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
-        """Mend the list, round by round."""
+        """Revise the list, round by round."""
         told = [(episode.id, self.scribe.shorten(describe(episode, self.words))) for episode in episodes]
         mend(notes["insights"], told, self.scribe, self.section, self.words.nothing)
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """All insights, the best first, and the nearest episodes; all roles are told the same."""
+        """Recall all insights, the best first, and the nearest episodes; all roles are told the same."""
         tasks = list({task.key: task for task, _ in queries}.values())
         hits = bank.search_many(tasks, k=self.num_retrieved, success=self.success)
         told = {}
@@ -99,14 +99,14 @@ class Insights:
 def mend(
     insights: list[Insight], episodes: Sequence[tuple[str, str]], scribe: Scribe, section: InsightsSection, nothing: str
 ) -> None:
-    """Have the list mended in place.
+    """Let a language model revise the list in place.
 
     Args:
         insights: the list.
         episodes: ids and texts, in the order of storing; shown a few at a time.
-        scribe: asked once for each round.
+        scribe: asked once per round.
         section: prompts and limits.
-        nothing: stands for an empty list.
+        nothing: text shown for an empty list.
     """
     for start in range(0, len(episodes), section.episodes_per_round):
         shown = episodes[start : start + section.episodes_per_round]
@@ -121,14 +121,14 @@ def mend(
 
 
 def apply(insights: list[Insight], reply: str, sources: Sequence[str], max_insights: int) -> Counter[str]:
-    """Change the list in place as a reply says, as far as it can be understood.
+    """Change the list in place as a reply says, as far as the reply can be understood.
 
-    One operation stands on a line: `ADD: text`, `EDIT 2: text`, `AGREE 2`, `REMOVE 2`; numbers are those of the list as
-    it was shown, bullets and stars around them are ignored, and so is what follows AGREE and REMOVE. An ADD of what is
-    on the list already agrees with it.
+    Each line holds one operation: `ADD: text`, `EDIT 2: text`, `AGREE 2`, `REMOVE 2`. The numbers are those of the list
+    as it was shown. Bullets and stars around them are ignored, and so is what follows AGREE and REMOVE. An ADD of an
+    insight that is already on the list agrees with it.
 
     Returns:
-        What could not be used, by reason.
+        Counts of what could not be used, by reason.
     """
     malformed: Counter[str] = Counter()
     shown = list(insights)
@@ -176,14 +176,14 @@ def apply(insights: list[Insight], reply: str, sources: Sequence[str], max_insig
 
 
 def ranked(insights: Sequence[Insight], without: Collection[str] = ()) -> list[Insight]:
-    """By score, the older first where equal; none that an episode of `without` had a part in."""
+    """Sort by score, the older first on ties; leave out insights that an episode of `without` had a part in."""
     banned = set(without)
     kept = [insight for insight in insights if banned.isdisjoint(insight["sources"])]
     return sorted(kept, key=lambda insight: -insight["score"])
 
 
 def numbered(insights: Sequence[Insight]) -> str:
-    """One line an insight, with its number from 1; empty where there is none."""
+    """Write one line per insight, numbered from 1; return an empty text if there are none."""
     return "\n".join(f"{number}. {insight['text']}" for number, insight in enumerate(insights, 1))
 
 

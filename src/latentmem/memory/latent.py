@@ -1,4 +1,4 @@
-"""Latent memory: the nearest trajectories, composed into K tokens for each role of each task."""
+"""Latent memory: the nearest trajectories, composed into K latents for each role of each task."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ DEFAULTS = BankSection()
 
 
 class LatentMemory:
-    """A bank to search and a composer that turns what is found into latents."""
+    """A memory that searches a bank and composes latents from what is found."""
 
     kind = "latent"
 
@@ -40,20 +40,20 @@ class LatentMemory:
 
     @property
     def spent(self) -> Spent:
-        """What recalling has taken so far."""
+        """The cost of recalling so far."""
         return self._composing if self.rate is None else self._composing + self.rate.spent
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
-        """What is composed from for each task, best first, by the task's key; never a trajectory of the task itself."""
+        """Return the trajectories to compose from, best first, by the task's key; never one of the task itself."""
         return retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate)
 
     def records(self, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """What would be composed for each query: the composer's text and its sources, without composing."""
+        """Return what would be composed from for each query, the composer's text and its sources, without composing."""
         found = self.retrieved([task for task, _ in queries])
         return [self.record(task, role, found[task.key]) for task, role in queries]
 
     def record(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> Recalled:
-        """What would be composed for one role at one task from these trajectories."""
+        """Return the record of one role at one task, composed from these trajectories."""
         return Recalled(
             kind=self.kind,
             text=self.composer.prompt(task, role, trajectories),
@@ -62,7 +62,7 @@ class LatentMemory:
         )
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """Searches once, and composes in batches, shortest texts together."""
+        """Search once, then compose in batches, shortest texts together."""
         before = self.spent
         recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
         return Recalls(recalls, self.spent - before)
@@ -70,12 +70,12 @@ class LatentMemory:
     def recall_from(
         self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
     ) -> list[Recall]:
-        """Latents for each query, composed from these trajectories of its task, by the task's key."""
+        """Compose latents for each query from the given trajectories of its task, by the task's key."""
         return self.compose([self.record(task, role, found[task.key]) for task, role in queries])
 
     @torch.no_grad()
     def compose(self, records: Sequence[Recalled]) -> list[Recall]:
-        """The latents of each record, equal texts composed once, in batches, shortest texts together."""
+        """Compose the latents of each record in batches, shortest texts together; equal texts are composed once."""
         began = time.perf_counter()
         texts = sorted(dict.fromkeys(record.text for record in records), key=len)
         composed: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ class LatentMemory:
             num_tokens += sum(len(self.composer.backbone.encode(text)) for text in batch)
             composed |= zip(batch, self.composer.compose(batch), strict=True)
         if self.composer.query_latents.is_cuda:
-            torch.cuda.synchronize()  # once a rollout; otherwise the composer's time would be counted as the agents'
+            torch.cuda.synchronize()  # once per rollout; else the composer's time would count as the agents'
         self._composing += Spent(prompt_tokens=num_tokens, composing_seconds=time.perf_counter() - began)
         return [Recall(record, composed[record.text]) for record in records]
 

@@ -1,10 +1,10 @@
-"""Memories that learn: what a language model makes of a bank is kept as one JSON file, which can always be made again.
+"""Memories that learn: their notes, which a language model makes of a bank, are one JSON file and can be made again.
 
-The bank stays the truth. A method says what is learned from a batch of trajectories and what is told of it; this file
-says when and in what order, for all methods alike: trajectories in the order they were stored, each once, the notes
-replaced as a whole after each batch. Whoever is killed goes on with the batch that is missing and ends with the same
-notes. What a language model replies is hostile text: it is parsed leniently, never raises, and what cannot be used is
-counted in the file.
+The bank stays authoritative. A method decides what is learned from a batch of trajectories and what is told of it. This
+file decides when and in what order, for all methods alike: trajectories in the order they were stored, each once, and
+the notes replaced as a whole after each batch. A process that was killed goes on with the missing batch and ends with
+the same notes. A language model's reply is untrusted text: it is parsed leniently and never makes the memory fail;
+what cannot be used is counted in the file.
 """
 
 import hashlib
@@ -31,54 +31,54 @@ logger = logging.getLogger(__name__)
 DEFAULTS = RivalsSection()
 
 NOTES_VERSION = 1
-"""Version of the file; another one is refused."""
+"""Version of the file; any other version is refused."""
 
 Notes = dict[str, Any]
 """What a method has learned, as plain JSON values."""
 
 EPISODE_WORDS = {"task", "step", "reply", "solved", "unsolved"}
-"""Of the configuration's words about the past, those that what is learned depends on."""
+"""Those of the configured words about past episodes that affect what is learned."""
 
 _DECIMALS = 6
-"""Of a similarity: arithmetic in batches is off in the seventh, and equal texts shall be equally near."""
+"""Decimals of a similarity. Batched arithmetic is off in the seventh, and equal texts must be equally near."""
 
 
 class Method(Protocol):
-    """One way of learning from episodes and of telling what was learned."""
+    """A way to learn from episodes and to tell what was learned."""
 
     @property
     def kind(self) -> str:
-        """Its name in stored messages."""
+        """The method's name in stored messages."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that its notes depend on but the bank, as plain JSON values."""
+        """All that the notes depend on except the bank, as plain JSON values."""
 
     @property
     def spent(self) -> Spent:
-        """What learning and recalling have taken so far."""
+        """The cost of learning and recalling so far."""
 
     def begin(self) -> Notes:
-        """Notes of nothing."""
+        """Return empty notes."""
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
         """Extend the notes by the episodes that were stored next."""
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """What each role should remember for its task; nothing that comes from a trajectory of the very task."""
+        """Return what each role should remember for its task; nothing comes from a trajectory of the task itself."""
 
 
 class LearnedMemory:
-    """A bank, a method, and the file of what the method has learned from the bank."""
+    """A memory made of a bank, a method, and the file of what the method has learned from the bank."""
 
     def __init__(self, bank: ExperienceBank, method: Method, path: Path, batch_size: int = DEFAULTS.batch_size) -> None:
         """Read the notes, if there are any.
 
         Args:
-            bank: learned from, and searched.
+            bank: what is learned from and searched.
             method: learns and tells.
-            path: of the notes; only one process may let its memory `learn` into it.
-            batch_size: trajectories learned from between two saves.
+            path: the file of the notes; only one process may `learn` into it.
+            batch_size: number of trajectories learned from between two saves.
 
         Raises:
             RunError: the file is damaged, of another version, or of another memory.
@@ -91,26 +91,26 @@ class LearnedMemory:
 
     @property
     def kind(self) -> str:
-        """The method's."""
+        """The method's kind."""
         return self.method.kind
 
     @property
     def digest(self) -> str:
-        """A hash of all that is told from: equal for equal notes."""
+        """A hash of everything that recalls depend on; equal for equal notes."""
         content = [_plain(self.method.settings), self.learned, self.notes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def learn(self, on_progress: Callable[[int], object] = lambda num_learned: None) -> None:
-        """Learn what the bank holds and the notes do not yet, batch by batch; each is saved before the next.
+        """Learn from the trajectories of the bank that the notes lack, batch by batch; each batch is saved at once.
 
-        Notes that another process has brought up to the bank are read, and nothing is left to do. Notes of other
-        settings, or of trajectories that are no longer there, are made again from the start, with a warning.
+        If another process has already updated the notes, they are read, and nothing is left to do. If the settings have
+        changed, or learned trajectories are no longer in the bank, the notes are made again, with a warning.
 
         Args:
-            on_progress: told how many trajectories are learned from, after each batch.
+            on_progress: called after each batch with the number of trajectories learned from.
 
         Raises:
-            RunError: the notes cannot be read, or not be written; those that were there are kept.
+            RunError: the notes cannot be read or written; notes on disk are kept.
         """
         outdated = self._read()
         ids = self.bank.ids()
@@ -129,7 +129,7 @@ class LearnedMemory:
             on_progress(len(self.learned))
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """Asks the method, once for all; the notes stay as they are."""
+        """Ask the method once for all queries; the notes do not change."""
         before = self.method.spent
         records = self.method.recall(self.notes, self.bank, queries)
         return Recalls([Recall(record) for record in records], self.method.spent - before)
@@ -141,16 +141,16 @@ class LearnedMemory:
 
     def _begin(self) -> None:
         self.learned: list[str] = []
-        """Ids of the trajectories learned from, in that order, which is the bank's."""
+        """Ids of the trajectories learned from, in the order of the bank."""
         self.notes = self.method.begin()
         self.costs: dict[str, Any] = {
             "num_asked": 0, "prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "num_shortened": 0,
             "malformed": {},
         }  # fmt: skip
-        """What learning took; what recalling takes stands with the recalls."""
+        """The cost of learning; the cost of recalling is stored with the recalls."""
 
     def _read(self) -> str:
-        """Take over what the file holds; why that could not be used, or nothing."""
+        """Load the notes from the file; return why its content cannot be used, or an empty text."""
         self._begin()
         if not self.path.exists():
             return ""
@@ -192,7 +192,7 @@ class LearnedMemory:
 
 
 class Scribe:
-    """Asks a language model for text on a memory's behalf: greedily, all prompts of one kind at once."""
+    """A language model that writes for a memory: greedily, with all prompts of one kind at once."""
 
     def __init__(
         self,
@@ -204,11 +204,11 @@ class Scribe:
         self.sampling = Sampling(temperature=0, max_response_tokens=max_response_tokens)
         self.max_episode_characters = max_episode_characters
         self.spent = Spent()
-        """What its replies have taken so far."""
+        """The cost of the replies so far."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its replies depend on but the prompts."""
+        """All that the replies depend on except the prompts."""
         return {
             "model": self.model.name,
             "temperature": self.sampling.temperature,
@@ -217,12 +217,12 @@ class Scribe:
         }
 
     def ask(self, what: str, system: str, texts: Sequence[str]) -> list[str]:
-        """The reply to each text, in their order, without blanks around it; it may be empty.
+        """Return the reply to each text, in their order, without surrounding blanks; a reply may be empty.
 
         Args:
             what: names the kind of prompt; a `ScriptedModel` finds its responses by it.
-            system: system prompt of all of them.
-            texts: what the user says.
+            system: the system prompt of all texts.
+            texts: the user's messages.
 
         Raises:
             ModelError: a prompt does not fit the context window.
@@ -239,7 +239,7 @@ class Scribe:
         return [reply.text.strip() for reply in sampled]
 
     def shorten(self, episode: str) -> str:
-        """The text of an episode as it may stand in a prompt: of a long one the beginning and the end."""
+        """Shorten the text of an episode for a prompt: keep the beginning and the end of a long one."""
         half = self.max_episode_characters // 2
         if len(episode) <= self.max_episode_characters:
             return episode
@@ -247,19 +247,19 @@ class Scribe:
         return f"{episode[:half]}\n[...]\n{episode[len(episode) - half :]}"
 
     def note_malformed(self, counts: Mapping[str, int]) -> None:
-        """Count replies, or lines of them, that could not be used, by what was wrong with them."""
+        """Count replies, or lines of replies, that could not be used, by reason."""
         self.spent += Spent(malformed=counts)
 
 
 class Similarity:
-    """Cosines between the embeddings of texts; each text is embedded once."""
+    """A function that gives cosines between the embeddings of texts; each text is embedded once."""
 
     def __init__(self, embed: Embed) -> None:
         self.embed = embed
         self._known: dict[str, npt.NDArray[np.float64]] = {}
 
     def __call__(self, texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.float64]:
-        """[n, N] for n texts and N others, in millionths; equal texts are equally near to anything."""
+        """Return cosines [n, N] of n texts and N others, in millionths; equal texts are equally near to anything."""
         if not texts or not others:
             return np.empty((len(texts), len(others)))
         cosines: npt.NDArray[np.float64] = np.round(self._vectors(texts) @ self._vectors(others).T, _DECIMALS)
@@ -274,7 +274,7 @@ class Similarity:
 
 
 def failures_too(success: bool | None) -> dict[str, Any]:
-    """What the settings of notes add where failures are learned from as well; nothing where successes alone are.
+    """Return what the settings of notes add if failures are learned from too; nothing if only successes are.
 
     >>> failures_too(None), failures_too(True)
     ({'only_successes': False}, {})
@@ -283,5 +283,5 @@ def failures_too(success: bool | None) -> dict[str, Any]:
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:
-    """As JSON gives it back: tuples become lists."""
+    """Return the settings as JSON gives them back: tuples become lists."""
     return json.loads(json.dumps(settings))

@@ -1,7 +1,7 @@
-"""What a memory is to a team: something asked, before an episode, what one role should remember for one task.
+"""The interface of a memory: before an episode, a team asks it what one role should remember for one task.
 
-Whatever is recalled is kept as text too (`Recall.record`), and that text is written here, once, for text memories and
-for the composer alike: what rollouts were given and what training composes again cannot drift apart.
+Each recall is also kept as text (`Recall.record`). Text memories and the composer alike use the text written here, so
+what rollouts were given and what training composes again cannot drift apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,30 +17,30 @@ from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 @dataclass(frozen=True)
 class Spent:
-    """What recalling or learning took: what language models read and wrote for it, the composer among them."""
+    """The cost of recalling or learning: what language models, the composer among them, read and wrote for it."""
 
     num_asked: int = 0
-    """Prompts that were answered or rated."""
+    """Number of prompts that were answered or rated."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    """Latents are none."""
+    """Latents do not count."""
     num_shortened: int = 0
-    """Episodes that did not fit a prompt whole."""
+    """Number of episodes that had to be shortened for a prompt."""
     malformed: Mapping[str, int] = field(default_factory=dict)
-    """Replies, or lines of them, that could not be used, by what was wrong with them."""
+    """Numbers of replies, or lines of replies, that could not be used, by reason."""
     composing_seconds: float = 0.0
-    """Time in the memory's own networks, as opposed to searching; of wall clock."""
+    """Wall-clock time in the memory's own networks; searching does not count."""
 
     @property
     def num_malformed(self) -> int:
-        """Replies, or lines of them, that could not be used."""
+        """Number of replies, or lines of replies, that could not be used."""
         return sum(self.malformed.values())
 
     def __add__(self, other: Self) -> Self:
         return self._with(other, 1)
 
     def __sub__(self, earlier: Self) -> Self:
-        """What was spent since an earlier sum."""
+        """Return what was spent since an earlier sum."""
         return self._with(earlier, -1)
 
     def _with(self, other: Self, sign: int) -> Self:
@@ -62,16 +62,16 @@ class Recall:
     """Memory for one task and role."""
 
     record: Recalled
-    """As it is stored with each message that was given it."""
+    """The recall as it is stored with each message that was given it."""
     latents: Tensor | None = None
-    """[K, d_agent] float32, placed after the agent's prompt; None for memories made of text."""
+    """[K, d_agent] float32, placed after the agent's prompt; None for a memory without latents."""
     adapter: str | None = None
-    """The adapter that the agents speak with, where what is remembered lies in their weights."""
+    """The adapter that the agents speak with, if the memory lies in their weights."""
 
 
 @dataclass(frozen=True)
 class Recalls(Sequence[Recall]):
-    """What was recalled for several queries, in their order, and what that took."""
+    """The recalls for several queries, in their order, and their cost."""
 
     recalls: Sequence[Recall]
     spent: Spent = Spent()
@@ -88,16 +88,16 @@ class Recalls(Sequence[Recall]):
 
 
 class Memory(Protocol):
-    """The seam behind which all memories stand."""
+    """The interface of all memories."""
 
     @property
     def kind(self) -> str:
-        """Its name in stored messages: none, text, latent."""
+        """The memory's name in stored messages: none, text, latent or another."""
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """What each role should remember for its task, in the order of the queries.
+        """Return what each role should remember for its task, in the order of the queries.
 
-        What is recalled for a query does not depend on the others. Trajectories of the very task are never used.
+        The recall of one query does not depend on the others. Trajectories of the same task are never used.
         """
 
     def add(self, trajectory: Trajectory) -> None:
@@ -105,25 +105,25 @@ class Memory(Protocol):
 
 
 def recall_one(memory: Memory, task: Task, role: Role) -> Recall:
-    """What a memory gives one role for one task."""
+    """Return what a memory gives one role for one task."""
     return memory.recall_many([(task, role)])[0]
 
 
 class NoMemory:
-    """Remembers nothing."""
+    """A memory that remembers nothing."""
 
     kind = "none"
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """Empty recalls."""
+        """Return empty recalls."""
         return Recalls([Recall(Recalled(kind=self.kind)) for _ in queries])
 
     def add(self, trajectory: Trajectory) -> None:
-        """Nothing is kept."""
+        """Keep nothing."""
 
 
 def describe(trajectory: Trajectory, words: MemorySection = MemorySection()) -> str:  # noqa: B008 - it is frozen
-    """A trajectory as text: the task, each action with what came back, and how it ended."""
+    """Write a trajectory as text: the task, each action with its observation, and the outcome."""
     lines = [fill(words.task, task=trajectory.task.text.strip())]
     for step in trajectory.steps:
         lines.append(fill(words.step, action=step.action.strip()))
@@ -134,10 +134,10 @@ def describe(trajectory: Trajectory, words: MemorySection = MemorySection()) -> 
 
 
 def tell(found: Sequence[Trajectory], words: MemorySection) -> str:
-    """Past episodes as what stands before the user's text; empty where there are none."""
+    """Write past episodes as the text that stands before the user's; return an empty text if there are none."""
     return fill(words.text, memory="\n\n".join(describe(trajectory, words) for trajectory in found)) if found else ""
 
 
 def said_by(trajectory: Trajectory, role: Role) -> str:
-    """What one role said in a trajectory, turn by turn; empty where it had no part."""
+    """Return what one role said in a trajectory, turn by turn; an empty text if it said nothing."""
     return "\n".join(message.response.strip() for message in trajectory.messages if message.role == role.name)

@@ -1,7 +1,7 @@
-"""Parametric memory, the rival: what was learned lies in the agents' own weights, in one LoRA that all roles share.
+"""Parametric memory, a baseline: what was learned lies in the agents' own weights, in one LoRA that all roles share.
 
-To a rollout it is a memory like the others. It recalls neither text nor latents but the adapter that the agents are to
-speak with, so agents with and without it live on one backbone, and which of them speaks is said with each prompt.
+To a rollout it is a memory like the others. It recalls neither text nor latents, but the adapter that the agents are to
+speak with. So agents with and without it share one backbone, and each prompt names the adapter to use.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _MUST_AGREE = ("d_agent", "rank", "alpha", "target_modules")
 
 
 class ParametricMemory:
-    """LoRA on the agents' language model; untrained it changes nothing."""
+    """LoRA on the agents' language model; it changes nothing until it is trained."""
 
     kind = "parametric"
 
@@ -35,17 +35,17 @@ class ParametricMemory:
         target_modules: Sequence[str] = DEFAULTS.target_modules,
         seed: int = 0,
     ) -> None:
-        """Put a fresh adapter on the agents' model.
+        """Put a new adapter on the agents' model.
 
         Args:
-            model: the agents; a composer may share it.
-            rank: r of LoRA.
+            model: the agents' model; a composer may share it.
+            rank: LoRA's r.
             alpha: LoRA's scale is alpha / rank.
             target_modules: names of the linear layers that get an adapter.
-            seed: of the initial weights.
+            seed: seed of the initial weights.
 
         Raises:
-            ConfigError: a target module that the model has not, or its embedding or output layer.
+            ConfigError: a target module is missing from the model, or is its embedding or output layer.
         """
         self.model = model
         self.rank = rank
@@ -63,22 +63,22 @@ class ParametricMemory:
         return self._adapter.name
 
     def detach(self) -> None:
-        """Take the adapter off the agents; this memory is of no use any more."""
+        """Take the adapter off the agents; this memory cannot be used afterwards."""
         self.model.adapters.remove(self.adapter)
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """The adapter, whatever the task and the role."""
+        """Return the adapter for each query, whatever the task and the role."""
         return Recalls([Recall(Recalled(kind=self.kind), adapter=self.adapter) for _ in queries])
 
     def add(self, trajectory: Trajectory) -> None:
-        """Nothing is kept: weights learn by training alone."""
+        """Keep nothing: only training changes the weights."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name: the LoRA matrices."""
+        """Return the trained parameters by name: the LoRA matrices."""
         return {f"lora.{name}": matrix for name, matrix in self._adapter.matrices.items()}
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, as JSON values."""
+        """Return the settings that are stored in a checkpoint, as JSON values."""
         return {
             "agents": self.model.name,
             "d_agent": self.model.width,
@@ -88,7 +88,7 @@ class ParametricMemory:
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter to a folder, as one file; an older one there is replaced as a whole.
+        """Write the adapter to a folder as one file; an older one there is replaced as a whole.
 
         Raises:
             CheckpointError: the disk is full or not writable; an older checkpoint is untouched.
@@ -97,10 +97,10 @@ class ParametricMemory:
         write_checkpoint(Path(folder), self.settings(), tensors, "agents")
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read a checkpoint into this adapter, strictly; on an error nothing has changed.
+        """Read a checkpoint into this adapter, strictly; an error leaves the adapter unchanged.
 
         Raises:
-            CheckpointError: a composer's checkpoint or none; other width, rank, alpha or target modules; a tensor that
+            CheckpointError: there is no checkpoint of agents; its width, rank, alpha or target modules differ; a tensor
                 is missing, unexpected or of another shape.
         """
         folder = Path(folder)

@@ -1,11 +1,10 @@
-"""How useful past episodes are for a task: the language model's own answers from 1 to 10, read off its logits.
+"""Ratings of how useful past episodes are for a task: a language model's expected answer from 1 to 10, from its logits.
 
-Nothing is sampled and nothing parsed, so no episode is lost to how an answer happens to be phrased: the rating is the
-expected value over the ten answers, given that the reply begins with one of them (the idea is G-Eval's, arXiv
-2303.16634). A reply counts as the longest of the ten numerals that it begins with: after a 1, a 0 makes it 10, and
-anything else leaves it at 1. Where a tokenizer spells 10 in two tokens, P(10) is P("1") P("0" | "1") and P(1) is what
-remains of P("1"), for which one further column is read; where 10 is a token of its own, nothing has to be. A blank
-before the numeral makes a spelling of its own; both count.
+Nothing is sampled or parsed, so no episode is lost because of how an answer is phrased. The rating is the expected
+value over the ten answers, given that the reply begins with one of them (the idea is G-Eval's, arXiv 2303.16634). A
+reply counts as the longest of the ten numerals that it begins with: a 1 followed by a 0 is 10; followed by anything
+else, it is 1. If a tokenizer spells 10 in two tokens, P(10) is P("1") P("0" | "1"), P(1) is the rest of P("1"), and one
+more column is read for that; if 10 is a single token, none is. A numeral after a blank is another spelling; both count.
 """
 
 import logging
@@ -25,7 +24,7 @@ from latentmem.trajectory import Task, Trajectory
 logger = logging.getLogger(__name__)
 
 SYSTEM = "You rate how helpful a record is. You reply with a number from 1 to 10 and nothing else."
-# The episode comes last: all that the prompts of one task begin with is read once.
+# The episode comes last, so that the prompts of one task share a long beginning, which is read once.
 TEMPLATE = """A team has to solve this task:
 {task}
 
@@ -38,14 +37,14 @@ FIELDS = ("task", "episode")
 
 ANSWERS = range(1, 11)
 _DECIMALS = 3
-"""Of a rating. Arithmetic in batches is off in the sixth; rounded so, episodes that read the same tie in any batch."""
+"""Decimals of a rating. Batched arithmetic is off in the sixth; after rounding, equal texts tie in any batch."""
 
 
 def check_rating_template(template: str, needed: Collection[str] = FIELDS) -> None:
-    """Refuse a template without one of the needed fields, or with a field that does not exist.
+    """Refuse a template that lacks a needed field or has an unknown one.
 
     Raises:
-        ConfigError: naming the field.
+        ConfigError: the template is refused; the message names the field.
     """
     check_template(template, FIELDS, "bank.rating_template")
     for field in needed:
@@ -54,7 +53,7 @@ def check_rating_template(template: str, needed: Collection[str] = FIELDS) -> No
 
 
 class Rater:
-    """Rates pairs of a task and a past episode; each pair once, for the model is frozen."""
+    """A frozen model that rates pairs of a task and a past episode; each pair is rated once."""
 
     def __init__(
         self,
@@ -66,19 +65,19 @@ class Rater:
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
         needed: Collection[str] = FIELDS,
     ) -> None:
-        """Take the model that rates. It does so as an agent: no adapter of a composer on it has a say.
+        """Take the model that rates. It rates as an agent, with any composer's adapter switched off.
 
         Args:
             model: the agents' language model.
-            template: what it is asked, with the fields of `FIELDS`; None is `TEMPLATE`.
+            template: the question, with the fields of `FIELDS`; None is `TEMPLATE`.
             max_prompt_tokens: longest prompt; the episode is shortened to fit.
-            batch_positions: positions read at once; a matter of memory, not of the result.
+            batch_positions: positions read at once; this affects memory use, not the result.
             system: the system prompt; None is `SYSTEM`.
             words: how an episode is told.
-            needed: fields that the template may not lack; a rating of an episode by itself needs no task.
+            needed: fields that the template must have; a rating of an episode by itself needs no task.
 
         Raises:
-            ConfigError: an unknown or a missing template field.
+            ConfigError: a template field is unknown or missing.
             ModelError: the model's tokenizer does not tell the ten answers apart.
         """
         self.model = model
@@ -89,12 +88,12 @@ class Rater:
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_positions = batch_positions
         self.spent = Spent()
-        """What rating has taken so far."""
+        """The cost of rating so far."""
         self._spellings = _spellings(model)
-        self._known: dict[tuple[str, str], float] = {}  # a bank has one trajectory of an id
+        self._known: dict[tuple[str, str], float] = {}  # by the task's text and the trajectory's id
 
     def __call__(self, pairs: Sequence[tuple[Task, Trajectory]]) -> list[float]:
-        """The rating of each pair, from 1 to 10, in thousandths. Pairs rated before are not read again.
+        """Rate each pair from 1 to 10, in thousandths; pairs rated before are not read again.
 
         Raises:
             ConfigError: a task is too long for `max_prompt_tokens`, even with nothing of the episode.
@@ -108,13 +107,14 @@ class Rater:
         return [self._known[key] for key in keys]
 
     def probabilities(self, pairs: Sequence[tuple[Task, Trajectory]]) -> Tensor:
-        """How likely the model is to begin its reply with each of the ten answers.
+        """Return how likely the model is to begin its reply with each of the ten answers.
 
         Returns:
-            [B, 10] float64 on the CPU for B pairs. What a row lacks to 1 is the share of other replies.
+            [B, 10] float64 on the CPU for B pairs. A row adds up to 1 minus the probability of other replies.
 
         Raises:
-            As a call.
+            ConfigError: as for a call of the rater.
+            ModelError: as for a call of the rater.
         """
         prompts = [self._prompt(task, trajectory) for task, trajectory in pairs]
         self.spent += Spent(num_asked=len(prompts), prompt_tokens=sum(map(len, prompts)))
@@ -144,7 +144,7 @@ class Rater:
         tokens = self.model.encode(episode)
         kept = len(tokens)
         while kept and len(ids) > self.max_prompt_tokens:
-            kept = max(0, kept - (len(ids) - self.max_prompt_tokens))  # more than once where cut text is spelled anew
+            kept = max(0, kept - (len(ids) - self.max_prompt_tokens))  # repeated: cut text may be tokenised differently
             ids = self._encode(task, self.model.decode(tokens[:kept]))
         if len(ids) > self.max_prompt_tokens:
             raise ConfigError(
@@ -158,10 +158,10 @@ class Rater:
 
     @torch.no_grad()
     def _read(self, prompts: Sequence[list[int]], tasks: Sequence[str]) -> Tensor:
-        """Probabilities [B, 10] of the answers to B prompts: a prefill, then what the longer spellings begin with."""
+        """Return the probabilities [B, 10] of the answers to B prompts; read the prompts, then any longer spellings."""
         spellings = self._spellings
         begun = {ids[:i] for ids in spellings for i in range(1, len(ids))}
-        ways = sorted(ids for ids in begun if not _continued(ids, begun))  # they pass all the shorter ones
+        ways = sorted(ids for ids in begun if not _continued(ids, begun))  # they pass through all shorter ones
         room = max(map(len, ways), default=0)
         what = f"a rating prompt of at most {self.max_prompt_tokens} (bank.rating_max_tokens)"
         check_window(self.model.model, max(map(len, prompts)) + room, what)
@@ -169,7 +169,7 @@ class Rater:
         model = self.model.model
         with self.model.as_agent() as reader:
             prefix = reader.prefill(prompts, tasks, room)
-            # By what of a spelling stands behind the prompt already: [B, V] each.
+            # By the part of a spelling that stands behind the prompt already: [B, V] each.
             logps: dict[tuple[int, ...], Tensor] = {(): _logps(prefix.logits(model))}
             for ids in ways:
                 part = prefix.select(rows)
@@ -178,7 +178,7 @@ class Rater:
                     part.extend(model, model.get_input_embeddings()(column), torch.ones_like(column, dtype=torch.bool))
                     logps[ids[:i]] = _logps(part.logits(model))
         steps = [torch.stack([logps[ids[:i]][:, ids[i]] for i in range(len(ids))]) for ids in spellings]
-        moved = torch.stack([step.sum(0) for step in steps]).cpu().double()  # [spellings, B], off the GPU at once
+        moved = torch.stack([step.sum(0) for step in steps]).cpu().double()  # [spellings, B], one copy from the GPU
         likely = dict(zip(spellings, moved.exp(), strict=True))
         found = torch.zeros(len(prompts), len(ANSWERS), dtype=torch.float64)
         for ids, answer in spellings.items():
@@ -188,14 +188,14 @@ class Rater:
 
 
 def _continued(ids: tuple[int, ...], others: Collection[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Those that begin with `ids` and go on."""
+    """Return those of `others` that begin with `ids` and go on."""
     return [other for other in others if len(other) > len(ids) and other[: len(ids)] == ids]
 
 
 def _spellings(model: LanguageModel) -> dict[tuple[int, ...], int]:
-    """Token ids of the ten answers, written with and without a blank before them.
+    """Return the token ids of the ten answers, written with and without a blank before them.
 
-    They are encoded behind a colon, for at the beginning of a text some tokenizers add a blank of their own.
+    They are encoded behind a colon, because some tokenizers add a blank of their own at the beginning of a text.
     """
     before = model.encode(":")
     found: dict[tuple[int, ...], int] = {}
@@ -216,17 +216,17 @@ def _logps(logits: Tensor) -> Tensor:
 
 
 def _batches(lengths: Sequence[int], groups: Sequence[str], positions: int) -> list[list[int]]:
-    """Rows in batches of at most `positions`, padding included; a group stays together, among others of its length.
+    """Put rows into batches of at most `positions`, padding included; keep groups together, next to others as long.
 
-    For a group torn apart shares nothing, and its neighbours would be padded to the whole of its prompts. Only a group
-    longer than `positions` is torn, and a row longer than that is a batch of its own.
+    A divided group would read its common beginning twice, and its neighbours would be padded to its whole prompts. Only
+    a group larger than `positions` is divided, and a row longer than that is a batch of its own.
     """
     members: dict[str, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         members.setdefault(groups[row], []).append(row)
     batches: list[list[int]] = []
     for rows in sorted(members.values(), key=lambda rows: (lengths[rows[-1]], groups[rows[0]])):
-        longest = lengths[rows[-1]]  # of all rows so far
+        longest = lengths[rows[-1]]  # longer than any row so far
         if batches and (len(batches[-1]) + len(rows)) * longest <= positions:
             batches[-1] += rows
             continue

@@ -1,12 +1,12 @@
-"""The memory stream of generative agents: the past scored by recency, importance and relevance together.
+"""The memory stream of generative agents: past episodes scored by recency, importance and relevance together.
 
 After Park et al. 2023, "Generative Agents" (arXiv 2304.03442), section 4.1: each of the three is scaled to [0, 1] over
-the candidates and they are added up, all weights 1. What differs here:
-- Relevance is a language model's rating for the task at hand, as where memories of teams are compared, not a cosine;
-  the cosine chooses the candidates, twice as many as are told.
+the candidates, and they are added up, all with weight 1. What differs here:
+- Relevance is a language model's rating for the task at hand, as in comparisons of team memories, not a cosine. The
+  cosine chooses the candidates, twice as many as are told.
 - A rating is the expected value of an answer from 1 to 10 (see `rating`), not a number parsed from a reply.
-- Recency decays by 0.995 with each rated episode stored later. A bank has no hours; and to count from the last recall,
-  as the paper does, would let what one batch is told depend on which batches were played before it, and by whom.
+- Recency decays by 0.995 with each rated episode stored later, because a bank has no hours. The paper counts from the
+  last recall; then what one batch is told would depend on which batches were played before it, and by whom.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ DEFAULTS = BankSection()
 
 
 class Stream:
-    """Episodes with their importance; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
+    """The method of generative agents; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
 
     kind = "generative"
 
@@ -38,15 +38,15 @@ class Stream:
         *,
         only_successes: bool = DEFAULTS.only_successes,
     ) -> None:
-        """Take what rates.
+        """Take the raters and the settings of the method.
 
         Args:
             relevance: rates candidates for a task.
-            importance: rates episodes by themselves; it is given each with its own task.
-            num_retrieved: episodes told.
+            importance: rates episodes by themselves; each is given with its own task.
+            num_retrieved: number of episodes told.
             section: weights, decay and prompt.
             words: how episodes are told.
-            raters: what the ratings of importance depend on besides.
+            raters: what else the ratings of importance depend on.
             only_successes: whether failures are left out.
         """
         self.relevance = relevance
@@ -59,18 +59,18 @@ class Stream:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The prompt, and how episodes are told; no weights, for importance is the same under any."""
+        """The prompt, and how episodes are told; not the weights, which do not affect importance."""
         prompts = {"importance": self.section.importance, "importance_system": self.section.importance_system}
         words = {"words": self.words.model_dump(include=EPISODE_WORDS)}
         return self.raters | prompts | words | failures_too(self.success)
 
     @property
     def spent(self) -> Spent:
-        """What both kinds of ratings have taken so far."""
+        """The cost of both kinds of ratings so far."""
         return self.relevance.spent + self.importance.spent
 
     def begin(self) -> Notes:
-        """Nothing is rated."""
+        """Return notes without a rating."""
         return {"importance": {}}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
@@ -80,7 +80,7 @@ class Stream:
         notes["importance"] |= {episode.id: rating for episode, rating in zip(kept, ratings, strict=True)}
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """The candidates of the highest scores, the nearer where equal; all roles are told the same."""
+        """Recall the candidates with the highest scores, the nearer on ties; all roles are told the same."""
         tasks = list({task.key: task for task, _ in queries}.values())
         hits = bank.search_many(tasks, k=2 * self.num_retrieved, success=self.success)
         importance: dict[str, float] = notes["importance"]
@@ -103,7 +103,7 @@ class Stream:
 
 
 def scaled(values: Sequence[float]) -> list[float]:
-    """The values moved and stretched to reach from 0 to 1; where all are equal they say nothing, and are 0.
+    """Shift and scale the values to reach from 0 to 1; if all are equal, they say nothing and become 0.
 
     >>> scaled([2.0, 4.0, 3.0]), scaled([5.0, 5.0])
     ([0.0, 1.0, 0.5], [0.0, 0.0])

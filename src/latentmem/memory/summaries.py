@@ -1,9 +1,9 @@
-"""Voyager's memory: each episode is kept under what a language model says it is good for, and found by that.
+"""Voyager's memory: each episode is stored under a language model's description of its use, and found by that.
 
 After Wang et al. 2023, "Voyager" (arXiv 2305.16291), section 2.2, the skill library: a verified program is the value,
-the embedding of a generated description its key. Here an episode takes the program's place,
-by default a successful one. Voyager has its
-model write a plan and asks with that; the task's own text is asked with here, as in the comparisons of G-Memory.
+and the embedding of a generated description is its key. Here an episode, by default a successful one, takes the
+program's place. Voyager's model writes a plan, and the plan is the query; here the query is the task's own text, as in
+the comparisons of G-Memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ DEFAULTS = BankSection()
 
 
 class Summaries:
-    """Keys written by a language model, one for each episode; notes: {"summaries": {trajectory id: text}}."""
+    """The method of Voyager: a description for each episode; notes: {"summaries": {trajectory id: text}}."""
 
     kind = "voyager"
 
@@ -55,15 +55,15 @@ class Summaries:
 
     @property
     def spent(self) -> Spent:
-        """What the scribe's replies have taken so far."""
+        """The cost of the scribe's replies so far."""
         return self.scribe.spent
 
     def begin(self) -> Notes:
-        """No key."""
+        """Return notes without a description."""
         return {"summaries": {}}
 
     def learn(self, notes: Notes, episodes: Sequence[Trajectory]) -> None:
-        """Have the episodes that may be told summarised at once. For an empty reply, which counts, the task stands."""
+        """Summarise the episodes that may be told, all at once; count an empty reply, and keep the task's text."""
         kept = [episode for episode in episodes if episode.success or not self.success]
         texts = [self.scribe.shorten(describe(episode, self.words)) for episode in kept]
         prompts = [fill(self.section.summary, episode=text) for text in texts]
@@ -74,7 +74,7 @@ class Summaries:
             notes["summaries"][episode.id] = reply or episode.task.text
 
     def recall(self, notes: Notes, bank: ExperienceBank, queries: Sequence[tuple[Task, Role]]) -> list[Recalled]:
-        """The episodes whose keys are nearest to the task, the older where equal; all roles are told the same."""
+        """Recall the episodes whose keys are nearest to the task, the older on ties; all roles are told the same."""
         tasks = list({task.key: task for task, _ in queries}.values())
         ids = list(notes["summaries"])
         cosines = self.similarity([task.text for task in tasks], list(notes["summaries"].values()))

@@ -1,9 +1,9 @@
 """Memory as text in the prompt: the nearest trajectories, the same for every role.
 
-This is the plain rival that latent memory is compared with. Without rating it is also what MetaGPT (arXiv 2308.00352)
-stands for where memories of teams are compared (G-Memory, arXiv 2506.07398; LatentMem): its pool of shared messages
-made to last beyond one task, by giving the next team the nearest trajectories as examples. The memory called
-`metagpt` is therefore this class, without a rater.
+Latent memory is compared with this plain baseline. Without a rater it is also what comparisons of team memories
+(G-Memory, arXiv 2506.07398; LatentMem) call MetaGPT (arXiv 2308.00352): MetaGPT's pool of shared messages, extended
+beyond one task by giving the next team the nearest trajectories as examples. So the memory named `metagpt` is this
+class, without a rater.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,13 @@ class TextMemory:
         rate: Rate | None = None,
         words: MemorySection = MemorySection(),  # noqa: B008 - it is frozen
     ) -> None:
-        """Take a bank and say what of it is told.
+        """Take a bank and the settings of what is told.
 
         Args:
-            bank: searched.
-            num_retrieved: trajectories told.
+            bank: the bank to search.
+            num_retrieved: number of trajectories told.
             only_successes: whether failures are left out.
-            rate: chooses among twice as many.
+            rate: chooses among twice as many candidates.
             words: how episodes are told.
         """
         self.bank = bank
@@ -47,23 +47,23 @@ class TextMemory:
 
     @property
     def spent(self) -> Spent:
-        """What recalling has taken so far."""
+        """The cost of recalling so far."""
         return Spent() if self.rate is None else self.rate.spent
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """The nearest trajectories as text, the same for all roles; no text where there is none. Searches once."""
+        """Search once; return the nearest trajectories as text, the same for all roles, or no text if none exist."""
         before = self.spent
         recalls = self.recall_from(queries, self.retrieved([task for task, _ in queries]))
         return Recalls(recalls, self.spent - before)
 
     def retrieved(self, tasks: Sequence[Task]) -> dict[str, list[Trajectory]]:
-        """What is told for each task, best first, by the task's key; never a trajectory of the task itself."""
+        """Return the trajectories told for each task, best first, by the task's key; never one of the task itself."""
         return retrieve(self.bank, tasks, self.num_retrieved, self.success, self.rate)
 
     def recall_from(
         self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
     ) -> list[Recall]:
-        """These trajectories of each query's task as text, by the task's key."""
+        """Return the given trajectories of each query's task, by the task's key, as text."""
         recalls = {}
         for key in {task.key for task, _ in queries}:
             sources = tuple(trajectory.id for trajectory in found[key])

@@ -1,8 +1,8 @@
-"""LoRA adapters on one frozen backbone: as many as are asked for, and never more than one is on.
+"""LoRA adapters on one frozen backbone: any number may be attached, and at most one is active.
 
-Each composer reads with an adapter of its own, agents that were trained themselves speak with another, and all others
-speak with none; yet there is one copy of the backbone. Which adapter is on is said where the model is used, for as long
-as it is used, so none can be left on by mistake.
+Each composer reads with its own adapter, agents that were trained themselves speak with another one, and all other
+agents speak with none. All share one copy of the backbone. A `with` block around the use of the model names the active
+adapter, so none can stay active by mistake.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ class Adapter:
     """One adapter on a backbone."""
 
     name: str
-    """Its own on this backbone."""
+    """The adapter's name, unique on this backbone."""
     matrices: dict[str, nn.Parameter]
-    """By the layer's name; float32 or better, whatever the backbone's dtype."""
+    """The adapter's matrices by layer name; float32 or wider, whatever the backbone's dtype."""
 
 
 class Adapters:
-    """Those of one backbone; at first there are none."""
+    """The adapters of one backbone; none at first."""
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
         self._model = model
@@ -43,16 +43,16 @@ class Adapters:
         return name in self._parameters
 
     def add(self, *, rank: int, alpha: float, target_modules: Sequence[str], key: str) -> Adapter:
-        """Put a fresh adapter on the backbone, drawn from torch's random numbers as they stand; it changes nothing yet.
+        """Attach a new adapter, initialised from torch's global random state; it does not change any output yet.
 
         Args:
-            rank: r of LoRA.
+            rank: LoRA's r.
             alpha: LoRA's scale is alpha / rank.
-            target_modules: names of the linear layers that get it.
-            key: the configuration's key of those, for the error.
+            target_modules: names of the linear layers to adapt.
+            key: the configuration key of `target_modules`, for the error.
 
         Raises:
-            ConfigError: a target module that the backbone has not.
+            ConfigError: a target module is missing from the backbone, or is its embedding or output layer.
         """
         self._num_added += 1
         name = f"adapter{self._num_added}"
@@ -61,7 +61,7 @@ class Adapters:
             r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0, bias="none"
         )
         inject_adapter_in_model(config, self._model, adapter_name=name)
-        del self._model.peft_config  # a note of peft's, which would make it warn of the next adapter
+        del self._model.peft_config  # else peft warns when the next adapter is added
         dtype = torch.promote_types(self._model.dtype, torch.float32)
         found = {path: matrix for path, matrix in self._model.named_parameters() if f".{name}." in path}
         for matrix in found.values():
@@ -72,7 +72,7 @@ class Adapters:
         return Adapter(name, self._parameters[name])
 
     def remove(self, name: str) -> None:
-        """Take an adapter off; a layer that carries no other is the backbone's own again."""
+        """Remove an adapter; a layer that carries no other adapter gets the backbone's own module back."""
         assert self._on != name, "an adapter is taken off while it is used"
         del self._parameters[name]
         carried = {path.rpartition(".lora_")[0] for matrices in self._parameters.values() for path in matrices}
@@ -86,7 +86,7 @@ class Adapters:
 
     @contextmanager
     def only(self, name: str | None) -> Iterator[None]:
-        """In here the named adapter is on and no other; None: none is. Afterwards it is as before."""
+        """Make the named adapter (None: no adapter) the only active one in the block; afterwards restore the state."""
         assert name is None or name in self, f"the backbone has no adapter {name!r}"
         before = self._on
         if name != before:
@@ -100,21 +100,21 @@ class Adapters:
     def _turn_on(self, name: str | None) -> None:
         for layer in self._layers:
             layer.set_adapter([] if name is None else [name])
-        # peft's switch also clears requires_grad; but a backward pass may come when its adapter is off again.
+        # peft's switch also clears requires_grad, but a backward pass may run after its adapter was switched off.
         for matrices in self._parameters.values():
             for matrix in matrices.values():
                 matrix.requires_grad_(True)
         self._on = name
 
     def _check_targets(self, target_modules: Sequence[str], key: str) -> None:
-        """Each names a layer: peft is content when one of them does, and would leave the others out silently."""
+        """Check that each target names a layer: peft is content if one of them does, and silently skips the others."""
         paths = [path for path, tensor in self._model.named_parameters() if tensor.ndim == 2 and ".lora_" not in path]
         layers = {path.removesuffix(".weight").removesuffix(".base_layer").rpartition(".")[2] for path in paths}
         ends = (self._model.get_input_embeddings(), self._model.get_output_embeddings())
         outside = {path.rpartition(".")[2] for path, module in self._model.named_modules() if module in ends}
         for target in target_modules:
             name = target.rpartition(".")[2]
-            if name in outside:  # log-probabilities are computed from its weight alone
+            if name in outside:  # log-probabilities are computed from the output layer's plain weight
                 raise ConfigError(
                     f"{key}: {target!r} is the embedding or the output layer of model {self._model_name!r}; name "
                     "layers between them, such as q_proj"

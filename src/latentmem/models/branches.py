@@ -1,10 +1,10 @@
-"""Whole messages with gradients, for agents that are trained themselves: those that begin alike share one row.
+"""Log-probabilities of whole messages with gradients, for agents that are trained themselves.
 
-Weights that are trained change the keys and values of a prompt too, so nothing can be read beforehand without gradients
-as `prefix.py` does. What several messages begin with is read once all the same. A row holds this trunk and behind
-it, one after the other, what each message adds, its branch; a mask lets a branch see the trunk and itself, and its
-positions go on from the trunk's. One forward and one backward pass through the model give what each message alone
-would give, to rounding.
+Trained weights change the keys and values of a prompt too, so no prompt can be read beforehand without gradients as
+`prefix.py` does. Still, what several messages begin with is read once. A row holds this common beginning, the trunk,
+and behind it, one after the other, what each message adds: its branch. A mask lets a branch see the trunk and itself,
+and its positions continue from the trunk's. One forward and one backward pass through the model give, up to rounding,
+what each message alone would give.
 """
 
 from collections.abc import Sequence
@@ -18,39 +18,39 @@ from latentmem.models.fused import token_logps
 from latentmem.models.prefix import attend, common_length, pad
 
 Said = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a prompt, and of the response to it; neither is empty."""
+"""Token ids of a prompt and of the response to it; neither is empty."""
 
 _ATTENTION_AS_DEAR = 4096
-"""Columns of a row at which attending to each other costs about as much as the products with the weights.
+"""Number of columns in a row at which attention costs about as much as the products with the weights.
 
-A layer has about 12 d^2 weights, and attention multiplies 2 d numbers for each pair of columns: equal at 6 d columns,
-3456 for SmolLM2-135M, more for larger models.
+A layer has about 12 d^2 weights, and attention multiplies 2 d numbers for each pair of columns. Both cost the same at
+6 d columns: 3456 for SmolLM2-135M, more for larger models.
 """
 
 
 @dataclass(frozen=True)
 class Branched:
-    """Messages side by side behind the trunk that they share."""
+    """One row: a trunk that several messages share, and a branch for each message."""
 
     messages: tuple[int, ...]
-    """Their positions in the list that the rows were made of."""
+    """The indices of the row's messages in the list of all messages."""
     trunk: int
-    """Tokens that all their prompts begin with."""
+    """Number of tokens that all their prompts begin with."""
     columns: int
-    """Tokens of the trunk and of all branches."""
+    """Number of tokens in the trunk and all branches."""
 
     def joined(self, message: int, own: int, shared: int) -> "Branched":
-        """With one message more, of `own` columns alone, whose prompt shares `shared` tokens with the trunk."""
-        longer = (self.trunk - shared) * len(self.messages)  # what the trunk loses is in each old branch now
+        """Return the row with one more message, `own` columns long, that shares `shared` tokens with the trunk."""
+        longer = (self.trunk - shared) * len(self.messages)  # what the trunk loses goes into each old branch
         return Branched((*self.messages, message), shared, self.columns - self.trunk + longer + own)
 
 
 def grow_rows(messages: Sequence[Said], limit: int) -> list[Branched]:
-    """Rows for all messages: neighbours in the order of their prompts share one wherever that is cheaper.
+    """Group all messages into rows: neighbours in the sorted order of prompts share a row wherever that is cheaper.
 
     Args:
         messages: prompts and responses.
-        limit: columns of a row with several messages.
+        limit: the most columns of a row with several messages.
     """
     rows: list[Branched] = []
     for i in sorted(range(len(messages)), key=lambda i: list(messages[i][0])):
@@ -74,23 +74,23 @@ def _cost(row: Branched) -> float:
 def branch_logps(
     model: PreTrainedModel, rows: Sequence[Branched], messages: Sequence[Said], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of responses, differentiable in whatever of the model's decoder layers is trained.
+    """Compute log-probabilities of responses, differentiable in the trained weights of the decoder layers.
 
     Args:
         model: the causal LM.
-        rows: of `grow_rows`; B messages in all.
-        messages: what the rows were made of.
+        rows: made by `grow_rows`; they hold B messages in all.
+        messages: the list that the rows were made from.
         temperature: logits are divided by it; must be above 0.
 
     Returns:
-        logps [B, T] float32 (float64 for a model of float64), the messages in the order of the rows, exactly 0 where
-        the mask is False; and the mask [B, T] bool of response tokens.
+        logps [B, T] float32 (float64 for a model of float64), with messages in the order of the rows, exactly 0 where
+        the mask is False; and the mask [B, T] bool, True on response tokens.
     """
     device = model.device
     ids: list[list[int]] = []
-    branch: list[list[int]] = []  # of each column, from 1; 0 is the trunk
+    branch: list[list[int]] = []  # the number of each column's branch, from 1; 0 is the trunk
     places: list[list[int]] = []
-    predicting: list[tuple[int, int]] = []  # row and column before each response token
+    predicting: list[tuple[int, int]] = []  # the row of each response token, and the column before it
     for number, row in enumerate(rows):
         beginning = messages[row.messages[0]][0][: row.trunk]
         ids.append(list(beginning))
@@ -117,9 +117,9 @@ def branch_logps(
 
 
 def _branch_mask(branches: Tensor) -> Tensor:
-    """Which columns see which: [R, C] long, 0 the trunk, k a branch, -1 padding -> [R, 1, C, C] bool.
+    """Return which columns see which: [R, C] long, 0 the trunk, k a branch, -1 padding -> [R, 1, C, C] bool.
 
-    A column sees the trunk and its own branch up to itself. Padding sees what stands there, itself in any case; a
+    A column sees the trunk and its own branch up to itself. Padding counts as a branch and so sees at least itself; a
     softmax over nothing would be nan.
     """
     columns = branches.shape[1]

@@ -23,7 +23,7 @@ PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 _CUT = "\ud800"
 """Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
 _SYSTEM, _USER = "sys-5e1f07c2a94b", "usr-c83d6b20f7e1"
-"""Stand for the two texts when a template is tried: no template holds them by itself."""
+"""Placeholders for the two texts when a template is tried; no template holds them by itself."""
 
 
 class Chat:

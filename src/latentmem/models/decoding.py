@@ -1,4 +1,4 @@
-"""From a prefix to sampled tokens: each row draws random numbers of its own, and leaves the batch when it has ended."""
+"""Sampling of tokens after a prefix: each row has its own random numbers and leaves the batch when it has ended."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from latentmem.models.prefix import Prefix
 
 _FIRST_CHECKS = frozenset({2, 4})
 _CHECK_EVERY = 8
-"""Decoding steps between looks at which rows have ended, after the first ones, for agents may answer with one word;
-each look makes a GPU wait."""
+"""Decoding steps between checks for rows that have ended; each check makes a GPU wait. Two checks come earlier
+(`_FIRST_CHECKS`), because agents may answer with one word."""
 
 
 def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
-    """[B, K, d] of B latent memories [K, d], or None where no prompt has any; some with and some without is a bug."""
+    """Stack B latent memories [K, d] to [B, K, d]; return None if no prompt has any. A mix of both is a bug."""
     present = [latent for latent in latents if latent is not None]
     if not present:
         return None
@@ -26,7 +26,7 @@ def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def draw_uniform(seeds: Sequence[int], length: int) -> Tensor:
-    """Uniform numbers in [0, 1), [B, length] float64, each row from its own seed alone."""
+    """Draw uniform numbers in [0, 1): [B, length] float64, each row from its own seed alone."""
     return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(length) for seed in seeds]))
 
 
@@ -37,13 +37,13 @@ def decode(
 
     Args:
         model: the causal LM that read the prefix.
-        prefix: B prompts, used up.
-        draws: [B, T] float64 in [0, 1), one number a token.
+        prefix: B prompts; the call uses it up.
+        draws: [B, T] float64 in [0, 1), one number per token.
         sampling: how to draw.
         eos_ids: tokens that end a row.
 
     Returns:
-        Token ids [B, T'] and log-probabilities [B, T'] float32, T' <= T; what follows a row's EOS means nothing.
+        Token ids [B, T'] and log-probabilities [B, T'] float32, T' <= T; entries after a row's EOS are meaningless.
     """
     num_rows, length = draws.shape
     tokens = torch.full((num_rows, length), -1, dtype=torch.long, device=draws.device)
@@ -62,7 +62,7 @@ def decode(
             num_ended = int(ended.sum())
             if num_ended == len(alive):
                 return tokens[:, : t + 1], logps[:, : t + 1]
-            # Copying the rows that stay costs about as much as one step; worth it when a quarter goes.
+            # Copying the rows that stay costs about as much as one step, so it pays when a quarter of the rows goes.
             if num_ended * 4 >= len(alive):
                 stay = (~ended).nonzero()[:, 0]
                 prefix, alive, ended, chosen = prefix.select(stay), alive[stay], ended[stay], chosen[stay]
@@ -77,11 +77,11 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
     Args:
         logits: [B, V].
         draws: [B] float64 in [0, 1).
-        sampling: temperature first, then top-k, then top-p (the fewest most likely tokens that reach it).
+        sampling: temperature first, then top-k, then top-p (the fewest most likely tokens whose sum reaches it).
 
     Returns:
         Token ids [B] and their log-probabilities [B] float32 under the tempered distribution *before* top-k and top-p,
-        which is what training computes; at temperature 0 the most likely token, with its log-probability at 1.
+        which is what training computes. At temperature 0: the most likely token, with its log-probability at 1.
     """
     logps = (logits.float() / (sampling.temperature or 1.0)).log_softmax(1)
     if sampling.temperature == 0:
@@ -98,8 +98,8 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
             probs[kept.cumsum(1) - kept >= sampling.top_p] = 0
     cumulative = probs.cumsum(1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # A draw below 1, times the total, stays below the total in float64: it falls on a token that has probability.
-    # The clamp is for logits that are not finite: a GPU would abort at the position V that they lead to.
+    # A draw below 1, times the total, stays below the total in float64, so it falls on a token with probability.
+    # The clamp is for logits that are not finite: they lead to position V, where a GPU would abort.
     position = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp(max=probs.shape[1] - 1)
     chosen = order.gather(1, position) if order is not None else position
     return chosen[:, 0], logps.gather(1, chosen)[:, 0]

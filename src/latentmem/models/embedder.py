@@ -1,8 +1,8 @@
-"""Texts become vectors of length 1; each text is embedded once and remembered, for tasks are asked about many times.
+"""Embedders that map texts to vectors of length 1 and remember them, because tasks are looked up many times.
 
-By default each text is embedded by itself, so a vector depends on its own text only, to the last bit, and an
-interrupted run that embeds it in other company stores the same. On a CPU that costs long texts a quarter of the speed,
-short ones two thirds.
+By default each text is embedded by itself, so a vector depends on its own text only, to the last bit: a resumed run
+stores the same vectors although it embeds the text in other company. On a CPU this costs a quarter of the speed for
+long texts and two thirds for short ones.
 """
 
 import hashlib
@@ -14,19 +14,19 @@ from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading, resolve_embedder
 
 MAX_REMEMBERED = 16_384
-"""Vectors kept, those asked for last; 24 MB at 384 dimensions."""
+"""Number of vectors kept, the most recently used ones; 24 MB at 384 dimensions."""
 
 
 class HashingEmbedder:
-    """Embeds without a model: each word has a direction of its own, so that texts that share words lie near each other.
+    """An embedder without a model: each word has its own direction, so texts that share words lie near each other.
 
-    A stand-in for tests and for trying things out; it knows nothing of meaning. Equal in every process.
+    It is a stand-in for tests and first trials, and knows nothing of meaning. Its vectors are equal in every process.
     """
 
     name = "hashing"
 
     def __init__(self, width: int = 64) -> None:
-        """`width` is e, the length of a vector."""
+        """Set `width`: e, the number of dimensions."""
         self.width = width
 
     def __call__(self, texts: list[str]) -> np.ndarray:
@@ -41,23 +41,23 @@ class HashingEmbedder:
 
 
 def load_embedder(name: str) -> "Embedder | HashingEmbedder":
-    """The embedder of a name: `hashing`, or what `Embedder` loads.
+    """Return the embedder of a name: `hashing`, or a model that `Embedder` loads.
 
     Raises:
-        ModelError: as `Embedder` does.
+        ModelError: see `Embedder`.
     """
     return HashingEmbedder() if name == HashingEmbedder.name else Embedder(name)
 
 
 class Embedder:
-    """A sentence-transformers model as a plain function from texts to vectors; what the bank takes as `embed`."""
+    """A sentence-transformers model as a plain function from texts to vectors; the bank takes it as `embed`."""
 
     def __init__(self, name: str = "all-minilm-l6-v2", device: str = "cpu", batch_size: int = 1):
         """Load the model in float32.
 
-        `name` is `all-minilm-l6-v2` (embedded), a folder or a hub id; `device` a torch device; `batch_size` texts are
-        embedded at once, which is faster where the seventh decimal of a vector is nobody's concern. Texts longer than
-        the model's window (256 tokens for the embedded one) are embedded by their beginning.
+        `name` is `all-minilm-l6-v2` (embedded), a folder or a hub id; `device` is a torch device; `batch_size` is the
+        number of texts embedded at once. More than 1 is faster, but changes a vector in about the seventh decimal. Only
+        the beginning of a text longer than the model's window (256 tokens for the embedded one) is embedded.
 
         Raises:
             ModelError: the name cannot be resolved, or it names something that sentence-transformers cannot load.
@@ -84,12 +84,12 @@ class Embedder:
 
     @property
     def name(self) -> str:
-        """As it was asked for; vectors of another name are not comparable."""
+        """The name that was asked for; vectors of different names are not comparable."""
         return self._name
 
     @property
     def width(self) -> int:
-        """e, the length of a vector."""
+        """e, the number of dimensions of a vector."""
         return int(self._model.get_embedding_dimension())
 
     def __call__(self, texts: list[str]) -> np.ndarray:

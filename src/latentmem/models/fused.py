@@ -1,12 +1,13 @@
-"""A frozen backbone's small operations, in few passes over memory; what is kept for the backward pass is little.
+"""Fused versions of a frozen backbone's small operations: few passes over memory, and little kept for backward.
 
 Between two matrix products a decoder layer normalises, rotates and gates. Written as in a textbook, each of these is
-five to ten operations, and each operation reads its tensors from memory, writes them back and keeps some: on a CPU that
-costs as much time as the products, and most of the memory of training. Here each is one function with its derivative
-worked out by hand; weights are frozen, so only inputs have one. The products themselves are oneDNN's where torch would
-take MKL's: on AMD's cores these are a tenth to a third faster at the sizes here, forward and backward. A module is
-replaced only if, on random numbers, it gives what the replacement gives; any other stays as it is, and nothing but
-speed and memory depends on it. Where it was not measured to pay, nothing is replaced (`model.fused`).
+five to ten operations. Each operation reads its tensors from memory, writes them back and keeps some: on a CPU that
+costs as much time as the products, and most of the memory of training. Here each is one function with a hand-written
+derivative; weights are frozen, so only inputs have one. The products themselves use oneDNN where torch would use MKL:
+on AMD's cores these are a tenth to a third faster at the sizes here, forward and backward.
+
+A module is replaced only if the replacement gives the same on random numbers. Any other module stays as it is, which
+costs nothing but speed and memory. Nothing is replaced where no gain was measured (`model.fused`).
 """
 
 import types
@@ -20,12 +21,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 _LOGITS_AT_ONCE = 2**22
-"""Logits computed at a time when only log-probabilities are wanted: 16 MiB in float32."""
+"""Number of logits computed at a time when only log-probabilities are wanted: 16 MiB in float32."""
 _HAS_ONE_DNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b by oneDNN, for a frozen W in float32 on the CPU. Keeps nothing but W."""
+    """x W' + b by oneDNN, for a frozen W in float32 on the CPU. Keeps only W."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,7 +45,7 @@ def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The linear map x W' + b of x [..., d] by a frozen W [n, d] and b [n], or None: [..., n]; differentiable in x."""
+    """Return x W' + b for x [..., d] and a frozen W [n, d], b [n] or None: [..., n], differentiable in x."""
     plain = weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.requires_grad
     if plain or not _HAS_ONE_DNN or not x.numel():
         return functional.linear(x, weight, bias)
@@ -52,7 +53,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """RMSNorm, y = w x / rms(x). Keeps x, which the residual stream keeps anyway, and one number a position."""
+    """RMSNorm, y = w x / rms(x). Keeps x, which the residual stream keeps anyway, and one number per position."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -99,7 +100,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None  # an orthogonal map: its transpose turns the other way
+        return _rotate(grad, cos, -sin), None, None  # an orthogonal map: its transpose rotates the other way
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -111,14 +112,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Forgetful:
-    """Stands for a context where nothing will be differentiated."""
+    """A stand-in for the autograd context where nothing will be differentiated."""
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         pass
 
 
 def _callable(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """The function; without gradients a plain call, for a decoding step makes 360 and `apply` takes as long again."""
+    """Return the function as a callable that skips `apply` without gradients.
+
+    A decoding step makes 360 such calls, and `apply` doubles the time of each.
+    """
 
     def call(*args: object) -> Tensor:
         out: Tensor = function.apply(*args) if torch.is_grad_enabled() else function.forward(_Forgetful(), *args)  # type: ignore[no-untyped-call]
@@ -160,18 +164,18 @@ def _rotated_in_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether replacing was measured to be faster here: on a CPU in float32. On a GPU nothing was measured.
+    """Return whether replacing was measured to be faster: on a CPU in float32. On a GPU nothing was measured.
 
-    In float64 it is done for exactness: transformers computes norms in float32 whatever the model is.
+    It is done in float64 too, for exactness: transformers computes norms in float32 whatever the model's dtype.
     """
     return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
 def fuse(model: PreTrainedModel) -> int:
-    """Replace what can be replaced in a causal LM, and return the number of modules that were. For frozen weights.
+    """Replace what can be replaced in a causal LM with frozen weights, and return the number of modules replaced.
 
-    Decided by what a module has and what it computes, not by its name: Llama, Mistral, Qwen2 and Qwen3 are covered.
-    What it computes is seen on numbers of a generator of its own.
+    A module is chosen by its attributes and by what it computes on random numbers, not by its name: Llama, Mistral,
+    Qwen2 and Qwen3 are covered. The random numbers come from a separate generator.
     """
     num_fused = 0
     random = torch.Generator().manual_seed(0)
@@ -207,9 +211,10 @@ def _replace(module: nn.Module, forward: Callable[..., Tensor], sample: Tensor) 
 
 
 def _replace_rotary(attention: Any, sample: Callable[..., Tensor]) -> bool:
-    """Let this attention's `forward` find our function where it finds transformers' own by name.
+    """Make this attention's `forward` call our rotation in place of transformers' own.
 
-    It calls a function of its module; to replace that one there would change it for everybody in the process.
+    `forward` looks the function up in its module; replacing it there would change it for the whole process. So we give
+    this attention a copy of `forward` that looks it up elsewhere.
     """
     forward = type(attention).forward
     theirs = getattr(forward, "__globals__", {}).get("apply_rotary_pos_emb")
@@ -236,12 +241,12 @@ def _replace_rotary(attention: Any, sample: Callable[..., Tensor]) -> bool:
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
     tolerance = 1e-5 if found.dtype in (torch.float32, torch.float64) else 2e-2
-    # Of the largest entry: an entry that is a small sum of large terms is off by the rounding of those.
+    # Relative to the largest entry: a small entry that sums large terms is off by the rounding of those.
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 def _blocks(num_rows: int, num_tokens: int) -> Iterator[slice]:
-    """Slices of rows whose logits are at hand together; even ones, for one of few rows costs nearly as much."""
+    """Yield slices of rows whose logits are computed together, of even size: a small one costs nearly as much."""
     num_blocks = ceil(num_rows * num_tokens / _LOGITS_AT_ONCE)
     size = max(1, ceil(num_rows / max(1, num_blocks)))
     for start in range(0, num_rows, size):
@@ -255,8 +260,8 @@ def _kind(hidden: Tensor) -> torch.dtype:
 class _TokenLogps(torch.autograd.Function):
     """Log-probabilities of given tokens, and their derivative in the same pass over the vocabulary.
 
-    d log p(y) / d h = (W_y - sum over v of p_v W_v) / temperature does not depend on what comes after, so it is worked
-    out while a block's probabilities are at hand, and the backward pass only scales it. [N, V] never exists.
+    d log p(y) / d h = (W_y - sum over v of p_v W_v) / temperature does not depend on later operations. So it is
+    computed while a block's probabilities are at hand, and the backward pass only scales it. [N, V] never exists.
     """
 
     @staticmethod
@@ -283,11 +288,11 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def token_logps(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Log-softmax of (hidden @ weight' + bias) / temperature at some tokens, differentiable in `hidden`.
+    """Return log_softmax((hidden @ weight' + bias) / temperature) at the given tokens, differentiable in `hidden`.
 
     Args:
-        weight: [V, d] of the output layer, frozen.
-        bias: [V] of it, or None.
+        weight: [V, d], the output layer's, frozen.
+        bias: [V], the output layer's, or None.
         hidden: [N, d], after the final norm.
         ids: [N] long.
         temperature: above 0.
@@ -301,11 +306,11 @@ def token_logps(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor
 
 @torch.no_grad()
 def judge_tokens(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Say how likely some tokens are, and whether each is the one that greedy decoding picks; one pass over the logits.
+    """Return the log-probability of each given token, and whether greedy decoding picks it; one pass over the logits.
 
     Args:
-        weight: [V, d] of the output layer.
-        bias: [V] of it, or None.
+        weight: [V, d], the output layer's.
+        bias: [V], the output layer's, or None.
         hidden: [N, d], after the final norm.
         ids: [N] long.
 

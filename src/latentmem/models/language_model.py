@@ -1,8 +1,8 @@
 """The agents' frozen language model: prompts in, sampled tokens out.
 
-Text from outside (tasks, other agents, memories) is encoded as plain text: a control token written in it stays a row
-of ordinary characters. Each response draws from its own random stream, so it does not depend on its neighbours in the
-batch. `ScriptedModel` is the stand-in at the same seam, for tests and for trying a team out without a model.
+Text from outside (tasks, other agents, memories) is encoded as plain text: a control token written in it becomes
+ordinary characters. Each response draws from its own random stream, so it does not depend on its neighbours in the
+batch. `ScriptedModel` has the same interface, for tests and for trying a team out without a model.
 """
 
 import math
@@ -78,26 +78,26 @@ class LanguageModel:
         today: date = DEFAULTS.date,
         thinking: bool = DEFAULTS.thinking,
     ) -> Self:
-        """Load by embedded name, hub id, local folder or GGUF file.
+        """Load a model by embedded name, hub id, local folder or GGUF file.
 
         Args:
             name: see `models.assets.resolve_model`.
             device: `auto` is the current GPU if there is one, else the CPU; or a torch device.
             dtype: `auto` (bfloat16 on a GPU, else float32), `float32` or `bfloat16`.
             max_batch_size: responses sampled at once.
-            fused: `auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a
-                CPU in float32; `never` leaves the model as it is.
+            fused: `auto` replaces the model's small operations by fast ones where that was measured to pay, on a CPU in
+                float32; `never` leaves the model as it is.
             place: brings the finished model from the CPU to its device, as `sharding.shard` does; None moves it whole.
             today: the date that a chat template is told which asks for it.
             thinking: whether a chat template that knows `enable_thinking` lets the model think.
 
         Raises:
-            ModelError: unknown model, missing files, or a device that is not there.
+            ModelError: the model is unknown, files are missing, or the device is not there.
         """
         try:
             where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
             torch.empty(0, device=where)
-        except (RuntimeError, AssertionError):  # the latter where torch was built without that kind of device
+        except (RuntimeError, AssertionError):  # AssertionError: torch was built without that kind of device
             raise ModelError(f"device {device!r} is not there; use auto, cpu or a GPU such as cuda:0") from None
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
@@ -116,39 +116,39 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         where: torch.device = self.model.device
         return where
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; control tokens written in it are encoded as ordinary characters."""
+        """Return the token ids of plain text; control tokens written in it are encoded as ordinary characters."""
         return self.chat.encode(text)
 
     def encode_prompt(self, system: str, user: str) -> list[int]:
-        """Token ids of the chat prompt with its generation prompt; see `Chat.encode_prompt`."""
+        """Return the token ids of the chat prompt, generation prompt included; see `Chat.encode_prompt`."""
         return self.chat.encode_prompt(system, user)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of sampled tokens, control tokens left out."""
+        """Return the text of sampled tokens, without control tokens."""
         return self.chat.decode(token_ids)
 
     def spell(self, token_ids: Sequence[int]) -> str:
-        """Text of any tokens, control tokens written out."""
+        """Return the text of any tokens, with control tokens written out."""
         return self.chat.spell(token_ids)
 
     @contextmanager
     def as_agent(self, adapter: str | None = None) -> Iterator[Reader]:
-        """The backbone's reader with the named adapter on, and no other; with none for agents that were not trained."""
+        """Yield the backbone's reader with the named adapter on and no other; None: with no adapter."""
         with self.adapters.only(adapter):
             yield self._reader
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None = None) -> list[Sampled]:
-        """Sample one response a prompt, in batches of at most `max_batch_size`.
+        """Sample one response per prompt, in batches of at most `max_batch_size`.
 
         Args:
             prompts: what the agents are asked.
             sampling: how responses are drawn.
-            kept: takes what groups of prompts begin with, as the frozen model has read it.
+            kept: receives the common beginnings of each group's prompts, as the frozen model has read them.
 
         Raises:
             ModelError: a prompt does not fit the context window, or the model's values are not finite.
@@ -168,7 +168,7 @@ class LanguageModel:
         room = num_latents + sampling.max_response_tokens
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
         check_window(self.model, len(ids[longest]) + room, what)
-        # Rollouts of one task ask the same with the same latents: what differs between them begins with the first draw.
+        # Rollouts of one task ask the same with the same latents; they differ from the first draw on.
         places: dict[tuple[tuple[int, ...], int], int] = {}
         asked = zip(map(tuple, ids), (id(prompt.latents) for prompt in prompts), strict=True)
         again = [places.setdefault(kind, len(places)) for kind in asked]
@@ -176,7 +176,7 @@ class LanguageModel:
         model = self.model
         with self.as_agent(adapter) as reader:
             once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
-            kept = kept if adapter is None else None  # trained agents read their prompts again, with gradients
+            kept = kept if adapter is None else None  # scoring reads a trained agent's prompts again, with gradients
             begun = reader.read_beginnings(ids, [prompt.group for prompt in prompts], kept)
             prefix = reader.prefill(once, groups, room, begun)
             if latents is not None:
@@ -211,18 +211,18 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class KeepingModel:
-    """A language model that keeps what its prompts begin with, so that scoring the responses need not read it again."""
+    """A language model that keeps the beginnings of its prompts, so that scoring the responses need not read them."""
 
     model: LanguageModel
     kept: Kept = field(default_factory=Kept)
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.model.name
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        """The model's responses."""
+        """Return the model's responses."""
         return self.model.respond(prompts, sampling, self.kept)
 
 

@@ -1,10 +1,10 @@
 """The one layout of [prompt ; m ; response], for sampling and for scoring alike.
 
 Latent memory m stands after the prompt and attention is causal, so the prompt's keys and values do not depend on the
-composer: they are computed once, without gradients, and what rollouts of one group have in common only once for all
-of them. Forward and backward then run on [m ; response] alone. Rows of a batch differ in length, so a row's columns
-may have holes; a boolean mask says which columns are real, and positions count real columns only. Holes change
-nothing: the result equals that of each row alone, to rounding.
+composer. They are computed once, without gradients, and what the rollouts of one group have in common is computed once
+for all of them. Forward and backward passes then run on [m ; response] alone. Rows of a batch differ in length, so a
+row may have padding columns between real ones; a boolean mask says which columns are real, and positions count real
+columns only. The result equals that of each row alone, up to rounding.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from latentmem.models.fused import judge_tokens, product, token_logps
 
 
 def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
-    """Which columns the new columns attend to.
+    """Return which columns the new columns attend to.
 
     Args:
         seen: [B, S] bool, True where an earlier column is real.
         new: [B, T] bool, True where a new column is real.
 
     Returns:
-        [B, 1, T, S + T] bool: earlier real columns, and new real columns up to itself. A padding column sees itself
-        too, for a softmax over nothing is nan and would spread.
+        [B, 1, T, S + T] bool: a new column sees earlier real columns, and new real columns up to itself. A padding
+        column sees itself too, because a softmax over nothing is nan and would spread.
     """
     length = new.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=new.device).tril()
@@ -38,14 +38,14 @@ def causal_mask(seen: Tensor, new: Tensor) -> Tensor:
 
 
 def next_positions(seen: Tensor, new: Tensor) -> Tensor:
-    """Positions of the new columns, counting real columns only. seen: [B, S] bool, new: [B, T] bool -> [B, T] long."""
+    """Number the new columns, counting real ones only. seen: [B, S] bool, new: [B, T] bool -> [B, T] long."""
     return (seen.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp(min=0)
 
 
 def pad(
     rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0, left: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor [B, T] long, padded on the right or left, and the mask [B, T] of real columns."""
+    """Pad rows of token ids on the right or left: return [B, T] long, and the mask [B, T] bool of real columns."""
     length = max(len(row) for row in rows)
     fills = [[fill] * (length - len(row)) for row in rows]
     ids = torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, fills, strict=True)])
@@ -56,7 +56,7 @@ def pad(
 
 @dataclass
 class Prefix:
-    """Prompts that a frozen model has read: one row a prompt, ready to be continued.
+    """Prompts that a frozen model has read, one row per prompt, ready to be continued.
 
     `seen` is [B, P] bool, True on real columns; `hidden` [B, d] is the state after the final norm at each row's last
     column, from which the next token is predicted.
@@ -67,7 +67,7 @@ class Prefix:
     hidden: Tensor
 
     def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor) -> None:
-        """Read further columns in place, without gradients.
+        """Read further columns, without gradients, and append them to this prefix.
 
         Args:
             model: the causal LM that read the prompt.
@@ -78,12 +78,12 @@ class Prefix:
         self.seen = torch.cat([self.seen, new], dim=1)
 
     def logits(self, model: PreTrainedModel) -> Tensor:
-        """[B, V], of the token that follows each row."""
+        """Return the logits [B, V] of the token that follows each row."""
         head = model.get_output_embeddings()
         return product(self.hidden, head.weight, head.bias)
 
     def select(self, rows: Tensor) -> "Prefix":
-        """The given rows [R] long, as a prefix of their own with the same room."""
+        """Return the given rows [R] long as a prefix of their own with the same room."""
         layers = [
             Slots.holding(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), layer.used)
             for layer in self.cache.layers
@@ -94,7 +94,7 @@ class Prefix:
 def hidden_states(
     model: PreTrainedModel, embeddings: Tensor, seen: Tensor, new: Tensor, cache: Cache | None = None
 ) -> Tensor:
-    """Hidden states after the final norm, of new columns that follow those in a cache.
+    """Return hidden states, after the final norm, of new columns that follow those in a cache.
 
     embeddings: [B, T, d]; seen: [B, S] bool, the columns in the cache (S = 0 without one); new: [B, T] bool, True on
     real columns -> [B, T, d].
@@ -111,7 +111,7 @@ def attend(
     among: Tensor,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Hidden states after the final norm, of new columns that see what a mask says.
+    """Return hidden states, after the final norm, of new columns that see what a mask allows.
 
     embeddings: [B, T, d]; mask: [B, 1, T, S + T] bool over the S columns in the cache and the new ones, none of its
     rows all False; positions: [B, T] long, of the new columns; among: [B, S + T] long, of all of them -> [B, T, d].
@@ -129,7 +129,7 @@ def attend(
 def _masks(
     model: PreTrainedModel, mask: Tensor, positions: Tensor, among: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """The mask as the layers take it; one for each kind of layer where some see a window of the last columns only."""
+    """Return the mask that the layers take: one per kind of layer if some see only a window of the last columns."""
     config = model.config.get_text_config()
     groups = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
@@ -150,7 +150,7 @@ def _masks(
 
 
 def common_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, short of the last one of the shortest.
+    """Return how many tokens all prompts begin with, leaving out the last token of the shortest prompt.
 
     >>> common_length([[1, 2, 3, 4], [1, 2, 9]]), common_length([[1, 2], [1, 2]])
     (2, 1)
@@ -165,20 +165,21 @@ def common_length(prompts: Sequence[Sequence[int]]) -> int:
 
 @dataclass(frozen=True)
 class Beginnings:
-    """What the prompts of each group begin with alike, read once for the group; what all begin with, once for all."""
+    """The common beginning of each group's prompts, read once per group; what all share is read once for all."""
 
     prefix: Prefix | None
-    """One row for each different beginning; None where nothing is shared."""
+    """One row for each different beginning; None if nothing is shared."""
     rows: dict[str, int]
-    """Each group's row."""
+    """The row of each group."""
     lengths: dict[str, int]
-    """Tokens that the prompts of each group share."""
+    """Number of tokens that the prompts of each group share."""
 
 
 class Kept:
-    """Beginnings that a frozen model read lately, by their tokens, so that what it samples after it also scores after.
+    """Beginnings of prompts that a frozen model read recently, by their tokens.
 
-    At most `positions` tokens, those read last: 4,096 are 190 MB of keys and values for SmolLM2-135M in float32.
+    Scoring takes them from here, and so starts from what sampling started from. At most `positions` tokens are kept,
+    the latest ones: 4,096 are 190 MB of keys and values for SmolLM2-135M in float32.
     """
 
     def __init__(self, positions: int = 4096) -> None:
@@ -186,14 +187,14 @@ class Kept:
         self._rows: dict[tuple[int, ...], Prefix] = {}
 
     def add(self, tokens: tuple[int, ...], row: Prefix) -> None:
-        """Keep one row, and forget the oldest ones if there are too many then."""
+        """Keep one row, and forget the oldest rows if that makes too many tokens."""
         self._rows.pop(tokens, None)
         self._rows[tokens] = row
         while sum(map(len, self._rows)) > self._room:
             del self._rows[next(iter(self._rows))]
 
     def find(self, beginnings: Sequence[tuple[int, ...]]) -> Prefix | None:
-        """One row for each of these, an empty one for no tokens; None if any is not kept."""
+        """Return one row per beginning, an empty one for no tokens; return None if any beginning is not kept."""
         longest = max(map(len, beginnings))
         rows = [self._rows.get(tokens) for tokens in beginnings]
         first = next((row for row in rows if row is not None), None)
@@ -218,16 +219,16 @@ class Kept:
 def read_beginnings(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], groups: Sequence[str], kept: Kept | None = None
 ) -> Beginnings:
-    """Let the frozen model read what prompts of one group share.
+    """Let the frozen model read what the prompts of each group share.
 
-    What all of them share, such as one role's system prompt, is read once; a prompt that is alone in its group begins
-    with no more than that.
+    What all prompts share, such as one role's system prompt, is read once. For a prompt that is alone in its group,
+    only this part is read.
 
     Args:
-        model: a causal LM, whose adapters are as they were whenever `kept` was used.
+        model: a causal LM, whose adapters are switched as they were whenever `kept` was used.
         prompts: as for `prefill`.
         groups: as for `prefill`.
-        kept: looked up first, and given what is read.
+        kept: searched first; receives what is read.
     """
     members: dict[str, list[Sequence[int]]] = {}
     for prompt, group in zip(prompts, groups, strict=True):
@@ -273,14 +274,14 @@ def prefill(
     room: int,
     begun: Beginnings | None = None,
 ) -> Prefix:
-    """Let the frozen model read prompts; what the prompts of a group begin with alike is read once for the group.
+    """Let the frozen model read prompts; the common beginning of a group's prompts is read once for the group.
 
     Args:
         model: a causal LM.
         prompts: token ids, B rows, none empty.
-        groups: B names; rows of one name are expected to share a beginning (none is fine too).
-        room: columns that will be read after the prompts, by `extend`.
-        begun: beginnings of these groups that were read already, of these prompts and perhaps more.
+        groups: B names; prompts of one group are expected to share a beginning, but need not.
+        room: number of columns that will be read after the prompts, by `extend`.
+        begun: the beginnings of these groups, if they were read already; other prompts may have been among them.
     """
     device = model.device
     embed = model.get_input_embeddings()
@@ -295,7 +296,7 @@ def prefill(
         prefix.seen = begun.prefix.seen[rows_of]
     own = [row for row, end in enumerate(ends) if len(end) > 1]
     if shared and 0 < len(own) < len(prompts):
-        # Prompts that are the same throughout their group end in one token, and need not pass the model for nothing.
+        # A prompt that equals all others of its group has one token left; in this pass it would be nothing but padding.
         ids, real = pad([end[:-1] for end in ends], device)
         rows = torch.tensor(own, device=device)
         part = prefix.select(rows)
@@ -317,11 +318,11 @@ def response_logps(
     mask: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Log-probabilities of responses under the frozen model, differentiable in the latents.
+    """Compute log-probabilities of responses under the frozen model, differentiable in the latents.
 
     Args:
         model: the causal LM that read the prefix.
-        prefix: B prompts, with room for K + T - 1 columns; they stay as they are, what is behind them does not.
+        prefix: B prompts, with room for K + T - 1 columns; they stay as they are, the columns behind are overwritten.
         latents: [B, K, d] latent memories, or None for prompts without.
         response_ids: [B, T] long, right-padded.
         mask: [B, T] bool, True on response tokens.
@@ -340,13 +341,13 @@ def response_logps(
 def judge_responses(
     model: PreTrainedModel, prefix: Prefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of responses at temperature 1, and which of their tokens greedy decoding would pick.
+    """Compute log-probabilities of responses at temperature 1, and which of their tokens greedy decoding would pick.
 
-    Each token is predicted from the response before it, so a response whose tokens are all picked is, to rounding, the
-    one that greedy decoding gives.
+    Each token is predicted from the response before it. So a response whose tokens are all picked is, up to rounding,
+    the one that greedy decoding gives.
 
     Args:
-        model: as for `response_logps`, and so are the others.
+        model: as for `response_logps`, like the other arguments.
         prefix: B prompts.
         latents: [B, K, d] or None.
         response_ids: [B, T] long.
@@ -364,7 +365,7 @@ def judge_responses(
 def _predicting(
     model: PreTrainedModel, prefix: Prefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor
 ) -> Tensor:
-    """The hidden state [N, d] from which each of the N response tokens is predicted, row by row."""
+    """Return the hidden states [N, d] from which the N response tokens are predicted, row by row."""
     embeddings = model.get_input_embeddings()(response_ids[:, :-1])
     new = mask[:, :-1]
     if latents is not None:
@@ -380,7 +381,7 @@ def _predicting(
 
 
 def check_window(model: PreTrainedModel, length: int, what: str) -> None:
-    """Refuse a sequence that the model cannot hold.
+    """Refuse a sequence that does not fit the model.
 
     Raises:
         ModelError: `length` tokens exceed the context window.

@@ -1,10 +1,10 @@
-"""A frozen backbone spread over the processes that were launched together: each keeps a part of every decoder layer.
+"""A frozen backbone spread over processes that were launched together: each keeps a part of every decoder layer.
 
-torch's `fully_shard` gathers a layer while it is at work and drops it again, so each pass through the model is a
-meeting of all processes, although their work is uneven. Hence they agree on every pass. Each asks for its next one, or
-says that it waits for an exchange, by a number, and the lowest number is what happens: those that asked for it make
-their pass, the others only send their parts of the layers, in the same order, and ask again. What is trained, the
-embeddings and the final norm are whole in each process.
+torch's `fully_shard` gathers a layer while it is at work and drops it again. So each pass through the model needs all
+processes, although they have different amounts of work. Hence they agree on every pass. Each process asks for its next
+pass by a number, or says by the highest number that it waits for an exchange. The lowest number wins: the processes
+that asked for it make their pass; the others only send their parts of the layers, in the same order, and ask again.
+Trained weights, the embeddings and the final norm are whole in each process.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from transformers import PreTrainedModel
 from latentmem.errors import ModelError
 
 PATIENCE = timedelta(days=7)
-"""How long one waits for another. The launcher notices a dead process; a slow one, on long tasks, is no mistake."""
+"""How long a process waits for another. The launcher notices a dead process; a slow one, on long tasks, is no error."""
 _NONE = 2**31
 
 
 class _Meeting:
-    """Where processes agree on the next pass."""
+    """The exchange of numbers by which processes agree on the next pass."""
 
     def __init__(self) -> None:
-        # The numbers lie on the CPU, also where the layers are gathered on GPUs.
+        # The numbers stay on the CPU, even where the layers are gathered on GPUs.
         self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.passes: list[list[Any]] = []
-        """Layers in the order that a kind of pass needs them: forward and backward of the first model, of the next."""
+        """The layers of each kind of pass in order: forward and backward of the first model, then of the next."""
         self.seen: set[int] = set()
         """Kinds of pass that this process has made since the last exchange."""
 
     def add(self, model: PreTrainedModel, layers: Sequence[Any]) -> None:
-        """Let the model meet the others before each of its passes. No graph may hold two of them."""
+        """Make the model agree with the other processes before each of its passes. No graph may hold two passes."""
         forward, backward = len(self.passes), len(self.passes) + 1
         self.passes += [list(layers), list(layers)[::-1]]
 
@@ -48,7 +48,7 @@ class _Meeting:
         model.base_model.register_forward_hook(announce_backward)
 
     def agree(self, wish: int) -> None:
-        """Return when the wish is what happens next; help others until then."""
+        """Return when the wished pass is next; until then, help the other processes with theirs."""
         while True:
             chosen = torch.tensor(wish)
             distributed.all_reduce(chosen, distributed.ReduceOp.MIN, self.group)
@@ -60,11 +60,11 @@ class _Meeting:
         self.seen.add(wish)
 
     def end(self) -> None:
-        """Return when no process asks for a pass any more."""
+        """Return when no process asks for another pass."""
         self.agree(_NONE)
         for kind in self.seen - {_NONE}:
             for layer in self.passes[kind]:
-                layer.reset_iter_state()  # else it notes every pass down until there is a backward pass, and for long
+                layer.reset_iter_state()  # else torch records every pass until a backward pass, which may be far off
         self.seen.clear()
 
 
@@ -72,13 +72,13 @@ _meeting: _Meeting | None = None
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Move a frozen model to a device, of each decoder layer only the part of this process.
+    """Move a frozen model to a device; of each decoder layer, move only the part of this process.
 
-    All processes call this alike, and `end_passes` before whatever else they do together from then on. Layers come to
-    the device one by one, so it never holds the whole model.
+    All processes call this alike. From then on, they call `end_passes` before anything else that they do together.
+    Layers come to the device one by one, so it never holds the whole model.
 
     Raises:
-        ModelError: the model has no list of decoder layers where Llama, Mistral and Qwen have it.
+        ModelError: the model has no list of decoder layers named `layers`, as Llama, Mistral and Qwen have.
     """
     global _meeting
     layers = getattr(model.base_model, "layers", None)
@@ -97,6 +97,6 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def end_passes() -> None:
-    """Return when no process asks for a pass through a sharded model any more: before whatever else all do together."""
+    """Return when no process asks for a pass through a sharded model; call it before other common work."""
     if _meeting is not None:
         _meeting.end()

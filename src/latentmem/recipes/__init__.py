@@ -1,7 +1,7 @@
-"""The recipes: each phase of an experiment, built from a whole configuration and run.
+"""The recipes: each builds one phase of an experiment from a whole configuration, and runs it.
 
-These are the only rooms that see a whole configuration, and the only ones that choose by name; they build the parts
-from their sections and let them run.
+Only these modules see a whole configuration and choose parts by name. They build the parts from their sections and run
+them.
 """
 
 from latentmem.recipes.collecting import collect

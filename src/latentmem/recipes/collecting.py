@@ -1,4 +1,4 @@
-"""The team plays, and the bank fills."""
+"""Let the team play, and fill the bank."""
 
 from functools import partial
 from math import ceil
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 def collect(config: Config, parts: Parts | None = None) -> None:
-    """Play the experience split, or the train split where there is none; store every trajectory, failures too.
+    """Play the experience split, or the train split if there is none; store every trajectory, including failures.
 
-    A batch is written down before it is stored, so that one which was stored but not yet counted when the process died
-    is not played again, with a memory that holds it already, but taken from there.
+    Each batch is written to a file before it is stored. If the process dies between storing and counting a batch, the
+    batch is taken from that file and not played again with a memory that already holds it.
     """
     with begin(config, "collect", parts) as here:
         section, parts, processes = config.collect, here.parts, here.processes
@@ -42,8 +42,9 @@ def collect(config: Config, parts: Parts | None = None) -> None:
         learn(memory, processes)
         play = partial(_play, config, parts, memory)
         per_batch = max(1, section.batch_size // section.rollouts_per_task)
-        # Without memory no batch depends on another, and whole ones are dealt out: each is the same computation whoever
-        # plays it. With memory a batch recalls what the one before it stored, and the tasks of one are dealt out.
+        # Without memory the batches do not depend on each other, so whole batches are shared out; each is the same
+        # computation whichever process plays it. With memory a batch recalls what the one before it stored, so the
+        # tasks within a batch are shared out.
         per_round = per_batch if section.memory != "none" else per_batch * processes.size
         with progress(len(tasks), "collect", "task", done, shown=here.is_first) as bar:
             for start in range(done, len(tasks), per_round):
@@ -57,7 +58,7 @@ def collect(config: Config, parts: Parts | None = None) -> None:
                         state = _store_batch(here.opened, parts)
                         bar.set_postfix(success=f"{state['successes'] / state['episodes']:.1%}", refresh=False)
                         bar.update(state["tasks"] - bar.n)
-                learn(memory, processes)  # all wait until it is stored: the next batch may recall it
+                learn(memory, processes)  # all wait until the batch is stored, because the next one may recall it
         if here.opened is not None:
             state = here.opened.state
             failed = f", {state['errors']} ended in an error" if state["errors"] else ""
@@ -83,7 +84,7 @@ def _play(config: Config, parts: Parts, memory: Memory, tasks: list[Task]) -> li
 
 
 def _go_on_collecting(run: Run | None, parts: Parts, num_tasks: int) -> int:
-    """Store what was written down but not counted when the last process died; how many tasks are done."""
+    """Store a batch that was written but not counted when the last process died; return the number of tasks done."""
     assert run is not None
     done: int = run.state.get("tasks", 0)
     for counted in run.phase_folder.glob("batch-*.jsonl"):
@@ -97,7 +98,7 @@ def _go_on_collecting(run: Run | None, parts: Parts, num_tasks: int) -> int:
 
 
 def _batch_file(run: Run) -> Path:
-    """Where the batch that follows those counted is written down."""
+    """Return the file for the batch that follows the counted ones."""
     return run.phase_folder / f"batch-{run.state.get('tasks', 0):06d}.jsonl"
 
 
@@ -107,7 +108,7 @@ def _write_down(path: Path, trajectories: list[Trajectory]) -> None:
 
 
 def _store_batch(run: Run, parts: Parts) -> dict[str, Any]:
-    """Store and count the batch that was written down; the counts."""
+    """Store and count the batch that was written to its file; return the counts."""
     path = _batch_file(run)
     rows = path.read_bytes().split(b"\n")[:-1]
     trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]

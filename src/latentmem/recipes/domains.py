@@ -1,4 +1,4 @@
-"""What is played: the domain of each kind of data, its splits, and the tasks that are set aside."""
+"""What is played: the domain for each kind of data, its splits, and the tasks that are set aside."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,7 +72,7 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
 
 
 def check_roles(data: Any, teams: Sequence[Team]) -> None:
-    """Refuse data that judge a role which a team does not have."""
+    """Refuse data that judge a role which some team lacks."""
     sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
     for section in sections:
         for role in section.needs if isinstance(section, HiddenFactsSection) else ():
@@ -83,10 +83,10 @@ def check_roles(data: Any, teams: Sequence[Team]) -> None:
 
 
 def unshown(data: Any, team: Team, max_turns: int) -> dict[str, str]:
-    """What a team shows nobody although it is needed: the field's name, and what follows of it."""
+    """Return needed fields that the team shows to none of its agents, each with what follows from that."""
     sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
     missing = {}
-    # The teams made for hidden_facts say in their own prompts what to answer.
+    # The teams made for hidden_facts state in their own prompts how to answer.
     if not all(isinstance(section, HiddenFactsSection) for section in sections):
         missing["instructions"] = "nobody is told how an answer has to look"
     if max_turns > 1:
@@ -95,7 +95,7 @@ def unshown(data: Any, team: Team, max_turns: int) -> dict[str, str]:
 
 
 def with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split, list[Task]]:
-    """The splits; where there is no experience split, the first `count` train tasks are one."""
+    """Return the splits; if there is no experience split, the first `count` train tasks become it."""
     experience, train = found["experience"], found["train"]
     if count and experience:
         raise ConfigError(
@@ -111,7 +111,7 @@ def with_experience(found: Mapping[Split, list[Task]], count: int) -> dict[Split
 
 
 def task_to_show(splits: Mapping[Split, list[Task]], split: Split, number: int) -> tuple[Task, str]:
-    """A task by its number in a split, from 1, and how it is called.
+    """Return a task by its number in a split, from 1, and a title for it.
 
     Raises:
         ConfigError: the split has fewer tasks, or none.

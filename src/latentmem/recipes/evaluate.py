@@ -1,4 +1,4 @@
-"""Memories compared on held-out tasks, under equal conditions."""
+"""Compare memories on held-out tasks, under equal conditions."""
 
 import json
 import logging
@@ -24,11 +24,11 @@ from latentmem.seeds import stream_seed
 logger = logging.getLogger(__name__)
 
 _MEASURED = 32
-"""Tasks whose right responses tell what a memory carries, where the data demonstrate them."""
+"""Tasks whose right responses are used to measure what a memory carries, where the data demonstrate them."""
 
 
 def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
-    """Evaluate each memory; write the results and, of the test split, the report; return the results."""
+    """Evaluate each memory; write the results and, for the test split, the report; return the results."""
     with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
         results = _play(here)
     if here.is_first and config.evaluate.split == "test":
@@ -40,24 +40,24 @@ def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
 
 def play_test(config: Config, parts: Parts | None = None) -> dict[str, Any]:
-    """Evaluate each memory on `evaluate.split`; write results.json, or that of the dev split; return the results."""
+    """Evaluate each memory on `evaluate.split`; write that split's results file; return the results."""
     with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
         return _play(here)
 
 
 def _play(here: Phase) -> dict[str, Any]:
-    """Evaluate each memory, and write down the results and what latents say."""
+    """Evaluate each memory, and write the results and what the latents say."""
     config, parts, processes = here.config, here.parts, here.processes
     section = config.evaluate
     tasks = parts.asked_tasks[: section.num_tasks]
     names = section.memories
     for name in names:
         if name.is_own:
-            own_memory(parts, name)  # a mistake in it is said before a model is loaded
-    made = {str(name): memory_of(parts, name) for name in names}  # a checkpoint that is missing or unfit is said now
+            own_memory(parts, name)  # reports a mistake in it before a model is loaded
+    made = {str(name): memory_of(parts, name) for name in names}  # reports a missing or unfit checkpoint now
     for name in names:
         if name.is_own and tasks:
-            made[str(name)].recall_many([(tasks[0], parts.team.roles[0])])  # a fault in it is said before hours of play
+            made[str(name)].recall_many([(tasks[0], parts.team.roles[0])])  # shows a fault before hours of play
     for memory in made.values():
         learn(memory, processes, shown=True)
     if here.opened is not None:
@@ -99,7 +99,7 @@ def _play(here: Phase) -> dict[str, Any]:
         for name in names:
             write_reading(parts, name, folder, tasks)
     here.run.show_results(comparison_cells(results), format_markdown(results), results)
-    processes.wait()  # a composer that is spread over the processes needs the others to read out
+    processes.wait()  # reading out a composer that is spread over the processes needs all of them
     return results
 
 

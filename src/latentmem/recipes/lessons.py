@@ -1,4 +1,4 @@
-"""What is learned from, and what is held out to be measured with: demonstrations and stored episodes."""
+"""What is learned from, and what is held out for measuring: demonstrations and stored episodes."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def lessons(parts: Parts, aside: list[Task]) -> tuple[list[Trajectory], list[Trajectory]]:
-    """What SFT learns from, and what it is held to.
+    """Return the trajectories that SFT learns from, and those held out to measure it.
 
-    Whole tasks are set aside, so that no episode of theirs is learned from.
+    Whole tasks are held out, so that no episode of theirs is learned from.
     """
     keys = {task.key for task in aside}
     shown = demonstrated(parts, [*parts.train_tasks, *aside])
@@ -45,10 +45,10 @@ def lessons(parts: Parts, aside: list[Task]) -> tuple[list[Trajectory], list[Tra
 
 
 def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | None:
-    """Demonstrations of some tasks, as `sft.demonstrations` says; None where the bank's successes are learned.
+    """Return demonstrations of some tasks, as `sft.demonstrations` says; None if SFT learns the bank's successes.
 
     Raises:
-        DataError: a row that cannot be used.
+        DataError: a row cannot be used.
     """
     source = parts.config.sft.demonstrations
     if source == "bank":
@@ -63,7 +63,7 @@ def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | N
 
 
 def right_responses(parts: Parts, tasks: Sequence[Task], players: Team | Teams) -> list[Trajectory] | None:
-    """The right responses to some tasks; None where the data cannot tell them of every role that speaks."""
+    """Return the right responses to some tasks; None if the data lack those of a role that speaks."""
     if not isinstance(parts.domain, Demonstrator):
         return None
     shown = _told_by(parts.domain, tasks)
@@ -74,7 +74,7 @@ def right_responses(parts: Parts, tasks: Sequence[Task], players: Team | Teams) 
 
 
 def act_out(parts: Parts, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
-    """Demonstrations as trajectories, by default of the teams that train."""
+    """Turn demonstrations into trajectories, by default of the teams that train."""
     players = players or parts.players
     return [
         demonstrate(
@@ -92,7 +92,7 @@ def act_out(parts: Parts, shown: Sequence[Demonstration], players: Team | Teams 
 def carried_by(
     parts: Parts, memory: LatentMemory, held_out: Sequence[Trajectory], phase: str, processes: Processes
 ) -> Callable[[], Mapping[str, float]] | None:
-    """What measures, whenever it is called, what a memory carries; None where too few tasks have successes."""
+    """Return a function that measures what a memory carries; None if too few tasks have successes."""
     roles_of = roles_of_teams(parts.train_teams)
     solved = scorable(held_out, parts.model, roles_of)
     if len({trajectory.task.key for trajectory in solved}) < 2:
@@ -116,6 +116,6 @@ def carried_by(
 
 
 def _told_by(domain: Demonstrator, tasks: Sequence[Task]) -> list[Demonstration]:
-    """What a domain demonstrates of some tasks, of each once."""
+    """Return what a domain demonstrates for some tasks, each task once."""
     different = {task.key: task for task in tasks}
     return [Demonstration(task, domain.demonstrations(task), key) for key, task in different.items()]

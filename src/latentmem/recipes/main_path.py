@@ -11,7 +11,7 @@ from latentmem.recipes.train import train_lmpo, train_sft, train_warmup
 
 
 def quickstart(config: Config) -> None:
-    """The whole main path; its phases share the model, the embedder and the bank."""
+    """Run the whole main path; its phases share the model, the embedder and the bank."""
     parts = prepare(config)
     phases: list[tuple[str, Callable[[Config, Parts], object]]] = [
         ("collect: the team plays without memory; the bank fills", collect),

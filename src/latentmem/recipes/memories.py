@@ -1,4 +1,4 @@
-"""How each memory is made, by its name in the configuration, and what it is made of."""
+"""Make each memory from its name in the configuration, and tell what it is made of."""
 
 import hashlib
 import logging
@@ -42,11 +42,11 @@ from latentmem.trajectory import Trajectory
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 64
-"""Failures of a bank that are read to see whether they hold feedback."""
+"""Failures of a bank that are checked for feedback."""
 
 
 def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Memory:
-    """A memory by its name; over a copy of the bank, kept in the folder `copies`, if given."""
+    """Make a memory by its name; with `copies`, over a copy of the bank in that folder."""
     if name.kind == "none":
         return NoMemory()
     if name.kind == "grpo":
@@ -54,7 +54,7 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
         parametric.load_weights(parts.checkpoint(name.checkpoint or "grpo"))
         return parametric
     if name.control is not None:
-        replace = _replace(parts, name.control)  # a mistake in it is told before a model is loaded
+        replace = _replace(parts, name.control)  # reports a mistake in it before a model is loaded
     bank = parts.bank if copies is None else parts.bank_copy(copies / f"{name.file_stem}.sqlite")
     if name.is_own:
         return own_memory(parts, name, bank)()
@@ -66,9 +66,9 @@ def memory_of(parts: Parts, name: MemoryName, copies: Path | None = None) -> Mem
 
 
 def own_memory(parts: Parts, name: MemoryName, bank: ExperienceBank | None = None) -> Callable[[], Memory]:
-    """What makes a memory of one's own; a mistake in its name or its parameters is told now.
+    """Return a function that makes a memory of a user's own class; check its name and parameters now.
 
-    Its class may ask for `bank`, `model` (the agents), `embedder`, `num_retrieved`, `only_successes` and `words`.
+    The class may ask for `bank`, `model` (the agents), `embedder`, `num_retrieved`, `only_successes` and `words`.
     """
     section = parts.config.bank
     offered: dict[str, Callable[[], Any]] = {
@@ -105,7 +105,7 @@ def _replace(parts: Parts, control: str) -> Replace:
 
 
 def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBank | None = None) -> LatentMemory:
-    """Latent memory with a composer of its own, untrained or with the weights in a folder."""
+    """Make a latent memory with a new composer, untrained or with the weights in a folder."""
     section = parts.config.bank
     memory = LatentMemory(
         recalling(parts, bank or parts.bank),
@@ -123,7 +123,7 @@ def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBan
 
 
 def methods(parts: Parts) -> Mapping[str, Callable[[], Method]]:
-    """The memories that learn with a language model's help, by name."""
+    """Return the methods of the memories that learn with a language model's help, by name."""
     section, words = parts.config.rivals, parts.config.memory
     k, only = parts.config.bank.num_retrieved, parts.config.bank.only_successes
 
@@ -157,12 +157,12 @@ def methods(parts: Parts) -> Mapping[str, Callable[[], Method]]:
 
 
 def notes_path(parts: Parts, kind: str) -> Path:
-    """Where a memory that learns keeps what it has learned from the bank."""
+    """Return the file where a memory that learns keeps its notes on the bank."""
     return Path(parts.config.run) / "memories" / f"{kind}.json"
 
 
 def learning(parts: Parts, name: MemoryName, copies: Path | None = None) -> dict[str, Any] | None:
-    """What a memory that learns has spent on it, and from how many trajectories; None for the others."""
+    """Return what a memory spent on learning, and from how many trajectories; None for memories that do not learn."""
     if not name.learns:
         return None
     memory = learned(parts, name.kind, parts.bank, copies)
@@ -170,7 +170,7 @@ def learning(parts: Parts, name: MemoryName, copies: Path | None = None) -> dict
 
 
 def learned(parts: Parts, kind: str, bank: ExperienceBank, copies: Path | None = None) -> LearnedMemory:
-    """A memory that learns, with its notes; with a copy of them, kept in the folder `copies`, if given."""
+    """Make a memory that learns, with its notes; with `copies`, it uses a copy of the notes in that folder."""
     path = notes_path(parts, kind)
     if copies is not None:
         copy = copies / path.name
@@ -181,7 +181,7 @@ def learned(parts: Parts, kind: str, bank: ExperienceBank, copies: Path | None =
 
 
 def learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
-    """Let a memory that learns catch up with the bank: the first process does, the others then read what it wrote."""
+    """Let a memory that learns catch up with the bank: the first process learns, the others then read its notes."""
     if processes.is_first and isinstance(memory, LearnedMemory):
         catch_up(memory, shown)
     processes.wait()
@@ -190,7 +190,7 @@ def learn(memory: Memory, processes: Processes, shown: bool = False) -> None:
 
 
 def catch_up(memory: LearnedMemory, shown: bool = True) -> None:
-    """Let a memory learn what the bank holds and its notes lack."""
+    """Let a memory learn the trajectories of the bank that its notes lack."""
     num_all, known = len(memory.bank), len(memory.learned)
     with progress(num_all, f"{memory.kind} learns", "episode", known, shown and known < num_all) as bar:
         memory.learn(lambda num: bar.update(num - bar.n))
@@ -200,12 +200,12 @@ def catch_up(memory: LearnedMemory, shown: bool = True) -> None:
 
 
 def _rater(parts: Parts) -> Rater | None:
-    """How candidates are rated before they are recalled, if they are."""
+    """Return the rater of candidates for a recall; None if they are not rated."""
     return None if parts.config.bank.rating == "none" else _relevance(parts)
 
 
 def _relevance(parts: Parts) -> Rater:
-    """A new one for each memory: it keeps its ratings, and of memories that are compared each pays for its own."""
+    """Make a rater for one memory: a rater keeps its ratings, and each compared memory must pay for its own."""
     section = parts.config.bank
     return Rater(
         parts.model,
@@ -217,7 +217,7 @@ def _relevance(parts: Parts) -> Rater:
 
 
 def made_of(parts: Parts, name: MemoryName) -> str:
-    """What a memory is made of: how much the bank holds, what was learned from it, weights that were trained."""
+    """Describe what a memory depends on: the size of the bank, the notes learned from it, the trained weights."""
     if name.kind == "none":
         return ""
     if name.kind == "grpo":
@@ -235,7 +235,7 @@ def _digest(checkpoint: Path) -> str:
 
 
 def recalling(parts: Parts, bank: ExperienceBank) -> ExperienceBank:
-    """The bank; where only its successes are recalled, a warning, once, if that leaves out what matters."""
+    """Return the bank; warn once if recalling only its successes leaves out what matters."""
     if parts.has_warned or not parts.config.bank.only_successes:
         return bank
     info = bank.info()

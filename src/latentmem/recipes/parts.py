@@ -1,6 +1,6 @@
-"""What is built of what: the parts that the phases of a run share, each made once, when it is first asked for.
+"""The parts that the phases of a run share; costly ones are made once, when they are first asked for.
 
-Cheap parts are made at once, so that a mistake in them is told before a model is loaded.
+Cheap parts are made at once, so that a mistake in them is reported before a model is loaded.
 """
 
 import logging
@@ -40,21 +40,21 @@ T = TypeVar("T")
 
 
 class Shared:
-    """What the runs of one process have in common: of equal settings each model, embedder and domain is made once."""
+    """What the runs of one process share: models, embedders and domains with equal settings are made once."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
     def parts(self, config: Config) -> "Parts":
-        """What the phases of a run are made of; to be closed, so that the backbone is free of its adapters again.
+        """Make the parts of a run; closing them takes their adapters off the backbone again.
 
         Raises:
-            LatentMemError: a mistake in what is cheap to make: the team, the templates, the data.
+            LatentMemError: a mistake in a cheap part: the team, the templates, the data.
         """
         return Parts(config, self)
 
     def get(self, make: Callable[[], T], *settings: Any) -> T:
-        """What was made of equal settings before, or now."""
+        """Return what was made with equal settings before, or make it now."""
         key = repr(settings)
         if key not in self._made:
             self._made[key] = make()
@@ -63,14 +63,14 @@ class Shared:
 
 
 class Parts:
-    """What the phases of one run are made of."""
+    """The parts that the phases of one run use."""
 
     def __init__(self, config: Config, shared: Shared | None = None) -> None:
         self.config = config
         self.shared = shared or Shared()
         self.sharding = sharding_asked()
         self._adapted: list[Composer | ParametricMemory] = []
-        """What has put an adapter on a backbone."""
+        """Parts that have put an adapter on a backbone."""
         self.team = load_team(config.team, **config.own.get(config.team, {}))
         trained = [load_team(name, **config.own.get(name, {})) for name in config.train_teams]
         self.train_teams: tuple[Team, ...] = tuple(trained) or (self.team,)
@@ -95,22 +95,22 @@ class Parts:
                 "bank, or to a .jsonl file of demonstrations"
             )
         self.tasks = with_experience(found, config.bank.experience_tasks)
-        """Of each split; of experience and dev there may be none."""
+        """The tasks of each split; experience and dev may be empty."""
         self.train_tasks = self.tasks["train"]
         self.has_warned = False
-        """Whether it was told that what matters in the bank is not recalled."""
+        """Whether the user was warned that the bank holds important episodes that are never recalled."""
         self.sampling = config.sampling
 
     # Tasks
 
     @property
     def collected_split(self) -> Split:
-        """What is played into the bank."""
+        """The split that is played to fill the bank."""
         return "experience" if self.tasks["experience"] else "train"
 
     @property
     def collected_tasks(self) -> list[Task]:
-        """Its tasks."""
+        """The tasks of `collected_split`."""
         return self.tasks[self.collected_split]
 
     @cached_property
@@ -127,11 +127,11 @@ class Parts:
         return last_tasks(self.train_tasks, self.config.lmpo.eval_tasks, "lmpo.eval_tasks", "train")
 
     def eval_tasks(self, name: str, section: OptimizerFields) -> list[Task]:
-        """Tasks for choosing checkpoints: the first of the dev split, or the last train tasks where there is none."""
+        """Return tasks for choosing checkpoints: the first dev tasks, or the last train tasks without a dev split."""
         return tasks_aside(self.train_tasks, self.tasks["dev"], section, name)
 
     def held_out_tasks(self, section: SFTSection) -> list[Task]:
-        """The last train tasks: SFT needs episodes of what it sets aside, and dev tasks are not played."""
+        """Return the last train tasks: SFT needs episodes of what it holds out, and dev tasks are never collected."""
         count = section.eval_tasks if section.eval_every else 0
         return last_tasks(self.train_tasks, count, "sft.eval_tasks", "train")
 
@@ -139,7 +139,7 @@ class Parts:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The agents."""
+        """The agents' model."""
         return self._load("agents", self.config.model.name)
 
     def _load(self, use: str, name: str) -> LanguageModel:
@@ -163,12 +163,12 @@ class Parts:
 
     @cached_property
     def embedder(self) -> Embedder | HashingEmbedder:
-        """What the bank searches with."""
+        """The embedder that the bank searches with."""
         name = self.config.bank.embedder
         return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
-        """A new composer, untrained."""
+        """Make a new, untrained composer."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
         composer = Composer(
@@ -191,7 +191,7 @@ class Parts:
         return composer
 
     def parametric_memory(self) -> ParametricMemory:
-        """Agents with a new adapter, untrained."""
+        """Make a parametric memory: the agents with a new, untrained adapter."""
         section = self.config.grpo
         memory = ParametricMemory(
             self.model,
@@ -204,11 +204,11 @@ class Parts:
         return memory
 
     def initial(self, which: str) -> Path | None:
-        """The checkpoint that a training starts from; None where it starts untrained."""
+        """Return the checkpoint that a training starts from; None if it starts untrained."""
         return None if which == "untrained" else self.checkpoint(which)
 
     def checkpoint(self, which: str) -> Path:
-        """What a phase of this run selected, or the folder itself."""
+        """Return the checkpoint that a phase of this run selected; take any other name as a folder."""
         if which not in ("warmup", "sft", "lmpo", "grpo"):
             return Path(which)
         folder = checkpoints_of(self.config, which)
@@ -234,26 +234,26 @@ class Parts:
 
     @property
     def bank_path(self) -> Path:
-        """Where the run's bank is, or the one that the configuration names."""
+        """Path of the run's own bank, or of the one that the configuration names."""
         return Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
 
     @cached_property
     def bank(self) -> ExperienceBank:
-        """The run's bank, or the one that the configuration names."""
+        """The run's own bank, or the one that the configuration names."""
         return self._open_bank(self.bank_path)
 
     def bank_copy(self, path: Path) -> ExperienceBank:
-        """A copy of the bank at `path`, made if it is not there yet.
+        """Open a copy of the bank at `path`, made if it does not exist yet.
 
         Raises:
-            BankError: it cannot be copied.
+            BankError: the bank cannot be copied.
         """
         assert self.bank.path.exists()
         if not path.exists():
             fresh = path.with_suffix(".fresh")
             fresh.unlink(missing_ok=True)
             try:
-                # Closed before it is renamed: only then is all of it in the one file.
+                # Close both before renaming: only then is everything in the one file.
                 with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
                     source.backup(target)
             except sqlite3.Error as error:
@@ -267,7 +267,7 @@ class Parts:
         return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
 
     def close(self) -> None:
-        """Let go of the bank and of the backbone; these parts are of no use afterwards."""
+        """Close the bank and free the backbone; these parts cannot be used afterwards."""
         if "bank" in vars(self):
             self.bank.close()
         for adapted in self._adapted:
@@ -276,5 +276,5 @@ class Parts:
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:
-    Processes().wait()  # a process that could not load its model says so here, before the others rely on it
+    Processes().wait()  # a process that could not load its model reports it here, before the others rely on it
     shard(model, device)

@@ -1,4 +1,4 @@
-"""What a phase begins with: its processes, its parts and its run; and the settings that it is held to."""
+"""What a phase begins with: its processes, its parts, its run, and the settings that it must keep."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ _WARMUP_SETUP = ("seed", "team", "own", "model", "composer", "memory")
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase under way, in one of the processes that work on it together."""
+    """A phase in progress, in one of the processes that work on it together."""
 
     config: Config
     name: str
@@ -40,7 +40,7 @@ class Phase:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.opened is not None
 
     @property
@@ -49,16 +49,16 @@ class Phase:
         return self.opened or SilentRun()
 
     def say(self, text: str) -> None:
-        """Write a line, or several, to standard output, once for all processes."""
+        """Print one or more lines to standard output, once for all processes."""
         if self.is_first:
             say(text)
 
 
 @contextmanager
 def begin(config: Config, phase: str, parts: Parts | None) -> Iterator[Phase]:
-    """Begin a phase: make its parts where they are not given, and open the run in the first process.
+    """Begin a phase: make its parts unless they are given, and open the run in the first process.
 
-    A mistake in one process ends all of them. One in the cheap parts is told before the run's folder is made.
+    A mistake in one process ends all of them. A mistake in the cheap parts is reported before the run's folder is made.
     """
     processes = Processes()
     with processes.one_fate():
@@ -66,28 +66,28 @@ def begin(config: Config, phase: str, parts: Parts | None) -> Iterator[Phase]:
         parts = parts or Parts(config)
         check_online(phase in EVALUATIONS.values() and config.evaluate.online, processes)
         with open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
-            processes.wait()  # what was found there is found by all
-            if parts.sharding == "fsdp":  # all load it, also one that will be dealt nothing: each has to send its part
+            processes.wait()  # no process goes on before the run is open
+            if parts.sharding == "fsdp":  # all processes load the model, even one without work: each holds a part of it
                 logger.info("%s is spread over %d processes", parts.model.name, processes.size)
             yield Phase(config, phase, parts, processes, run)
 
 
 def prepare(config: Config) -> Parts:
-    """The parts of several phases; a mistake in them ends all processes."""
+    """Make parts for several phases; a mistake in them ends all processes."""
     with Processes().one_fate():
         check_trackers(config.report_to)
         return Parts(config)
 
 
 def say_once(text: str) -> None:
-    """What `say` does, in the first process."""
+    """Call `say` in the first process alone."""
     if Processes().is_first:
         say(text)
 
 
 def open_run(config: Config, phase: str, domain: Domain) -> Run:
-    """The run of a configuration, held to what the phase was started with."""
-    # Each memory is played on its own and keeps files of its own: others may join them.
+    """Open the run of a configuration, with the settings that the phase was started with."""
+    # Each memory is played separately and keeps its own files, so the list of memories may change.
     free = ["evaluate.memories"]
     if not _plays_itself(config, phase):
         free.append("team")
@@ -100,13 +100,13 @@ def open_run(config: Config, phase: str, domain: Domain) -> Run:
 
 
 def _completed(data: Any, sections: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The sections that a phase was started with, and others of `names`; missing keys are at their defaults.
+    """Return the sections that a phase was started with and the others of `names`, with defaults for missing keys.
 
-    Data have none: a phase that does not keep its own takes those of now, which are not told.
+    `data` has no default. For a phase that does not record it, the present data stand in and are not returned.
     """
     try:
         values = parse_config({"run": "unnamed", "data": data, **sections}).model_dump(mode="json", by_alias=True)
-    except ConfigError:  # they have a key that is no more, which then is told as the difference
+    except ConfigError:  # a key that no longer exists; it is then reported as the difference
         return sections
     return {key: values[key] for key in dict.fromkeys([*sections, *names])}
 
@@ -122,7 +122,10 @@ def _sections(config: Config, phase: str) -> dict[str, Any]:
 
 
 def what_decides(config: Config, phase: str) -> dict[str, Any]:
-    """The settings that decide a phase's outcome: two runs with equal ones and the same bank give the same result."""
+    """Return the settings that decide a phase's outcome.
+
+    Two runs with equal settings and the same bank give the same result.
+    """
     sections = _sections(config, phase)
     if not _plays_itself(config, phase):
         del sections["team"]
@@ -130,16 +133,16 @@ def what_decides(config: Config, phase: str) -> dict[str, Any]:
 
 
 def initials(config: Config) -> dict[str, str]:
-    """What each training of a composer starts from, as the configuration names it."""
+    """Return what each training of a composer starts from, as the configuration names it."""
     return {"sft": config.sft.initial, "lmpo": config.lmpo.initial}
 
 
 def _plays_itself(config: Config, phase: str) -> bool:
-    """Whether it is the team that plays in a phase, and not others in its place."""
+    """Return whether the configured team itself plays in a phase, and not the teams in `train_teams`."""
     return phase in EVALUATIONS.values() or not config.train_teams
 
 
 def say(text: str) -> None:
-    """Write a line, or several, to standard output at once."""
+    """Print one or more lines to standard output at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What each agent reads, shown for one task, and where those words come from."""
+"""Show what each agent reads for one task, and where the words come from."""
 
 import json
 from pathlib import Path
@@ -32,17 +32,17 @@ from latentmem.teams.turn import Team
 
 
 def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
-    """Play one task and print exactly what each agent read, and where those words come from; nothing is stored.
+    """Play one task and print exactly what each agent reads, and where the words come from; nothing is stored.
 
     Args:
         config: the experiment.
-        split: whose task.
-        number: of the task in its split, from 1.
-        memory: its name as in `evaluate.memories`; None is latent:untrained where the run has a bank, else none.
+        split: the split of the task.
+        number: the task's number in its split, from 1.
+        memory: a name as in `evaluate.memories`; None means latent:untrained if the run has a bank, else none.
 
     Raises:
         ConfigError: the split has fewer tasks, or none.
-        BankError: a memory of a bank that is not there.
+        BankError: the memory needs a bank, and there is none.
     """
     parts = Parts(config)
     task, which = task_to_show(parts.tasks, split, number)
@@ -86,7 +86,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
 
 
 def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory, str]:
-    """A memory to show, and where its notes are from; what it has not learned yet it learns for this page alone."""
+    """Return a memory to show, and where its notes come from; what it has yet to learn it learns for this page only."""
     if not name.learns:
         return memory_of(parts, name), ""
     memory = learned(parts, name.kind, recalling(parts, parts.bank), scratch)
@@ -98,7 +98,7 @@ def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory
 
 
 def _origins(config: Config, team: Team, memory: MemoryName) -> str:
-    """Where the words of a prompt come from, and what replaces them."""
+    """Tell where the words of a prompt come from, and which key replaces them."""
 
     def origin(value: str | None) -> str:
         return "built in" if value is None else "set in the configuration"
@@ -137,7 +137,7 @@ def _origins(config: Config, team: Team, memory: MemoryName) -> str:
 
 
 def _templates(config: Config, composer: Composer | None) -> str:
-    """What the composer reads around what was retrieved, ready to be copied into a configuration."""
+    """Return the words around what the composer reads, ready to be copied into a configuration."""
     if composer is None:
         return ""
     words = "\n".join(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in config.memory)
@@ -154,7 +154,7 @@ _RIVALS_SECTIONS = {
 
 
 def _rivals_words(config: Config, memory: MemoryName) -> str:
-    """What a memory that learns asks and tells, ready to be copied into a configuration."""
+    """Return the prompts of a memory that learns, ready to be copied into a configuration."""
     sections = {name: getattr(config.rivals, name).model_dump() for name in _RIVALS_SECTIONS.get(memory.kind, ())}
     if not sections:
         return ""

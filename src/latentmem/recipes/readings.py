@@ -1,4 +1,4 @@
-"""What latents say: read out while memories are evaluated, and shown for one task."""
+"""What latents say: written while memories are evaluated, and shown for one task."""
 
 import json
 import logging
@@ -28,21 +28,21 @@ from latentmem.trajectory import Recalled, Task, Trajectory
 logger = logging.getLogger(__name__)
 
 _READ_TASKS = 3
-"""Tasks of an evaluation whose latents are read out."""
+"""Tasks of an evaluation whose latents are read."""
 
 
 def write_reading(parts: Parts, name: MemoryName, folder: Path, tasks: Sequence[Task]) -> None:
-    """What a latent memory's latents say at the first tasks whose latents were kept, as a file beside them.
+    """Write what a memory's latents say for the first tasks whose latents were kept, to a file beside the latents.
 
-    Those after training are read from what was kept, those before are composed again from the texts of the episodes.
-    Roles that said nothing are left out.
+    The latents after training are read from what was kept; those before training are composed again from the episodes'
+    texts. Roles that said nothing are left out.
     """
     path, kept_path = (folder / f"{name.file_stem}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
     if path.exists() or not kept_path.exists():
         return
     try:
         kept = read_latents(kept_path)
-    except RunError as error:  # the report tells it too; the results are no worse for it
+    except RunError as error:  # the report shows it too, and the results are not affected
         logger.warning("%s", error)
         return
     lines = (folder / f"{name.file_stem}.jsonl").read_bytes().split(b"\n")
@@ -68,7 +68,7 @@ def write_reading(parts: Parts, name: MemoryName, folder: Path, tasks: Sequence[
 
 
 def _read_texts(parts: Parts, name: MemoryName, texts: Sequence[str]) -> dict[str, list[LatentReading]]:
-    """What the latents say that a latent memory composes from each text. The composer is that memory's then."""
+    """Read the latents that a memory composes from each text. The composer then holds that memory's weights."""
     memory = memory_of(parts, name)
     assert isinstance(memory, LatentMemory)
     records = [Recalled(kind=memory.kind, text=text) for text in texts]
@@ -79,7 +79,7 @@ def _read_texts(parts: Parts, name: MemoryName, texts: Sequence[str]) -> dict[st
 
 
 def _before(config: Config, name: MemoryName) -> MemoryName | None:
-    """What a latent memory was before it was trained on tasks: warmed up, untrained, or a folder; None if untrained."""
+    """Return the memory from which a trained latent memory started (warmed up, untrained, or a folder), else None."""
     if not name.is_trained:
         return None
     began, checkpoint = initials(config), name.checkpoint
@@ -91,18 +91,19 @@ def _before(config: Config, name: MemoryName) -> MemoryName | None:
 
 
 def show_latents(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
-    """Play one turn of a task and print what each latent says, said before training, and does; nothing is stored.
+    """Play one turn of a task; print what each latent says, said before training, and changes. Nothing is stored.
 
     Args:
         config: the experiment.
-        split: whose task.
-        number: of the task in its split, from 1.
-        memory: a latent one, its name as in `evaluate.memories`; None is the one of this run that was trained last.
+        split: the split of the task.
+        number: the task's number in its split, from 1.
+        memory: name of a latent memory, as in `evaluate.memories`; None means the one of this run that was trained
+            last.
 
     Raises:
-        ConfigError: the memory is no latent one; the split has fewer tasks, or none.
+        ConfigError: the memory is not a latent one, or the split has fewer tasks, or none.
         BankError: there is no bank.
-        CheckpointError: the memory was not trained yet.
+        CheckpointError: the memory is not trained yet.
     """
     name = _trained_last(config) if memory is None else MemoryName.parse(memory)
     if not name.is_latent or name.control is not None:
@@ -118,11 +119,11 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
             "configuration first"
         )
     before = _before(config, name)
-    chosen = memory_of(parts, name)  # a missing checkpoint is told before anything is composed
+    chosen = memory_of(parts, name)  # reports a missing checkpoint before anything is composed
     assert isinstance(chosen, LatentMemory)
     texts = [record.text for record in chosen.records([(task, role) for role in parts.team.roles])]
     earlier = {} if before is None else _read_texts(parts, before, texts)
-    chosen = memory_of(parts, name)  # there is one composer, and it was the other's
+    chosen = memory_of(parts, name)  # again, because the one composer holds the earlier memory's weights
     assert isinstance(chosen, LatentMemory)
     limit = parts.sampling.max_response_tokens
     greedy = Sampling(temperature=0, max_response_tokens=limit)
@@ -151,6 +152,6 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
 
 
 def _trained_last(config: Config) -> MemoryName:
-    """The latent memory of a run that is furthest trained."""
+    """Return the name of the run's latent memory that is trained furthest."""
     done = [phase for phase in reversed(TRAININGS) if selected_checkpoint(checkpoints_of(config, phase))]
     return MemoryName.parse(f"latent:{done[0] if done else 'untrained'}")

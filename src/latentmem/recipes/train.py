@@ -1,4 +1,4 @@
-"""The four trainings: warm-up, SFT and LMPO of a composer; GRPO, their rival, of the agents themselves."""
+"""The four trainings: warm-up, SFT and LMPO train a composer; GRPO, their rival, trains the agents themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from latentmem.trajectory import Task
 
 
 def train_warmup(config: Config, parts: Parts | None = None) -> None:
-    """Let agents and composer learn to pass words on, before any data."""
+    """Train agents and composer to pass words on, before any data are used."""
     with begin(config, "warmup", parts) as here:
         section, parts = config.warmup, here.parts
         if _is_finished(here, section.copy_steps, section.frame_steps):
@@ -37,7 +37,7 @@ def train_warmup(config: Config, parts: Parts | None = None) -> None:
 
 
 def train_sft(config: Config, parts: Parts | None = None) -> None:
-    """Warm the composer up on the bank's successes, or on demonstrations."""
+    """Train the composer on the bank's successes, or on demonstrations, as a start for LMPO."""
     with begin(config, "sft", parts) as here:
         parts = here.parts
         if _is_finished(here, config.sft.num_steps):
@@ -82,7 +82,7 @@ def train_lmpo(config: Config, parts: Parts | None = None) -> None:
 
 
 def train_grpo(config: Config, parts: Parts | None = None) -> None:
-    """Train a LoRA of the agents themselves on the team's reward, without memory."""
+    """Train a LoRA on the agents themselves with the team's reward, without memory."""
     with begin(config, "grpo", parts) as here:
         parts = here.parts
         if _is_finished(here, config.grpo.num_steps):
@@ -98,7 +98,7 @@ def _reinforce(
     aside: list[Task],
     carried: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
-    """Train on all train tasks but those set aside."""
+    """Train on all train tasks except those set aside."""
     parts = here.parts
     trainer = LMPOTrainer(
         memory,
@@ -118,7 +118,7 @@ def _reinforce(
 
 
 class _RunJournal:
-    """Writes what a trainer tells into the run, and moves the bar."""
+    """Writes what a trainer reports into the run, and moves the bar."""
 
     def __init__(self, here: Phase, bar: StepBar) -> None:
         self.run = here.run
@@ -142,7 +142,7 @@ class _Trainer(Protocol):
 
 
 def _is_finished(here: Phase, num_steps: int, earlier_steps: int = 0) -> bool:
-    """Whether a training is done, which is told; `earlier_steps` were done in a folder of their own."""
+    """Return whether a training is finished, and say so; `earlier_steps` were done in a separate folder."""
     folder = checkpoints_of(here.config, here.name)
     if newest_checkpoint(folder) is None or steps_done(folder) < num_steps:
         return False

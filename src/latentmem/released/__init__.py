@@ -1,7 +1,7 @@
-"""What the authors of the method released, read into our own forms: their weights and their bank, and no more.
+"""Readers for what the authors of the method released: their weights and their bank, turned into our own forms.
 
-These are the only files that know how theirs are laid out; when they change something, these change. What they released
-is text and tensors from outside, and no library of theirs is needed.
+Only these files know the authors' formats, so only they change when the formats change. The release is text and tensors
+from outside; reading it needs no library of theirs.
 """
 
 from latentmem.released.bank import is_released_bank, read_bank

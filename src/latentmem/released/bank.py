@@ -1,4 +1,4 @@
-"""The authors' bank, read entry by entry; one that makes no sense costs that entry, is counted and told."""
+"""The authors' bank, read entry by entry; an entry that cannot be read is left out, counted and reported."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 logger = logging.getLogger(__name__)
 
 CHROMA = "chroma.sqlite3"
-"""The database in Chroma's persist folder; the vectors beside it are not needed, a bank makes its own."""
+"""The database in Chroma's persist folder. The vectors beside it are not needed, since a bank makes its own."""
 DOMAIN = "released"
-"""Of the tasks, which say no domain and have no ids: they are compared by their text."""
+"""The domain of all tasks. They name none and have no ids, so they are compared by their text."""
 
 _EMPTY_MEMORY = "<|Memory_Empty|>"
-"""What the authors put into a prompt where text memory would stand."""
+"""The authors' placeholder in a prompt without text memory."""
 _MAX_PROMPT_CHARACTERS = 10_000_000
-"""Of a filled template: one that names a long field a million times must not fill the machine's memory."""
+"""The longest filled template; one that names a long field a million times must not fill the machine's memory."""
 _SQLITE = b"SQLite format 3\0"
 _DOCUMENTS = """
     SELECT e.id, m.key, coalesce(m.string_value, m.bool_value) FROM embeddings e LEFT JOIN embedding_metadata m
@@ -42,35 +42,35 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class ReleasedBank:
-    """A bank of the authors in our terms, in its order."""
+    """A bank of the authors in our terms, in its own order."""
 
     trajectories: tuple[Trajectory, ...]
     unreadable: tuple[Unreadable, ...]
 
 
 def is_released_bank(source: Path) -> bool:
-    """Whether this is a bank of the authors' making, rather than our JSON Lines: a folder, SQLite, or a JSON list."""
+    """Return whether this is a bank of the authors and not our JSON Lines: a folder, SQLite, or a JSON list."""
     if source.is_dir():
         return True
     try:
         with source.open("rb") as file:
             start = file.read(4096)
     except OSError:
-        return False  # whoever reads it as our own says why it cannot be
+        return False  # whoever then reads it as our own raises the error
     return start.startswith(_SQLITE) or start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def read_bank(source: Path) -> ReleasedBank:
-    """Read a bank laid out as the authors save it; the two forms of one bank give the same trajectories.
+    """Read a bank in the authors' format; both forms of one bank give the same trajectories.
 
-    No tokens were kept in it, so the messages have none: such trajectories can be remembered and composed from, not
-    trained on. What else was not kept is filled in: finish `stop`, temperature 1, seed 0, no prompt length.
+    The bank holds no tokens, so neither do the messages: the trajectories can be recalled and composed from, but not
+    trained on. Other missing facts are filled in: finish `stop`, temperature 1, seed 0, no prompt length.
 
     Args:
         source: Chroma's persist folder (or the database in it, which is opened for reading only), or their data.json.
 
     Raises:
-        DataError: it cannot be read as a whole, or holds no entry that can.
+        DataError: the file cannot be read, or no entry in it can.
     """
     path = source / CHROMA if source.is_dir() else source
     try:
@@ -108,7 +108,7 @@ def _json_entries(path: Path) -> list[Any]:
 
 
 def _chroma_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The documents of a Chroma database, each with its metadata still as stored: bytes, and numbers for booleans."""
+    """Yield the documents of a Chroma database with their metadata as stored: bytes, and numbers for booleans."""
     for tail in ("-wal", "-journal"):
         beside = path.with_name(path.name + tail)
         if beside.exists() and beside.stat().st_size:
@@ -117,9 +117,9 @@ def _chroma_entries(path: Path) -> Iterator[dict[str, Any]]:
                 "or open and close it once with Chroma"
             )
     try:
-        # Immutable: SQLite takes no lock and writes nothing beside the file, so a read-only folder will do.
+        # Immutable: SQLite takes no lock and writes nothing beside the file, so a read-only folder is enough.
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            db.text_factory = bytes  # decoded entry by entry: one that is not UTF-8 must not stop the others
+            db.text_factory = bytes  # decoded entry by entry, so that one that is not UTF-8 does not stop the others
             db.execute("PRAGMA trusted_schema = OFF")
             for _, rows in groupby(db.execute(_DOCUMENTS), key=lambda row: row[0]):
                 yield {key.decode("utf-8", "replace"): value for _, key, value in rows if key is not None}
@@ -130,14 +130,14 @@ def _chroma_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _trajectory(entry: Any) -> Trajectory:
-    """One entry of either form as ours. Raises DataError saying why not, without where."""
+    """Turn one entry of either form into ours; raise a DataError that says what is wrong, but not where."""
     if not isinstance(entry, dict):
         raise DataError(f"is {_kind(entry)}, expected an object")
     text = _text(entry, "task_init_description")
     if not text.strip():
         raise DataError("task_init_description is blank")
     label = entry.get("label")
-    if label not in (True, False):  # a database has 1 and 0 for them
+    if label not in (True, False):  # a database stores 1 and 0
         raise DataError(f"label is {_kind(label)}, expected true or false")
     steps = entry.get("trajectory")
     if isinstance(steps, bytes):
@@ -147,7 +147,7 @@ def _trajectory(entry: Any) -> Trajectory:
     trajectory = Trajectory(
         task=Task(id=None, domain=DOMAIN, text=text),
         team=DOMAIN,
-        model="unknown",  # an entry names the class of the model only
+        model="unknown",  # an entry names only the class of the model
         steps=tuple(map(_step, steps)),
         reward=float(label),
         success=bool(label),
@@ -210,13 +210,13 @@ def _message(node: Mapping[str, Any], reads: set[int]) -> Message:
         temperature=1.0,
         num_prompt_tokens=0,
         reads=tuple(sorted(reads)),
-        # Their memory stands inside the user's text, where their template has it, and so it stays there.
+        # Their memory is part of the user's text, where their template puts it, and it stays there.
         recalled=Recalled(kind="text" if had_memory else "none"),
     )
 
 
 def _filled(template: str, fields: Mapping[str, Any]) -> str:
-    """A template of theirs, in the syntax of `str.format`, with its fields; nothing in it reaches into objects."""
+    """Fill a template of theirs, in the syntax of `str.format`; nothing in it can reach into objects."""
     pieces: list[str] = []
     length = 0
     try:
@@ -234,7 +234,7 @@ def _filled(template: str, fields: Mapping[str, Any]) -> str:
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
-    """A text of a record; the authors leave out, or leave empty, what there was none of."""
+    """Return a text of a record; it is empty if the record lacks it, because the authors leave out empty texts."""
     value = record.get(key)
     if isinstance(value, bytes):
         try:
@@ -263,7 +263,7 @@ def _parsed(text: str, what: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """A value as the reader of an error knows it from JSON."""
+    """Name the type of a value in terms of JSON, for errors."""
     names = {dict: "an object", list: "a list", str: "a text", bytes: "a text", bool: "true or false"}
     if value is None:
         return "missing"

@@ -1,6 +1,6 @@
 """The authors' trained weights, read tensor by tensor into a composer's form.
 
-Only what is trained is read, since frozen base weights of gigabytes may lie beside it; nothing is unpickled.
+Only trained tensors are read, because gigabytes of frozen base weights may lie beside them; nothing is unpickled.
 """
 
 import json
@@ -28,27 +28,27 @@ logger = logging.getLogger(__name__)
 _QUERIES = "centralized_memory.weaver.query_latents"
 _PROJECTION = "centralized_memory.weaver2agent_proj"
 _LM = "centralized_memory.weaver.model.base_model.model."
-"""Stands before the names that a causal LM wrapped by peft gives its weights."""
+"""The prefix of the names that a causal LM wrapped by peft gives its weights."""
 _LORA_A, _LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 _NUM_NAMED = 6
-"""Wrong keys that an error names; of more, the number is told."""
+"""The most wrong keys that an error names; further ones are only counted."""
 _NUM_COMPARED = 64
-"""Rows of a frozen tensor that are read to compare it."""
+"""Number of rows of a frozen tensor that are read to compare it."""
 _HALF_PRECISION = 2.0**-7
-"""Relative difference that two roundings of one number to bfloat16, the coarsest of the dtypes, stay below."""
+"""Bound of the relative difference between two roundings of one number to bfloat16, the coarsest of the dtypes."""
 
 
 @dataclass(frozen=True)
 class ReleasedWeights:
-    """A composer of the authors in our terms; `memory.checkpoints.write_checkpoint` takes both parts."""
+    """A composer of the authors in our terms; `memory.checkpoints.write_checkpoint` takes its settings and tensors."""
 
     settings: dict[str, Any]
-    """Those of `Composer.settings`."""
+    """The settings, as of `Composer.settings`."""
     tensors: dict[str, Tensor]
-    """Those of `Composer.trainable`, float32."""
+    """The tensors, named as in `Composer.trainable`, float32."""
     base_check: str
-    """One line: what was found of the frozen base weights, and how it compares with the base that was named."""
+    """One line: which frozen base weights were found, and how they compare with those of the named base."""
 
 
 def read_weights(
@@ -60,23 +60,24 @@ def read_weights(
     template: str | None = None,
     max_prompt_tokens: int | None = None,
 ) -> ReleasedWeights:
-    """Read weights laid out as the authors save them: LoRA, query latents and projection, with or without a base.
+    """Read weights in the authors' format: LoRA, query latents and projection, with or without a base.
 
-    K, rank, target modules and widths are those of the tensors; what the file cannot tell is given.
+    K, rank, target modules and widths come from the tensors; the arguments say what the file does not tell.
 
     Args:
-        source: a .safetensors file, the index of one in shards (`model.safetensors.index.json`), or a folder with such.
-        base: the composer's base model by name, folder or hub id. Its configuration is read, and of its weights, where
-            they are on this machine, two tensors at most, to compare.
+        source: a .safetensors file, the index of one in shards (`model.safetensors.index.json`), or a folder with
+            one of them.
+        base: the composer's base model by name, folder or hub id. Its configuration is read. If its weights are on this
+            machine, at most two of their tensors are read, to compare.
         agents: the model that will be given the latents; None is `base`.
         alpha: LoRA's scale is alpha / rank; None is the default of the configuration.
-        template: text that the composer reads, with the fields of `composer.FIELDS`; None is our own, and warned about.
+        template: text that the composer reads, with the fields of `composer.FIELDS`; None is our own, with a warning.
         max_prompt_tokens: longest such text; None is the default of the configuration.
 
     Raises:
-        CheckpointError: unreadable, keys missing or unexpected, ranks that differ between layers, shapes that do not
-            fit the models, values that are not finite, or base weights that are not those of `base`.
-        ModelError: a model is not known.
+        CheckpointError: a file cannot be read; keys are missing or unexpected; ranks differ between layers; shapes do
+            not fit the models; values are not finite; or the base weights are not those of `base`.
+        ModelError: a model is unknown.
     """
     defaults = ComposerSection()
     if template is None:
@@ -93,7 +94,7 @@ def read_weights(
         layers = _adapted_layers(source, found)
         targets = sorted({layer.rpartition(".")[2] for layer in layers})
         _check_keys(source, found, base, shapes, targets)
-        # An empty or a scalar tensor counts as 1 here, and is refused for its shape below.
+        # An empty or a scalar tensor counts as 1 here; its shape is refused below.
         num_latents, rank = (max([1, *_shape(found, name)[:1]]) for name in (_QUERIES, _LM + layers[0] + _LORA_A))
         expected = {_QUERIES: [num_latents, d_composer]}
         expected |= {f"{_PROJECTION}.weight": [d_agent, d_composer], f"{_PROJECTION}.bias": [d_agent]}
@@ -124,7 +125,7 @@ def read_weights(
         "template": TEMPLATE if template is None else template,
         "words": composer_words(MemorySection()),
         "max_prompt_tokens": max_prompt_tokens or defaults.max_prompt_tokens,
-        "slots": None,  # theirs is the form of the paper
+        "slots": None,  # the authors' composer has the form of the paper
         "sharpness": defaults.sharpness,
         "cue": None,
     }
@@ -132,7 +133,7 @@ def read_weights(
 
 
 def _files(source: Path) -> list[Path]:
-    """The .safetensors files that a file, an index or a folder stands for."""
+    """Return the .safetensors files of a file, an index or a folder."""
     if source.is_dir():
         inside = [source / name for name in ("model.safetensors", "model.safetensors.index.json")]
         present = [path for path in inside if path.is_file()]
@@ -154,7 +155,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _open(files: list[Path], stack: ExitStack) -> dict[str, Any]:
-    """Open files by tensor name; nothing but their headers is read yet."""
+    """Open files and return their handles by tensor name; only their headers are read so far."""
     found: dict[str, Any] = {}
     for file in files:
         try:
@@ -173,7 +174,7 @@ def _shape(found: Mapping[str, Any], name: str) -> list[int]:
 
 
 def _shapes(name: str) -> dict[str, list[int]]:
-    """Shapes of a causal LM's tensors by name, from its configuration alone; the token embeddings come first."""
+    """Return the shapes of a causal LM's tensors by name, from its configuration alone; token embeddings come first."""
     source = resolve_model(name)
     try:
         with quiet_loading(), torch.device("meta"):
@@ -195,7 +196,7 @@ def _width(shapes: Mapping[str, list[int]]) -> int:
 
 
 def _adapted_layers(source: Path, found: Mapping[str, Any]) -> list[str]:
-    """Names of the layers with a LoRA matrix, as the base calls them, in order."""
+    """Return the names of the layers with a LoRA matrix, as the base calls them, in order."""
     matrices = [name.removeprefix(_LM) for name in found if name.startswith(_LM)]
     layers = {name.removesuffix(tail) for tail in (_LORA_A, _LORA_B) for name in matrices if name.endswith(tail)}
     if not layers:
@@ -232,7 +233,7 @@ def _some(names: list[str]) -> str:
 
 
 def _base_name(name: str) -> str:
-    """What the base calls one of its frozen weights, empty for what is none; peft has targets under `base_layer`."""
+    """Return the base's name of a frozen weight, or "" for other tensors; peft keeps targets under `base_layer`."""
     return name.removeprefix(_LM).replace(".base_layer.", ".") if name.startswith(_LM) else ""
 
 
@@ -245,10 +246,10 @@ def _our_name(name: str) -> str:
 
 
 def _compare_base(source: Path, found: Mapping[str, Any], base: str, shapes: Mapping[str, list[int]]) -> str:
-    """Whether the frozen weights in the file are those of `base`: all shapes, and the values of two of them.
+    """Check that the frozen weights in the file are those of `base`, and say what was compared.
 
-    Those two are cheap to read and tell models of one architecture apart: the last one-dimensional tensor, which is
-    the final norm, and the first rows of the token embeddings.
+    All shapes are compared, and the values of two tensors that are cheap to read and tell models of one architecture
+    apart: the last one-dimensional tensor, which is the final norm, and the first rows of the token embeddings.
     """
     theirs = {name: key for key in found if (name := _base_name(key)) in shapes}
     if not theirs:
@@ -283,7 +284,7 @@ def _compare_base(source: Path, found: Mapping[str, Any], base: str, shapes: Map
 
 
 def _local_folder(base: str) -> Path | None:
-    """Where the weights of a model are on this machine; None where they would have to be fetched first."""
+    """Return the folder of a model's weights on this machine; None if they would have to be fetched first."""
     source = resolve_model(base)
     if isinstance(source, Path):
         return source
@@ -295,7 +296,7 @@ def _local_folder(base: str) -> Path | None:
 
 
 def sections(settings: Mapping[str, Any]) -> str:
-    """What a configuration has to say for this checkpoint to be loaded under it: `model` and `composer`, as YAML."""
+    """Return what a configuration must say to load this checkpoint: the sections `model` and `composer`, as YAML."""
     kept = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens")
     own_base = {"model": settings["base_model"]} if settings["base_model"] != settings["agents"] else {}
     values = {"model": {"name": settings["agents"]}, "composer": own_base | {key: settings[key] for key in kept}}
@@ -303,7 +304,7 @@ def sections(settings: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as such, where YAML can."""
+    """A YAML dumper that writes text of several lines as a block, where YAML can."""
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,6 +1,6 @@
-"""What runs and comparisons look like to people: one page, tables for a terminal and in Markdown, and words.
+"""How runs and comparisons are shown to people: one page, tables for a terminal and in Markdown, and sentences.
 
-Files are the whole interface: nothing here asks a model or a bank.
+It reads files only: nothing here asks a model or a bank.
 """
 
 from latentmem.report.page import write_report

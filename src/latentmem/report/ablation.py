@@ -1,7 +1,7 @@
-"""Runs that differ in one key of their configuration, drawn against that key.
+"""Draw runs that differ in one key of their configuration against that key.
 
-The key is found by comparing the resolved configurations that the runs left behind, so nothing has to be said about
-what was varied. Seeds may differ as well: then each value has several points.
+The key is found by comparing the resolved configurations that the runs left behind, so the user need not name it. Seeds
+may differ as well; each value then has several points.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from latentmem.config import FILLS_BANK, FILLS_BANK_IN_BANK
 from latentmem.report.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
 
 NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
-"""Keys that may differ without being what the runs are about."""
+"""Keys that may differ without counting as what was varied."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One memory in one run, for one measure."""
+    """One measure of one memory in one run."""
 
     run: str
     memory: str
     value: Any
-    """Of the key that the runs differ in."""
+    """The run's value of the key that the runs differ in."""
     mean: float
     low: float
     high: float
@@ -34,20 +34,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Runs against the one key that they differ in."""
+    """Runs arranged by the one key that they differ in."""
 
     key: str
     values: list[Any]
-    """In the order they are drawn: numbers by size, anything else as the runs were named."""
+    """In drawing order: numbers by size, anything else in the order of the runs."""
     points: dict[str, list[Point]]
-    """By measure, accuracy and reward."""
+    """Points by measure: accuracy and reward."""
 
 
 def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
-    """Dotted keys that stand in all of the YAML texts with values that are not all equal, and their values.
+    """Return the dotted keys that all YAML texts have and whose values differ, with these values.
 
-    Keys of `NOT_VARIED` are left out, and so is `bank.path` where a key differs that decides what a bank is filled
-    with: it lies elsewhere for that reason. Empty where a text is no mapping in YAML.
+    Keys in `NOT_VARIED` are left out. So is `bank.path` if a key differs that decides what a bank is filled with, since
+    the path then differs for that reason. The result is empty if a text is not a mapping in YAML.
     """
     try:
         flat = [_flat(yaml.safe_load(text)) for text in configs]
@@ -66,10 +66,10 @@ def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
 def find_ablation(
     names: Sequence[str], configs: Sequence[str], results: Sequence[Mapping[str, Any]]
 ) -> Ablation | None:
-    """The runs against the key that they differ in; None where that is none, or more than one.
+    """Arrange the runs by the key that they differ in; None if they differ in no key, or in several.
 
     Args:
-        names: of the runs.
+        names: the runs' names.
         configs: their config.yaml, as text.
         results: their results.json.
     """
@@ -91,7 +91,7 @@ def find_ablation(
 
 
 def ablation_cells(ablation: Ablation) -> list[list[str]]:
-    """Header and rows of a table: a row for each run, a column for each memory."""
+    """Return header and rows of a table: a row for each run, a column for each memory."""
     points = ablation.points["accuracy"]
     memories = _memories(points)
     rows = [[ablation.key, "run", *memories]]
@@ -103,7 +103,7 @@ def ablation_cells(ablation: Ablation) -> list[list[str]]:
 
 
 def draw_ablation(ablation: Ablation) -> list[Picture]:
-    """Accuracy against the key, and the mean reward where that is something else."""
+    """Draw accuracy against the key, and the mean reward too if it differs from accuracy."""
     pictures = []
     accuracies = [point.mean for point in ablation.points["accuracy"]]
     for measure, points in ablation.points.items():

@@ -1,4 +1,4 @@
-"""Numbers as the cells of a table: each looks alike wherever it stands, on a page, a terminal or in Markdown."""
+"""Numbers as cells of a table; a number looks the same on a page, on a terminal and in Markdown."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,19 +10,19 @@ MISSING = "-"
 
 
 def table_cells(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]]) -> list[list[str]]:
-    """Header and rows of a table; of the columns, those where some row has a value."""
+    """Return header and rows of a table, with the columns in which some row has a value."""
     filled = {title: [cell(row) for row in rows] for title, cell in columns.items()}
     shown = {title: cells for title, cells in filled.items() if any(cell != MISSING for cell in cells)}
     return [list(shown), *map(list, zip(*shown.values(), strict=True))]
 
 
 def comparison_cells(results: Row) -> list[list[str]]:
-    """Header and rows of the comparison table; a column stands only where some memory has a value for it."""
+    """Return header and rows of the comparison table, with the columns in which some memory has a value."""
     return table_cells(memories_in(results), COLUMNS) if memories_in(results) else [["memory"]]
 
 
 def group_cells(results: Row) -> list[list[str]]:
-    """Header and rows of accuracies by group of tasks, and given that the answer was recalled; [] without groups."""
+    """Return header and rows of accuracies by group, also for tasks whose answer was recalled; [] without groups."""
     memories = [m for m in memories_in(results) if as_dict(m.get("groups"))]
     names = list(dict.fromkeys(group for m in memories for group in as_dict(m["groups"])))
     rows = []
@@ -35,7 +35,7 @@ def group_cells(results: Row) -> list[list[str]]:
 
 
 def accuracy_cell(memory: Row) -> str:
-    """A share of tasks solved with its interval, in percent."""
+    """Format an accuracy with its interval, in percent."""
     if not has(memory, "accuracy"):
         return MISSING
     if not has(memory, "accuracy_low", "accuracy_high"):
@@ -46,7 +46,7 @@ def accuracy_cell(memory: Row) -> str:
 
 
 def points_cell(difference: Row) -> str:
-    """A difference of two accuracies with its interval."""
+    """Format a difference of two accuracies with its interval, in points."""
     if not has(difference, "difference"):
         return MISSING
     if not has(difference, "low", "high"):
@@ -55,7 +55,7 @@ def points_cell(difference: Row) -> str:
 
 
 def carried_cell(memory: Row) -> str:
-    """What a memory carries with its interval, in nats a response."""
+    """Format what a memory carries with its interval, in nats per response."""
     carried = as_dict(memory.get("carried"))
     if not has(carried, "nats"):
         return MISSING
@@ -65,7 +65,7 @@ def carried_cell(memory: Row) -> str:
 
 
 def _share_cell(share: Row) -> str:
-    """An accuracy with its interval, in percent, and the tasks that it is over."""
+    """Format an accuracy with its interval, in percent, and the number of tasks behind it."""
     if not has(share, "accuracy", "low", "high", "num_tasks"):
         return MISSING
     percent = "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * share[key] for key in ("accuracy", "low", "high")))
@@ -73,7 +73,7 @@ def _share_cell(share: Row) -> str:
 
 
 def p_cell(p: float | None) -> str:
-    """A p-value."""
+    """Format a p-value."""
     if p is None:
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
@@ -84,30 +84,30 @@ def _share(key: str, memory: Row) -> str:
 
 
 def _partial_reward(memory: Row) -> str:
-    """The mean reward where it says more than the accuracy does."""
+    """Format the mean reward if it differs from the accuracy."""
     differs = has(memory, "reward", "accuracy") and abs(memory["reward"] - memory["accuracy"]) > 1e-9
     return f"{memory['reward']:.3f}" if differs else MISSING
 
 
 def errors_cell(memory: Row) -> str:
-    """Episodes that ended in an error, if any did."""
+    """Format the number of episodes that ended in an error, if any."""
     return str(memory["num_errors"]) if memory.get("num_errors") else MISSING
 
 
 def per_task_cell(key: str, digits: int, memory: Row) -> str:
-    """A number a task."""
+    """Format a number per task."""
     return f"{memory[key]:.{digits}f}" if has(memory, key) else MISSING
 
 
 def memory_tokens_cell(memory: Row) -> str:
-    """Read and written by language models to recall, the composer among them."""
+    """Format the tokens that language models, the composer among them, read and wrote for recalls."""
     if not memory.get("memory_prompt_tokens"):
         return MISSING
     return "+".join(per_task_cell(f"memory_{kind}_tokens", 0, memory) for kind in ("prompt", "generated"))
 
 
 def seconds_cell(memory: Row) -> str:
-    """Seconds a task, all parts together."""
+    """Format the seconds per task, all parts together."""
     return per_task_cell("total", 2, as_dict(memory.get("seconds")))
 
 
@@ -135,4 +135,4 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "s/task": seconds_cell,
     "peak MB": partial(per_task_cell, "peak_memory_mb", 0),
 }
-"""Title and cell of each column; tokens and seconds are per task."""
+"""Title and cell function of each column; tokens and seconds are per task."""

@@ -1,4 +1,4 @@
-"""Figures of runs: learning curves, one value of each metric line, and bars of accuracy."""
+"""Figures of runs: learning curves, and bars of accuracy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from latentmem.report.values import Row, has, memories_in, number
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure of a phase: a value of each of its metric lines."""
+    """One figure of a phase, with one value from each of its metric lines."""
 
     phase: str
     key: str
     title: str
     value: Callable[[Row], float | None]
     ends: tuple[str, str] | None = None
-    """Keys of the ends of the value's interval, where it is logged with one."""
+    """Keys of the ends of the value's interval, if it is logged with one."""
 
 
 def _signal(row: Row) -> float | None:
@@ -68,7 +68,7 @@ SHOWN_PHASES = ("collect", "warmup", "sft", "lmpo", "grpo")
 
 
 def learning_curves(records: list[RunRecord]) -> tuple[list[Picture], dict[str, list[str]]]:
-    """The figures with something to show, and by phase the titles of those that no run recorded."""
+    """Draw the figures that have data; also return, by phase, the titles of those that no run recorded."""
     pictures: list[Picture] = []
     unrecorded: dict[str, list[str]] = {}
     labels = _told_apart([r.name for r in records])
@@ -93,7 +93,7 @@ def _series(rows: list[Row], curve: Curve) -> list[tuple[int, float]]:
 
 
 def _band(rows: list[Row], curve: Curve) -> list[tuple[int, float, float]]:
-    """Step, low and high end of each interval that was logged."""
+    """Return step, low end and high end of each interval that was logged."""
     if curve.ends is None:
         return []
     found = [(row.get("step"), *(number(row.get(key)) for key in curve.ends)) for row in rows]
@@ -113,7 +113,7 @@ def _trend(points: list[tuple[int, float]]) -> str:
 
 
 def _told_apart(names: list[str]) -> dict[str, str]:
-    """Each run without the folders that all of them lie in."""
+    """Map each run's name to its path without the leading folders that all runs share."""
     parts = [Path(name).parts for name in names]
     shared = 0
     while all(len(path) > shared + 1 for path in parts) and len({path[shared] for path in parts}) == 1:
@@ -127,7 +127,7 @@ def _draw_curve(
     labels: dict[str, str],
     theme: str,
 ) -> bytes:
-    """Each run's curve, with a band if it has one; `labels` are those of all runs, in the order of their colours."""
+    """Draw each run's curve, with its band if it has one; `labels` covers all runs, in the order of their colours."""
     figure = Figure(figsize=(3.7, 2.2 + (0.1 + 0.1 * len(labels) if len(labels) > 1 else 0)), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
@@ -140,7 +140,7 @@ def _draw_curve(
         reach = len(values) // 16
         few = len(values) <= 12
         if reach:
-            # Single steps are noise of a few groups; the thick line is the mean of those around each.
+            # Single steps are noisy, as they rest on a few groups; the thick line is the mean over neighbouring steps.
             axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8)
             around = [values[max(0, j - reach) : j + reach + 1] for j in range(len(values))]
             values = [sum(near) / len(near) for near in around]
@@ -163,7 +163,7 @@ def _draw_curve(
 
 
 def accuracy_bars(record: RunRecord, number_of_run: int) -> Picture | None:
-    """The accuracy of each memory of a run with its interval; None where none was evaluated."""
+    """Draw the accuracy of each memory of a run with its interval; None if none was evaluated."""
     memories = [m for m in memories_in(record.results or {}) if has(m, "accuracy")]
     if not memories:
         return None

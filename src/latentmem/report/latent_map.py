@@ -1,7 +1,7 @@
 """A memory's kept latents as a map and in words: do they differ by role, by domain, or from task to task at all?
 
-The map is drawn for the eye and shows two axes of thousands; what is said rests on the numbers of `separation`, which
-use all of them. The sentences are derived in one place, `describe`.
+The map is for the eye and shows two axes out of thousands. The sentences rest on the numbers of `separation`, which use
+all axes; `map_findings` alone derives them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,28 +25,28 @@ from latentmem.report.separation import (
 from latentmem.stats import holm
 
 NUM_PERMUTATIONS = 2_000
-"""Behind each p-value."""
+"""Permutations behind each p-value."""
 
 
 @dataclass(frozen=True)
 class LatentMap:
-    """What the latents of one memory say."""
+    """The analysis of one memory's latents."""
 
     memory: str
     kept: KeptLatents
     shares: Shares
     by_role: Separation | None
-    """At the same task; None where the team has one role."""
+    """Separation of roles at the same task; None if the team has one role."""
     by_domain: Separation | None
-    """None where all tasks are of one domain."""
+    """Separation of domains; None if all tasks are of one domain."""
     coordinates: Array
-    """[T, R, 2], on the two axes along which the latents vary most."""
+    """[T, R, 2]: positions on the two axes along which the latents vary most."""
     explained: Array
-    """Share of the variance on each axis, [2]."""
+    """[2]: share of the variance on each axis."""
 
 
 def map_latents(memory: str, kept: KeptLatents) -> LatentMap:
-    """Everything that is shown of one memory's latents."""
+    """Compute everything that is shown of one memory's latents."""
     num_tasks, num_roles = kept.latents.shape[:2]
     latents = kept.latents.reshape(num_tasks, num_roles, -1).astype(np.float64)
     coordinates, explained = principal_axes(latents.reshape(num_tasks * num_roles, -1))
@@ -62,7 +62,7 @@ def map_latents(memory: str, kept: KeptLatents) -> LatentMap:
 
 
 def map_findings(maps: Sequence[LatentMap]) -> list[str]:
-    """What the numbers allow to say, in sentences; p-values are corrected for all tests of these memories (Holm)."""
+    """Return sentences that the numbers support; p-values are corrected for all tests of these memories (Holm)."""
     tests = [found for m in maps for found in (m.by_role, m.by_domain) if found is not None and m.shares.varying]
     adjusted = iter(holm([found.p_value for found in tests]))
     corrected = f" after correction for {len(tests)} tests" if len(tests) > 1 else ""
@@ -100,7 +100,7 @@ def _variation(m: LatentMap) -> str:
 
 
 def latent_cells(maps: Sequence[LatentMap]) -> list[list[str]]:
-    """Header and rows of the table."""
+    """Return header and rows of the table."""
     header = ["memory", "tasks", "roles", "K", "varies", "role", "domain", "task", "rest",
               "separation by role", "chance", "p", "by domain", "chance", "p"]  # fmt: skip
     rows = [header]
@@ -115,7 +115,7 @@ def latent_cells(maps: Sequence[LatentMap]) -> list[list[str]]:
 
 
 def latents_as_json(m: LatentMap) -> dict[str, Any]:
-    """The numbers of one map as JSON values."""
+    """Return the numbers of one map as JSON values."""
     return {
         "memory": m.memory,
         "num_tasks": len(m.kept.tasks),
@@ -129,11 +129,11 @@ def latents_as_json(m: LatentMap) -> dict[str, Any]:
 
 
 def draw_maps(m: LatentMap, name: str) -> list[Picture]:
-    """The map coloured by role and, where there are several, by domain.
+    """Draw the map coloured by role and by domain, each if there is more than one.
 
     Args:
-        m: what is drawn.
-        name: what the pictures' names begin with.
+        m: the map to draw.
+        name: the beginning of the pictures' names.
     """
     num_tasks, num_roles = m.coordinates.shape[:2]
     colourings: dict[str, tuple[list[list[str]], Separation | None]] = {

@@ -1,8 +1,8 @@
-"""Run folders in, one self-contained page out: what was learned, what differs for certain, and what the agents said.
+"""Read run folders and write one self-contained page: what was learned, what differs for certain, and what was said.
 
-Files are the whole interface: this reads what a run left behind, finished or not, and a part that is missing is a line
-saying so. All model text is hostile. It reaches the page through autoescaping only, never inside a script, and the
-page's content policy forbids every script but ours and every connection.
+Files are the whole interface: this reads what a run left behind, finished or not, and notes each part that is missing.
+All model text is treated as hostile. It reaches the page only through autoescaping, never inside a script. The page's
+content policy forbids every connection, and every script except ours.
 """
 
 import json
@@ -30,17 +30,18 @@ from latentmem.report.verdict import verdict
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html with its figures as PNG, report.json and comparison.md beside it; several runs share one page.
+    """Write report.html with its figures as PNG, report.json and comparison.md; several runs share one page.
 
     Args:
         runs: run folders, finished or not.
-        out: folder to write into; that of the first run, `RUN/report`, if None.
+        out: folder to write into; None means `RUN/report` of the first run.
 
     Returns:
         The path of report.html.
 
     Raises:
-        RunError: no run folder there, a file of it is damaged or newer than this version, or `out` cannot be written.
+        RunError: a folder is no run folder, a file in it is damaged or newer than this version, or `out` cannot be
+            written.
     """
     records = [read_run(Path(folder)) for folder in runs]
     if len({record.name for record in records}) < len(records):
@@ -82,7 +83,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _markdown(record: RunRecord, maps: list[LatentMap]) -> str:
-    """The tables and sentences of one run."""
+    """Format the tables and sentences of one run as Markdown."""
     assert record.results is not None
     text = f"## {escape_markdown(record.name)}\n\n{format_markdown(record.results)}"
     if maps:
@@ -96,7 +97,7 @@ def _maps(maps: list[LatentMap], number: int) -> list[Picture]:
 
 
 def _ablation(records: list[RunRecord]) -> tuple[Ablation | None, list[str]]:
-    """Runs against the one key that they differ in, and what they differ in if that is more."""
+    """Return the runs by the one key that they differ in, and the keys they differ in if there are several."""
     evaluated = [record for record in records if record.results and record.config]
     configs = [record.config for record in evaluated]
     found = find_ablation([r.name for r in evaluated], configs, [r.results or {} for r in evaluated])
@@ -128,10 +129,10 @@ def _as_json(records: list[RunRecord], maps: dict[str, list[LatentMap]]) -> Row:
 
 
 def make_folder(out: Path) -> None:
-    """Make a report's folder, if it is not there.
+    """Make a report's folder, unless it exists.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: the folder cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ def make_folder(out: Path) -> None:
 
 
 def template(name: str) -> Any:
-    """One of the package's pages, for jinja's `render`; all that is filled in is escaped."""
+    """Load one of the package's pages, for jinja's `render`; everything filled in is escaped."""
     loader = FunctionLoader(lambda name: files("latentmem.report").joinpath(name).read_text(encoding="utf-8"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -157,5 +158,5 @@ def template(name: str) -> Any:
 
 
 def to_bytes(text: str) -> bytes:
-    """Model text may hold half a surrogate pair, which UTF-8 cannot say."""
+    """Encode text as UTF-8, with escapes for half surrogate pairs, which model text may hold but UTF-8 cannot."""
     return text.encode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""A run's folder, read as it was left, finished or not; what is missing or damaged is a note that says so."""
+"""Read a run's folder as it was left, finished or not; a note tells of each part that is missing or damaged."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from latentmem.report.values import Row, memories_in
 from latentmem.runs import Metrics, read_metrics
 
 SCHEMA_VERSION = 1
-"""Newest results.json that is understood, and the version of report.json."""
+"""Newest version of results.json that can be read, and the version of report.json."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run folder holds."""
+    """The content of one run folder."""
 
     name: str
     folder: Path
@@ -27,24 +27,24 @@ class RunRecord:
     metrics: Metrics
     results: Row | None
     trajectories: dict[str, list[Row]]
-    """By memory; those of `evaluate`."""
+    """By memory, the trajectories in `evaluate`."""
     latents: dict[str, KeptLatents]
-    """By memory; those that were kept."""
+    """By memory, the latents that were kept."""
     readings: dict[str, list[tuple[str, list[list[str]]]]]
     """By memory, what its latents say: titles and tables, one for each task and role."""
     notes: list[str]
     """What is missing or could not be read."""
 
     def rows(self, phase: str) -> list[Row]:
-        """The metric lines of one phase, in order."""
+        """Return the metric lines of one phase, in order."""
         return [row for row in self.metrics.rows if row.get("phase") == phase]
 
 
 def check_schema(path: Path, found: Row, newest: int) -> None:
-    """Refuse a file of a newer form than `newest`.
+    """Refuse a file whose schema version is newer than `newest`.
 
     Raises:
-        RunError: it is.
+        RunError: the version is newer.
     """
     if found.get("schema_version", 0) > newest:
         raise RunError(
@@ -54,10 +54,10 @@ def check_schema(path: Path, found: Row, newest: int) -> None:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """What a run's folder holds.
+    """Read the content of a run's folder.
 
     Raises:
-        RunError: it is no run's folder, or a file is of a newer form than this version reads, or damaged beyond use.
+        RunError: the folder is no run folder, or a file is newer than this version, or damaged beyond use.
     """
     known = [name for name in ("run.json", "metrics.jsonl", "results.json") if (folder / name).exists()]
     if not known:
@@ -104,7 +104,7 @@ def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str
     trajectories: dict[str, list[Row]] = {}
     for stem in sorted(found, key=lambda stem: (order.index(stem) if stem in order else len(order), stem)):
         rows, damaged = [], []
-        # Split on newlines alone: other line breaks may stand inside a JSON string.
+        # Split at newlines alone, because other line breaks may occur inside a JSON string.
         for number, line in enumerate(found[stem].read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
@@ -120,12 +120,12 @@ def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str
 
 
 def _stems(results: Row) -> dict[str, str]:
-    """What the files of each memory are called, and its name."""
+    """Map the stem of each memory's files to the memory's name."""
     return {Path(m.get("trajectories") or m["name"].replace(":", "-")).stem: m["name"] for m in memories_in(results)}
 
 
 def _read_latents(folder: Path, results: Row, notes: list[str]) -> dict[str, KeptLatents]:
-    """What was kept of each evaluated memory; where nothing was, or it cannot be read, a note says so."""
+    """Read the kept latents of each evaluated memory; add a note where they are missing or cannot be read."""
     latents: dict[str, KeptLatents] = {}
     without = []
     for stem, name in _stems(results).items():
@@ -145,7 +145,7 @@ def _read_latents(folder: Path, results: Row, notes: list[str]) -> dict[str, Kep
 
 
 def _read_readings(folder: Path, results: Row, notes: list[str]) -> dict[str, list[tuple[str, list[list[str]]]]]:
-    """What each evaluated memory's latents say, as tables; a file that cannot be read is a note."""
+    """Read what each evaluated memory's latents say, as tables; add a note for a file that cannot be read."""
     readings = {}
     for stem, name in _stems(results).items():
         path = folder / f"{stem}{READING_SUFFIX}"
@@ -164,7 +164,7 @@ def _read_readings(folder: Path, results: Row, notes: list[str]) -> dict[str, li
 
 
 def _reading_cells(role: Row, before: str | None) -> list[list[str]]:
-    """Header and rows of what one role's latents say."""
+    """Return header and rows of what one role's latents say."""
     after = [LatentReading(**latent) for latent in role["after"]]
     earlier = None if role["before"] is None else [LatentReading(**latent) for latent in role["before"]]
     return reading_cells(after, earlier, ("nearest", f"nearest in {before}"))

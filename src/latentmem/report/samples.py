@@ -1,4 +1,4 @@
-"""Trajectories for a page: tasks where memories disagree first, side by side, long texts cut."""
+"""Choose trajectories for a page: first the tasks where memories disagree, side by side, with long texts cut."""
 
 import json
 from typing import Any
@@ -10,11 +10,11 @@ MAX_TASKS = 24
 """Tasks per run whose trajectories are shown."""
 
 MAX_CHARACTERS = 8_000
-"""Longest text shown of one prompt or response; a page of full ones would not open."""
+"""Length at which a prompt or response is cut; a page of full-length texts would not open."""
 
 
 def sample_of(record: RunRecord) -> dict[str, Any]:
-    """Tasks to show, those where the memories disagree first, each with its trajectories side by side."""
+    """Choose the tasks to show, first those where memories disagree, each with its trajectories side by side."""
     tasks: dict[str, list[tuple[str, Row]]] = {}
     for memory, rows in record.trajectories.items():
         for row in rows:

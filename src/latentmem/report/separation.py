@@ -1,8 +1,8 @@
-"""How far latents differ by role, by domain and by task: shares of their squared length, and tests by permutation.
+"""Measure how far latents differ by role, domain and task: shares of their squared length, and permutation tests.
 
-Every role of a team is given latents at every task, so the layout is a complete two-way table and its sum of squares
-falls exactly into parts. Roles are compared inside each task, and for their p-value are swapped inside each task only:
-what a task does to all of its latents cannot pass for a difference of roles. Plain functions of numbers.
+Every role of a team receives latents at every task, so the data are a complete two-way table whose sum of squares
+splits exactly into parts. Roles are compared within each task, and the permutations swap roles only within a task. So
+what a task does to all its latents cannot look like a difference of roles. All are plain functions of numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
 
 NEGLIGIBLE = 1e-9
-"""Share of the squared length below which differences are the rounding of float32, and no finding."""
+"""Share of the squared length below which a difference is only float32 rounding, and no finding."""
 
 CHUNK = 1 << 21
 """Numbers held at once while permuting: 16 MB."""
@@ -23,38 +23,38 @@ CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Shares:
-    """Where the squared length of latents lies; all but `varying` are shares of what varies, and add up to 1."""
+    """How the squared length of latents is shared out; all but `varying` are shares of the varying part, with sum 1."""
 
     varying: float
-    """Share of the mean squared length that is not the same for all tasks and roles."""
+    """Share of the mean squared length that differs between tasks and roles."""
     role: float
-    """Between roles, the same in all tasks."""
+    """Share between roles, the same in all tasks."""
     domain: float
-    """Between domains, the same for all roles."""
+    """Share between domains, the same for all roles."""
     task: float
-    """Between tasks of one domain, the same for all roles."""
+    """Share between tasks of one domain, the same for all roles."""
     rest: float
-    """What is left: a role's own answer to a task."""
+    """Remaining share: a role's own response to a task."""
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How far labels tell latents apart."""
+    """How well labels separate latents."""
 
     score: float
-    """Share of the squared distances that lies between labels: 0 none, 1 all of it."""
+    """Share of the squared distances that lies between labels, from 0 (none) to 1 (all)."""
     chance: float
-    """Mean score with the labels permuted."""
+    """Mean score with permuted labels."""
     p_value: float
-    """Share of permutations that score as high, the observed one counted too."""
+    """Share of permutations that score as high, with the observed one included."""
 
 
 def shares(latents: Array, domains: Sequence[str]) -> Shares:
-    """The decomposition of variance of a two-way table, tasks nested in domains (Scheffe 1959, chapters 4 and 5).
+    """Decompose the variance of a two-way table, with tasks nested in domains (Scheffe 1959, chapters 4 and 5).
 
     Args:
         latents: [T, R, D], a row for every task and role.
-        domains: of the tasks, [T].
+        domains: the domain of each task, [T].
     """
     num_tasks, num_roles, _ = latents.shape
     mean = latents.mean((0, 1))
@@ -71,9 +71,9 @@ def shares(latents: Array, domains: Sequence[str]) -> Shares:
 
 
 def separation_by_role(latents: Array, num_permutations: int, seed: int) -> Separation | None:
-    """How far roles differ at the same task; latents: [T, R, D]. None with fewer than two roles.
+    """Measure how far roles differ at the same task; latents: [T, R, D]. None with fewer than two roles.
 
-    The score is the partial eta squared of the role: of the squared distances from each task's mean, the share that the
+    The score is the role's partial eta squared: the share of the squared distances from each task's mean that the
     roles' means account for.
     """
     num_tasks, num_roles, _ = latents.shape
@@ -93,13 +93,13 @@ def separation_by_role(latents: Array, num_permutations: int, seed: int) -> Sepa
 
 
 def separation_by_domain(latents: Array, domains: Sequence[str], num_permutations: int, seed: int) -> Separation | None:
-    """How far tasks of different domains differ, in the means over their roles; None with fewer than two domains.
+    """Measure how far tasks of different domains differ, in their means over roles; None with fewer than two domains.
 
     Args:
         latents: [T, R, D].
-        domains: of the tasks, [T]; permuted as a whole.
-        num_permutations: of the domains.
-        seed: of the permutations.
+        domains: the domain of each task, [T]; permuted over whole tasks.
+        num_permutations: number of permutations.
+        seed: seed of the permutations.
     """
     known = sorted(set(domains))
     if len(known) < 2:
@@ -118,11 +118,11 @@ def separation_by_domain(latents: Array, domains: Sequence[str], num_permutation
 
 
 def principal_axes(rows: Array, num_axes: int = 2) -> tuple[Array, Array]:
-    """Exact principal components by singular values; rows: [n, D].
+    """Compute exact principal components by singular values; rows: [n, D].
 
     Returns:
-        Coordinates [n, num_axes] on the axes along which the rows vary most, and the share of the variance that lies on
-        each, [num_axes]. Zeros where there are fewer axes. The sign is chosen so that the farthest row is positive.
+        Coordinates [n, num_axes] on the axes along which the rows vary most, and each axis's share of the variance,
+        [num_axes]. Axes that do not exist are zeros. The sign is chosen so that the farthest row is positive.
     """
     centred = rows - rows.mean(0)
     coordinates, explained = np.zeros((len(rows), num_axes)), np.zeros(num_axes)
@@ -138,8 +138,8 @@ def principal_axes(rows: Array, num_axes: int = 2) -> tuple[Array, Array]:
 
 
 def _separation(rows: Array, labels: Labels, permuted: Callable[[int], Labels], num_permutations: int) -> Separation:
-    """Score and test of centred rows [n, D]; `permuted(count)` draws labels [count, n]."""
-    gram = rows @ rows.T  # [n, n]: whatever the width, a permutation costs n * n
+    """Score and test centred rows [n, D]; `permuted(count)` draws labels [count, n]."""
+    gram = rows @ rows.T  # [n, n]: so a permutation costs n * n, whatever the width D
     total = float(np.trace(gram))
     sizes = np.bincount(labels)
     score = float(_between(gram, labels[None], sizes)[0]) / total
@@ -151,9 +151,9 @@ def _separation(rows: Array, labels: Labels, permuted: Callable[[int], Labels], 
 
 
 def _between(gram: Array, labels: Labels, sizes: Labels) -> Array:
-    """Sum of squares between labels, [count]: of each label's rows, the squared length of their sum over their number.
+    """Return the sum of squares between labels, [count]: for each label |sum of its rows|^2 / its size, summed.
 
-    labels: [count, n]; sizes: of each label, the same in all permutations.
+    labels: [count, n]; sizes: the size of each label, the same in all permutations.
     """
     found = np.zeros(len(labels))
     for label, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""What numbers allow to say, in sentences: derived in one place, for page, terminal and Markdown alike."""
+"""Turn numbers into the sentences they support, in one place for page, terminal and Markdown."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from latentmem.report.values import Row, as_dict, has, memories_in, number
 from latentmem.stats import holm
 
 MUCH_CARRIED = 0.1
-"""Nats a response below which a memory is said to carry a trace."""
+"""Nats per response below which a memory is said to carry only a trace."""
 
 
 def verdict(results: Row) -> list[str]:
-    """What the numbers of a results.json allow to say, in sentences; p-values are corrected for their number (Holm)."""
+    """Return the sentences that a results.json supports; p-values are corrected for their number (Holm)."""
     memories = memories_in(results)
     num_tasks = results.get("num_tasks", 0)
     sentences = []
@@ -43,7 +43,7 @@ def verdict(results: Row) -> list[str]:
 
 
 def _carries(name: str, carried: Row) -> list[str]:
-    """Whether it matters to the agents what a memory was made from."""
+    """Say whether it matters to the agents what a memory was made from."""
     if not has(carried, "nats", "low", "high", "num_tasks"):
         return []
     size = f"{carried_cell({'carried': carried})} nats a response"
@@ -58,7 +58,7 @@ def _carries(name: str, carried: Row) -> list[str]:
 
 
 def _expenses(memory: Row) -> list[str]:
-    """What a memory that learns took before it was asked, and how much of what it was told could not be used."""
+    """Say what a memory spent on learning and recalling, and how many replies could not be used."""
     sentences = []
     learning = as_dict(memory.get("learning"))
     if has(learning, "num_trajectories", "prompt_tokens", "generated_tokens", "seconds"):
@@ -76,10 +76,10 @@ def _expenses(memory: Row) -> list[str]:
 def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
     against_none = {m["name"] for m in memories if m.get("vs_none")}
     for memory in memories:
-        # Of a control one question is asked: what does the memory itself lose?
+        # For a control only one question is asked: what does the memory itself lose?
         for baseline in ("real",) if memory.get("vs_real") else ("none", "text", "start"):
             found = as_dict(memory.get(f"vs_{baseline}"))
-            # "none against text" is "text against none" told twice, and would be corrected for twice.
+            # "none against text" repeats "text against none", and would be corrected for twice.
             twice = memory["name"] == "none" and "text" in against_none
             if found and not twice and has(found, "difference", "p_value"):
                 other = memory.get("start") if baseline == "start" else compared_with(memory["name"], baseline)
@@ -87,15 +87,15 @@ def _comparisons(memories: list[Row]) -> Iterable[tuple[str, str, Row]]:
 
 
 def compared_with(memory: str, baseline: str) -> str:
-    """The memory that a baseline is: of `real`, the one that `memory` is a control of."""
+    """Return the name behind a baseline: for `real`, the memory that `memory` is a control of."""
     return str(MemoryName.parse(memory).real) if baseline == "real" else baseline
 
 
 def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:
-    """What may be said of comparisons, in sentences; their p-values are corrected for their number (Holm).
+    """Return sentences about comparisons; their p-values are corrected for their number (Holm).
 
     Args:
-        comparisons: what is compared, with which baseline, and `difference`, `low`, `high` and `p_value`.
+        comparisons: each with the memory, its baseline, and a row of `difference`, `low`, `high` and `p_value`.
     """
     p_values = [found["p_value"] for _, _, found in comparisons]
     adjusted = holm(p_values)

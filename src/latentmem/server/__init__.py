@@ -1,1 +1,1 @@
-"""What is served over HTTP; starlette and uvicorn come with the extra `server`."""
+"""Services over HTTP; starlette and uvicorn come with the extra `server`."""

@@ -1,7 +1,7 @@
-"""A corpus file as numbered passages: checked whole before anything is made of it, then read row by row.
+"""A corpus file as numbered passages: checked as a whole before use, then read row by row.
 
-Only where each row begins stays in memory, so a corpus may be larger than that. The file is kept open and must stay as
-it was: what an index says about row 7 is true of the bytes that were there when it was made.
+Only the place where each row begins stays in memory, so a corpus may be larger than memory. The file is kept open and
+must not change: what an index says about row 7 holds for the bytes that were there when the index was made.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from latentmem.errors import DataError, suggest
 from latentmem.progress import progress
 
 _NAMED = 3
-"""Bad rows that a message spells out; the others are counted."""
+"""Number of bad rows that a message describes; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What one row holds."""
+    """The content of one row."""
 
     id: str | int
     contents: str
-    """The title in the first line, the text below it."""
+    """The title in the first line, if there is one, and the text below it."""
 
 
 class Corpus:
@@ -35,7 +35,7 @@ class Corpus:
         """Read the file once, check every row and remember where it begins.
 
         Raises:
-            DataError: no such file, no passage in it, or a row that is none (with `skip` they are left out).
+            DataError: there is no such file, no passage in it, or a row that is not a passage (`skip` leaves it out).
         """
         self.path = path
         try:
@@ -57,7 +57,7 @@ class Corpus:
         return len(self._starts)
 
     def __getitem__(self, position: int) -> Passage:
-        """The passage of a row.
+        """Return the passage of a row.
 
         Raises:
             DataError: the file has been changed since it was checked.
@@ -71,11 +71,11 @@ class Corpus:
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What tells this corpus from any other, an edited copy included."""
+        """What distinguishes this corpus from any other, even from an edited copy."""
         return {"corpus_bytes": self._seen_as[0], "corpus_sha256": self._sha256, "num_passages": len(self)}
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _state(self) -> tuple[int, int]:
@@ -85,9 +85,9 @@ class Corpus:
     def _check(self, on_bad_row: Literal["error", "skip"]) -> None:
         bad = self._scan()
         self.num_bad = len(bad)
-        """Rows that are no passages and were left out."""
+        """Number of rows that are not passages and were left out."""
         self.bad_rows = "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
-        """What is wrong with the first of them, by line."""
+        """What is wrong with the first of these rows, by line."""
         if bad and on_bad_row == "error":
             raise DataError(
                 f"{self.path}: {len(bad)} of {len(bad) + len(self)} rows are no passages ({self.bad_rows}); mend them, "
@@ -97,7 +97,7 @@ class Corpus:
             raise DataError(f"{self.path}: holds no passage; expected at least one row with id and contents")
 
     def _scan(self) -> list[str]:
-        """Remember where the passages are; what is wrong with the rows that are none."""
+        """Remember where the passages are; return what is wrong with the rows that are not passages."""
         self._starts, self._lengths = array("q"), array("q")
         content, bad, start = hashlib.sha256(), [], 0
         with progress(self._seen_as[0], "corpus", "B") as bar:

@@ -1,8 +1,8 @@
-"""Finding passages by words (BM25), by meaning (embeddings), or by both; an index on disk is whole or is not there.
+"""Search for passages by words (BM25), by meaning (embeddings), or by both; an index on disk is complete or absent.
 
-Each kind of index is a folder that is filled beside its place, sealed with the size and checksum of every file, and
-only then renamed into place; a reader takes what is sealed and belongs to the very corpus it was given. Embedding
-takes long, so a part that was left behind goes on at its last shard; counting words takes moments and begins again.
+Each kind of index is a folder. It is filled beside its final place, sealed with the size and checksum of every file,
+and only then renamed into place. A reader accepts only a sealed index of exactly its corpus. Embedding takes long, so
+an interrupted index continues at its last shard; counting words takes moments and starts again.
 """
 
 import json
@@ -35,38 +35,38 @@ Embed = Callable[[list[str]], npt.NDArray[np.float32]]
 """Texts [n] to vectors [n, e] of length 1."""
 
 K1, B = 0.9, 0.4
-"""Of BM25: how fast a word's repetitions saturate, and how much a long passage is marked down. Lucene's defaults for
-passages in Anserini (Yang et al. 2017), which Search-R1's own BM25 server uses too."""
+"""BM25's parameters: how fast a word's repetitions saturate, and how much a long passage is marked down. Lucene's
+defaults for passages in Anserini (Yang et al. 2017), which Search-R1's own BM25 server uses too."""
 RANK_OFFSET = 60
-"""Of reciprocal rank fusion: Cormack et al. 2009."""
+"""The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 FUSED_DEPTH = 100
-"""Hits of each method that are fused, at least."""
+"""The fewest hits of each method that are fused."""
 SHARD = 256
-"""Passages embedded before they are written down; a kill loses no more."""
+"""Number of passages embedded before they are written to disk; a killed process loses no more."""
 _FORMAT = 1
 _SEAL = "sealed.json"
 _WORD = re.compile(r"\w+")
 
 
 class Search(Protocol):
-    """Finds passages; may be called from several threads."""
+    """A function that finds passages; it may be called from several threads."""
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most k hits for each query; what a query finds does not depend on the others, but for rounding."""
+        """Return at most k hits per query; up to rounding, they do not depend on the other queries."""
 
 
 def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, embed: Embed | None) -> Search:
-    """What searches the corpus; indexes are made in `folder`, or found there.
+    """Return a search over the corpus; its indexes are made in `folder`, or found there.
 
     Args:
         corpus: the passages.
         method: bm25, dense, or both, fused by rank.
-        folder: where the indexes lie; made where there is none.
-        embedder: name of what `embed` computes; vectors of another are made anew.
-        embed: makes vectors of passages and queries; None will do for bm25.
+        folder: the folder of the indexes; made if there is none.
+        embedder: name of what `embed` computes; vectors under another name are made anew.
+        embed: makes vectors of passages and queries; None is enough for bm25.
 
     Raises:
-        RetrieverError: the folder cannot be written, or another process is indexing in it.
+        RetrieverError: the folder cannot be written, another process is indexing in it, or bm25s is not installed.
         DataError: the corpus was changed meanwhile.
     """
     searches: list[Search] = []
@@ -88,7 +88,7 @@ def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, emb
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as BM25 counts them: lower case, without accents, no word left out.
+    """Return the words of a text as BM25 counts them: lower case, without accents, no word left out.
 
     >>> words("Émile Zola's 2nd")
     ['emile', 'zola', 's', '2nd']
@@ -98,13 +98,13 @@ def words(text: str) -> list[str]:
 
 
 class WordSearch:
-    """BM25 in Lucene's form; a passage that shares no word with the query is no hit."""
+    """BM25 in Lucene's form; a passage that shares no word with the query is not a hit."""
 
     def __init__(self, folder: Path) -> None:
         self._index = _bm25s().BM25.load(folder, mmap=True)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most k passages for each query, equal scores by position."""
+        """Return at most k passages per query; ties are in the order of position."""
         return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> Hits:
@@ -122,18 +122,18 @@ class WordSearch:
 
 
 class VectorSearch:
-    """Cosine similarity to every passage, exactly."""
+    """Exact cosine similarity to every passage."""
 
     def __init__(self, folder: Path, num_passages: int, embed: Embed) -> None:
         self._embed = embed
         self._lock = threading.Lock()  # an embedder serves one caller at a time
-        # Nobody writes to it; torch only takes what could be written to, here into a copy.
+        # Nobody writes to it, but torch only accepts arrays that can be written to; writes would go to a copy.
         vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="c").reshape(num_passages, -1)
-        # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
+        # Torch's product, because numpy keeps threads of its own busy, which would compete with the embedder's.
         self._rows = Rows(vectors.view(np.ndarray), estimate=_products)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """The k passages nearest to each query, equal ones by position."""
+        """Return the k passages nearest to each query; ties are in the order of position."""
         with self._lock:
             vectors = self._embed(list(queries))
             return self._rows.nearest(vectors, k)
@@ -152,13 +152,13 @@ class FusedSearch:
         self._searches = searches
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """At most k passages for each query, equal scores by position."""
+        """Return at most k passages per query; ties are in the order of position."""
         found = [search(queries, max(k, FUSED_DEPTH)) for search in self._searches]
         return [fuse([hits[i] for hits in found])[:k] for i in range(len(queries))]
 
 
 def fuse(rankings: Sequence[Hits]) -> Hits:
-    """Reciprocal rank fusion.
+    """Combine rankings by reciprocal rank fusion.
 
     >>> [position for position, _ in fuse([[(7, 9.0), (3, 8.0)], [(3, 0.9)]])]
     [3, 7]
@@ -170,16 +170,16 @@ def fuse(rankings: Sequence[Hits]) -> Hits:
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-# Making and keeping
+# Making and keeping indexes
 
 
 def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder of a sealed index of exactly this; it is made by `make`, aside, where there is none."""
+    """Return the folder of a sealed index of exactly this; if there is none, `make` it aside and put it there."""
     about = {"format": _FORMAT, **about}
     if _flaw(folder, about) is None:
         return folder
     with _sole_indexer(folder.parent):
-        flaw = _flaw(folder, about)  # another process may have mended it before we held the lock
+        flaw = _flaw(folder, about)  # another process may have made it before we held the lock
         if flaw is None:
             return folder
         if folder.exists():
@@ -193,7 +193,7 @@ def _whole(folder: Path, about: Mapping[str, Any], make: Callable[[Path], None])
 
 
 def _flaw(folder: Path, about: Mapping[str, Any]) -> str | None:
-    """Why an index cannot be used; None if it can."""
+    """Return why an index cannot be used; None if it can."""
     try:
         seal = json.loads((folder / _SEAL).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -207,7 +207,7 @@ def _flaw(folder: Path, about: Mapping[str, Any]) -> str | None:
 
 
 def _seal(part: Path, about: Mapping[str, Any]) -> None:
-    """Everything onto the disk, then the seal, so that no seal stands over something that a power cut took."""
+    """Sync all files to disk, then write the seal, so that no sealed file can be lost in a power cut."""
     files = {}
     for path in sorted(part.iterdir()):
         if path.name != _SEAL:
@@ -217,7 +217,7 @@ def _seal(part: Path, about: Mapping[str, Any]) -> None:
 
 
 def _measure(path: Path) -> list[int]:
-    """Size and CRC-32."""
+    """Return the size and CRC-32 of a file."""
     crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -227,7 +227,7 @@ def _measure(path: Path) -> list[int]:
 
 @contextmanager
 def _sole_indexer(folder: Path) -> Iterator[None]:
-    """The kernel frees the lock, however the process ends."""
+    """Let only one process index in a folder; the kernel frees the lock, however the process ends."""
     with (folder / ".lock").open("a") as lock:
         if not take(lock):
             raise RetrieverError(
@@ -261,7 +261,7 @@ def _count_words(corpus: Corpus, part: Path) -> None:
 
 
 def _embed_passages(corpus: Corpus, embed: Embed, part: Path, about: Mapping[str, Any]) -> None:
-    """Append shard after shard. One counts once the record of it is on disk, and its vectors are there before that."""
+    """Append shard after shard; a shard counts once its record is on disk, and its vectors are written before that."""
     record, vectors = part / "shards.json", part / "vectors.f32"
     try:
         done = json.loads(record.read_bytes())

@@ -1,13 +1,13 @@
-"""Passages over HTTP in the protocol of Search-R1, so that either side can be replaced by the other's.
+"""Passages over HTTP in the protocol of Search-R1, so that either side can be replaced by Search-R1's.
 
     POST /retrieve   {"queries": [text, ...], "topk": n, "return_scores": bool}
-        200          {"result": [[{"document": {"id", "contents"}, "score": x}, ...], ...]}, a list for each query;
-                     without scores the documents stand there bare
+        200          {"result": [[{"document": {"id", "contents"}, "score": x}, ...], ...]}, one list per query;
+                     without scores, the lists hold the documents themselves
     GET  /health     {"status": "ok", "passages": N, "method": ...}
 
 The fields are those of `search_r1/search/retrieval_server.py` in PeterGriffinJin/Search-R1. A bad request is answered
-by 4xx and `{"error": one line}`. The port is taken first and opened last: while an index is being made, whoever
-connects is refused, and never served a part of it.
+by 4xx and `{"error": one line}`. The port is taken first and opened last: while an index is being made, a client that
+connects is refused, and never served from a part of the index.
 """
 
 import errno
@@ -49,7 +49,7 @@ _BACKLOG = 256
 
 
 class _Request(BaseModel):
-    """What is read of a request; fields of other clients' making are ignored."""
+    """The fields that are read of a request; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)
     queries: list[str] = Field(min_length=1, max_length=MAX_QUERIES)
@@ -58,13 +58,13 @@ class _Request(BaseModel):
 
 
 def create_app(corpus: Corpus, search: Search, method: Method) -> Starlette:
-    """The server over parts already made."""
+    """Make the server from a corpus and a search over it."""
 
     async def retrieve(request: Request) -> JSONResponse:
         asked = _read(await _body(request))
         try:
             result = await run_in_threadpool(answer, asked)
-        except DataError as error:  # the corpus was changed under our hands
+        except DataError as error:  # the corpus was changed while we served it
             raise HTTPException(503, str(error)) from None
         return JSONResponse({"result": result})
 
@@ -126,21 +126,21 @@ def serve(
     on_bad_row: Literal["error", "skip"] = "error",
     announce: Callable[[str], object],
 ) -> None:
-    """Index a corpus, or find its index, and answer until SIGTERM or SIGINT.
+    """Index a corpus, or find its index, and answer requests until SIGTERM or SIGINT.
 
     Args:
         path: the corpus, JSON Lines.
         method: how passages are found.
         host: address to listen on.
-        port: to listen on; 0 takes a free one, which is printed.
+        port: port to listen on; 0 takes a free one, which is announced.
         index: folder of the index; None is CORPUS.index beside the corpus.
         embedder: for dense search, as `bank.embedder` in a configuration.
-        on_bad_row: `skip` leaves out rows that are no passages, and says which.
-        announce: told in one line where it answers, once it does.
+        on_bad_row: `skip` leaves out rows that are not passages, and says which.
+        announce: called once it can answer, with one line that says where.
 
     Raises:
         DataError: the corpus cannot be read or holds bad rows.
-        RetrieverError: the port is taken, or the index cannot be written.
+        RetrieverError: the port is taken, the index cannot be written, or bm25s is not installed.
         ModelError: the embedder cannot be loaded.
     """
     with _take_port(host, port) as listener, closing(Corpus(path, on_bad_row)) as corpus:
@@ -149,7 +149,7 @@ def serve(
         embed = None if method == "bm25" else Embedder(embedder, batch_size=32)
         search = open_search(corpus, method, index or path.with_name(f"{path.name}.index"), embedder, embed)
         app = create_app(corpus, search, method)
-        # Ended by a signal, uvicorn finishes what it is answering and raises the signal again for this handler.
+        # On a signal, uvicorn finishes its open answers and raises the signal again, for this handler.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         try:
@@ -166,7 +166,7 @@ def serve(
 
 
 def _take_port(host: str, port: int) -> socket.socket:
-    """A socket of that address on which nobody is heard yet."""
+    """Return a socket that is bound to the address but does not listen yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

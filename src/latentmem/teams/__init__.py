@@ -1,1 +1,1 @@
-"""Who speaks, who reads whom, and whose word is the team's action."""
+"""Teams: who speaks, who reads whom, and whose response is the team's action."""

@@ -1,9 +1,9 @@
 """DyLAN (Liu et al. 2024, arXiv 2310.02170): rounds of agents that read each other's answers, until most agree.
 
-In round 1 everybody answers; in later rounds everybody reads all answers of the round before, its own among them,
+In round 1 every agent answers. In later rounds every agent reads all answers of the round before, its own included,
 rates them and answers anew. Before some rounds a ranker names those who stay. The ranker is a member like the others:
-what it says decides who is heard, so it has a memory of its own and is trained on the same reward. Prompts and numbers
-are the team's file; what is fixed here is who speaks when, and how ratings become importance scores.
+its response decides who is heard, so it has a memory of its own and is trained on the same reward. Prompts and numbers
+come from the team's file. This module fixes who speaks when, and how ratings become importance scores.
 """
 
 import ast
@@ -42,7 +42,7 @@ class _Part(BaseModel):
 
 
 class MemberFile(_Part):
-    """One who answers."""
+    """A member who answers."""
 
     role: str
     profile: str
@@ -50,34 +50,34 @@ class MemberFile(_Part):
 
 
 class RatingsFile(_Part):
-    """How answers are rated by those who read them."""
+    """How readers rate the answers."""
 
     mark: Annotated[str, Field(min_length=1)]
-    """What stands before the ratings, on their line."""
+    """The text before the ratings, on their line."""
     highest: Annotated[int, Field(gt=0)]
-    """A higher rating counts as this."""
+    """The highest rating; a higher number counts as this."""
 
 
 class RankerFile(_Part):
-    """One who decides who stays."""
+    """The member who decides who stays."""
 
     role: str
     profile: str
     system: str
     user: str
     mark: Annotated[str, Field(min_length=1)]
-    """What stands before the numbers of those who stay, best first, on their line."""
+    """The text before the numbers of those who stay, best first, on their line."""
     stay: dict[int, int]
-    """By round: how many are to be left when it begins."""
+    """The number of agents that stay, by the round for which they stay."""
 
 
 class ConsensusFile(_Part):
-    """When the team is of one mind."""
+    """When the team counts as agreed."""
 
     share: str | float
-    """More than this share of a round has to give one answer; a number, or a fraction such as 2/3."""
+    """More than this share of a round has to give the same answer; a number, or a fraction such as 2/3."""
     judged_by: Literal["answer", "number"] = "answer"
-    """How an answer is read: `read_answer`, or the number that a numeric task would read."""
+    """How an answer is read: by `read_answer`, or as the number that a numeric task would read."""
 
     @field_validator("share")
     @classmethod
@@ -92,7 +92,7 @@ class ConsensusFile(_Part):
 
 
 class DylanFile(_Part):
-    """All of a team of this kind, as its file says it."""
+    """The content of a file of a DyLAN team."""
 
     kind: Literal["dylan"]
     name: str
@@ -104,7 +104,7 @@ class DylanFile(_Part):
     first: str
     """The user prompt of round 1."""
     later: str
-    """The user prompt of the rounds after it."""
+    """The user prompt of all later rounds."""
     message: str
     """How an answer is quoted."""
     turn: str = PAST
@@ -117,28 +117,28 @@ class _Said:
 
     role: str
     text: str
-    """Without its ratings."""
+    """The response without its ratings."""
     answer: str | None
     position: int
-    """Among all responses of the turn."""
+    """The response's number among all responses of the turn."""
 
     def agrees_with(self, other: "_Said") -> bool:
         return self.answer is not None and self.answer == other.answer
 
 
 class DylanTeam:
-    """Plays what a `DylanFile` says."""
+    """A team that plays what a `DylanFile` says."""
 
     def __init__(self, file: DylanFile, read: Callable[[str], str | None] | None = None) -> None:
         """Check the file.
 
         Args:
             file: roles, prompts and numbers.
-            read: the answer in a response, equal for answers that agree, None where there is none; None takes the rule
-                that the file names.
+            read: returns the answer in a response, in one form for answers that agree, or None if there is none. None
+                takes the rule that the file names.
 
         Raises:
-            ConfigError: two members of one role, an unknown template field, or a ranker that could never act.
+            ConfigError: two members have the same role, a template field is unknown, or a ranker could never act.
         """
         self.file = file
         self.name = file.name
@@ -172,16 +172,16 @@ class DylanTeam:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """Those who answer, and the ranker."""
+        """The members who answer, and the ranker."""
         return (*(role for role, _ in self.agents), *([self.ranker] if self.ranker else []))
 
     @property
     def shown(self) -> frozenset[str]:
-        """What any member is shown, by the names of the fields; the ranker sees what they answered."""
+        """Names of the fields that some answering member is shown; the ranker sees their answers."""
         return fields_in(self.file.first, self.file.later, *(system for _, system in self.agents))
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
-        """Rounds until more than the agreed share give one answer; see `Team.turn`.
+        """Play rounds until more than the required share give the same answer; see `Team.turn`.
 
         The action is the first response, in the order of the round, that gives the round's most frequent answer. The
         record is described in docs/teams.md.
@@ -252,14 +252,14 @@ class DylanTeam:
 
 
 def importance(weights: Sequence[Mapping[str, Mapping[str, float]]], final: Mapping[str, float]) -> dict[str, float]:
-    """Agent importance scores: what each agent's answers added to the last round, as shares that sum to 1.
+    """Compute agent importance scores: what each agent's answers added to the last round, as shares that sum to 1.
 
     I[T, i] is the share of agent i in the final answer; before that I[t, i] = sum over j of w[t, i, j] * I[t + 1, j],
     and an agent's score is the mean of I[t, i] over the T rounds (arXiv 2310.02170 sums them, which ranks alike; the
     mean can be compared between episodes of different length).
 
     Args:
-        weights: for rounds 2 to T, the w of the round before: {reader j: {author i: share}}, summing to 1 for each j.
+        weights: for rounds 2 to T, w of the round before: {reader j: {author i: share}}, summing to 1 for each j.
         final: the shares of the last round.
 
     >>> importance([{"a": {"a": 0.75, "b": 0.25}, "b": {"a": 0.5, "b": 0.5}}], {"b": 1.0})
@@ -279,7 +279,7 @@ def importance(weights: Sequence[Mapping[str, Mapping[str, float]]], final: Mapp
 
 
 def _shares(authors: Sequence[str], ratings: Sequence[int]) -> dict[str, float]:
-    """Ratings as shares; equal ones where nothing was rated."""
+    """Turn ratings into shares; the shares are equal if nothing was rated."""
     total = sum(ratings)
     if not total:
         return dict.fromkeys(authors, 1 / len(authors))
@@ -287,13 +287,13 @@ def _shares(authors: Sequence[str], ratings: Sequence[int]) -> dict[str, float]:
 
 
 def _by_support(said: Sequence[_Said]) -> list[int]:
-    """Positions in a round, those first whose answer most of it gave; the order of the round decides between equals."""
+    """Order the positions of a round by how many answers agree with each; on ties, keep the order of the round."""
     support = [sum(other is one or other.agrees_with(one) for other in said) for one in said]
     return sorted(range(len(said)), key=lambda i: -support[i])
 
 
 def _named(response: str, mark: str, count: int) -> list[int]:
-    """Positions that a ranker names, best first: what follows its mark, or a response that is a list and no more."""
+    """Return the positions that a ranker names, best first: after its mark, or in a response that is only a list."""
     _, found, rest = _last_mark(response, mark)
     if not found and not _WHOLE_LIST.fullmatch(response):
         return []
@@ -302,7 +302,7 @@ def _named(response: str, mark: str, count: int) -> list[int]:
 
 
 def _ratings(response: str, mark: str, highest: int, count: int) -> tuple[str, tuple[int, ...] | None]:
-    """The response without its ratings, and the ratings, None where they are not `count` numbers."""
+    """Return the response without its ratings, and the ratings; None unless they are `count` numbers."""
     text, found, rest = _last_mark(response, mark)
     if not found:
         return response.strip(), None
@@ -312,7 +312,7 @@ def _ratings(response: str, mark: str, highest: int, count: int) -> tuple[str, t
 
 
 def _last_mark(response: str, mark: str) -> tuple[str, bool, str]:
-    """The response without its last mark and the line after it; whether there was a mark; and that line."""
+    """Return the response without its last mark and the rest of that line, whether there was a mark, and that rest."""
     places = list(re.finditer(re.escape(mark), response, re.IGNORECASE))
     if not places:
         return response, False, ""
@@ -323,17 +323,17 @@ def _last_mark(response: str, mark: str) -> tuple[str, bool, str]:
 
 def _numbers(text: str) -> list[int]:
     found = _LIST.match(text)
-    # Longer ones are no positions and no ratings, and Python refuses to read the longest.
+    # Longer numbers are neither positions nor ratings, and Python refuses to read the longest.
     return [int(digits[:9]) for digits in re.findall(r"\d+", found.group())] if found else []
 
 
 def read_answer(response: str) -> str | None:
-    r"""The answer in a response in one form, so that answers that agree are equal; None where there is none.
+    r"""Return the answer in a response, in one form for answers that agree; None if there is none.
 
-    A fenced program of several lines is what Python parses it to: layout and comments do not matter, names do. Of other
-    text the first of these that is there is read: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last
-    line; of that what follows the last `=`, or in a last line the last `is`. A lone number is written plainly, other
-    text in lower case.
+    A fenced program of several lines becomes what Python parses it to: layout and comments do not matter, names do. Of
+    other text, the first of these that exists is read: `<answer>...</answer>`, `\boxed{...}`, `answer is ...`, the last
+    line. Of that, what follows the last `=` is kept, or in a last line what follows the last `is`. A lone number is
+    written plainly, other text in lower case.
 
     >>> read_answer("The sum of 3 and 4 is 7."), read_answer("3 + 4 = 7.0"), read_answer("<answer>The  Seine.</answer>")
     ('7', '7', 'the seine')
@@ -341,7 +341,7 @@ def read_answer(response: str) -> str | None:
     if "```" in response and (code := extract_code(response)) is not None:
         if "\n" in code.strip():
             return _program(code)
-        response = code  # models put a number into a fence, too
+        response = code  # models put numbers into a fence, too
     explicit = [found for found in (tagged(response), boxed(response)) if found is not None] + stated(response)
     text = _EQUATION.sub("", explicit[0]) if explicit else _RESTATED.sub("", last_line(response) or "")
     text = bare(text)
@@ -353,7 +353,7 @@ def read_answer(response: str) -> str | None:
 
 def _program(code: str) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\d" in a string is the model's business
+        warnings.simplefilter("ignore")  # a warning about "\d" in a model's program is of no use
         try:
             return ast.dump(ast.parse(code))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -361,4 +361,4 @@ def _program(code: str) -> str:
 
 
 READERS: dict[str, Callable[[str], str | None]] = {"answer": read_answer, "number": partial(extract, numeric=True)}
-"""By the names that `consensus.judged_by` knows."""
+"""The readers of answers, by the values of `consensus.judged_by`."""

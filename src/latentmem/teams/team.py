@@ -1,7 +1,7 @@
-"""Teams as files: who speaks, who reads whom, and whose word is the team's action.
+"""Teams as files: who speaks, who reads whom, and whose response is the team's action.
 
-A fixed team is a graph, and all of it stands in its YAML file. A file of another `kind` is read by the class that plays
-it; a team that decides as it goes in a way of its own is such a class (`turn.py` is what it has to look like).
+A fixed team is a graph, and its YAML file holds all of it. A file of another `kind` is read by the class that plays it.
+A team that decides in a way of its own as it goes is such a class, too (`turn.py` has the interface).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from latentmem.trajectory import Role, Step
 
 FIELDS = ("task", "instructions", "messages", "history")
 SAID = "{role} said:\n{response}"
-"""How a message is quoted to those who read it, unless the team's file says otherwise."""
+"""How a message is quoted to its readers, unless the team's file says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ class FixedTeam:
 
         Args:
             name: the team's name.
-            agents: its members; each reads the responses of the roles it names.
-            answer: role whose response is the team's action.
+            agents: the team's members; each reads the responses of the roles it names.
+            answer: the role whose response is the team's action.
             message: how a message is quoted, with the fields {role} and {response}.
             past: how an earlier turn is told, with the fields {number}, {action} and {observation}.
 
         Raises:
-            ConfigError: two agents of one role, an unknown role, a circle, or an unknown template field.
+            ConfigError: two agents have the same role, a role or a template field is unknown, or agents read each other
+                in a circle.
         """
         self.name = name
         by_role = {agent.role.name: agent for agent in agents}
@@ -73,16 +74,16 @@ class FixedTeam:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """Its members, in the order they speak."""
+        """The team's members, in the order they speak."""
         return tuple(agent.role for layer in self.layers for agent in layer)
 
     @property
     def shown(self) -> frozenset[str]:
-        """What anyone of the team is shown, by the names of the fields."""
+        """Names of the fields that some agent is shown."""
         return fields_in(*(template for layer in self.layers for a in layer for template in (a.system, a.user)))
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
-        """Each layer once; see `Team.turn`."""
+        """Ask each layer once; see `Team.turn`."""
         said: dict[str, str] = {}
         past = describe_history(history, self.past)
         for layer in self.layers:
@@ -147,33 +148,33 @@ _KINDS: dict[str, tuple[type[BaseModel], Callable[[Any], Team]]] = {
     "fixed": (_TeamFile, _fixed),
     "dylan": (DylanFile, DylanTeam),
 }
-"""What a team's file may hold, and what plays it."""
+"""For each kind of team: the schema of its file, and the function that makes the team."""
 
 
 def shown_by(team: Team) -> frozenset[str]:
-    """The fields that some agent of the team is shown; all of them for a class of one's own, taken at its word."""
+    """Return the fields that some agent of the team is shown; for a user's own class, assume all of them."""
     return team.shown if isinstance(team, FixedTeam | DylanTeam) else frozenset(FIELDS)
 
 
 def packaged_teams() -> dict[str, Path]:
-    """Names and files of the teams that ship with the package."""
+    """Return the names and files of the teams that ship with the package."""
     return {path.stem: path for path in sorted((Path(str(files("latentmem"))) / "teams").glob("*.yaml"))}
 
 
 def team_file(name: str) -> Path:
-    """Where a team stands: the file of that packaged name, or `name` itself."""
+    """Return the file of a team: that of the packaged name, or `name` itself."""
     return packaged_teams().get(name) or Path(name)
 
 
 def load_team(name: str, **parameters: Any) -> Team:
-    """A team by its packaged name, from a YAML file, or of a class of one's own.
+    """Load a team by its packaged name, from a YAML file, or from a user's own class.
 
     Args:
-        name: of the team, of the file, or `module:Name`.
-        parameters: of the class; the others take none.
+        name: the team's name, a path, or `module:Name`.
+        parameters: arguments of the class; other teams take none.
 
     Raises:
-        ConfigError: no such team, file or class, or it is not a team.
+        ConfigError: there is no such team, file or class, or it is not a team.
     """
     if own.is_own(name) and not Path(name).exists():
         team: Team = own.make(name, parameters, f"own.{name}" if parameters else "team", ("name", "roles", "turn"))
@@ -191,7 +192,7 @@ def load_team(name: str, **parameters: Any) -> Team:
     try:
         file: Any = schema.model_validate(values)
     except ValidationError as error:
-        # A misspelt field that is required is both missing and unknown; the second tells what to do.
+        # A misspelt required field is reported as missing and as unknown; only the second report names the mistake.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "file"
         if first["type"] == "extra_forbidden":
@@ -209,7 +210,7 @@ def load_team(name: str, **parameters: Any) -> Team:
 
 
 def _fields_at(schema: type[BaseModel], location: Sequence[str | int]) -> Sequence[str]:
-    """The fields of the part of a file that a location names."""
+    """Return the fields of the part of a file at a location."""
     for part in location:
         if isinstance(part, str):
             annotation = schema.model_fields[part].annotation

@@ -1,8 +1,8 @@
-"""The seam between a team and the rollout: who is asked what, and what the team does in the end.
+"""The interface between a team and the rollout: who is asked what, and what the team does in the end.
 
-A team plays one turn as a generator: it yields calls that do not depend on each other and is sent their responses,
-until it returns its action. The rollout advances many such turns in step, so that all agents at one depth, over all
-episodes, are one batch of the model. What the team wants remembered of a turn goes with its action, into the step.
+A team plays one turn as a generator. It yields calls that do not depend on each other, is sent their responses, and so
+on until it returns its action. The rollout advances many such turns in step, so that all agents at one depth, over all
+episodes, are one batch of the model. What the team wants recorded of a turn goes with its action into the step.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ PAST_FIELDS = ("number", "action", "observation")
 
 @dataclass(frozen=True)
 class Call:
-    """One agent's prompt, to be answered."""
+    """One agent's prompt, waiting for a response."""
 
     role: Role
     system: str
     user: str
     reads: tuple[int, ...] = ()
-    """Which earlier responses of this turn the prompt quotes, counted in the order they were asked for."""
+    """The earlier responses of this turn that the prompt quotes, numbered in the order they were asked for."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """What a team does, with its own record of how it came about."""
+    """What a team does, with its own record of how it decided."""
 
     text: str
     record: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Action:
 
 
 Turn = Generator[list[Call], list[str], str | Action]
-"""Yields calls, is sent one response for each, returns the team's action; a plain text is one without a record."""
+"""A generator that yields calls, is sent one response per call, and returns the action (a text: without a record)."""
 
 
 class Team(Protocol):
@@ -50,48 +50,48 @@ class Team(Protocol):
 
     @property
     def name(self) -> str:
-        """Written into the trajectories."""
+        """The team's name, as written into the trajectories."""
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """Its members."""
+        """The team's members."""
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
         """Play one turn.
 
         Args:
             task: the task's text.
-            instructions: how an answer has to look, from the environment.
+            instructions: the form an answer must have, from the environment.
             history: the steps of this episode so far.
         """
 
 
 @dataclass(frozen=True)
 class Teams:
-    """Several teams that share the work: each task is dealt to one of them, always to the same."""
+    """Several teams that share the work: each task goes to one of them, always to the same one."""
 
     teams: tuple[Team, ...]
     seed: int
 
     def of(self, task: Task) -> Team:
-        """Who plays this task, in all its rollouts: they are compared with each other."""
+        """Return the team that plays this task, in all its rollouts, since those are compared with each other."""
         digest = hashlib.sha256(f"{self.seed} {task.key}".encode("utf-8", "surrogatepass")).digest()
         return self.teams[int.from_bytes(digest[:8]) % len(self.teams)]
 
 
 def teams_of(team: Team | Teams) -> tuple[Team, ...]:
-    """All who play."""
+    """Return all teams that play."""
     return team.teams if isinstance(team, Teams) else (team,)
 
 
 def render(template: str, fields: Mapping[str, str]) -> str:
-    """The prompt; where a field is empty no run of blank lines is left, and blank lines inside a field stay."""
+    """Fill a prompt; an empty field leaves no run of blank lines, and blank lines inside a field stay."""
     kept = fill(template, **{name: "" for name, text in fields.items() if not text})
     return fill(re.sub(r"\n\s*\n", "\n\n", kept), **fields).strip()
 
 
 def describe_history(history: Sequence[Step], template: str = PAST) -> str:
-    """Earlier turns of this episode as text; empty in the first turn."""
+    """Write the earlier turns of this episode as text; it is empty in the first turn."""
     turns = [
         fill(template, number=str(i), action=s.action.strip(), observation=s.observation.strip())
         for i, s in enumerate(history, 1)

@@ -1,1 +1,1 @@
-"""Training of the composer: supervised warm start (sft), then LMPO on the team's own reward."""
+"""Training of the composer: a supervised warm start (sft), then LMPO on the team's own reward."""

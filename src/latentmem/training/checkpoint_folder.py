@@ -1,9 +1,9 @@
-"""The folder of a training: its checkpoints, and the file that says which of them count.
+"""A trainer's folder: its checkpoints, and a file that says which of them count.
 
     FOLDER/  step-000005/     what is trained, and optimizer.safetensors, after five steps; the newest and the best
-             progress.json    replaced last, in one move: a step folder that it does not name never happened
+             progress.json    replaced last, in one move; a step folder that it does not name does not count
 
-All randomness of training is made from (seed, step, task), so a checkpoint needs no generator's state: weights, AdamW's
+All randomness of training is made from (seed, step, task), so a checkpoint needs no generator's state. Weights, AdamW's
 moments, the step and the position in the order of tasks are all there is to restore.
 """
 
@@ -23,24 +23,24 @@ _PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """Where training stands."""
+    """How far training has come; weights and moments are stored apart."""
 
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     position: int = 0
-    """Where the stream of items goes on."""
+    """The position at which the stream of items goes on."""
     bad_steps: int = 0
-    """Steps in a row that were stopped by a non-finite value."""
+    """Number of latest steps in a row that were stopped by a non-finite value."""
     best_step: int | None = None
     best_score: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    """Score of each evaluated step."""
+    """The score after each evaluated step."""
 
 
 def save_checkpoint(
     trained: Trained, optimization: Optimization, folder: Path, progress: Progress, processes: Processes
 ) -> None:
-    """Write a checkpoint of the steps done so far; all processes call this, the first writes.
+    """Write a checkpoint of the steps done so far; all processes call this, and the first one writes.
 
     Raises:
         CheckpointError: a file cannot be written; on a full disk the last checkpoint is kept.
@@ -57,10 +57,10 @@ def save_checkpoint(
 
 
 def restore(trained: Trained, optimization: Optimization, folder: Path, progress: Progress) -> Path:
-    """Read the checkpoint of `progress`; its folder.
+    """Read the checkpoint of `progress` and return its folder.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the checkpoint cannot be read.
     """
     checkpoint = _step_folder(folder, progress.step)
     trained.load_weights(checkpoint)
@@ -69,7 +69,7 @@ def restore(trained: Trained, optimization: Optimization, folder: Path, progress
 
 
 def remove_others(folder: Path) -> None:
-    """Remove the checkpoints that are neither the newest nor the best: older ones, and what a killed process began."""
+    """Remove checkpoints that are neither the newest nor the best: older ones, and those of a killed process."""
     kept = {newest_checkpoint(folder), selected_checkpoint(folder)}
     for other in folder.glob("step-*"):
         if other not in kept:
@@ -77,13 +77,13 @@ def remove_others(folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """That of the latest saved step, or None where nothing was saved yet."""
+    """Return the folder of the latest saved step, or None if nothing was saved yet."""
     progress = read_progress(folder)
     return None if progress is None else _step_folder(folder, progress.step)
 
 
 def selected_checkpoint(folder: Path) -> Path | None:
-    """The one to use of a training: of the best evaluated step, else of the last; None if there is none."""
+    """Return the checkpoint to use: of the best evaluated step, else of the last step; None if there is none."""
     progress = read_progress(folder)
     if progress is None:
         return None
@@ -95,7 +95,7 @@ def _step_folder(folder: Path, step: int) -> Path:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Where a training stands, or None where nothing was saved yet.
+    """Return how far training has come, or None if nothing was saved yet.
 
     Raises:
         CheckpointError: the file cannot be read.

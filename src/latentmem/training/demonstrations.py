@@ -1,8 +1,8 @@
-"""A demonstration is a trajectory in which the team said what it should have said.
+"""Demonstrations: trajectories in which the team said what it should have said.
 
-Where nobody succeeds without memory there are no successes to learn from, but somebody may know the right responses.
-They are put into the team's own prompts as if the model had sampled them, so that whoever learns from successes learns
-from demonstrations too, and nothing downstream has to know the difference.
+If nobody succeeds without memory, there are no successes to learn from, but somebody may know the right responses. They
+are put into the team's own prompts as if the model had sampled them. So whoever learns from successes also learns from
+demonstrations, and later code needs no special case.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,34 +21,34 @@ from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the members of a team should say to a task."""
+    """What the members of a team should say for a task."""
 
     task: Task
     said: Mapping[str, str]
-    """Each role's response, by the role's name; the empty name is for every role that is not named."""
+    """Each role's response, by the role's name; the empty name stands for every role that is not named."""
     where: str
-    """Where it stands, for errors: `file:line`, or the task."""
+    """Where the demonstration was given, for errors: `file:line`, or the task."""
 
 
 def demonstrate(
     team: Team, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str = ""
 ) -> Trajectory:
-    """The success of a team that said what it should have said, in the form that a rollout leaves.
+    """Return the success of a team that said what it should have said, in the form of a rollout's result.
 
     Only the first turn is demonstrated. A role that speaks several times in it says the same each time. The tokens of a
-    response are the model's own encoding of the text, and an EOS. Nobody sampled them: their `logps` are 0 and their
-    `temperature` is 0, and neither means anything. No memory is in the prompts.
+    response are the model's own encoding of the text, and an EOS. Nobody sampled them, so their `logps` and their
+    `temperature` are 0 and mean nothing. The prompts hold no memory.
 
     Args:
-        team: plays the turn; it is told the demonstrated responses as if its agents had given them.
-        task: what is asked.
-        instructions: how an answer has to look, from the environment.
+        team: plays the turn; it receives the demonstrated responses as if its agents had given them.
+        task: the task that the team is given.
+        instructions: the form an answer must have, from the environment.
         said: responses by role; see `Demonstration.said`.
-        model: the agents, for the tokens.
-        where: the beginning of errors; the task if there is none.
+        model: the agents' model, for the tokens.
+        where: where the demonstration was given, for errors; the task's key if it is empty.
 
     Raises:
-        DataError: a role speaks that has no response, or a blank one.
+        DataError: a role that speaks has no response, or a blank one.
         ModelError: the model's tokenizer has no EOS.
     """
     where = where or task.key
@@ -101,19 +101,19 @@ def _message(call: Call, response: str, model: LanguageModel) -> Message:
 
 
 def read_demonstrations(path: Path, tasks: Sequence[Task], roles: Collection[str]) -> list[Demonstration]:
-    """Demonstrations from JSON Lines, rows of `task` and `responses` (an object of texts by role).
+    """Read demonstrations from JSON Lines: rows of `task` and `responses` (an object of texts by role).
 
-    `task` is an id, or, where several domains of a mix have the same one, `DOMAIN:ID`. A task may have several rows.
+    `task` is an id, or `DOMAIN:ID` if several domains of a mix have the same id. A task may have several rows.
 
     Args:
         path: the file.
-        tasks: those that rows may be about.
+        tasks: the tasks that rows may be about.
         roles: names that rows may use, besides the empty one.
 
     Raises:
-        BadRowError: a row that is no object, lacks a field, or has one of another type; a task or role that is not
-            known; an id that several tasks have; a blank response, or none.
-        DataError: no such file, or no row in it.
+        BadRowError: a row is not an object; it lacks a field, or has one of another type; its task or a role is
+            unknown; several tasks have its id; a response is blank, or there is none.
+        DataError: there is no such file, or no row in it.
     """
     by_name = _by_name(tasks)
     found = [_demonstration(row, by_name, roles) for row in read_rows(path)]
@@ -123,7 +123,7 @@ def read_demonstrations(path: Path, tasks: Sequence[Task], roles: Collection[str
 
 
 def _by_name(tasks: Sequence[Task]) -> dict[str, list[Task]]:
-    """The tasks that a row may mean by each name: an id, or the key that tells apart tasks of one id."""
+    """Return the tasks that each name in a row may mean: an id, or the key that tells tasks of one id apart."""
     once = {task.key: task for task in tasks if task.id is not None}
     by_name: dict[str, list[Task]] = {}
     for task in once.values():

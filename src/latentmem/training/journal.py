@@ -1,4 +1,4 @@
-"""Where a trainer writes what happens: by default beside its checkpoints, with a bar on a terminal."""
+"""Where a trainer writes what happens: by default beside its checkpoints, with a progress bar on a terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ DEV_TASKS = "dev-tasks.jsonl"
 
 
 class Journal(Protocol):
-    """What a trainer tells as it goes."""
+    """The receiver of what a trainer reports."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """The numbers of a step, or of an evaluation after it; `step` says which."""
+        """Take the numbers of a step, or of an evaluation after it; `step` says which."""
 
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What an evaluation found for each held-out task; `step` says after which step."""
+        """Take what an evaluation found for each held-out task; `step` says after which step."""
 
     def rewind(self, step: int) -> None:
-        """Drop what was told of later steps: training goes on from here."""
+        """Drop what was reported of later steps, because training goes on from this one."""
 
 
 class StepBar:
@@ -35,7 +35,7 @@ class StepBar:
         self.shown = (shown, "eval_loss", "eval_reward")
 
     def show(self, metrics: Mapping[str, Any]) -> None:
-        """Move to the step of these numbers."""
+        """Move the bar to the step of these numbers and show them."""
         figures = {key: f"{metrics[key]:.3f}" for key in self.shown if key in metrics}
         self.bar.set_postfix(figures, refresh=False)
         self.bar.update(min(metrics["step"], self.num_steps) - self.bar.n)
@@ -45,7 +45,7 @@ class StepBar:
 def journal_of(
     given: Journal | None, folder: Path, num_steps: int, name: str, shown: str, is_first: bool
 ) -> Iterator[Journal]:
-    """The journal that was given, else one in the training's folder, with a bar of `step_bar` on a terminal."""
+    """Yield the given journal; without one, yield one in the training's folder, with a `step_bar` on a terminal."""
     if given is not None:
         yield given
         return
@@ -55,27 +55,27 @@ def journal_of(
 
 @contextmanager
 def step_bar(num_steps: int, name: str, shown: str, begun: int = 0, visible: bool = True) -> Iterator[StepBar]:
-    """A bar for the steps of a training.
+    """Yield a progress bar for the steps of a training.
 
     Args:
-        num_steps: in all.
-        name: of the training.
-        shown: the number that stands beside the bar.
-        begun: steps done before.
-        visible: whether this process shows it.
+        num_steps: number of steps in all.
+        name: name of the training.
+        shown: key of the number that stands beside the bar.
+        begun: number of steps done before.
+        visible: whether this process shows the bar.
     """
     with progress(num_steps, name, "step", begun, shown=visible) as bar:
         yield StepBar(bar, num_steps, shown)
 
 
 class FolderJournal:
-    """Writes into two files of a training's folder, `metrics.jsonl` and `dev-tasks.jsonl`, and moves a bar."""
+    """A journal in two files of a training's folder, `metrics.jsonl` and `dev-tasks.jsonl`; it also moves a bar."""
 
     def __init__(self, folder: Path, bar: StepBar, is_first: bool = True) -> None:
         """Take the folder.
 
         Args:
-            folder: of the training; made when something is written.
+            folder: the training's folder; made when something is written.
             bar: shows the last step.
             is_first: whether this process is the one that writes.
         """

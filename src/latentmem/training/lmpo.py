@@ -1,9 +1,9 @@
 """LMPO (arXiv 2602.03036, section 4): reinforcement learning of the composer on the team's reward.
 
-A step rolls a few tasks out G times each under today's latents, compares the rewards inside each group, and moves the
-composer towards latents under which the better rollouts' tokens are likelier. It trains on the sampled token ids, all
-messages of all turns, and composes from the very text the rollout composed from. With a LoRA of the agents in place of
-the composer the same steps are GRPO (arXiv 2402.03300), the parametric rival: what is trained is a `policies.Policy`.
+A step rolls out a few tasks G times each under the present latents, compares the rewards inside each group, and moves
+the composer towards latents under which the tokens of better rollouts are likelier. It trains on the sampled token ids,
+on all messages of all turns, and composes from the same text as the rollout. With a LoRA of the agents in place of the
+composer, the same steps are GRPO (arXiv 2402.03300), the parametric baseline: what is trained is a `policies.Policy`.
 """
 
 import math
@@ -48,45 +48,45 @@ class Group(NamedTuple):
 
     trajectories: list[Trajectory]
     advantages: list[float]
-    """Of each trajectory."""
+    """The advantage of each trajectory."""
 
 
 class Rolled(NamedTuple):
-    """What a step rolled out, in this process."""
+    """The rollouts of one step in this process."""
 
     groups: list[Group]
-    """Those that carry signal."""
+    """The groups that carry signal."""
     composed: dict[str, Tensor]
-    """The latents [K, d_agent] that were given to agents, by the text that they were composed from."""
+    """The latents [K, d_agent] that agents were given, by the text that they were composed from."""
     kept: Kept
-    """What the agents read of prompts."""
+    """The beginnings of prompts, as the agents read them."""
     metrics: dict[str, float]
-    """Over all groups of all processes."""
+    """Metrics over all groups of all processes."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The messages of a step's groups, in this process, with what the loss needs besides their log-probabilities now.
+    """The messages of a step's groups in this process, with all that the loss needs besides their present logps.
 
-    Rows are ragged: one for each message, of as many numbers as its response has tokens.
+    Rows are ragged: one per message, with as many numbers as its response has tokens.
     """
 
     examples: list[Example]
     advantages: list[float]
-    """Of each message."""
+    """The advantage of each message."""
     old_logps: list[Logps]
-    """Log-probabilities that the ratio begins at."""
+    """Log-probabilities in the denominator of the ratio."""
     weights: list[Logps] | None
-    """Of truncated importance sampling."""
+    """Weights of truncated importance sampling."""
     ref_logps: list[Logps] | None
-    """Log-probabilities under what is trained as it was before, for the KL term."""
+    """Log-probabilities under the parameters from before training, for the KL term."""
     num_messages: int
-    """In all processes, as is the next."""
+    """Number of messages in all processes; the same holds for `num_tokens`."""
     num_tokens: int
 
 
 class LMPOTrainer:
-    """Trains a composer, or the agents themselves, on rollouts of a team."""
+    """A trainer of a composer, or of the agents themselves, on rollouts of a team."""
 
     def __init__(
         self,
@@ -105,29 +105,30 @@ class LMPOTrainer:
         carried: Callable[[], Mapping[str, float]] | None = None,
         **fields: Any,
     ) -> None:
-        """Take what is needed for training.
+        """Take all that training needs.
 
         Args:
-            memory: what the team plays with. Of a latent memory the composer is trained and the bank stays as it is; of
-                a parametric memory the agents' adapter is trained.
+            memory: the memory that the team plays with. Of a latent memory the composer is trained, and the bank does
+                not change; of a parametric memory the agents' adapter is trained.
             model: the agents.
-            team: who plays; of several teams the one that a task is dealt to.
-            domain: makes the environments, and the tasks where none are given.
-            settings: the section `lmpo` or `grpo` of the configuration; `initial` is not read here. None is its
+            team: the team that plays; of several teams, each task is given to one.
+            domain: makes the environments, and the tasks if none are given.
+            settings: the section `lmpo` or `grpo` of the configuration; `initial` is not read here. None takes the
                 defaults.
-            tasks: played for training; None is the train split.
-            aside: played greedily every `eval_every` steps, and left out of `tasks`; None is as many as `eval_tasks`
-                says, the first of the dev split, or the last of `tasks` where there is no such split.
-            sampling: of the rollouts; its temperature is part of the log-probabilities.
-            max_turns: of an episode.
-            seed: of the order of tasks and of all sampling.
-            processes: those that train together, each on its share of the tasks; None is those that were launched.
+            tasks: the tasks played for training; None takes the train split.
+            aside: tasks played greedily every `eval_every` steps, and left out of `tasks`. None takes `eval_tasks`
+                tasks: the first of the dev split, or the last of `tasks` if there is no such split.
+            sampling: how rollouts are sampled; its temperature is part of the log-probabilities.
+            max_turns: the most turns of an episode.
+            seed: seed of the order of tasks and of all sampling.
+            processes: the processes that train together, each on its share of the tasks; None takes those that were
+                launched.
             carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
-            fields: of `settings`, set anew.
+            fields: fields of `settings` to replace.
 
         Raises:
-            ConfigError: an unknown field, a wrong value, or greedy sampling, which leaves nothing to compare.
-            TrainingError: no tasks.
+            ConfigError: a field is unknown or has a wrong value; or sampling is greedy, so nothing could be compared.
+            TrainingError: there are no tasks to train on, or none to evaluate on.
         """
         self.phase = "grpo" if isinstance(memory, ParametricMemory) else "lmpo"
         defaults = GRPOSection() if isinstance(memory, ParametricMemory) else LMPOSection()
@@ -156,14 +157,14 @@ class LMPOTrainer:
         self.passes = Passes(tasks, seed)
         self.carried = carried or dict[str, float]
         self.initial = {name: p.detach().clone() for name, p in self.policy.trained.trainable().items()}
-        """What is trained as it was before, for the KL term."""
+        """The trained parameters as they were before training, for the KL term."""
 
     def train(self, folder: str | Path, journal: Journal | None = None) -> Progress:
         """Train to the end, resuming from `folder`; see `loop.train`.
 
         Args:
-            folder: of the checkpoints.
-            journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
+            folder: the folder of the checkpoints.
+            journal: gets the numbers of each step; None writes them into `folder` and shows a bar on a terminal.
         """
         folder = Path(folder)
         with journal_of(
@@ -186,7 +187,7 @@ class LMPOTrainer:
         )
 
     def step(self, progress: Progress) -> StepResult:
-        """Roll out, compare, update."""
+        """Roll out, compare, and update."""
         began = time.perf_counter()
         rolled = self._rollouts(progress)
         middle = time.perf_counter()
@@ -195,7 +196,7 @@ class LMPOTrainer:
         return replace(result, metrics=rolled.metrics | result.metrics | seconds)
 
     def evaluate(self) -> float:
-        """Mean reward of greedy responses on the tasks set aside."""
+        """Return the mean reward of greedy responses on the tasks set aside."""
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
         played = self._play(self.policy.model, self.processes.shard(self.aside), greedy, 1, "eval")
         rewards = self.processes.gather([trajectory.reward for trajectory in played.trajectories])
@@ -221,7 +222,7 @@ class LMPOTrainer:
         )
 
     def _rollouts(self, progress: Progress) -> Rolled:
-        """Roll tasks out, and again while too few groups carry signal, as far as `max_resamples` allows."""
+        """Roll tasks out, and further ones while too few groups carry signal, as far as `max_resamples` allows."""
         settings = self.settings
         model = KeepingModel(self.policy.model)
         kept: list[Group] = []
@@ -235,7 +236,7 @@ class LMPOTrainer:
             played += rollouts.groups
             composed |= rollouts.composed
             for group in rollouts.groups:
-                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is no low reward
+                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is not a low reward
                 if len({trajectory.reward for trajectory in fair}) > 1:
                     rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
                     kept.append(Group(fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))
@@ -277,19 +278,19 @@ class LMPOTrainer:
         return Rolled(kept, composed, model.kept, metrics)
 
     def _update(self, rolled: Rolled, step: int) -> StepResult:
-        """Move what is trained towards the better rollouts of each group."""
+        """Move the trained parameters towards the better rollouts of each group."""
         batch, importance = self._batch(rolled)
         if not batch.num_messages:
             return StepResult({}, moved=False, finite=True)
         settings, metrics = self.settings, dict[str, float]()
-        parts: list[dict[str, Tensor]] = []  # of each micro-batch; read once a pass, so that no GPU waits in between
+        parts: list[dict[str, Tensor]] = []  # of each micro-batch; read once per pass, so that a GPU need not wait
         for iteration in range(settings.num_iterations):
             num_micro_batches = 1
-            if settings.loss_type == "bnpo":  # its N is the micro-batch's; the step takes the mean over micro-batches
+            if settings.loss_type == "bnpo":  # its N counts one micro-batch, so the step takes the mean over them
                 mine = len(self.policy.micro_batches(batch.examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
             loss_of = partial(self._loss, batch, num_micro_batches, parts)
-            composed = rolled.composed if iteration == 0 else None  # afterwards the composer is another
+            composed = rolled.composed if iteration == 0 else None  # the update has changed the composer
             loss = self.policy.accumulate(
                 batch.examples, loss_of, settings.micro_batch_positions, composed, rolled.kept
             )
@@ -308,7 +309,7 @@ class LMPOTrainer:
         return StepResult(metrics | importance, moved=finite or iteration > 0, finite=finite)
 
     def _batch(self, rolled: Rolled) -> tuple[Batch, dict[str, float]]:
-        """What is learned from, and what is logged of its importance weights."""
+        """Return the batch to learn from, and the metrics of its importance weights."""
         messages = [
             (message, advantage)
             for group, advantages in rolled.groups
@@ -322,7 +323,7 @@ class LMPOTrainer:
         if sums["messages"] and self.settings.beta:
             ref_logps = self._reference_logps(examples, rolled.kept)
         if sums["messages"] and self.settings.importance_cap is not None:
-            # Where sampling and scoring round differently, the ratio begins at what is scored; a weight tells the rest.
+            # If sampling and scoring round differently, the ratio starts from the scored values, and a weight corrects.
             old_logps = self._logps(examples, rolled.kept, rolled.composed)
             weights, importance = self._importance(old_logps, sampled, self.settings.importance_cap)
         advantages = [advantage for _, advantage in messages]
@@ -338,7 +339,7 @@ class LMPOTrainer:
         logps: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """The share of a micro-batch, `rows` of the batch, in the loss; its statistics are added to `parts`."""
+        """Return the loss share of a micro-batch, `rows` of the batch; add its statistics to `parts`."""
         settings = self.settings
         loss, part = lmpo_loss(
             logps,
@@ -365,7 +366,7 @@ class LMPOTrainer:
     def _importance(
         self, scored: Sequence[Logps], sampled: Sequence[Logps], cap: float
     ) -> tuple[list[Logps], dict[str, float]]:
-        """A weight for each token; and over all processes the largest before truncation and the mean after it."""
+        """Return a weight per token; and, over all processes, the largest before truncation and the mean after it."""
         pairs = [(torch.tensor(ours), torch.tensor(theirs)) for ours, theirs in zip(scored, sampled, strict=True)]
         weights = [importance_weights(*pair, cap) for pair in pairs]
         largest = [float(importance_weights(*pair, math.inf).max()) for pair in pairs]
@@ -379,7 +380,7 @@ class LMPOTrainer:
         return [tuple(row.tolist()) for row in weights], metrics
 
     def _logps(self, examples: Sequence[Example], kept: Kept, composed: dict[str, Tensor] | None = None) -> list[Logps]:
-        """Log-probabilities under what is trained as it is now, by example."""
+        """Return log-probabilities under the present parameters, by example."""
         result: list[Logps] = [() for _ in examples]
         for rows, logps, _ in self.policy.score_all(examples, self.settings.micro_batch_positions, composed, kept):
             for row, values in zip(rows, logps.tolist(), strict=True):
@@ -388,7 +389,7 @@ class LMPOTrainer:
 
     @torch.no_grad()
     def _reference_logps(self, examples: Sequence[Example], kept: Kept) -> list[Logps]:
-        """Log-probabilities under what is trained as it was before, by example."""
+        """Return log-probabilities under the parameters from before training, by example."""
         parameters = self.policy.trained.trainable()
         now = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
@@ -406,7 +407,7 @@ def _read(parts: Sequence[dict[str, Tensor]], key: str) -> list[float]:
 
 
 def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """Ragged numbers as [B, T] of the shape, dtype and device of `like`, zeros to the right."""
+    """Pad ragged numbers with zeros on the right to [B, T], with the shape, dtype and device of `like`."""
     padded = torch.zeros(like.shape, dtype=like.dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""The loop around all trainers' steps: log, evaluate, save, resume, and stop when the numbers are not finite."""
+"""The loop around the steps of all trainers: log, evaluate, save, resume, and stop if the numbers are not finite."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from latentmem.training.optimizer import Optimization, StepResult, Trained
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 3
-"""Steps in a row with a non-finite loss or gradient before training ends."""
+"""Training ends after this many steps in a row with a non-finite loss or gradient."""
 
 
 def train(
@@ -35,13 +35,13 @@ def train(
     Args:
         trained: what is trained.
         optimization: its optimizer.
-        folder: of the checkpoints; the newest and the best are kept.
-        processes: all take part; the first writes.
-        num_steps: optimizer steps in all.
+        folder: the folder of the checkpoints; the newest and the best are kept.
+        processes: all take part; the first one writes.
+        num_steps: number of optimizer steps in all.
         save_every: steps between checkpoints.
-        eval_every: steps between evaluations, the first before any step; None for none.
-        take_step: does one step and says what became of it.
-        evaluate: gives, after a number of steps, a score to choose by, higher is better, and the metrics to log.
+        eval_every: steps between evaluations, the first before any step; None for no evaluations.
+        take_step: does one step and returns its result.
+        evaluate: takes the number of steps done; returns a score to select by (higher is better) and metrics to log.
         journal: gets each step's metrics.
 
     Raises:
@@ -50,13 +50,13 @@ def train(
         RunError: likewise.
     """
     found = read_progress(folder)
-    processes.wait()  # all have looked before the first one writes
+    processes.wait()  # until all have read, before the first one writes
     progress = found or Progress()
     if found is not None:
         logger.info("going on from %s", restore(trained, optimization, folder, progress))
     if processes.is_first:
         journal.rewind(progress.step if found else -1)
-    # An evaluation belongs to its step and comes before that step is saved, so one that is cut short is done again.
+    # An evaluation belongs to its step and comes before that step is saved, so an interrupted one is done again.
     if found is None:
         if eval_every:
             _evaluate(progress, evaluate, journal)
@@ -76,7 +76,7 @@ def train(
         last = progress.step == num_steps
         if eval_every and (progress.step % eval_every == 0 or last):
             _evaluate(progress, evaluate, journal)
-        # A stopped step left the weights as they were, so it may be saved, its count with it.
+        # A stopped step left the weights unchanged, so it may be saved, with the count of bad steps.
         if progress.step % save_every == 0 or last or progress.best_step == progress.step:
             save_checkpoint(trained, optimization, folder, progress, processes)
     processes.wait()

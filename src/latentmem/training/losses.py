@@ -12,17 +12,17 @@ LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 
 
 def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
-    """Rewards relative to their group: (R - mean) / (std + 1e-4), std with Bessel's correction.
+    """Return rewards relative to their group: (R - mean) / (std + 1e-4), std with Bessel's correction.
 
     Args:
         rewards: [groups, G] float32, G >= 2.
-        scale: divide by the standard deviation.
+        scale: whether to divide by the standard deviation.
 
     Returns:
         [groups, G] float32; exactly 0 for a group whose rewards are all equal.
 
     Raises:
-        ValueError: fewer than two rewards in a group.
+        ValueError: a group has fewer than two rewards.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"expected rewards [groups, G >= 2], found {list(rewards.shape)}")
@@ -31,24 +31,24 @@ def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     if scale:
         centred = centred / (rewards.std(1, keepdim=True) + 1e-4)
-    return torch.where(equal, torch.zeros_like(centred), centred)  # the mean of equal numbers may round
+    return torch.where(equal, torch.zeros_like(centred), centred)  # the mean of equal numbers may be rounded
 
 
 def importance_weights(scored_logps: Tensor, sampled_logps: Tensor, cap: float) -> Tensor:
-    """Truncated importance weights: min(exp(scored_logps - sampled_logps), cap).
+    """Return truncated importance weights: min(exp(scored_logps - sampled_logps), cap).
 
-    They correct for tokens that were sampled with slightly other probabilities than those that the training computes
-    for the very same weights, as in a low precision or by another engine (Yao et al. 2025, "Your efficient RL framework
-    secretly brings you off-policy RL training"). Truncation bounds what a rare token can do, at the price of a bias
-    (Ionides 2008, "Truncated importance sampling").
+    They correct for tokens that were sampled with slightly other probabilities than training computes for the same
+    weights, for example in low precision or by another engine (Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training"). Truncation bounds the effect of a rare token, at the price of a bias (Ionides
+    2008, "Truncated importance sampling").
 
     Args:
-        scored_logps: of any shape, by the forward pass that training uses, before any update.
-        sampled_logps: of the same shape, at sampling.
+        scored_logps: of any shape, from the forward pass that training uses, before any update.
+        sampled_logps: of the same shape, from sampling.
         cap: the largest weight.
 
     Returns:
-        Of that shape, without gradient.
+        A tensor of the same shape, without gradient.
     """
     return (scored_logps - sampled_logps).detach().exp().clamp(max=cap)
 
@@ -70,37 +70,37 @@ def lmpo_loss(
     num_messages: int | None = None,
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped objective of LMPO, summed over a micro-batch and divided by N.
+    """Compute the clipped objective of LMPO, summed over a micro-batch and divided by N.
 
     A token's loss is -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A) with the
-    ratio = exp(logps - old_logps), plus its share of the KL term, all of it times the token's weight.
-    N by `loss_type`: `grpo` the mean over each message's tokens, then over messages; `bnpo` the response tokens of
+    ratio = exp(logps - old_logps), plus its KL term, all of it times the token's weight.
+    N by `loss_type`: `grpo` is the mean over each message's tokens, then over messages; `bnpo` the response tokens of
     this micro-batch; `dapo` those of the whole optimizer step; `dr_grpo` messages x `max_response_tokens`.
 
     Args:
-        logps: [B, T], now.
+        logps: [B, T], under the present parameters.
         old_logps: [B, T], at sampling.
-        advantages: [B], one a message.
+        advantages: [B], one per message.
         mask: [B, T] bool, True on response tokens, the closing EOS included.
         loss_type: which N.
-        epsilon_low: the ratio counts down to 1 - epsilon_low.
-        epsilon_high: and up to 1 + epsilon_high.
-        delta: where given, the unclipped ratio is bounded by it from above (two-sided clip: with a negative advantage
-            the minimum alone bounds nothing).
-        beta: weight of the KL divergence to `ref_logps`, estimated a token as exp(r) - r - 1, r = ref_logps - logps.
-        ref_logps: [B, T], of the initial composer; needed when beta > 0.
-        weights: [B, T], one a token, taken as constants: `importance_weights`, where the tokens were sampled with other
-            probabilities than exp(old_logps). None weighs all alike, by 1.
+        epsilon_low: the ratio is clipped from below at 1 - epsilon_low.
+        epsilon_high: the ratio is clipped from above at 1 + epsilon_high.
+        delta: upper bound of the unclipped ratio; None for no bound. (Two-sided clip: with a negative advantage, the
+            minimum alone bounds nothing.)
+        beta: weight of the KL divergence to `ref_logps`, estimated per token as exp(r) - r - 1, r = ref_logps - logps.
+        ref_logps: [B, T], under the initial composer; needed if beta > 0.
+        weights: [B, T], one per token, taken as constants: `importance_weights` if the tokens were sampled with other
+            probabilities than exp(old_logps). None gives every token weight 1.
         max_response_tokens: needed by `dr_grpo`.
         num_messages: messages of the whole optimizer step, over all micro-batches and processes; default B.
-        num_tokens: response tokens likewise, for `dapo`; default those of this batch.
+        num_tokens: response tokens of the whole optimizer step, for `dapo`; default those of this batch.
 
     Returns:
-        The scalar loss; and of this micro-batch, detached: the number of `tokens` and of those `clipped`, the summed
-        `kl` and the largest ratio `ratio_max`.
+        The scalar loss; and statistics of this micro-batch, detached: the number of `tokens` and of those `clipped`,
+        the summed `kl` and the largest ratio `ratio_max`.
 
     Raises:
-        ValueError: shapes that do not fit, or a needed argument is missing.
+        ValueError: shapes do not fit, the mask is not bool, `loss_type` is unknown, or a needed argument is missing.
     """
     if not (logps.shape == old_logps.shape == mask.shape) or advantages.shape != logps.shape[:1]:
         raise ValueError(
@@ -114,7 +114,7 @@ def lmpo_loss(
     if beta and ref_logps is None:
         raise ValueError("beta > 0 needs ref_logps")
     zero = torch.zeros((), dtype=logps.dtype, device=logps.device)
-    # Padding is cleaned before exp: afterwards 0 * inf is nan, in the gradient too.
+    # Padding is cleaned before exp; afterwards 0 * inf would be nan, in the gradient too.
     ratio = torch.where(mask, logps - old_logps, zero).exp()
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     bounded = ratio if delta is None else ratio.clamp(max=delta)

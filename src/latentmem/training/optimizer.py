@@ -1,4 +1,4 @@
-"""AdamW for all trainers: what moves, at which rates, and never by a gradient that is not finite."""
+"""AdamW for all trainers: which parameters move and at which rates; a gradient that is not finite moves none."""
 
 import math
 from collections.abc import Callable
@@ -18,24 +18,24 @@ from latentmem.processes import Processes
 
 Schedule = Literal["constant", "linear", "cosine"]
 _PROJECTS = ("projection", "gate", "frame")
-"""What of a composer moves at the projection's rate: it acts on the latents directly."""
+"""The parts of a composer that move at the projection's rate, because they act on the latents directly."""
 
 
 class Trained(Protocol):
-    """What is trained: a composer, or the adapter of agents."""
+    """The object that is trained: a composer, or the adapter of agents."""
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """What training changes, by name."""
+        """Return the trained parameters by name."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write it to a folder, as a whole."""
+        """Write a checkpoint to a folder, as a whole."""
 
     def load_weights(self, folder: Path) -> None:
         """Read what `save_pretrained` wrote."""
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int, schedule: Schedule) -> float:
-    """The rate of step 0, 1, ... num_steps - 1: a linear rise over the warm-up, then the schedule.
+    """Return the rate of step 0, 1, ... num_steps - 1: a linear rise over the warm-up, then the schedule.
 
     >>> [learning_rate_at(s, 4, 1.0, 2, "linear") for s in range(4)]
     [0.5, 1.0, 1.0, 0.5]
@@ -52,17 +52,17 @@ def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int, 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of one step of training."""
+    """The result of one step of training."""
 
     metrics: dict[str, float]
     moved: bool
-    """Whether the parameters changed. A step without anything to learn from is finite and moves nothing."""
+    """Whether the parameters changed. A step with nothing to learn from is finite and changes nothing."""
     finite: bool
     """Whether the loss and the gradient were finite."""
 
 
 class Optimization:
-    """AdamW on what is trained, guarded against non-finite gradients."""
+    """AdamW on the trained parameters, guarded against non-finite gradients."""
 
     def __init__(
         self,
@@ -77,17 +77,17 @@ class Optimization:
         weight_decay: float,
         projection_rate: float = 1.0,
     ) -> None:
-        """Take what is to be optimised.
+        """Take the parameters and the settings of the optimizer.
 
         Args:
-            trained: whose `trainable` parameters move.
-            processes: those that train together.
+            trained: the object whose `trainable` parameters move.
+            processes: the processes that train together.
             num_steps: length of the schedule.
-            learning_rate: at its peak.
-            schedule: of the rate after the warm-up.
-            warmup_steps: over which it rises.
+            learning_rate: the rate at its peak.
+            schedule: the schedule of the rate after the warm-up.
+            warmup_steps: number of steps over which the rate rises.
             max_grad_norm: gradients are scaled down to this L2 norm.
-            weight_decay: of AdamW.
+            weight_decay: AdamW's.
             projection_rate: learning rate of a composer's projection, as a multiple of the others'.
         """
         self.processes = processes
@@ -101,14 +101,14 @@ class Optimization:
         used = [(group, rate) for group, rate in zip(groups, (1.0, projection_rate), strict=True) if group]
         self.relative_rates = tuple(rate for _, rate in used)
         self.parameters = groups[0] | groups[1]
-        """By name, in AdamW's order."""
+        """The parameters by name, in AdamW's order."""
         self.adamw = torch.optim.AdamW(
             [{"params": list(group.values())} for group, _ in used], lr=learning_rate, weight_decay=weight_decay
         )
 
     @classmethod
     def of(cls, trained: Trained, settings: OptimizerFields, num_steps: int, processes: Processes) -> Self:
-        """The optimizer of a training, as its section of the configuration says."""
+        """Make the optimizer that a section of the configuration describes."""
         return cls(
             trained,
             processes,
@@ -125,7 +125,7 @@ class Optimization:
         """Apply the accumulated gradients, summed over processes, unless they or the loss are not finite.
 
         Args:
-            step: sets the learning rate.
+            step: number of steps done before; sets the learning rate.
             loss: the summed loss of this pass, over all processes.
 
         Returns:
@@ -142,16 +142,16 @@ class Optimization:
         return good, norm
 
     def move(self, step: int, loss: float, **metrics: float) -> StepResult:
-        """`step`, with what is logged of it besides `metrics`."""
+        """Do a `step`; return its result with loss, gradient norm and learning rate besides `metrics`."""
         good, norm = self.step(step, loss)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": self.rate(step), **metrics}
         return StepResult(metrics, moved=good, finite=good)
 
     def save(self, path: Path) -> None:
-        """Write AdamW's moments, by parameter name; all processes call this, the first writes.
+        """Write AdamW's moments, by parameter name; all processes call this, and the first one writes.
 
         Raises:
-            RunError: the file cannot be written, as on a full disk.
+            RunError: the file cannot be written, for example on a full disk.
         """
         names = list(self.parameters)
         if self.processes.is_first:
@@ -163,7 +163,7 @@ class Optimization:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or of something else.
+            CheckpointError: the file is missing, damaged, or of other parameters.
         """
         names = {name: i for i, name in enumerate(self.parameters)}
         state: dict[int, dict[str, Tensor]] = {}

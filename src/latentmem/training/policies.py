@@ -1,7 +1,8 @@
-"""What LMPO and GRPO differ in: which numbers are trained, and how the likelihood of a message follows from them.
+"""Policies, the difference between LMPO and GRPO: what is trained, and how it decides the likelihood of a message.
 
-The composer is trained through the latents that it gives to frozen agents; the rival is a LoRA on the agents, who get
-no memory. Groups, advantages, loss and update are one trainer's, `lmpo.py`, which sees only this seam.
+LMPO trains the composer through the latents that it gives to frozen agents. GRPO, the baseline, trains a LoRA on the
+agents, who get no memory. Groups, advantages, loss and update belong to one trainer, `lmpo.py`, which uses only this
+interface.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +22,15 @@ from latentmem.training.scoring import Example, accumulate, even_batches, micro_
 from latentmem.trajectory import Message
 
 LossOf = Callable[[list[int], Tensor, Tensor], Tensor]
-"""From the positions of some examples, their logps [B, T] and mask [B, T] to their share of the loss."""
+"""A function: positions of some examples, their logps [B, T] and mask [B, T] -> their share of the loss."""
 
 
 class Policy(Protocol):
-    """What a trainer plays with and trains."""
+    """The parts that a trainer plays with and trains."""
 
     @property
     def memory(self) -> Memory:
-        """What the team plays with."""
+        """The memory that the team plays with."""
 
     @property
     def model(self) -> LanguageModel:
@@ -37,13 +38,13 @@ class Policy(Protocol):
 
     @property
     def trained(self) -> Trained:
-        """What moves."""
+        """The object whose parameters are trained."""
 
     def example(self, message: Message, temperature: float) -> Example:
-        """What is needed to score a message."""
+        """Return what is needed to score a message."""
 
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
-        """Positions of the examples in each forward pass, with at most `budget` positions that carry gradients."""
+        """Return the examples (by position) of each forward pass, with at most `budget` columns that have gradients."""
 
     def accumulate(
         self,
@@ -53,7 +54,7 @@ class Policy(Protocol):
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> float:
-        """Add the gradient of the summed loss to what moves, and return that loss; see `scoring.accumulate`."""
+        """Add the gradient of the summed loss to the trained parameters and return that loss (`scoring.accumulate`)."""
 
     def score_all(
         self,
@@ -62,11 +63,11 @@ class Policy(Protocol):
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Positions, logps [B, T] and mask [B, T] of each micro-batch, those of `accumulate`, without gradients."""
+        """Yield positions, logps [B, T] and mask [B, T] of each micro-batch of `accumulate`, without gradients."""
 
 
 class LatentPolicy:
-    """A composer, through the latents that it gives to frozen agents."""
+    """A composer, trained through the latents that it gives to frozen agents."""
 
     def __init__(self, memory: LatentMemory, model: LanguageModel) -> None:
         self.memory = memory
@@ -74,11 +75,11 @@ class LatentPolicy:
         self.trained = memory.composer
 
     def example(self, message: Message, temperature: float) -> Example:
-        """The message with the very text that its memory was composed from."""
+        """Return the message with the same text that its memory was composed from."""
         return Example.of(message, self.model, message.recalled.text, temperature)
 
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
-        """Those of `scoring.accumulate`."""
+        """Return the micro-batches of `scoring.accumulate`."""
         return micro_batches_of(self.trained, examples, budget)
 
     def accumulate(
@@ -89,7 +90,7 @@ class LatentPolicy:
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> float:
-        """`scoring.accumulate`."""
+        """Call `scoring.accumulate`."""
         return accumulate(self.trained, self.model, examples, loss_of, budget, composed, kept)
 
     def score_all(
@@ -99,12 +100,12 @@ class LatentPolicy:
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """`scoring.score_all`."""
+        """Call `scoring.score_all`."""
         return score_all(self.trained, self.model, examples, budget, composed, kept)
 
 
 class AgentsPolicy:
-    """The agents themselves, by the LoRA of a parametric memory."""
+    """The agents themselves, trained through the LoRA of a parametric memory."""
 
     def __init__(self, memory: ParametricMemory) -> None:
         self.memory = memory
@@ -112,11 +113,11 @@ class AgentsPolicy:
         self.trained = memory
 
     def example(self, message: Message, temperature: float) -> Example:
-        """The message alone: nothing was composed for it."""
+        """Return the message alone: nothing was composed for it."""
         return Example.of(message, self.model, "", temperature)
 
     def micro_batches(self, examples: Sequence[Example], budget: int) -> list[list[int]]:
-        """Those of `accumulate`; a position is one of a prompt or a response, shared beginnings counted once."""
+        """Return the micro-batches of `accumulate`; `budget` counts tokens, and those of shared beginnings once."""
         return [_positions(rows) for rows in _batches(examples, budget)]
 
     def accumulate(
@@ -127,7 +128,7 @@ class AgentsPolicy:
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> float:
-        """Forward and backward through the agents, one micro-batch after the other."""
+        """Run forward and backward passes through the agents, one micro-batch after the other."""
         total = torch.zeros((), device=self.model.device)
         for rows in _batches(examples, budget):
             loss = loss_of(_positions(rows), *self._score(examples, rows))
@@ -143,7 +144,7 @@ class AgentsPolicy:
         composed: Mapping[str, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Positions, logps and mask of each micro-batch."""
+        """Yield positions, logps and mask of each micro-batch."""
         for rows in _batches(examples, budget):
             yield _positions(rows), *self._score(examples, rows)
 
@@ -156,12 +157,12 @@ class AgentsPolicy:
 
 
 def policy_of(memory: LatentMemory | ParametricMemory, model: LanguageModel) -> Policy:
-    """What is trained of a memory: its composer, or the agents' own adapter."""
+    """Return the policy for a memory: its composer, or the agents' own adapter."""
     return AgentsPolicy(memory) if isinstance(memory, ParametricMemory) else LatentPolicy(memory, model)
 
 
 def _batches(examples: Sequence[Example], budget: int) -> list[list[Branched]]:
-    """Rows that pass through the model together; those of like length are neighbours, for they are padded alike."""
+    """Group rows that pass through the model together; each group has similar lengths, since it is padded alike."""
     rows = sorted(grow_rows(_said(examples), budget), key=lambda row: row.columns)
     lengths = {i: row.columns for i, row in enumerate(rows)}
     return [[rows[i] for i in batch] for batch in even_batches(range(len(rows)), lengths, budget)]

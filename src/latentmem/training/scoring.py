@@ -1,9 +1,9 @@
-"""From stored messages to log-probabilities with gradients, fast and within bounded memory.
+"""Log-probabilities with gradients from stored messages, fast and within bounded memory.
 
-Equal composer texts are composed once, however many messages use the result. Equal messages of a micro-batch are
-scored once: rollouts of one task often say the same. The graph is cut at the latents: scoring runs in micro-batches
-whose gradients meet there, and then the composer's own graph is walked once. No graph outlives its micro-batch, and the
-result is that of one big backward pass.
+Equal composer texts are composed once, however many messages use the result. Equal messages of a micro-batch are scored
+once, because rollouts of one task often say the same. The graph is cut at the latents: scoring runs in micro-batches
+whose gradients add up there, and then one backward pass goes through the composer's own graph. No graph outlives its
+micro-batch, and the result is that of one big backward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from latentmem.trajectory import Message
 
 @dataclass(frozen=True)
 class Example:
-    """One message to score: what was composed from, the prompt and the sampled tokens."""
+    """One message to score: the text it was composed from, the prompt and the sampled tokens."""
 
     composer_text: str
     prompt_ids: tuple[int, ...]
@@ -31,21 +31,21 @@ class Example:
 
     @classmethod
     def of(cls, message: Message, model: LanguageModel, composer_text: str, temperature: float) -> "Example":
-        """The example of a stored message.
+        """Make the example of a stored message.
 
-        Its prompt is encoded just as a rollout with latent memory encodes it: text that another memory once put into
-        the prompt is left out.
+        Its prompt is encoded as a rollout with latent memory encodes it: text that another memory had put into the
+        prompt is left out.
         """
         prompt_ids = model.encode_prompt(message.system, message.user)
         return cls(composer_text, tuple(prompt_ids), message.token_ids, temperature)
 
 
 def blocks(composer: Composer, examples: Sequence[Example], budget: int) -> Iterator[list[list[int]]]:
-    """Positions of examples: blocks of composer texts to compose together, each a list of micro-batches.
+    """Yield positions of examples: blocks of composer texts to compose together, each a list of micro-batches.
 
-    A block is as many texts, padded to the longest, as `budget` positions hold; a micro-batch as many messages; at
-    least one of each. Messages of one text stay together, for their prompts share a beginning, and those of like length
-    are neighbours, for they are padded to the longest of their micro-batch.
+    A block holds as many texts, padded to the longest, as fit `budget` positions; a micro-batch as many messages; each
+    holds at least one. Messages of one text stay together, because their prompts share a beginning. Messages of similar
+    length are neighbours, because they are padded to the longest of their micro-batch.
     """
     by_text: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
@@ -68,10 +68,10 @@ def _micro_batches(examples: Sequence[Example], rows: Sequence[int], num_latents
 
 
 def even_batches(items: Sequence[int], lengths: Mapping[int, int], budget: int) -> list[list[int]]:
-    """As few micro-batches as `budget` allows, and of these the most even: by the smallest budget that gives no more.
+    """Return as few micro-batches as `budget` allows, as even as possible: by the smallest budget that gives no more.
 
-    Each item is padded to the longest of its micro-batch; items stay in their order. Eight where seven fit become four
-    and four; a pass with one would cost nearly as much as with four.
+    Each item is padded to the longest of its micro-batch; items stay in their order. If seven fit, eight become four
+    and four, because a pass with one would cost nearly as much as a pass with four.
     """
     fewest = _fill_up(items, lengths, budget)
     low, high = 0, budget
@@ -97,14 +97,14 @@ def _fill_up(rows: Sequence[int], lengths: Mapping[int, int], budget: int) -> li
 
 
 def micro_batches_of(composer: Composer, examples: Sequence[Example], budget: int) -> list[list[int]]:
-    """All micro-batches of a pass, in order."""
+    """Return all micro-batches of a pass, in order."""
     return [batch for block in blocks(composer, examples, budget) for batch in block]
 
 
 def read_prompts(model: LanguageModel, examples: Sequence[Example], kept: Kept | None = None) -> Beginnings:
-    """What the examples' prompts begin with alike, text by text, for `score` of a part of them after the other.
+    """Read the common beginnings of the examples' prompts, text by text; `score` then uses them part after part.
 
-    What is `kept` of them from sampling is not read again.
+    Beginnings that are in `kept` from sampling are not read again.
     """
     with model.as_agent() as agent:
         groups = [example.composer_text for example in examples]
@@ -114,16 +114,16 @@ def read_prompts(model: LanguageModel, examples: Sequence[Example], kept: Kept |
 def score(
     model: LanguageModel, examples: Sequence[Example], latents: Tensor, begun: Beginnings | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the examples' responses under the frozen agents.
+    """Return log-probabilities of the examples' responses under the frozen agents.
 
     Args:
-        model: the agents' LM; an adapter on it is off meanwhile.
+        model: the agents' LM; its adapters are off during the call.
         examples: B messages of one temperature.
-        latents: [B, K, d_agent], one latent memory each.
-        begun: what `read_prompts` made of these examples, and perhaps more.
+        latents: [B, K, d_agent], one latent memory per message.
+        begun: the result of `read_prompts` for these examples and perhaps more.
 
     Returns:
-        logps [B, T] float32, differentiable in the latents, and the mask [B, T] bool of response tokens.
+        logps [B, T] float32, differentiable in the latents, and the mask [B, T] bool, True on response tokens.
     """
     (temperature,) = {example.temperature for example in examples}
     ids, mask = _padded(model, examples, latents)
@@ -135,7 +135,7 @@ def score(
 def judge(
     model: LanguageModel, examples: Sequence[Example], latents: Tensor, begun: Beginnings | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`score` at temperature 1 and without gradients, with which tokens the frozen agents would say greedily.
+    """Score at temperature 1, without gradients, and say which tokens the frozen agents would pick greedily.
 
     Returns:
         logps [B, T], exact [B, T] bool (True where a token is the greedy one, and on padding), and the mask [B, T].
@@ -174,11 +174,11 @@ def accumulate(
         model: the frozen agents.
         examples: all messages of this pass.
         loss_of: from the rows of a micro-batch (positions in `examples`), logps [B, T] and mask [B, T] to its loss,
-            already divided by what the whole pass is to be divided by.
+            already divided by the divisor of the whole pass.
         budget: positions with gradients in one forward pass.
-        composed: latents [K, d_agent] of the examples' texts, where the composer as it is now has made them already, as
-            in a rollout. It is then run after the scoring, not before, and its graph is not held meanwhile.
-        kept: what prompts begin with, as the agents read it in that rollout.
+        composed: latents [K, d_agent] by text, if the composer in its present state has made them already, as in a
+            rollout. The composer then runs after the scoring, not before, and its graph is not held meanwhile.
+        kept: common beginnings of prompts, as the agents read them in that rollout.
 
     Returns:
         The summed loss.
@@ -205,7 +205,7 @@ def score_all(
     composed: Mapping[str, Tensor] | None = None,
     kept: Kept | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; the arguments are `accumulate`'s."""
+    """Yield rows, logps [B, T] and mask [B, T] of each micro-batch, without gradients; arguments as of `accumulate`."""
     for block in blocks(composer, examples, budget):
         texts, latents = _composed(composer, examples, block, composed)
         for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents, kept):
@@ -217,7 +217,7 @@ def score_all(
 def judge_all(
     composer: Composer, model: LanguageModel, examples: Sequence[Example], budget: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """Rows of each micro-batch, and what `judge` says of them."""
+    """Yield the rows of each micro-batch and the result of `judge` for them."""
     for block in blocks(composer, examples, budget):
         texts, latents = _composed(composer, examples, block, None)
         for rows, chosen, again, given, begun in _parts(model, examples, block, texts, latents, None):
@@ -228,7 +228,7 @@ def judge_all(
 def _composed(
     composer: Composer, examples: Sequence[Example], block: list[list[int]], composed: Mapping[str, Tensor] | None
 ) -> tuple[list[str], Tensor]:
-    """The different texts of a block, U of them, and their latents [U, K, d_agent]."""
+    """Return the U different texts of a block and their latents [U, K, d_agent]."""
     texts = list(dict.fromkeys(examples[row].composer_text for batch in block for row in batch))
     return texts, torch.stack([composed[text] for text in texts]) if composed else composer.compose(texts)
 
@@ -241,8 +241,8 @@ def _parts(
     latents: Tensor,
     kept: Kept | None,
 ) -> Iterator[tuple[list[int], list[Example], Tensor, Tensor, Beginnings]]:
-    """For each micro-batch of a block: its B rows, their D different examples, the place [B] of each row among these,
-    the latents [D, K, d_agent] of these, and what the block's prompts begin with.
+    """Yield for each micro-batch of a block: its B rows, their D different examples, the place [B] of each row among
+    these, the latents [D, K, d_agent] of these, and the common beginnings of the block's prompts.
     """
     place = {text: i for i, text in enumerate(texts)}
     begun = read_prompts(model, [examples[row] for batch in block for row in batch], kept)
@@ -253,6 +253,6 @@ def _parts(
 
 
 def _different(examples: Sequence[Example], device: torch.device) -> tuple[list[Example], Tensor]:
-    """The examples without repetitions, and the place that each of the given ones has among them, [B] long."""
+    """Return the examples without repetitions, and the place of each given example among them, [B] long."""
     places = {example: i for i, example in enumerate(dict.fromkeys(examples))}
     return list(places), torch.tensor([places[example] for example in examples], device=device)

@@ -1,7 +1,7 @@
-"""Supervised warm start: make the right responses likely, through memory of *other* trajectories.
+"""Supervised warm start: it makes the right responses likely, through memory of *other* trajectories.
 
-The right responses are those of the team's own successes, or demonstrated ones (`demonstrations.py`). The loss is the
-mean cross-entropy of the response tokens (their closing EOS included where there was one).
+The right responses come from the team's own successes, or are demonstrated (`demonstrations.py`). The loss is the mean
+cross-entropy of the response tokens (including the closing EOS, where there was one).
 """
 
 import logging
@@ -33,18 +33,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Judged:
-    """What one held-out message came to."""
+    """The result of one held-out message."""
 
     task: str
     loss: float
-    """Summed over its tokens, in nats."""
+    """Sum over the message's tokens, in nats."""
     num_tokens: int
     exact: bool
-    """Whether greedy decoding gives each of its tokens after those before it."""
+    """Whether greedy decoding picks each of its tokens after those before it."""
 
 
 class SFTTrainer:
-    """Fits a composer to successful trajectories."""
+    """A trainer that fits a composer to successful trajectories."""
 
     def __init__(
         self,
@@ -60,24 +60,24 @@ class SFTTrainer:
         carried: Callable[[], Mapping[str, float]] | None = None,
         **fields: Any,
     ) -> None:
-        """Take what is needed for training.
+        """Take all that training needs.
 
         Args:
             memory: its composer is trained; its bank is searched, never for the trajectory's own task.
             model: the frozen agents.
-            team: who played, for the roles' profiles. With one team, all trajectories are taken for its own.
-            trajectories: episodes to learn from; the failed ones, and those of another model, are left out and counted.
+            team: who played, for the roles' profiles. If one team is given, all trajectories count as its own.
+            trajectories: episodes to learn from; failures and episodes of another model are left out and counted.
             held_out: episodes of other tasks for `eval_every`, so that no episode is on both sides. If none of them is
-                a success, nothing is evaluated and the last checkpoint is the one selected; that is told.
+                a success, nothing is evaluated, the last checkpoint is selected, and a warning says so.
             settings: the section `sft` of the configuration; `initial` and `demonstrations` are not read here.
-            seed: of the order of trajectories.
-            processes: those that train together; None is those that were launched.
+            seed: seed of the order of trajectories.
+            processes: the processes that train together; None takes those that were launched.
             carried: measures what the composer's latents carry; its numbers are logged with each evaluation.
-            fields: of `settings`, set anew.
+            fields: fields of `settings` to replace.
 
         Raises:
-            ConfigError: an unknown field, or a wrong value.
-            TrainingError: nothing is left to learn from.
+            ConfigError: a field is unknown or has a wrong value.
+            TrainingError: no trajectory is left to learn from.
         """
         self.settings = with_fields(settings, fields, "sft")
         self.processes = processes or Processes()
@@ -116,9 +116,9 @@ class SFTTrainer:
         """Train to the end, resuming from `folder`; see `loop.train`.
 
         Args:
-            folder: of the checkpoints.
+            folder: the folder of the checkpoints.
             journal: gets the numbers of each step and evaluation, and for each held-out task `step`, `task` (its key),
-                `loss` (nats a token) and `accuracy` (share of its messages that are exactly what greedy decoding
+                `loss` (nats per token) and `accuracy` (share of its messages that are exactly what greedy decoding
                 gives); None writes them into `folder`, and shows a bar on a terminal.
         """
         folder = Path(folder)
@@ -154,7 +154,7 @@ class SFTTrainer:
         )
 
     def step(self, progress: Progress) -> StepResult:
-        """One optimizer step on the next trajectories."""
+        """Do one optimizer step on the next trajectories."""
         batch, progress.position = self.passes.take(progress.position, self.settings.trajectories_per_step)
         examples = self._examples(self.processes.shard(batch))
         mine = {"tokens": float(sum(len(example.token_ids) for example in examples))}
@@ -168,11 +168,11 @@ class SFTTrainer:
         return self.optimization.move(progress.step, loss, tokens=tokens)
 
     def held_out_loss(self) -> float:
-        """Mean cross-entropy a token on the held-out trajectories, in nats."""
+        """Return the mean cross-entropy per token on the held-out trajectories, in nats."""
         return _loss(self._judge())
 
     def _judge(self) -> list[_Judged]:
-        """Every held-out message, once over all processes."""
+        """Judge every held-out message, once over all processes."""
         mine = self.processes.shard(self.held_out)
         examples = self._examples(mine)
         keys = [trajectory.task.key for trajectory in mine for _ in trajectory.messages]
@@ -186,12 +186,12 @@ class SFTTrainer:
     def _examples(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         said = [(t.task, self.roles_of(t)[m.role], m) for t in trajectories for m in t.messages]
         records = self.memory.records([(task, role) for task, role, _ in said])
-        # Likelihoods are those at temperature 1, whatever the responses were sampled at.
+        # Likelihoods are computed at temperature 1, whatever the responses were sampled at.
         return [Example.of(m, self.model, r.text, 1.0) for (_, _, m), r in zip(said, records, strict=True)]
 
 
 def _loss(judged: Sequence[_Judged]) -> float:
-    """In nats a token."""
+    """Return the mean loss in nats per token."""
     return math.fsum(message.loss for message in judged) / sum(message.num_tokens for message in judged)
 
 

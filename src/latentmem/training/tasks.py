@@ -1,4 +1,4 @@
-"""Which tasks are trained on, in which order, and which are set aside to choose a checkpoint by."""
+"""Which tasks are trained on, in which order, and which are set aside to select a checkpoint by."""
 
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 class Passes(Generic[T]):
-    """Endless seeded passes over items, each pass in an order of its own; its position is all its state."""
+    """Endless seeded passes over items, each pass in its own order; a position is all their state."""
 
     def __init__(self, items: Sequence[T], seed: int) -> None:
         self.items = items
         self.seed = seed
 
     def take(self, position: int, count: int) -> tuple[list[T], int]:
-        """`count` different items (all of them, if there are fewer) from a position on, and the position after them.
+        """Return `count` different items from a position on (all, if there are fewer), and the position after them.
 
-        Where one pass ends and the next begins inside a take, an item that the take holds already is passed over.
+        If a pass ends during a take, items of the next pass that the take already holds are skipped.
         """
         order: list[int] = []
         chosen: list[int] = []
@@ -40,10 +40,16 @@ class Passes(Generic[T]):
 
 
 def last_tasks(tasks: Sequence[Task], count: int, key: str, split: Split) -> list[Task]:
-    """The last tasks of a split, which are set aside.
+    """Return the last tasks of a split, which are set aside.
+
+    Args:
+        tasks: the split.
+        count: number of tasks to set aside.
+        key: the configuration key of the count, for the error.
+        split: the split's name, for the error.
 
     Raises:
-        ConfigError: none would be left; `key` is where the count stands.
+        ConfigError: no task would be left.
     """
     if count >= len(tasks):
         raise ConfigError(
@@ -54,12 +60,12 @@ def last_tasks(tasks: Sequence[Task], count: int, key: str, split: Split) -> lis
 
 
 def tasks_aside(train: Sequence[Task], dev: Sequence[Task], settings: OptimizerFields, phase: str) -> list[Task]:
-    """Tasks for choosing checkpoints: the first of the dev split, or the last train tasks where there is none.
+    """Return tasks for selecting checkpoints: the first of the dev split, or the last train tasks if there is none.
 
     Args:
         train: the train split.
         dev: the dev split.
-        settings: say how many, and whether checkpoints are chosen at all.
+        settings: say how many, and whether checkpoints are evaluated at all.
         phase: the section's name, for the error.
 
     Raises:
@@ -70,6 +76,6 @@ def tasks_aside(train: Sequence[Task], dev: Sequence[Task], settings: OptimizerF
 
 
 def without(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
-    """The tasks that are not among the others."""
+    """Return the tasks that are not among the others."""
     keys = {task.key for task in others}
     return [task for task in tasks if task.key not in keys]

@@ -1,9 +1,9 @@
-"""Warm-up of a composer with slots, before any data: agents learn to read a slot, the composer to fill it.
+"""Warm-up of a composer with slots, before any data: agents learn to read a slot, and the composer to fill it.
 
-Two stages. The *frame*: constants around the embedding of a random word are trained until the frozen agents say that
-word. The *copy*: the composer reads made-up episodes, and the agents must say the word that was asked for. A composer
-that starts from there copies what it reads, words that it was never trained on too; without, it learns a code over the
-values that it saw (docs/results/tried.md).
+There are two stages. In the *frame* stage, constants around the embedding of a random word are trained until the frozen
+agents say that word. In the *copy* stage, the composer reads made-up episodes, and the agents must say the word that
+they are asked for. A composer that starts from there copies what it reads, even words that it was never trained on.
+Without the warm-up, it learns a code for the values that it saw (docs/results/tried.md).
 """
 
 import math
@@ -32,19 +32,19 @@ from latentmem.training.scoring import Example, accumulate, score, score_all
 from latentmem.training.warmup_texts import MIN_WORDS, Lesson, draw_lesson, words_of
 
 NUM_HELD_OUT = 48
-"""Examples about words that are never trained on, to evaluate with."""
+"""Number of examples to evaluate with, about words that are never trained on."""
 FRAME_TEXT = " is the answer"
-"""What the latents behind the slots begin as."""
+"""The initial content of the latents behind the slots."""
 
 
 class FrameOnly:
-    """A composer of which the frame alone is trained."""
+    """A composer of which only the frame is trained."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The frame [K, d_agent]."""
+        """Return the frame [K, d_agent]."""
         return {"frame": self.composer.frame}
 
     def save_pretrained(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class FrameOnly:
 
 
 class _Later:
-    """A journal whose steps come after those of an earlier stage; step 0 comes after the last of them."""
+    """A journal that counts steps on from an earlier stage; its step 0 comes after the last step of that stage."""
 
     def __init__(self, journal: Journal, num_before: int) -> None:
         self.journal = journal
@@ -74,7 +74,7 @@ class _Later:
 
 
 class WarmupTrainer:
-    """Teaches agents to read the slots of a composer, and the composer to fill them."""
+    """A trainer that teaches agents to read the slots of a composer, and the composer to fill them."""
 
     def __init__(
         self,
@@ -87,20 +87,20 @@ class WarmupTrainer:
         processes: Processes | None = None,
         **fields: Any,
     ) -> None:
-        """Take what is needed.
+        """Take all that the warm-up needs.
 
         Args:
-            composer: with slots; it is trained.
+            composer: the composer to train; it must have slots.
             model: the frozen agents.
-            team: whose prompts are among those that are warmed up for, if any.
+            team: a team whose prompts are used beside the built-in ones, if any.
             settings: the section `warmup` of the configuration.
-            seed: of words and examples.
-            processes: those that train together; None is those that were launched.
-            fields: of `settings`, set anew.
+            seed: seed of words and examples.
+            processes: the processes that train together; None takes those that were launched.
+            fields: fields of `settings` to replace.
 
         Raises:
-            ConfigError: an unknown field, or a wrong value.
-            TrainingError: the composer has no slots, or the tokenizer too few words that are one token.
+            ConfigError: a field is unknown or has a wrong value.
+            TrainingError: the composer has no slots, or the tokenizer has too few words that are one token.
         """
         if composer.slots is None:
             raise TrainingError(
@@ -142,10 +142,10 @@ class WarmupTrainer:
         """Go through both stages, resuming from `folder`; see `loop.train`.
 
         The checkpoints of the whole composer are in FOLDER, those of the frame stage in FOLDER/frame. Steps are counted
-        on: step 0 of the copy comes after the last of the frame.
+        through both stages: step 0 of the copy stage comes after the last step of the frame stage.
 
         Args:
-            folder: of the checkpoints.
+            folder: the folder of the checkpoints.
             journal: gets the numbers of each step; None writes them into `folder`, and shows a bar on a terminal.
         """
         folder = Path(folder)
@@ -156,7 +156,7 @@ class WarmupTrainer:
     def _train(self, folder: Path, journal: Journal) -> Progress:
         settings = self.settings
         go = partial(train, processes=self.processes, save_every=settings.save_every, eval_every=settings.eval_every)
-        if newest_checkpoint(folder) is None:  # else the copy has begun, and its checkpoints hold the frame
+        if newest_checkpoint(folder) is None:  # else the copy stage has begun, and its checkpoints hold the frame
             self._open_slots()
             go(
                 self.frame_only,
@@ -178,7 +178,7 @@ class WarmupTrainer:
         )
 
     def _open_slots(self) -> None:
-        """Let a slot hold nothing but its word; the latents behind the slots begin as the words of a phrase."""
+        """Let a slot hold nothing but its word; start the latents behind the slots as the words of a phrase."""
         embeddings = self.model.model.get_input_embeddings().weight
         with torch.no_grad():
             self.composer.frame[: self.slots] = 0
@@ -188,7 +188,7 @@ class WarmupTrainer:
     # The frame
 
     def _frame_step(self, progress: Progress) -> StepResult:
-        """Words in slots, said after some prompts; several words for each prompt, which then is read once."""
+        """Train on words in slots, said after some prompts; each prompt is read once for several words."""
         settings = self.settings
         random = self._random("frame", progress.step)
         lessons = [
@@ -211,7 +211,7 @@ class WarmupTrainer:
         return self.framing.move(progress.step, self.processes.sum({"loss": total})["loss"])
 
     def _shown(self, lessons: Sequence[Lesson]) -> Tensor:
-        """Latents [B, K, d_agent]: the embeddings of each lesson's words in the slots, and the frame around them."""
+        """Return latents [B, K, d_agent]: the embeddings of each lesson's words in the slots, plus the frame."""
         embeddings = self.model.model.get_input_embeddings().weight
         held = torch.zeros(len(lessons), *self.composer.frame.shape).to(self.composer.frame)
         for row, lesson in enumerate(lessons):
@@ -228,7 +228,7 @@ class WarmupTrainer:
     # The copy
 
     def _copy_step(self, progress: Progress) -> StepResult:
-        """Made-up episodes, read by the composer; the agents say what they were asked for."""
+        """Train on made-up episodes that the composer reads; the agents say the words that are asked for."""
         settings = self.settings
         lessons = self._lessons(self._random("copy", progress.step), self.words.learned, settings.lessons_per_step)
         examples = [self._example(lesson) for lesson in self.processes.shard(lessons)]
@@ -246,7 +246,7 @@ class WarmupTrainer:
         parts = score_all(self.composer, self.model, examples, self.settings.micro_batch_positions)
         return self._scores(torch.cat([logps.sum(1) for _, logps, _ in parts]), "copied")
 
-    # What both share
+    # For both stages
 
     @property
     def _per_pass(self) -> int:
@@ -260,7 +260,7 @@ class WarmupTrainer:
 
     @cached_property
     def _held_out(self) -> list[Lesson]:
-        """Always the same, about words that are never trained on."""
+        """Lessons about words that are never trained on; always the same."""
         return self._lessons(self._random("held out", 0), self.words.held_out, NUM_HELD_OUT)
 
     def _example(self, lesson: Lesson) -> Example:
@@ -272,6 +272,6 @@ class WarmupTrainer:
         return self.processes.sum({"tokens": float(sum(len(example.token_ids) for example in examples))})["tokens"]
 
     def _scores(self, logps: Tensor, share: str) -> tuple[float, dict[str, float]]:
-        """Mean surprise in nats a response; the share of responses that are likelier than all others together."""
+        """Return the score and metrics: mean nats per response, and the share of responses likelier than one half."""
         loss = -logps.mean().item()
         return -loss, {"eval_loss": loss, share: (logps > math.log(0.5)).float().mean().item()}

@@ -1,7 +1,7 @@
-"""What the warm-up is made of: words of the tokenizer, prompts of many kinds, and made-up episodes that tell facts.
+"""The material of the warm-up: words of the tokenizer, prompts of many kinds, and made-up episodes that tell facts.
 
-No data set is read. Names, attributes and values are random words, so nothing can be learned here but to carry a word
-from an episode to an agent; and the prompts are many, so that it is not learned for one of them alone.
+No data set is read. Names, attributes and values are random words, so the only thing to learn is to carry a word from
+an episode to an agent. There are many prompts, so that this is not learned for one prompt alone.
 """
 
 import re
@@ -14,7 +14,7 @@ from latentmem.teams.turn import Team
 from latentmem.trajectory import Role, Step, Task, Trajectory
 
 MIN_WORDS = 160
-"""Fewer words teach a list, not reading."""
+"""The fewest words to train with; fewer would teach a list of words, not reading."""
 
 SYSTEMS = (
     "You answer with one word.",
@@ -54,7 +54,7 @@ SPEAKER = Role(name="speaker", profile="Answers what is asked.")
 
 @dataclass(frozen=True)
 class Words:
-    """Words that an agent can say as one token, shared out: some are never used in training."""
+    """Words that an agent can say as one token, divided in two: those held out are never used in training."""
 
     learned: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -70,16 +70,16 @@ class Lesson:
     system: str
     user: str
     values: tuple[str, ...]
-    """What is to be said, one word for each slot that is in use."""
+    """The words to be said, one for each slot in use."""
 
     @property
     def response(self) -> str:
-        """The words as the agent should say them."""
+        """The words in the form in which the agent should say them."""
         return " ".join(self.values)
 
 
 def words_of(model: LanguageModel, seed: int, held_out_share: float = 0.1) -> Words:
-    """Lower-case words of four letters or more that are one token, with a blank before them and without."""
+    """Find lower-case words of 4 to 12 letters that are one token, both after a blank and without one."""
     texts = model.tokenizer.batch_decode([[token] for token in range(len(model.tokenizer))])
     plain = [text for text in texts if re.fullmatch(r"[a-z]{4,12}", text)]
     alone, behind = (
@@ -95,14 +95,14 @@ def words_of(model: LanguageModel, seed: int, held_out_share: float = 0.1) -> Wo
 def draw_lesson(
     random: Random, words: Sequence[str], values: Sequence[str], max_values: int, teams: Sequence[Team]
 ) -> Lesson:
-    """One example.
+    """Draw one example.
 
     Args:
-        random: of everything.
-        words: names and attributes are made of them.
-        values: what can be told and asked for.
-        max_values: facts asked for at once; their number is drawn from 1 to that.
-        teams: whose agents are prompted in half of the examples; in the others it is nobody's prompt, of `SYSTEMS` and
+        random: source of all draws.
+        words: words for names and attributes.
+        values: words that can be told and asked for.
+        max_values: the most facts asked for at once; their number is drawn from 1 to this.
+        teams: teams whose agents are prompted in half of the examples; the other half has prompts from `SYSTEMS` and
             `USERS`.
     """
     name = f"the {random.choice(words).title()} {random.choice(words).title()}"
@@ -138,7 +138,7 @@ def _sentence(form: str, **fields: str) -> str:
 
 
 def _prompt(random: Random, question: str, name: str, teams: Sequence[Team]) -> tuple[Role, str, str]:
-    """Who is asked, and the prompt."""
+    """Return the role that is asked, and its system and user prompts."""
     if teams and random.random() < 0.5:
         call = random.choice(next(random.choice(teams).turn(question, "", [])))
         return call.role, call.system, call.user

@@ -1,1 +1,1 @@
-"""Programming tasks: a domain that judges code by its tests, and the program that runs these tests in the sandbox."""
+"""Programming tasks: a domain that judges code by its tests, and the program that runs them in the sandbox."""

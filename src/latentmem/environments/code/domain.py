@@ -1,8 +1,8 @@
-"""Programming tasks: the reward is whether the extracted code passes all tests of its task, run in the sandbox.
+"""Programming tasks: the reward tells whether the extracted code passes all tests of its task, run in the sandbox.
 
-The tests run in `runner.py`, a program of its own sent along with each solution; its docstring tells how far a
-verdict can be trusted. Four data sets become one form of task: an optional prompt to complete, a module of tests,
-and optionally the calls that are the tests.
+The tests run in `runner.py`, a separate program that is sent along with each solution; its docstring tells how far a
+verdict can be trusted. Four data sets share one form of task: a module of tests, optionally a prompt to complete, and
+optionally the calls that count as the tests.
 """
 
 import ast
@@ -39,37 +39,37 @@ Schema = Literal["humaneval", "mbpp", "kodcode", "bigcodebench"]
 _ONE_BLOCK = "Give the whole code, imports included, in one block that begins with ```python and ends with ```."
 INSTRUCTIONS = f"Solve the problem in Python, with the names it asks for and the standard library only. {_ONE_BLOCK}"
 WITH_LIBRARIES = f"Solve the problem in Python, with the names and the libraries it asks for. {_ONE_BLOCK}"
-"""For BigCodeBench, whose problems name libraries."""
+"""Instructions for BigCodeBench, whose problems name libraries."""
 
 
 @dataclass(frozen=True)
 class CodeEnvironment:
     """One episode of one step. Reward: 1.0 if all tests pass in the sandbox, else 0.0.
 
-    `info` holds `extracted` (a hash of the code, None where there was none), `num_tests` and `num_tests_passed` (None
-    where unknown), `sandbox` (the level that was active), `cause` (None on success, else no_code, syntax, timeout,
-    memory, output, killed, early_exit, or what `runner.run` names) and `detail`, the cause in words.
+    `info` holds `extracted` (a hash of the code, None if there was none), `num_tests` and `num_tests_passed` (None if
+    unknown), `sandbox` (the level that was active), `cause` (None on success, else no_code, syntax, timeout, memory,
+    output, killed, early_exit, or a cause of `runner.run`) and `detail`, the cause in words.
     """
 
     prompt: str | None
-    """Code to complete; None where the answer is all of the code."""
+    """Code to complete; None if the answer is the whole code."""
     entry_point: str | None
-    """The function that the prompt begins."""
+    """Name of the function that the prompt begins."""
     module: str
     names: tuple[str, ...]
-    """Functions that the solution is asked for, should the module bring its own."""
+    """Functions that are tested as the solution defines them, even if the module brings its own."""
     calls: tuple[str, ...] | None
     sandbox: Sandbox
     instructions: str = INSTRUCTIONS
     """How an answer has to look."""
     appended: bool = False
-    """Whether the module is executed as the end of the solution's own; see `runner.run`."""
+    """Whether the module is executed at the end of the solution's own module; see `runner.run`."""
 
     def step(self, action: str) -> Outcome:
         """Run the tests on the team's code and end the episode.
 
         Raises:
-            SandboxError: the sandbox could not start the program, which is no fault of the answer.
+            SandboxError: the sandbox could not start the program, which is not the answer's fault.
         """
         code = extract_code(action, bare_body=self.prompt is not None)
         info: dict[str, JsonValue] = {
@@ -107,7 +107,7 @@ class CodeEnvironment:
 
 
 def read_verdict(result: SandboxResult, nonce: str) -> dict[str, JsonValue]:
-    """What a run says about the solution; only a result that carries the nonce can say that it passed.
+    """Read from a run what it says about the solution; only a result that carries the nonce can be a pass.
 
     Raises:
         SandboxError: the program was never started.
@@ -136,12 +136,12 @@ def read_verdict(result: SandboxResult, nonce: str) -> dict[str, JsonValue]:
 
 
 def extract_code(response: str, *, bare_body: bool = False) -> str | None:
-    """The code in a response, or None.
+    """Return the code in a response, or None.
 
-    Of the fenced blocks those marked python count, else those unmarked, else all; of these the last that defines a
-    function or class, else the longest. A block that the response ends within counts. Without a block: what stands
-    in the answer tags, else the whole response if it is Python that defines a function (or, with `bare_body`, if it
-    is Python once it stands in a function).
+    Among fenced blocks, those marked python count, else unmarked ones, else all. Of these the last that defines a
+    function or class is taken, else the longest. A block may be cut off by the end of the response. Without any block
+    the text in the answer tags is taken, else the whole response if it is Python that defines a function (or, with
+    `bare_body`, if it is Python when put into a function).
     """
     blocks: list[tuple[str, str]] = [
         (language.lower(), text) for language, text in _FENCED.findall(response) if text.strip()
@@ -162,10 +162,10 @@ def extract_code(response: str, *, bare_body: bool = False) -> str | None:
 
 
 def complete(prompt: str, code: str, entry_point: str) -> str:
-    """One program of a prompt and an answer to it, which is either the whole function or the rest of it.
+    """Join a prompt and an answer into one program; the answer is either the whole function or its continuation.
 
-    An answer that defines `entry_point` takes the place of the prompt's function; the imports and helpers before that
-    stay. Any other is taken for the function's body, and indented if need be.
+    An answer that defines `entry_point` replaces the prompt's function; imports and helpers before that function stay.
+    Any other answer is taken as the function's body, and is indented if needed.
     """
     definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     if definition.search(code):
@@ -200,9 +200,9 @@ def _runner() -> str:
 
 
 class CodeDomain:
-    """Tasks of HumanEval, MBPP, KodCode or BigCodeBench, in the field names of their hub data sets.
+    """Tasks of HumanEval, MBPP, KodCode or BigCodeBench, with the field names of their hub data sets.
 
-    prompt: of BigCodeBench's two wordings, a task in words or a function to complete.
+    `prompt` chooses between BigCodeBench's two wordings: a task in words, or a function to complete.
 
     Raises:
         SandboxError: the machine cannot contain code and `sandbox.level` is not none.
@@ -232,15 +232,15 @@ class CodeDomain:
         self._task = makers[schema]
 
     def tasks(self, split: Split) -> list[Task]:
-        """All tasks of a split, in the order of the rows; what also occurs in test is left out of train.
+        """Return all tasks of a split, in the order of the rows; train tasks that also occur in test are left out.
 
         Raises:
-            DataError: no such rows, a row without what its schema asks for, or an id that occurs twice.
+            DataError: the rows do not exist, a row lacks what its schema asks for, or an id occurs twice.
         """
         return list(self._splits.tasks.get(split, ()))
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Rows of a split that were left out, counted by reason."""
+        """Count the rows of a split that were left out, by reason."""
         return dict(self._splits.skipped.get(split, {}))
 
     @cached_property
@@ -248,7 +248,7 @@ class CodeDomain:
         return split_tasks(self._train, self._test, self._task)
 
     def start(self, task: Task) -> CodeEnvironment:
-        """A fresh environment for one episode.
+        """Make a fresh environment for one episode.
 
         Raises:
             DataError: the task's data are not those of a programming task.
@@ -316,7 +316,7 @@ def _kodcode(row: Row) -> Task:
 
 
 def _bigcodebench(row: Row, wording: str) -> Task:
-    """Both wordings are answered by the same function: what `complete_prompt` begins, or a whole one in its place."""
+    """Make a task in one of the two wordings; both expect the rest of `complete_prompt` or a whole function."""
     prompt, entry_point = _begun_function(row, "complete_prompt")
     return Task(
         id=row.text("task_id"),
@@ -336,7 +336,7 @@ def _begun_function(row: Row, field: str) -> tuple[str, str]:
 
 
 def _imported_names(test: str) -> list[str]:
-    """Names that a test module imports from `solution`; class-based problems declare no function."""
+    """Return the names that a test module imports from `solution`; class-based problems declare no function."""
     if _syntax_problem(test) is not None:
         return []
     tree: Any = ast.parse(test)

@@ -1,14 +1,16 @@
-"""The program inside the sandbox: it imports the solution beside it, runs the tests it is sent, writes the verdict.
+"""The program inside the sandbox: it imports the solution beside it, runs the tests it gets, and writes the verdict.
 
 It imports the standard library only, and the rest of the package never imports it; `domain.py` sends its text along.
-Standard input brings the tests and a nonce, drawn anew for each run, which the verdict must carry. So a solution
-cannot pass by ending early, by printing something or by leaving a result file of its own; and after its import and
-after each test what judges it (unittest, the stand-in for pytest, the builtins, this module) must still be what it was.
-What this cannot stop: the solution shares this process, so code that looks for the nonce in the frames below it, that
-puts back what it patched before anybody looks, or that returns objects equal to everything passes. That is cheating
-beyond what sampled answers stumble into.
+Standard input brings the tests and a nonce, drawn anew for each run, which the verdict must carry. So a solution cannot
+pass by ending early, by printing something or by leaving its own result file. After the solution's import and after
+each test, the judging code (unittest, the stand-in for pytest, the builtins, this module) must be unchanged.
 
-Tests written for pytest run against a stand-in for it, even where pytest is installed: one verdict everywhere.
+Some cheating cannot be stopped, because the solution shares this process. Code passes that looks for the nonce in the
+frames below it, that undoes its patches before they are checked, or that returns objects equal to everything. Sampled
+answers do not stumble into this.
+
+Tests written for pytest run against a stand-in for it, even where pytest is installed, so verdicts are the same
+everywhere.
 """
 
 import builtins
@@ -34,7 +36,7 @@ Check = Callable[[], None]
 
 
 class Skipped(Exception):  # noqa: N818  # a signal, as unittest.SkipTest is
-    """A test asked not to be run."""
+    """A test asked to be skipped."""
 
 
 class Unsupported(Exception):  # noqa: N818
@@ -42,11 +44,11 @@ class Unsupported(Exception):  # noqa: N818
 
 
 class Tampered(Exception):  # noqa: N818
-    """What judges the solution is not what it was."""
+    """The code that judges the solution was changed."""
 
 
 class Approx:
-    """A number, or a list, tuple or dict of them, equal to what is within 1e-6 relative or 1e-12 absolute."""
+    """A number, or a list, tuple or dict of numbers, that equals what is within 1e-6 relative or 1e-12 absolute."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
         self.expected, self.rel, self.abs, self.nan_ok = expected, rel, abs, nan_ok
@@ -80,7 +82,7 @@ class Approx:
 
 
 class Raises:
-    """Context in which one of the expected exceptions must be raised, its text matching a pattern if there is one."""
+    """A context in which one of the expected exceptions must be raised, with a text that matches any given pattern."""
 
     def __init__(self, expected: Any, match: str | None = None) -> None:
         self.expected, self.match = expected, match
@@ -102,7 +104,7 @@ class Raises:
 
 
 class Mark:
-    """`pytest.mark`: parametrize, skip and skipif mean something, any other mark leaves the test as it is."""
+    """`pytest.mark`: parametrize, skip and skipif take effect; any other mark leaves the test as it is."""
 
     def __getattr__(self, name: str) -> Any:
         # @mark.name and @mark.name(...) are both in use.
@@ -124,12 +126,12 @@ class Mark:
 
     @staticmethod
     def skipif(condition: Any, **_: Any) -> Any:
-        """Leave the test out if the condition holds."""
+        """Skip the test if the condition holds."""
         return Mark.skip if condition is True else lambda test: test
 
     @staticmethod
     def skip(test: Any = None, **_: Any) -> Any:
-        """Leave the test out."""
+        """Skip the test."""
 
         def decorate(test: Any) -> Any:
             test.skipped = True
@@ -139,11 +141,11 @@ class Mark:
 
 
 class Param(tuple[Any, ...]):
-    """Values of one case, as `pytest.param` gives them."""
+    """The values of one case, as `pytest.param` gives them."""
 
 
 def make_pytest() -> types.ModuleType:
-    """The stand-in for pytest: raises, approx, mark, param, fixture, fail, skip."""
+    """Make the stand-in for pytest: raises, approx, mark, param, fixture, fail, skip."""
 
     def raises(expected: Any, *call: Any, match: str | None = None, **keywords: Any) -> Any:
         context = Raises(expected, match)
@@ -172,8 +174,9 @@ def make_pytest() -> types.ModuleType:
 
 
 def collect(new: dict[str, Any], names: dict[str, Any], unchanged: Check) -> list[Test]:
-    """The tests among what the tests' text brought into a module's names: functions `test*`, and methods `test*` of
-    classes `Test*` or TestCases.
+    """Collect the tests among the names that the tests' text added to a module.
+
+    Tests are functions `test*`, and methods `test*` of classes `Test*` or of TestCases.
     """
     tests: list[Test] = []
     for name, value in new.items():
@@ -191,7 +194,7 @@ def collect(new: dict[str, Any], names: dict[str, Any], unchanged: Check) -> lis
 
 
 class _Errors(unittest.TestResult):
-    """What each test of a class raised, by the name of its method; under None what went wrong around them."""
+    """What each test of a class raised, by the method's name; errors outside the tests are kept under None."""
 
     def __init__(self, unchanged: Check) -> None:
         super().__init__()
@@ -199,7 +202,7 @@ class _Errors(unittest.TestResult):
         self.raised: dict[str | None, BaseException] = {}
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
-        """Look at the judges after each test, for the next one may put them back."""
+        """Check the judging code after each test, before the next test could undo a change."""
         try:
             self.unchanged()
         except Tampered as error:
@@ -207,27 +210,27 @@ class _Errors(unittest.TestResult):
         super().stopTest(test)
 
     def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:  # noqa: N802
-        """A part of a test has ended; it failed if there is an error."""
+        """Record the end of a part of a test; it failed if there is an error."""
         if err is not None:
             self.addError(test, err)
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
-        """A test, or the preparation of its class, raised."""
+        """Record that a test, or the preparation of its class, raised."""
         self.raised.setdefault(getattr(test, "_testMethodName", None), err[1])
 
     addFailure = addError  # noqa: N815
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
-        """A test, or the class, asked not to be run; by raising, or by a decorator."""
+        """Record that a test, or the class, asked to be skipped, by raising or by a decorator."""
         error = sys.exc_info()[1] or Skipped(reason)
         self.raised.setdefault(getattr(test, "_testMethodName", None), error)
 
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
-        """As in BigCodeBench's own evaluation, that is no failure."""
+        """Count an unexpected success as no failure, as BigCodeBench's own evaluation does."""
 
 
 def _unittest_cases(case: type[unittest.TestCase], unchanged: Check) -> list[Test]:
-    """The tests of a class; the first one that is asked for plays all, between setUpClass and tearDownClass."""
+    """Return the tests of a class; the first one called runs all of them, between setUpClass and tearDownClass."""
     methods = unittest.TestLoader().getTestCaseNames(case)
     errors = _Errors(unchanged)
 
@@ -293,7 +296,7 @@ def _once(generator: Iterator[Any]) -> Iterator[Any]:
 
 
 def guard(pytest: types.ModuleType) -> Check:
-    """What raises `Tampered` once a name of the judges, as they are now, means something else or is other code."""
+    """Return a check that raises `Tampered` if a name in the judging code has another value or code than now."""
     modules = [builtins, json, json.encoder, unittest, unittest.case, unittest.loader, unittest.result, unittest.suite]
     modules += [pytest, sys.modules[__name__]]
     owners: list[Any] = [*modules]
@@ -320,7 +323,7 @@ def guard(pytest: types.ModuleType) -> Check:
 
 
 def _passed_through_solution(error: BaseException) -> bool:
-    """Whether the solution raised it: a test may ask not to be run, a solution may not."""
+    """Return whether the solution raised the error: a test may ask to be skipped, a solution may not."""
     trace = error.__traceback__
     while trace is not None:
         if os.path.basename(trace.tb_frame.f_code.co_filename) == "solution.py":
@@ -332,12 +335,13 @@ def _passed_through_solution(error: BaseException) -> bool:
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Import the solution and run the tests on it.
 
-    request: `module`, text executed with the solution's names in reach; `calls`, statements that are one test each,
-    or null for the tests that the module defines; `names`, functions that are the solution's even where the module
-    defines them again; `appended`, whether the text is executed as the end of the solution's own module instead, as
-    BigCodeBench does, so that what it imports and patches is imported and patched there. Returns num_tests,
-    num_passed, and of the first failure its cause (solution_error, tampering, test_error, no_tests, assertion, memory,
-    exception, unsupported_test) and detail.
+    `request` holds `module`, the tests' text, which is executed with the solution's names in reach; `calls`, statements
+    that are one test each, or null for the tests that the module defines; `names`, functions that stay the solution's
+    even if the module defines them again; and `appended`. If `appended` is true, the text is executed at the end of the
+    solution's own module, as BigCodeBench does, so that its imports and patches take effect there.
+
+    Returns num_tests, num_passed, and the cause of the first failure (solution_error, tampering, test_error, no_tests,
+    assertion, memory, exception, unsupported_test) with its detail.
     """
     verdict: dict[str, Any] = {"num_tests": None, "num_passed": 0, "cause": None, "detail": ""}
 
@@ -407,7 +411,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the request, run it, write `result.json` and leave at once, whatever threads the solution started."""
+    """Read the request, run it, write `result.json` and exit at once, whatever threads the solution started."""
     request = json.loads(sys.stdin.read())
     path, leave = os.path.abspath("result.json"), os._exit
     text = json.dumps({"nonce": request["nonce"], **run(request)})

@@ -1,1 +1,1 @@
-"""A world of invented places whose facts only past episodes tell: its words, its texts and who is asked for what."""
+"""A world of invented places whose facts are told only in past episodes."""

@@ -1,13 +1,13 @@
-"""A world of invented places whose facts only past episodes tell, so that nothing but memory helps.
+"""A world of invented places whose facts are told only in past episodes, so that nothing but memory helps.
 
-"The Crimson Mill" has a password, drawn by lot: no model can know it. An experience, which is played into the bank,
-guesses it and is told; a task asks for it in other words. The right answer is then what a memory has carried, and the
-settings say which feat of memory that takes. RULER (Hsieh et al. 2024, arXiv 2404.06654) calls some of them multi-key
-(near names), multi-value (several facts) and variable tracking (facts that change); facts that follow from two
-episodes are the multi-hop edits of MQuAKE (Zhong et al. 2023, arXiv 2305.14795).
+"The Crimson Mill" has a password, drawn by lot, so no model can know it. An experience, played to fill the bank,
+guesses the password and is told it; a task then asks for it in other words. So a right answer shows what a memory has
+carried, and the settings decide which feat of memory that takes. RULER (Hsieh et al. 2024, arXiv 2404.06654) calls some
+of these feats multi-key (similar names), multi-value (several facts) and variable tracking (facts that change); facts
+that follow from two episodes are the multi-hop edits of MQuAKE (Zhong et al. 2023, arXiv 2305.14795).
 
-Two seeds make a world: `seed` draws all texts, `facts_seed` which value each fact has. Worlds that differ in the second
-alone ask the same questions under the same ids, so that the experience of one can be put under the tasks of the other.
+Two seeds make a world: `seed` draws all texts, and `facts_seed` the value of each fact. Worlds that differ only in
+`facts_seed` ask the same questions under the same ids. So the experience of one can serve the tasks of the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from latentmem.trajectory import Task
 
 
 class HiddenFactsDomain:
-    """Invented entities, their experiences and the questions about them; the same for the same arguments.
+    """Invented entities, their experiences and the questions about them; equal arguments give equal tasks.
 
-    The arguments are the keys of `HiddenFactsSection`, which tells their meaning.
+    The arguments are the keys of `HiddenFactsSection`, which explains them.
 
     Raises:
-        ConfigError: the settings contradict each other, or ask for more names or values than there are.
+        ConfigError: the settings contradict each other, or need more names or values than there are.
     """
 
     name = "hidden_facts"
@@ -92,18 +92,18 @@ class HiddenFactsDomain:
         )
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """Nothing: the tasks are made, not read."""
+        """Return no counts: the tasks are generated, so no row is skipped."""
         return {}
 
     def tasks(self, split: Split) -> list[Task]:
-        """The tasks of a split; experiences are in the order of their days, where they have days."""
+        """Return the tasks of a split; experiences are in the order of their days, if they have days."""
         return list(self._tasks[split])
 
     def start(self, task: Task) -> HiddenFactsEnvironment:
-        """A fresh environment for one episode.
+        """Make a fresh environment for one episode.
 
         Raises:
-            DataError: the task is not one of this domain.
+            DataError: the task is not of this domain.
         """
         told = task.data.get("told")
         return HiddenFactsEnvironment(
@@ -115,10 +115,10 @@ class HiddenFactsDomain:
         )
 
     def demonstrations(self, task: Task) -> dict[str, str]:
-        """The right response of each judged role: its bare words. The empty name stands for the answering role.
+        """Return the right response of each judged role, its bare words; the empty name stands for the answering role.
 
         Raises:
-            DataError: the task is not one of this domain.
+            DataError: the task is not of this domain.
         """
         return {role: " ".join(words) for role, words in _right_of(task).items()}
 
@@ -196,7 +196,7 @@ class HiddenFactsDomain:
 
     @cached_property
     def _other_rights(self) -> dict[str, dict[str, list[str]]]:
-        """The right answers in the other world, by the task's id."""
+        """The right answers in the world of `other_facts_seed`, by the task's id."""
         if self._other_facts_seed is None:
             return {}
         tasks = self._all_tasks(self._world.facts(self._other_facts_seed))
@@ -235,7 +235,7 @@ class HiddenFactsDomain:
         first = random.randrange(self._phrasings)
         num = self._questions if entity.split == "train" else 1
         for i in range(num):
-            # Entities of odd positions may have held-out values, which must not be those of every second attribute.
+            # Entities at odd positions may have held-out values, so the attribute must not depend on odd or even.
             turns, turn = divmod(i, len(self._attributes))
             attribute = self._attributes[(entity.position // 2 + i) % len(self._attributes)]
             attributes = self._attributes if self._at_once else (attribute,)
@@ -263,7 +263,7 @@ class HiddenFactsDomain:
         return Task(id=id, domain=self.name, text=text, data=data)
 
     def _answered_by(self, entity: Entity, attributes: Sequence[str]) -> list[str]:
-        """The newest episode that told each fact, and for a joined entity that of its sister."""
+        """Return the ids of the newest episodes that told each fact; for a joined entity, its sister's as well."""
         needed = [name for names in self._needs.values() for name in names] if self._needs else attributes
         found = [e.telling(name) for name in needed for e in (entity, entity.sister) if e is not None]
         return list(dict.fromkeys(episode.id for episode in found if episode is not None))

@@ -1,4 +1,4 @@
-"""One judge hears what was said: the reward is the share of words that are right, and a guess among several is none."""
+"""Judge what was said: the reward is the share of right words, and a guess that names several words earns nothing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ from latentmem.environments.environment import Outcome
 from latentmem.environments.hidden_facts.words import RIGHT, WRONG
 
 ANSWERING = ""
-"""Stands among roles for the one whose response is the team's action."""
+"""Stands among the roles for the one whose response is the team's action."""
 
 
 class HiddenFactsEnvironment:
-    """One episode of one step. Reward: the share of words that are right; over several roles, the mean of theirs.
+    """One episode of one step. Reward: the share of right words; over several roles, the mean of their shares.
 
     `info` holds `extracted`: the words read from the action, or for each judged role the words read from its response;
-    None where no answer was found. With `needs` it holds `right.ROLE` for each role. `says_other` tells whether the
-    answer is that of the world of `other_facts_seed`; it is absent where both worlds have the same one.
+    None if no answer was found. With `needs` it holds `right.ROLE` for each role. `says_other` tells whether the
+    answer is that of the world of `other_facts_seed`; it is absent if both worlds have the same answer.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class HiddenFactsEnvironment:
         """Prepare the judge.
 
         Args:
-            right: the words that each role has to say, in order; `ANSWERING` stands for the team's action.
+            right: the words that each role must say, in order; the key `ANSWERING` stands for the team's action.
             words: all words that count as an answer.
-            told: of an experience, what the observation adds to yes or no; None for a task that is asked.
-            other: `right` in the world of `other_facts_seed`, if that is compared.
+            told: for an experience, what the observation adds to yes or no; None for a task that is asked.
+            other: `right` in the world of `other_facts_seed`, if that world is compared.
             instructions: how an answer has to look.
         """
         self._right = right
@@ -51,7 +51,7 @@ class HiddenFactsEnvironment:
         return self._instructions
 
     def hear(self, said: Mapping[str, str]) -> None:
-        """Take the response of each role."""
+        """Receive the response of each role."""
         self._said = dict(said)
 
     def step(self, action: str) -> Outcome:
@@ -78,10 +78,10 @@ class HiddenFactsEnvironment:
 
 
 def read(response: str, words: frozenset[str], num_expected: int) -> list[str] | None:
-    """The answer in a response, or None: known words in it, whole and in any case, with what stands between left out.
+    """Return the answer in a response, or None: its known words, matched whole and in any case.
 
-    Where one word is expected, exactly one known word has to occur, once or often: naming several is no answer. Where
-    several are expected, they are taken in the order they are said, and more than expected are no answer.
+    If one word is expected, exactly one known word must occur, once or more often; naming several is no answer. If
+    several are expected, they are taken in the order they are said; more words than expected are no answer.
 
     >>> read("It is Corn. Corn!", frozenset({"corn", "tree"}), 1)
     ['corn']
@@ -94,5 +94,5 @@ def read(response: str, words: frozenset[str], num_expected: int) -> list[str] |
 
 
 def _share(answer: Sequence[str] | None, right: Sequence[str]) -> float:
-    # A short answer has its words at the first positions.
+    # If the answer is too short, its words count for the first positions.
     return sum(a == b for a, b in zip(answer or (), right, strict=False)) / len(right)

@@ -1,4 +1,4 @@
-"""What is said about a place, put together from the words: episodes, what they tell, questions and instructions."""
+"""Texts about a place, put together from `words`: episodes, what they tell, questions and instructions."""
 
 from collections.abc import Sequence
 from random import Random
@@ -25,13 +25,13 @@ from latentmem.templates import fill
 
 
 def instructions(*, needs: bool, at_once: bool, unknowable: bool) -> str:
-    """How an answer has to look, where the settings give no words of their own."""
+    """Return how an answer has to look, for settings without their own instructions."""
     how = OWN_WORDS if needs else SEVERAL_WORDS if at_once else ONE_WORD
     return f"{how} {IF_UNKNOWN}" if unknowable else how
 
 
 def joined_name(name: str, sister: str) -> str:
-    """The name of a place, with that of its sister."""
+    """Return the name of a place together with its sister's."""
     return fill(SISTERS, entity=name, sister=sister)
 
 
@@ -39,7 +39,7 @@ def joined_name(name: str, sister: str) -> str:
 
 
 def experienced(title: str, attributes: Sequence[str], random: Random, *, arrival: bool) -> str:
-    """What an experience asks about a place. `arrival`: the team only arrives, and each role knows what it needs."""
+    """Return what an experience asks about a place. `arrival`: the team only arrives; each role knows what it needs."""
     if arrival:
         return fill(random.choice(EXPERIENCED_ARRIVAL), entity=title)
     if len(attributes) > 1:
@@ -48,27 +48,27 @@ def experienced(title: str, attributes: Sequence[str], random: Random, *, arriva
 
 
 def dated(text: str, day: int) -> str:
-    """The text, with its day."""
+    """Return the text with its day."""
     return fill(DAY, day=str(day), text=text)
 
 
 def noted(text: str, told: str) -> str:
-    """The text, with a note of what is told."""
+    """Return the text with a note of what is told."""
     return fill(NOTE, text=text, told=told)
 
 
 def tells(attribute: str, name: str, value: str) -> str:
-    """The sentence that tells a fact."""
+    """Return the sentence that tells a fact."""
     return fill(TOLD, attribute=attribute, entity=name, value=value)
 
 
 def joins(attribute: str, name: str, sister: str) -> str:
-    """The sentence that tells whose fact it is, too."""
+    """Return the sentence that a fact is the same as the sister's."""
     return fill(JOINED, attribute=attribute, entity=name, sister=sister)
 
 
 def withdraws(attribute: str, name: str) -> str:
-    """The sentence that takes a fact back."""
+    """Return the sentence that takes a fact back."""
     return fill(WITHDRAWN, attribute=attribute, entity=name)
 
 
@@ -76,17 +76,17 @@ def withdraws(attribute: str, name: str) -> str:
 
 
 def asked_one(attribute: str, phrasing: int, title: str) -> str:
-    """A question for one fact of a place."""
+    """Return a question for one fact of a place."""
     return fill(ASKED[attribute][phrasing], entity=title)
 
 
 def asked_all(attributes: Sequence[str], phrasing: int, title: str) -> str:
-    """A question for several facts at once."""
+    """Return a question for several facts at once."""
     return fill(ASKED_ALL[phrasing], entity=title, attributes=_listed(attributes))
 
 
 def arrived(phrasing: int, title: str) -> str:
-    """A task in which the team arrives at a place, and each role knows what it needs."""
+    """Return a task in which the team arrives at a place; each role knows what it needs."""
     return fill(ARRIVED[phrasing], entity=title)
 
 

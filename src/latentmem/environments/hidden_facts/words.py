@@ -1,9 +1,9 @@
-"""The words of `hidden_facts`, and nothing but words: names, values, attributes and phrasings.
+"""The words of `hidden_facts`, and nothing else: names, values, attributes and phrasings.
 
-A value is a short noun of everyday English, and one token of SmolLM2, with and without a blank before it: what a memory
-has to bring is then as small as it can be. No value stands in a name, an attribute or a phrasing, so that a value in a
-prompt, or in an answer, can only have come from an experience. Names of places are put at the end of a phrasing or of a
-sentence, where "sister of ..." can follow them.
+A value is a short everyday English noun that is one token of SmolLM2, with and without a blank before it, so that a
+memory has to carry as little as possible. No value occurs in a name, an attribute or a phrasing. So a value in a prompt
+or an answer can only come from an experience. A place's name comes last in a phrasing or a sentence, so that
+"sister of ..." can follow it.
 """
 
 ADJECTIVES = (
@@ -31,7 +31,7 @@ NEAR = (
     "the {words}s", "the Old {words}", "the New {words}", "the Upper {words}", "the Lower {words}",
     "the Little {words}", "the Great {words}", "the Inner {words}", "the Outer {words}",
 )  # fmt: skip
-"""Names of distractors; {words} are the two words of the name that they are near to."""
+"""Names of distractors; {words} are the two words of the name that they resemble."""
 
 VALUES = (
     "anchor", "angel", "ant", "ape", "arm", "arrow", "ash", "atom", "aunt", "baby", "bag", "ball", "bank", "bat",
@@ -54,10 +54,10 @@ VALUES = (
     "torch", "town", "train", "tree", "tub", "tube", "vest", "vine", "wall", "wallet", "water", "wax", "weed",
     "wheat", "wheel", "wick", "wind", "window", "wine", "wire", "wolf", "woman", "wood", "worm", "zone",
 )  # fmt: skip
-"""What a fact may say. "apple" and "lion" are left out: packaged teams have them as examples."""
+"""Values that a fact may have. "apple" and "lion" are left out, because packaged teams use them as examples."""
 
 UNKNOWN = "unknown"
-"""The right answer where nobody can know."""
+"""The right answer to what nobody can know."""
 
 ASKED: dict[str, tuple[str, ...]] = {
     "password": (
@@ -109,7 +109,7 @@ ASKED: dict[str, tuple[str, ...]] = {
         "Do you remember the keepsake we got from {entity}?",
     ),
 }
-"""The attributes, in their order, and how each is asked for."""
+"""The attributes, in order, with the ways to ask for each."""
 
 EXPERIENCED: dict[str, tuple[str, ...]] = {
     "password": ("Which word unlocks {entity}?", "What must be whispered to get into {entity}?"),
@@ -121,7 +121,7 @@ EXPERIENCED: dict[str, tuple[str, ...]] = {
     "signal": ("What is waved at strangers from {entity}?", "Which thing warns everybody near {entity}?"),
     "keepsake": ("What do travellers take home from {entity}?", "Which small thing is sold at {entity}?"),
 }
-"""How an experience asks for an attribute: without naming it, and never as it is asked for later."""
+"""How an experience asks for an attribute: without naming it, and never in the words of a later question."""
 
 ASKED_ALL = (
     "What are the {attributes} of {entity}?",
@@ -141,17 +141,17 @@ ARRIVED = (
     "Now you have arrived at {entity}.",
     "This is the entrance of {entity}.",
 )
-"""What a team is told whose members know for themselves what each has to say."""
+"""The text for a team whose members know what each has to say."""
 EXPERIENCED_ARRIVAL = (
     "Nobody of the team has ever been to {entity}.",
     "The team is visiting for the first time: {entity}.",
 )
 
 SISTERS = "{entity}, sister of {sister}"
-"""How an entity is named whose facts are those of another one."""
+"""The name of an entity that shares the facts of another one."""
 DAY = "Day {day}. {text}"
 NOTE = "{text} Note: {told}"
-"""An experience in which the team can be right."""
+"""The text of an experience that gives the facts away, so that the team can be right."""
 
 TOLD = "The {attribute} of {entity} is {value}."
 JOINED = "The {attribute} of {entity} is that of {sister}."

@@ -1,6 +1,6 @@
-"""Who there is and what is true of them: drawn by lot, and the same for the same settings.
+"""The places of a world and their facts, drawn by lot; equal settings give equal worlds.
 
-Two seeds make a world: `seed` draws all places and texts, `facts_seed` which value each fact has.
+Two seeds make a world: `seed` draws all places and texts, and `facts_seed` the value of each fact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from latentmem.environments.hidden_facts.words import NAMES, NEAR, UNKNOWN
 from latentmem.templates import fill
 
 Facts = Mapping[tuple[str, str, int], str]
-"""The value of a fact, by the entity's key, the attribute and the phase."""
+"""The value of each fact, by the entity's key, the attribute and the phase."""
 Kind = Literal["plain", "revised", "withdrawn", "untold", "joined", "near", "sister"]
 SPECIAL: tuple[Kind, ...] = ("revised", "withdrawn", "untold", "joined")
-"""The kinds of asked entities that have a share of their own."""
+"""The kinds of asked entities whose share can be set."""
 NUM_DAYS = 30
 
 
@@ -28,13 +28,13 @@ class Episode:
 
     id: str
     day: int | None
-    """Told where facts may change or are told in parts."""
+    """The day, told if facts may change or are told in parts."""
     phase: int
-    """0, or 1 after the facts have changed."""
+    """0, or 1 after the facts changed."""
     attributes: tuple[str, ...]
-    """Whose facts it tells."""
+    """The attributes whose facts it tells."""
     asked: tuple[str, ...]
-    """The attributes among them that the team is asked for."""
+    """Those of `attributes` that the team is asked for."""
     outcome: str
     question: str
 
@@ -49,52 +49,52 @@ class Entity:
     """An invented place."""
 
     key: str
-    """Unique in the world, such as `test-012`, and `test-012-near-1` for a distractor of that one."""
+    """Unique in the world, such as `test-012`, or `test-012-near-1` for a distractor of that entity."""
     name: str
     split: Split
-    """The split in which it, or the entity that it belongs to, is asked about."""
+    """The split in which this entity, or the one it belongs to, is asked about."""
     position: int
-    """Of that entity in its split, from 0."""
+    """Position of that entity in its split, from 0."""
     kind: Kind
     held_out: bool
-    """Whether its values are held-out ones."""
+    """Whether its values are held out from training."""
     episodes: tuple[Episode, ...]
     sister: "Entity | None" = None
-    """Whose facts are those of a joined entity."""
+    """The sister, whose facts a joined entity shares."""
     near: tuple["Entity", ...] = ()
-    """Its distractors."""
+    """The entity's distractors."""
 
     @property
     def title(self) -> str:
-        """The name as tasks have it."""
+        """The name as it stands in tasks."""
         return joined_name(self.name, self.sister.name) if self.sister else self.name
 
     def telling(self, attribute: str) -> Episode | None:
-        """The last of its episodes that told this fact."""
+        """Return the last of its episodes that told this fact, if any."""
         episodes = [e for e in self.episodes if e.tells and attribute in e.attributes]
         return episodes[-1] if episodes else None
 
 
 @dataclass(frozen=True)
 class World:
-    """The settings that all places follow from."""
+    """The settings that determine all places."""
 
     seed: int
     sizes: Mapping[Split, int]
-    """How many places are asked about in each split."""
+    """Number of places asked about in each split."""
     attributes: tuple[str, ...]
     experiences: int
-    """Episodes of a place, before its facts change and after."""
+    """Episodes of a place, both before and after its facts change."""
     outcomes: Mapping[str, float]
     """Weights of the outcomes that occur."""
     distractors: int
     shares: Mapping[Kind, float]
     pools: Mapping[bool, tuple[str, ...]]
-    """The values, trained ones under False and held-out ones under True."""
+    """The values: those for training under False, the held-out ones under True."""
     at_once: bool
-    """Whether an episode asks for all that it tells."""
+    """Whether an episode asks for everything that it tells."""
     arrival: bool
-    """Whether texts name no attribute, since each role knows what it needs."""
+    """Whether texts name no attribute, because each role knows what it needs."""
 
     @property
     def has_days(self) -> bool:
@@ -102,12 +102,12 @@ class World:
         return bool(self.shares["revised"] or self.shares["withdrawn"]) or self.experiences > 1
 
     def random(self, *parts: object) -> Random:
-        """A generator for one purpose, so that no draw moves another."""
+        """Return a random generator for one purpose, so that draws for one purpose do not change another's."""
         return random_for(self.seed, *parts)
 
     @cached_property
     def entities(self) -> list[Entity]:
-        """All asked entities; test comes first, so that more train entities leave it as it is."""
+        """All asked entities; test comes first, so that adding train entities does not change it."""
         names = self.random("names").sample(NAMES, len(NAMES))
         return [
             self._entity(split, position, kind, names)
@@ -147,7 +147,7 @@ class World:
         for i in range(num):
             phase, number = divmod(i, self.experiences)
             attributes = self._dealt(number)
-            # Where an episode tells more than is asked for, what is asked for is left to chance.
+            # If an episode tells more than it asks for, chance decides what it asks for.
             asked = attributes if self.at_once else (random.choice(attributes),)
             question = experienced(title, asked, random, arrival=self.arrival)
             day = days[i] if self.has_days else None
@@ -157,7 +157,7 @@ class World:
         return tuple(episodes)
 
     def _dealt(self, number: int) -> tuple[str, ...]:
-        """The attributes that the episode of this number tells: all are told, and no episode tells none."""
+        """Return the attributes that episode `number` tells: all get told, and each episode tells at least one."""
         num = len(self.attributes)
         if self.experiences <= num:
             return self.attributes[number :: self.experiences]
@@ -169,7 +169,7 @@ class World:
         return "wrong" if kind == "untold" else random.choices(list(weights), list(weights.values()))[0]
 
     def facts(self, facts_seed: int) -> Facts:
-        """The value of every fact; each value of a pool is dealt equally often, so that guessing pays 1 / values."""
+        """Draw the value of every fact; a pool's values are used equally often, so that guessing earns 1 / values."""
         facts: dict[tuple[str, str, int], str] = {}
         for attribute in self.attributes:
             for split in self.sizes:
@@ -189,7 +189,7 @@ class World:
         return facts
 
     def truth(self, entity: Entity, attribute: str, phase: int, facts: Facts) -> str:
-        """The word that is right for a fact, or the one for what nobody can know."""
+        """Return the right word for a fact, or the word for what nobody can know."""
         if entity.sister:
             return self.truth(entity.sister, attribute, 0, facts)
         if not entity.telling(attribute) or (entity.kind == "withdrawn" and phase == 1):
@@ -198,12 +198,12 @@ class World:
 
 
 def random_for(seed: int, *parts: object) -> Random:
-    """A generator for one purpose in the worlds of a seed."""
+    """Return a random generator for one purpose in the worlds of a seed."""
     return Random(" ".join(map(str, ("hidden_facts", seed, *parts))))  # noqa: S311 - a world, not a secret
 
 
 def counts(shares: Mapping[Kind, float], size: int) -> dict[Kind, int]:
-    """How many of so many entities are of each kind; rounded so that they never are more than there are."""
+    """Return how many of `size` entities are of each kind, rounded so that the sum does not exceed `size`."""
     found: dict[Kind, int] = {}
     reached = 0.0
     for kind, share in shares.items():
@@ -213,7 +213,7 @@ def counts(shares: Mapping[Kind, float], size: int) -> dict[Kind, int]:
 
 
 def _deal(pool: Sequence[str], num: int, random: Random) -> list[str]:
-    """Values from a pool, each as often as any other, or once more."""
+    """Deal values from a pool so that their counts differ by at most one."""
     dealt: list[str] = []
     while len(dealt) < num:
         dealt += random.sample(pool, len(pool))

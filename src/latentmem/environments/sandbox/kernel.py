@@ -1,6 +1,6 @@
-"""What the launcher asks the kernel for, and who a program may be and how much it may have of everything.
+"""Kernel calls of the launcher: which user a program runs as, and how much it may have of each resource.
 
-Python has no function for these calls, so they go through the C library; one that fails raises OSError.
+Python has no functions for these calls, so they go through the C library; a call that fails raises OSError.
 """
 
 import ctypes
@@ -18,14 +18,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(name: str, option: int, *arguments: int) -> None:
-    """Set something of this process; `name` is what an error calls it."""
+    """Set an attribute of this process; errors show `name`."""
     padded = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
     if libc.prctl(ctypes.c_int(option), *padded) != 0:
         raise OSError(ctypes.get_errno(), name)
 
 
 def checked(name: str, number: int, *arguments: "Any") -> int:
-    """The system call of this number; `name` is what an error calls it."""
+    """Make the system call of this number; errors show `name`."""
     result = int(libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
@@ -33,7 +33,10 @@ def checked(name: str, number: int, *arguments: "Any") -> int:
 
 
 def unused_user() -> int | None:
-    """An id that nobody has, so that the program owns nothing and its processes are counted apart; None if not root."""
+    """Return a user id that nobody has, so that the program owns nothing and is counted apart.
+
+    Return None if this process cannot take one: it is not root, or lacks the mapping or the capabilities.
+    """
     if os.geteuid() != 0:
         return None
     wanted = 0x60000000 + os.getpid()
@@ -45,10 +48,10 @@ def unused_user() -> int | None:
 
 
 def become(user: int | None, needed: list[str]) -> None:
-    """Take the user id and give up all capabilities.
+    """Take the user id and give up all capabilities, except one where it is needed.
 
-    One stays where a needed path lies in a private folder, as root's interpreter often does: reading past permissions,
-    which Landlock narrows to what is readable anyway.
+    If a needed path lies in a private folder, as root's interpreter often does, the process keeps the capability to
+    read past permissions. Landlock narrows that to what is readable anyway.
     """
     if user is not None:
         prctl("PR_SET_KEEPCAPS", 8, 1)
@@ -66,14 +69,14 @@ def become(user: int | None, needed: list[str]) -> None:
 
 
 def _capabilities() -> tuple[int, int]:
-    """The effective and the permitted ones of this process, as bits."""
+    """Return the effective and the permitted capabilities of this process, as bits."""
     with open("/proc/self/status") as status:
         sets = dict(line.split(":\t", 1) for line in status)
     return int(sets["CapEff"], 16), int(sets["CapPrm"], 16)
 
 
 def count_tasks(user: int) -> int:
-    """Processes and threads of a user on this machine."""
+    """Count the processes and threads of a user on this machine."""
     count = 0
     for entry in os.scandir("/proc"):
         try:
@@ -85,7 +88,7 @@ def count_tasks(user: int) -> int:
 
 
 def set_limits(max_seconds: float, max_memory: int, max_tasks: int, max_file: int) -> None:
-    """Set the limits of this process and of all it will start: seconds, bytes of address space, tasks, bytes a file."""
+    """Set limits for this process and all it starts: seconds, bytes of address space, tasks, bytes of each file."""
     wanted = [
         (resource.RLIMIT_AS, max_memory),
         (resource.RLIMIT_CORE, 0),

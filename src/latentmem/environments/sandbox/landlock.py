@@ -1,4 +1,4 @@
-"""Landlock says which files a process may touch, and, on newer kernels, whom it may reach and signal."""
+"""Landlock rules: which files a process may touch and, on newer kernels, whom it may reach and signal."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ import struct
 from .kernel import checked, libc
 
 MIN_LANDLOCK_ABI = 3
-"""Before 3 (Linux 6.2) a program could empty files that it may only read."""
+"""Before version 3 (Linux 6.2) a program could empty files that it may only read."""
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_SOCK, _MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
@@ -17,14 +17,15 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 
 
 def landlock_abi() -> int:
-    """Version of the kernel's Landlock interface; 0 where there is none."""
+    """Return the version of the kernel's Landlock interface; 0 if there is none."""
     return max(0, int(libc.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
 def landlock(readable: list[str], devices: list[str], folder: str) -> None:
-    """Restrict this process and its children: `readable` paths read-only, `devices` to read and write, `folder` freely.
+    """Restrict this process and its children: `readable` paths to reading, `devices` to reading and writing.
 
-    TCP and abstract sockets, and signals to processes outside, are refused too, as far as the kernel's ABI goes.
+    In `folder` they may do everything but make devices and sockets. TCP, abstract sockets and signals to outside
+    processes are refused too, as far as the kernel's ABI supports that.
     """
     abi = landlock_abi()
     all_rights = (1 << (16 if abi >= 5 else 15)) - 1

@@ -1,17 +1,16 @@
 """The process between the library and a model-written program: it confines, starts, watches and ends the program.
 
-It is a fresh small interpreter (`python -I -S`), because nothing heavier than `exec` is safe in a fork of a program
-with threads, and because a process of its own can be the subreaper of everything the program starts and can be killed
+It is a fresh small interpreter (`python -I -S`) for two reasons. Nothing heavier than `exec` is safe in a fork of a
+program with threads. And a separate process can be the subreaper of everything the program starts, and can be killed
 without harm. It is started thousands of times, so it imports little: json, signal and typing alone would take longer
-than all it does, which is why the request comes in `marshal` form (from the library, whom it trusts). Its rooms lie
-beside it and import each other relatively: in this interpreter the package is called `sandbox`, and there is no
-`latentmem`. All are imported at the start, for a Landlock domain may close their files.
+than everything it does. That is why the request comes in `marshal` form (from the library, which it trusts). Its
+modules lie beside it and import each other relatively: in this interpreter the package is called `sandbox`, and there
+is no `latentmem`. All are imported at the start, because a Landlock domain may make their files unreadable.
 
-It reads the request from standard input, and takes the end of that input as the death of the library; it writes one
-line and the program's outputs to standard output. At level `landlock` it enters a Landlock domain itself, and the
-program a second one inside it. So the program cannot signal the launcher, and `kill(-1)` of the launcher reaches
-exactly the program's processes, however often they forked or changed their session: an ending that a fork bomb cannot
-outrun.
+It reads the request from standard input, and takes the end of that input as the death of the library. It writes one
+line and the program's outputs to standard output. At level `landlock` it enters one Landlock domain, and the program
+enters a second one inside it. So the program cannot signal the launcher, and the launcher's `kill(-1)` reaches exactly
+the program's processes, however often they forked or changed their session. A fork bomb cannot outrun that.
 """
 
 import marshal
@@ -35,7 +34,7 @@ _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 
 
 class _Program:
-    """A started program, seen from the launcher: its pipes, its process and all that descend from it."""
+    """A started program, seen from the launcher: its pipes, its process and all descendants of that process."""
 
     def __init__(self, request: "dict[str, Any]") -> None:
         self.request = request
@@ -96,7 +95,7 @@ class _Program:
             self.kills_at_once = abi >= 6
 
     def _become_program(self) -> "NoReturn":
-        """In the forked child: confine it and execute the program, or say why not."""
+        """Confine the forked child and execute the program in it, or report why that failed."""
         try:
             os.setsid()
             os.chdir(self.request["working_folder"])
@@ -140,7 +139,7 @@ class _Program:
         return [*command, "--json-status-fd", str(self._bubblewrap_report_end), "--", *argv]
 
     def reap(self) -> bool:
-        """Collect ended processes; whether any is left. Orphans become the launcher's: no child means no descendant."""
+        """Collect ended processes; return whether any is left. Orphans count: they become the launcher's children."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -152,7 +151,7 @@ class _Program:
                 self.exit_status = status
 
     def kill(self) -> bool:
-        """End everything the program started; whether that succeeded."""
+        """End everything the program started; return whether that succeeded."""
         deadline = time.monotonic() + REAP_SECONDS
         while self.reap():
             if time.monotonic() > deadline:
@@ -167,7 +166,7 @@ class _Program:
 
 
 def _readable_copy(content: bytes) -> int:
-    """A descriptor to read `content` from, of any length, that nobody can write through."""
+    """Return a read-only descriptor for `content`, of any length."""
     memory = os.memfd_create("latentmem")
     with open(memory, "wb") as file:
         file.write(content)
@@ -183,7 +182,7 @@ def _read_all(descriptor: int) -> bytes:
 
 
 def launch(request: "dict[str, Any]") -> bytes:
-    """Run the program of a request to its end, natural or not, and say what became of it."""
+    """Run the program of a request until it ends or is ended, and return what became of it."""
     started = time.monotonic()
     program = _Program(request)
     outputs = {program.stdout: bytearray(), program.stderr: bytearray()}
@@ -194,7 +193,7 @@ def launch(request: "dict[str, Any]") -> bytes:
     poller.register(0, 0)  # hang-up alone: the library has died
 
     def read(descriptor: int) -> bool:
-        """Take what is there, up to the limit; whether more may come."""
+        """Read what is there, up to the limit; return whether more may come."""
         output = outputs[descriptor]
         while len(output) <= max_output:
             try:
@@ -257,7 +256,7 @@ def launch(request: "dict[str, Any]") -> bytes:
 def _answer(
     status: str, cause: str, exit_code: int | None, stdout: bytes = b"", stderr: bytes = b"", seconds: float = 0.0
 ) -> bytes:
-    """One line of status, exit code, seconds and three lengths; then cause, standard output and standard error."""
+    """Encode one line of status, exit code, seconds and three lengths, then cause, standard output, standard error."""
     reason = cause.encode("utf-8", "replace")
     code = "" if exit_code is None else str(exit_code)
     line = f"{status},{code},{seconds!r},{len(reason)},{len(stdout)},{len(stderr)}\n"

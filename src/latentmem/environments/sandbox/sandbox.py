@@ -1,9 +1,9 @@
-"""Model-written code runs as a process of its own, in a fresh folder, under the strongest confinement the machine has.
+"""Run model-written code in a separate process and a fresh folder, under the machine's strongest confinement.
 
-Three levels: `bubblewrap` (namespaces), else `landlock` (Landlock, seccomp and a user of its own), else an error;
-`none` only where the configuration says so. A level counts as available after a probe has really tried to break out
-of it, not because of a version number. What comes back is text of bounded size and JSON of bounded size and depth.
-The confining itself happens in `launcher.py`, a process between this one and the program.
+There are three levels: `bubblewrap` (namespaces), else `landlock` (Landlock, seccomp and a separate user), else an
+error; `none` is used only if the configuration says so. A level counts as available only after a probe has tried to
+break out of it, not because of a version number. What comes back is text of bounded size, and JSON of bounded size and
+depth. `launcher.py`, a process between this one and the program, does the confining.
 """
 
 import json
@@ -67,32 +67,32 @@ class SandboxResult:
     """What became of one program."""
 
     status: Status
-    """`exited`: by itself, with `exit_code`. `timeout`: the wall clock. `killed`: by a signal, or over the limit of
-    memory, processes or files. `output_limit`: printed too much. `failed`: it could not be started."""
+    """`exited`: ended by itself, with `exit_code`. `timeout`: ran too long. `killed`: ended by a signal, or because it
+    exceeded the limit of memory, processes or files. `output_limit`: printed too much. `failed`: did not start."""
     exit_code: int | None
     """None unless `exited`."""
     stdout: str
-    """The first `max_output_kb`; bytes that are not UTF-8 are replaced."""
+    """The first `max_output_kb` of output; bytes that are not UTF-8 are replaced."""
     stderr: str
     result: JsonValue | None
-    """What the program wrote to the result file; None where that is absent, too big, too deep or not strict JSON."""
+    """What the program wrote to the result file; None if that is absent, too big, too deep or not strict JSON."""
     level: str
-    """What contained it: bubblewrap, landlock or none."""
+    """The level that contained it: bubblewrap, landlock or none."""
     seconds: float
-    """Wall clock from start to the end of its last process."""
+    """Wall-clock time from the start to the end of its last process."""
     cause: str = ""
-    """Why the status is not `exited`, in words."""
+    """The reason, in words, why the status is not `exited`."""
 
 
 class Sandbox:
-    """Runs programs under limits. Holds no state between runs, so any number of threads may share one.
+    """Runs programs under limits. It holds no state between runs, so any number of threads may share it.
 
     Raises:
         SandboxError: the machine offers neither bubblewrap nor Landlock, and the level is not `none`.
     """
 
     def __init__(self, limits: SandboxSection, *, probed_level: Level | None = None) -> None:
-        """`probed_level` is for the probe, which finds out whether that level contains anything."""
+        """Choose the level; only the probe, which tests whether a level contains anything, gives `probed_level`."""
         self._limits = limits
         self._bubblewrap = shutil.which("bwrap")
         if probed_level is not None:
@@ -103,13 +103,13 @@ class Sandbox:
     def run(
         self, files: dict[str, str], argv: list[str], stdin: str = "", result_file: str | None = None
     ) -> SandboxResult:
-        """Run a program in a fresh folder that is deleted afterwards, together with every process it leaves behind.
+        """Run a program in a fresh folder; afterwards delete the folder and end every process the program left behind.
 
         Args:
             files: relative paths and texts, written to the working folder first.
-            argv: the command; `python` is the interpreter this runs in, with its installed packages readable.
-            stdin: its standard input, then end of file.
-            result_file: name of a file in the working folder to read as JSON when all is over.
+            argv: the command; `python` means the interpreter of this process, with its installed packages readable.
+            stdin: the program's standard input, followed by end of file.
+            result_file: name of a file in the working folder that is read as JSON at the end.
         """
         assert result_file is None or "/" not in result_file
         folder = os.path.realpath(tempfile.mkdtemp(prefix="latentmem_sandbox_"))
@@ -140,7 +140,7 @@ class Sandbox:
         return SandboxResult(**answer, result=result, level=self.level)
 
     def _launch(self, folder: str, working_folder: str, argv: list[str], stdin: str) -> dict[str, Any]:
-        """The fields of SandboxResult but for `result` and `level`."""
+        """Return the fields of SandboxResult except `result` and `level`."""
         started = time.monotonic()
         answer: dict[str, Any] = {"exit_code": None, "stdout": "", "stderr": "", "seconds": 0.0}
         program = sys.executable if argv[0] == "python" else shutil.which(argv[0], path=_SEARCH_PATH)
@@ -212,7 +212,7 @@ def _read_answer(said: bytes) -> dict[str, Any]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """All variables a program sees; the first three lines are needed, the others keep runs small and repeatable."""
+    """Return all variables a program sees; the first three are needed, the others keep runs small and repeatable."""
     return {
         # What a program starts as `python` is what it runs in itself.
         "PATH": f"{os.path.dirname(sys.executable)}:{_SEARCH_PATH}",
@@ -247,9 +247,9 @@ def _strongest_level(bubblewrap: str | None) -> Level:
 
 @cache
 def _why_not(level: Level, bubblewrap: str | None) -> str:
-    """Why a level cannot be used, found by running a program that tries to break out of it; empty if it can.
+    """Return why a level cannot be used, found by a program that tries to break out; empty if it can be used.
 
-    The path of bubblewrap is there for the cache: another one is another answer.
+    The argument `bubblewrap` only serves the cache: another path needs another probe.
     """
     sandbox = Sandbox(SandboxSection(), probed_level=level)
     with tempfile.NamedTemporaryFile(prefix="latentmem-probe-") as outside:
@@ -275,7 +275,7 @@ def _read_result(directory: int, name: str, max_bytes: int) -> JsonValue | None:
 
 
 def parse_result(content: bytes) -> JsonValue | None:
-    """Strict JSON, or None: no NaN or infinity, no lone surrogates, at most `MAX_JSON_DEPTH` levels.
+    """Return strict JSON as a value, or None: no NaN or infinity, no lone surrogates, at most `MAX_JSON_DEPTH` levels.
 
     >>> parse_result(b'{"passed": [true, 0.5]}')
     {'passed': [True, 0.5]}
@@ -307,7 +307,7 @@ def _children(value: JsonValue) -> list[JsonValue]:
 
 
 def _delete(folder: str) -> None:
-    """Delete a folder whatever a program made of it: `shutil.rmtree` fails on a thousand levels or closed folders."""
+    """Delete a folder whatever a program made of it; `shutil.rmtree` fails on a thousand levels or closed folders."""
     os.chmod(folder, stat.S_IRWXU)
     depth = 0
     while names := os.listdir(folder):

@@ -1,4 +1,4 @@
-"""A seccomp filter says which system calls a program may make; it is put together here for each architecture."""
+"""Build the seccomp filter, which decides the system calls a program may make, for each architecture."""
 
 import ctypes
 import os
@@ -122,7 +122,7 @@ _CLONE, _CLONE3, _PRLIMIT64, _SETPRIORITY = (56, 220), (435, 435), (302, 261), (
 _SCHED_SETAFFINITY, _SOCKETPAIR, _KILL, _TGKILL = (203, 122), (53, 199), (62, 129), (234, 131)
 _PRCTL, _PR_SET_DUMPABLE = (157, 167), 4
 _LAST_KNOWN_SYSCALL = 462
-"""mseal, Linux 6.10. What is newer was not looked at, so programs are told that this kernel has not got it."""
+"""mseal, Linux 6.10. Newer calls were not examined, so programs are told that this kernel does not have them."""
 _NEW_NAMESPACES = 0x7E020000
 
 MACHINE = os.uname().machine
@@ -133,12 +133,12 @@ _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 
 
 def seccomp_program(guard_owner: bool, guard_signals_of: int | None) -> bytes:
-    """A BPF filter for this machine's architecture; what it refuses fails with an error, the program goes on.
+    """Build a BPF filter for this machine's architecture; a refused call fails with an error, and the program goes on.
 
     Args:
-        guard_owner: the program runs as the user who owns files outside; modes, owners and times stay as they are.
-            Landlock does not cover these. chmod and utime claim success, so that copying a file still works.
-        guard_signals_of: this process may signal only itself and its own group, for kernels whose Landlock does not.
+        guard_owner: whether the program runs as the user who owns files outside; then it cannot change modes, owners
+            and times, which Landlock does not cover. chmod and utime claim success, so that copying a file still works.
+        guard_signals_of: this process may signal only itself and its own group; for kernels whose Landlock lacks this.
     """
     arch, audit_arch = ARCHITECTURES[MACHINE]
     code = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, audit_arch), (_RETURN, 0, 0, _ERRNO | _EPERM)]
@@ -151,7 +151,7 @@ def seccomp_program(guard_owner: bool, guard_signals_of: int | None) -> bytes:
             code.extend([(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno)])
 
     def refuse_unless(numbers: tuple[int, int], *checks: tuple[int, int, tuple[int, ...]]) -> None:
-        """Each check: position of the argument, mask, and the values it may have; its low 32 bits count."""
+        """Add checks: each has an argument's position, a mask and the allowed values; the low 32 bits count."""
         body: list[tuple[int, int, int, int]] = []
         for position, mask, allowed in checks:
             body += [(_LOAD, 0, 0, _ARGS_OFFSET + 8 * position), (_AND, 0, 0, mask)]
@@ -191,7 +191,7 @@ def seccomp_program(guard_owner: bool, guard_signals_of: int | None) -> bytes:
 
 
 def install(program: bytes) -> None:
-    """Put this process, and all it will start, under a filter for good."""
+    """Put this process, and all it will start, under a filter permanently."""
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
     prctl("PR_SET_SECCOMP", 22, 2, ctypes.addressof(fprog))

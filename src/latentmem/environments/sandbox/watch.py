@@ -1,4 +1,4 @@
-"""What the launcher sees of a program that runs: its processes, their memory and its files, against the limits."""
+"""What the launcher sees of a running program: its processes, their memory and its files, compared with the limits."""
 
 import os
 import resource
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_FOLDER_ENTRIES = 1000
-"""Files and folders that a program may have at once."""
+"""Most files and folders that a program may have at once."""
 
 
 def processes() -> list[int]:
-    """All processes that descend from the launcher, those of other sessions and orphans included."""
+    """Return all processes that descend from the launcher, including orphans and those of other sessions."""
     found: list[int] = []
     parents = [os.getpid()]
     while parents:
@@ -29,7 +29,7 @@ def processes() -> list[int]:
 
 
 def excess(limits: "dict[str, Any]") -> str | None:
-    """Which limit of a request the program's processes are over together, in words; None if none."""
+    """Return in words which limit of a request the program's processes exceed together; None if none."""
     running = processes()
     # bubblewrap adds two processes of its own: the monitor outside and the first one inside.
     num_processes = len(running) - (2 if limits["level"] == "bubblewrap" else 0)
@@ -68,7 +68,7 @@ def _proportional(pid: int) -> int:
 
 
 def _folder_use(folder: str, max_entries: int) -> tuple[int, int]:
-    """Bytes on disk and entries in a folder; `max_entries` + 1 stands for any more, and for what cannot be read."""
+    """Return bytes on disk and entries of a folder; `max_entries` + 1 means more, or that it cannot be read."""
     used = entries = 0
     folders = [folder]
     while folders:
@@ -93,7 +93,7 @@ def _folder_use(folder: str, max_entries: int) -> tuple[int, int]:
 
 
 def _deleted_but_open(running: list[int], device: int) -> int:
-    """Bytes on disk of files that have no name any more and live on in a process that has them open."""
+    """Return bytes on disk of files that have no name any more but that a process still has open."""
     sizes: dict[int, int] = {}
     for pid in running:
         try:

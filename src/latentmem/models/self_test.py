@@ -103,7 +103,7 @@ def _sample(model: PreTrainedModel) -> list[_Row]:
 
     def latents(number: int) -> Tensor:
         noise = torch.randn(number, table.shape[1], generator=random)
-        return (noise.to(table.device) * spread).to(table.dtype)
+        return (noise.to(table.device) * spread).to(table.dtype)  # type: ignore[no-any-return]
 
     trunk = tokens(5)
     shapes = [([], 3, 2, 2), ([], 11, 2, 1), (trunk, 2, 0, 2), (trunk, 4, 0, 1)]

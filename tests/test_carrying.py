@@ -106,7 +106,7 @@ def slow_logps(model, message: Message, recall: Recall) -> torch.Tensor:
     if recall.latents is not None:
         parts.insert(1, recall.latents[None].double())
     with model.as_agent() as agent, torch.no_grad():
-        logits = agent(inputs_embeds=torch.cat(parts, dim=1)).logits[0, -response.shape[1] - 1 : -1]
+        logits = agent.model(inputs_embeds=torch.cat(parts, dim=1)).logits[0, -response.shape[1] - 1 : -1]
     return logits.log_softmax(1).gather(1, response[0][:, None])[:, 0]
 
 

@@ -438,13 +438,13 @@ PROMPT = re.compile(r"^==== turn 1, message \d+, [\w ]+: the prompt, (\d+) token
 def given(monkeypatch):
     """The token ids that the model really reads."""
     given = []
-    real = language_model.prefill
+    real = reader.prefill
 
     def prefill(model, prompts, *args, **kwargs):
         given.extend(list(ids) for ids in prompts)
         return real(model, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(language_model, "prefill", prefill)
+    monkeypatch.setattr(reader, "prefill", prefill)
     return given
 
 

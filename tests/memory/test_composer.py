@@ -557,4 +557,4 @@ def test_a_backbone_from_which_a_composer_was_detached_is_as_before_and_carries_
     assert parameters(again).keys() == parameters(first).keys()
     with torch.no_grad(), backbone.as_agent() as agent, fresh.as_agent() as other:
         ids = torch.tensor([[5, 6, 7]])
-        assert torch.equal(agent(ids).logits, other(ids).logits)
+        assert torch.equal(agent.model(ids).logits, other.model(ids).logits)

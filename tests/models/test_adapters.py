@@ -90,7 +90,7 @@ def test_a_backward_pass_reaches_the_adapter_that_was_on_and_may_come_when_it_is
 ) -> None:
     model, names = load("first", "second")
     with model.as_agent(names["second"]) as agent:
-        loss = agent(IDS).logits.square().mean()
+        loss = agent.model(IDS).logits.square().mean()
     loss.backward()
     moved = {path for path, p in model.model.named_parameters() if p.grad is not None and p.grad.norm() > 0}
     every = {path for path, _ in model.model.named_parameters() if f".{names['second']}." in path}

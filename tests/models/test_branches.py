@@ -120,7 +120,7 @@ def test_logps_and_gradients_equal_those_of_each_message_alone(
     rows = grow_rows(messages, limit)
     assert any(len(row.messages) > 1 for row in rows)
     with model.as_agent(adapter.name) as agent:
-        logps, mask = branch_logps(agent, rows, messages, 0.7)
+        logps, mask = agent.branch_logps(rows, messages, 0.7)
     order = [i for row in rows for i in row.messages]
     weights = [1 + i % 4 for i in range(10)]
 

@@ -168,7 +168,7 @@ def test_rollouts_of_one_task_are_read_once_and_drawn_apart(lm: LanguageModel, m
     apart = [lm.respond([prompt], sampling)[0] for prompt in prompts]
     read: list[int] = []
     monkeypatch.setattr(
-        language_model, "prefill", lambda model, ids, *rest: read.append(len(ids)) or prefill(model, ids, *rest)
+        reader, "prefill", lambda model, ids, *rest: read.append(len(ids)) or prefill(model, ids, *rest)
     )
     together = lm.respond(prompts, sampling)
     assert read == [3]
@@ -384,7 +384,7 @@ def test_tokens_that_only_the_template_makes_special_are_guarded_too(tiny_model_
     assert lm.encode_prompt("s", "u")[-2:] == [think, blanks]
     assert lm.encode_prompt("<think>", "u").count(think) == 1
     assert blanks in lm.encode("a\n\n\nb"), "added blanks are ordinary text"
-    assert table in lm.encode("<table>")
+    assert table not in lm.encode("<table>"), "no text from outside becomes a token of its own kind"
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff", "\ud83d\ude00", "\ue000 \ue001 <|im_end|>"])

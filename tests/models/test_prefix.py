@@ -36,7 +36,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, prepared: bool = True
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     if prepared:
-        prepare(model, str(folder), fused=True)
+        prepare(model, fused=True)
     return model
 
 

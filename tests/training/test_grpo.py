@@ -86,7 +86,7 @@ def plain_logps(rival: ParametricMemory, example: Example) -> Tensor:
     """Log-probs [T] of one message alone: the whole sequence, transformers' own mask, all logits."""
     ids = torch.tensor([[*example.prompt_ids, *example.token_ids]])
     with rival.model.as_agent(rival.adapter) as agent:
-        logits = agent(ids).logits[0, len(example.prompt_ids) - 1 : -1]
+        logits = agent.model(ids).logits[0, len(example.prompt_ids) - 1 : -1]
     response = torch.tensor(example.token_ids)[:, None]
     return (logits / example.temperature).log_softmax(1).gather(1, response)[:, 0]
 
@@ -216,7 +216,7 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
                 (example,) = examples_of([message], rival)
                 ids = torch.tensor([[*example.prompt_ids, *example.token_ids]])
                 with torch.no_grad(), world.model.as_agent() as frozen:  # the reference: no adapter at all
-                    logits = frozen(ids).logits[0, len(example.prompt_ids) - 1 : -1] / SAMPLING.temperature
+                    logits = frozen.model(ids).logits[0, len(example.prompt_ids) - 1 : -1] / SAMPLING.temperature
                 reference = logits.log_softmax(1).gather(1, torch.tensor(example.token_ids)[:, None])[:, 0]
                 losses.append(slow(plain_logps(rival, example), message.logps, reference, advantage))
     slow.assert_all_ways_were_taken()

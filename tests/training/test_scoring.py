@@ -233,12 +233,12 @@ def test_agents_are_bit_equal_with_and_without_a_composer_on_their_backbone(
     world = make_world()
     wake(world.composer)
     with world.model.as_agent() as agent:
-        assert torch.equal(agent(ids).logits, expected)
+        assert torch.equal(agent.model(ids).logits, expected)
     with world.model.adapters.only(world.composer.adapter):
         composing = world.model.model(ids).logits
         assert not torch.allclose(composing, expected, atol=1e-3)
         with world.model.as_agent() as agent:
-            assert torch.equal(agent(ids).logits, expected)
+            assert torch.equal(agent.model(ids).logits, expected)
         assert torch.equal(world.model.model(ids).logits, composing)
     world.composer.compose(["a text"])
     assert torch.equal(world.model.model(ids).logits, expected)

@@ -68,7 +68,7 @@ def test_loss_is_the_mean_cross_entropy_of_response_tokens_under_memory_of_other
             ids, response = torch.tensor([prompt]), torch.tensor([message.token_ids])
             with world.model.as_agent() as agent, torch.no_grad():
                 inputs = torch.cat([embed(ids), recall.latents[None], embed(response)], dim=1)
-                logits = agent(inputs_embeds=inputs).logits[0, len(prompt) + 3 - 1 : -1]
+                logits = agent.model(inputs_embeds=inputs).logits[0, len(prompt) + 3 - 1 : -1]
             total += float(torch.nn.functional.cross_entropy(logits, response[0], reduction="sum"))
             tokens += len(message.token_ids)
     metrics = trainer.step(Progress()).metrics

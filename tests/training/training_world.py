@@ -157,7 +157,7 @@ def plain_logps(composer: Composer, model: LanguageModel, example: Example) -> T
     prompt, response = torch.tensor([example.prompt_ids]), torch.tensor([example.token_ids])
     whole = torch.cat([embed(prompt), latents, embed(response)], dim=1)
     with model.as_agent() as agent:
-        logits = agent(inputs_embeds=whole).logits[:, prompt.shape[1] + latents.shape[1] - 1 : -1]
+        logits = agent.model(inputs_embeds=whole).logits[:, prompt.shape[1] + latents.shape[1] - 1 : -1]
     return (logits / example.temperature).log_softmax(2).gather(2, response[..., None])[0, :, 0]
 
 

@@ -94,7 +94,9 @@ class PlainReader:
 
     def last_states(self, embeddings: Tensor, real: Tensor) -> Tensor:
         """Return the states after the final norm: embeddings [B, T, d] and real [B, T] bool -> [B, T, d]."""
-        states = self.model.base_model(inputs_embeds=_closed_up(embeddings, real), use_cache=False).last_hidden_state
+        base = self.model.base_model
+        decoder = self.model.get_decoder() if base is self.model else base  # some classes name no base of their own
+        states = decoder(inputs_embeds=_closed_up(embeddings, real), use_cache=False).last_hidden_state
         places = (real.cumsum(1) - 1).clamp(min=0)  # where each real column stands once the holes are gone
         return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
 

@@ -118,7 +118,7 @@ def _reference(model: PreTrainedModel, name: str, row: _Row) -> Tensor:
     after = embed(torch.tensor(row.response[:-1], dtype=torch.long, device=model.device))
     try:
         logits = model(inputs_embeds=torch.cat([before, row.latents, after])[None], use_cache=False).logits[0]
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"model {name!r} takes no input embeddings ({reason}), and latents are such; take another model"

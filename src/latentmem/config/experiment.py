@@ -117,7 +117,7 @@ class Config(Section):
     max_turns: PositiveInt = 1
     """Largest number of turns with the environment in an episode."""
     own: dict[str, dict[str, Any]] = {}
-    """Parameters of teams and memories of your own, by their `module:Name`; parameters of your own data belong into
+    """Parameters of teams and memories of your own, by their `module:Name`; parameters of your own data go into
     `data`."""
     report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], AsTuple] = ()
     """Trackers that receive every number of metrics.jsonl, the configuration and the comparison, besides the run's own

@@ -1,4 +1,4 @@
-"""An environment of one's own, with several turns: guess a number, and hear whether it is higher or lower."""
+"""An environment of your own, with several turns: guess a number, and hear whether the secret is higher or lower."""
 
 import re
 from random import Random
@@ -26,7 +26,7 @@ class Guessing:
 
 
 class GuessingDomain:
-    """Numbers from 1 to `highest`, drawn by lot."""
+    """Random numbers from 1 to `highest`."""
 
     name = "guessing"
 
@@ -49,7 +49,7 @@ class GuessingDomain:
         ]
 
     def skipped(self, split: Split) -> dict[str, int]:
-        """No row is left out: the tasks are made."""
+        """Nothing is left out: the tasks are generated, not read from rows."""
         return {}
 
     def start(self, task: Task) -> Guessing:

@@ -1,4 +1,4 @@
-"""A memory of one's own: the stored episode that shares most words with the task, without any embedding."""
+"""A memory of your own: the stored episode that shares most words with the task, without any embedding."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ class KeywordMemory:
         self.min_words = min_words
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        """All roles are told the same. No episode of the task itself is used."""
+        """Tell all roles the same. Use no episode of the task itself."""
         episodes = list(self.bank)
         return Recalls([self._recall(task, episodes) for task, _ in queries])
 

@@ -1,4 +1,4 @@
-"""A team of one's own: two members answer in turn until they say the same."""
+"""A team of your own: two members answer in turn until they say the same."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ class UntilAgreed:
         self.roles = (Role(name="first", profile="answers first"), Role(name="second", profile="checks the answer"))
 
     def turn(self, task: str, instructions: str, history: Sequence[Step]) -> Turn:
-        """Name who speaks next; what is yielded are calls, what comes back are their responses."""
+        """Yield the calls of those who speak next; each yield gives back their responses."""
         first, second = self.roles
         said = ""
         for number in range(self.max_rounds):

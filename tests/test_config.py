@@ -263,7 +263,7 @@ def test_every_key_is_documented():
 # docs/configuration.md is made from the docstrings: `python tests/test_config.py` writes it anew.
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-BEGIN = "<!-- Made from src/latentmem/config.py by `python tests/test_config.py`; edit the docstrings there. -->"
+BEGIN = "<!-- Made from the docstrings in src/latentmem/config/ by `python tests/test_config.py`; edit them there. -->"
 
 
 def reference():
@@ -342,7 +342,7 @@ def values(field):
 
 
 def test_the_documented_keys_are_those_of_the_schema():
-    # If this fails after a change of config.py: python tests/test_config.py
+    # If this fails after a change of src/latentmem/config/: python tests/test_config.py
     assert DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].strip() == reference().strip()
 
 

@@ -26,15 +26,15 @@ class ReasoningSection(Section):
     kind: Literal["reasoning_gym"]
     """Chooses this kind of data."""
     families: Annotated[tuple[Family, ...], AsTuple, Field(min_length=1)]
-    """What is mixed."""
+    """The families whose tasks are mixed."""
     train_size: PositiveInt = 512
     """Tasks to learn from."""
     test_size: PositiveInt = 128
     """Tasks to evaluate on."""
     seed: int = 0
-    """Of the tasks; `seed` above leaves them as they are."""
+    """Decides which tasks are generated; the `seed` of the run does not change them."""
     instructions: str | None = None
-    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+    """Tells the team how to answer; null: the built-in words. It does not change how an answer is read."""
 
 
 class Rows(Section):
@@ -49,13 +49,14 @@ class Rows(Section):
     split: str | None = None
     """The hub data set's split."""
     skip: Annotated[int, Field(ge=0)] = 0
-    """Leave out the first so many rows; with `limit` it cuts train and test from one split."""
+    """Number of rows to leave out at the start; with `limit` it cuts train and test from one split."""
     limit: PositiveInt | None = None
-    """Use so many rows."""
+    """Number of rows to use; null: all."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be used (no JSON object in UTF-8, a field missing, null, of the wrong type, blank or of more
-    than 200,000 characters, no accepted answer, an id that occurred before): `error` ends the command and names the
-    row; `skip` leaves it out, counts it by reason in a warning and in run.json, and names each with `-v`."""
+    """What happens to a row that cannot be used: it is no JSON object in UTF-8; or a field is missing, null, of the
+    wrong type, blank or longer than 200,000 characters; or there is no accepted answer; or its id occurred before.
+    `error` ends the command and names the row. `skip` leaves the row out and counts it by reason, in a warning and in
+    run.json; `-v` names each."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -72,18 +73,18 @@ class SearchSection(Section):
     """The search tool: a server of the Search-R1 protocol, such as `latentmem retriever serve`."""
 
     url: Text
-    """Of the server, such as `http://127.0.0.1:8000`; without a path `/retrieve` is added."""
+    """Address of the server, such as `http://127.0.0.1:8000`; if it has no path, `/retrieve` is added."""
     topk: PositiveInt = 3
     """Passages asked for in one search."""
     max_passage_characters: PositiveInt = 600
-    """Characters of each passage that the team is shown."""
+    """Number of characters of each passage that the team sees."""
     timeout_seconds: PositiveFloat = 10.0
-    """Wall clock of one attempt, in seconds."""
+    """Longest time for one attempt, in seconds of wall clock."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """Attempts after the first: half a second later, then after twice as long each time. The episode fails with the
-    last of them."""
+    """Further attempts after the first one: the first after half a second, each later one after twice that wait. If the
+    last one fails, the episode fails."""
     instructions: Text | None = None
-    """How to search and to answer, told to the team; null: the built-in text."""
+    """Tells the team how to search and to answer; null: the built-in text."""
 
     @field_validator("url")
     @classmethod
@@ -108,28 +109,29 @@ class QASection(Section):
     train: Rows
     """Rows to learn from."""
     test: Rows
-    """Rows to evaluate on; what also occurs here is left out of `train`."""
+    """Rows to evaluate on; a row of `train` that also occurs here is left out of `train`."""
     instructions: str | None = None
-    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+    """Tells the team how to answer; null: the built-in words. It does not change how an answer is read."""
     search: SearchSection | None = None
-    """A search tool, for which `max_turns` has to be 2 or more; null is closed book."""
+    """A search tool; it needs a `max_turns` of 2 or more. null: the team answers from what the model knows."""
 
 
 class SandboxSection(Section):
     """Limits on model-written code."""
 
     level: Literal["auto", "none"] = "auto"
-    """`auto`: bubblewrap, else Landlock with seccomp, else refuse. `none` runs unprotected, on your own word."""
+    """`auto` takes bubblewrap, else Landlock with seccomp, else runs nothing. `none` runs programs unprotected, at your
+    own risk."""
     timeout_seconds: PositiveFloat = 10.0
-    """Wall clock for one program; then its whole process group is killed."""
+    """Longest time for one program, in seconds of wall clock; then its whole process group is killed."""
     max_memory_mb: PositiveInt = 512
-    """Address space of one process, in MB."""
+    """Largest address space of one process, in MB."""
     max_processes: PositiveInt = 16
-    """Processes and threads of one program."""
+    """Largest number of processes and threads of one program."""
     max_file_mb: PositiveInt = 16
     """Largest file, in MB."""
     max_output_kb: PositiveInt = 64
-    """Output kept of one program, in kB."""
+    """How much output of one program is kept, in kB."""
 
 
 class CodeSection(Section):
@@ -140,101 +142,107 @@ class CodeSection(Section):
     schema_: Literal["humaneval", "mbpp", "kodcode", "bigcodebench"] = Field(alias="schema")
     """Field names of the rows."""
     prompt: Literal["instruct", "complete"] = "instruct"
-    """Of BigCodeBench only: a task in words, or a function to complete, with its docstring."""
+    """For BigCodeBench only: `instruct` gives the task in words, `complete` a function to complete, with its
+    docstring."""
     train: Rows
     """Rows to learn from."""
     test: Rows
-    """Rows to evaluate on; what also occurs here is left out of `train`."""
+    """Rows to evaluate on; a row of `train` that also occurs here is left out of `train`."""
     instructions: str | None = None
-    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+    """Tells the team how to answer; null: the built-in words. It does not change how an answer is read."""
     sandbox: SandboxSection = SandboxSection()
-    """What contains the programs."""
+    """How the programs are confined."""
 
 
 class PDDLSection(Section):
-    """Worlds described in PDDL, acted in turn by turn; set `max_turns` above, which AgentBoard has at 30."""
+    """Worlds described in PDDL, a language for planning problems, in which the team acts turn by turn. Set `max_turns`
+    at the top; AgentBoard has 30.
+    """
 
     kind: Literal["pddl"]
     """Chooses this kind of data."""
     worlds: Annotated[
         tuple[Literal["gripper", "blockworld", "barman", "tyreworld"], ...], AsTuple, Field(min_length=1)
     ] = ("gripper", "blockworld", "barman", "tyreworld")
-    """What is played, in AgentBoard's shares of 2 : 1 : 2 : 1."""
+    """The worlds to play, in AgentBoard's shares of 2 : 1 : 2 : 1."""
     size: Literal["small", "medium"] = "small"
-    """Of generated problems: they take up to 19 actions, or up to 30."""
+    """Size of generated problems: `small` ones take up to 19 actions, `medium` ones up to 30."""
     train_size: PositiveInt = 120
-    """Tasks to learn from, always generated; AgentBoard has none."""
+    """Tasks to learn from. They are always generated; AgentBoard has none."""
     test_size: PositiveInt = 60
-    """Tasks to evaluate on, where they are generated; AgentBoard has 60."""
+    """Tasks to evaluate on, if they are generated; AgentBoard has 60."""
     seed: int = 0
-    """Of the generated problems; `seed` above leaves them as they are."""
+    """Decides which problems are generated; the `seed` of the run does not change them."""
     path: str | None = None
-    """A folder in AgentBoard's layout, whose problems are the test split; null generates them."""
+    """A folder in AgentBoard's layout; its problems are the test split. null: the test split is generated."""
     instructions: str | None = None
-    """What the team is told in place of each world's rules and commands; null: those."""
+    """Told to the team in place of each world's rules and commands; null: the team is told these."""
 
 
 class HiddenFactsSection(Section):
-    """Invented places whose facts only past episodes tell, so that nothing but memory helps."""
+    """Questions about invented places. Only past episodes tell the facts, so nothing but memory helps."""
 
     kind: Literal["hidden_facts"]
     """Chooses this kind of data."""
     train_entities: PositiveInt = 64
-    """Places that are trained on; no place is in two splits. With few of them a memory learns the places by heart; with
-    many it has to learn how to carry any."""
+    """Number of places to train on; no place is in two splits. With few places a memory learns them by heart; with many
+    it has to learn how to carry any fact."""
     dev_entities: PositiveInt = 32
-    """Places for choosing settings and checkpoints: what is found there tells nothing about test."""
+    """Number of places for choosing settings and checkpoints; their facts say nothing about the test places."""
     test_entities: PositiveInt = 100
-    """Places that are evaluated on: whether a memory carries what it was never trained on."""
+    """Number of places to evaluate on. Tests whether a memory carries what it was never trained on."""
     values: Annotated[int, Field(ge=2)] = 32
-    """Words that facts are drawn from; guessing is right once in so many. Few words can be told apart by a code, many
-    make copying the easier way."""
+    """Number of words that facts are drawn from; a guess is right once in that many cases. A memory can learn a code
+    for few words; with many words, copying is easier."""
     held_out_values: NonNegativeInt = 0
-    """Further words, which every second place of dev and test has and no place of train: whether a memory copies what
-    it reads, or has learned a code for the words that it was trained on. 0, or 2 and more."""
+    """Number of further words that every second place of dev and test has, and no place of train: 0, or 2 and more.
+    Tests whether a memory copies what it reads, or has learned a code for the words that it was trained on."""
     attributes: Annotated[int, Field(ge=1, le=8)] = 1
-    """Facts of each place, all told in one experience: whether a memory picks what is asked for (RULER's
-    multi-value)."""
+    """Number of facts of each place, all told in one experience. Tests whether a memory picks the fact that is asked
+    for (RULER's multi-value)."""
     asks: Literal["one", "all"] = "one"
-    """`one` fact in a task, or `all` of them in the order of the question: whether a few latents hold several facts."""
+    """A task asks for `one` fact, or for `all` of them in the order of the question. Tests whether a few latents hold
+    several facts."""
     questions: PositiveInt = 1
-    """Tasks about each place of train, on its facts in turn and then in further words; dev and test have one. More of
-    them train reading, not remembering."""
+    """Number of tasks about each place of train; they ask for its facts in turn, and then again in other words. Dev and
+    test have one task a place. More tasks train reading, not remembering."""
     experiences: PositiveInt = 1
-    """Episodes about each place. Its facts are dealt out over them: whether a memory joins several episodes. Where
-    there are more episodes than facts, facts are told again."""
+    """Number of episodes about each place. Its facts are spread over them; if there are more episodes than facts, facts
+    are told again. Tests whether a memory joins several episodes."""
     outcomes: dict[Literal["corrected", "success", "wrong"], PositiveFloat] = {"corrected": 1.0}
-    """Weights of what an experience brings: `corrected`, the reply tells the facts, so that a memory has to learn from
-    failures; `success`, the task's text tells them too, so that the team can be right; `wrong`, the reply is a bare yes
-    or no, and what no other episode tells is unknown."""
+    """How often each kind of experience occurs, as weights. `corrected`: the reply tells the facts, so a memory has to
+    learn from failures. `success`: the task's text tells them too, so the team can be right. `wrong`: the reply is a
+    bare yes or no, and a fact that no other episode tells is unknown."""
     distractors: Annotated[int, Field(ge=0, le=9)] = 0
-    """Places with nearly the same name and other facts, for each place that is asked about, in experience only: whether
-    the right episode is found and told from its like (RULER's multi-key)."""
+    """Number of places with nearly the same name and other facts, for each place that is asked about; they occur in
+    experience only. Tests whether retrieval finds the right one of several similar episodes (RULER's multi-key)."""
     revised: Share = 0.0
-    """Share of places whose facts change; the day stands in the text and the newest counts: whether a memory knows old
-    from new (RULER's variable tracking)."""
+    """Share of places whose facts change. The text gives the day, and the newest fact counts. Tests whether a memory
+    tells old from new (RULER's variable tracking)."""
     withdrawn: Share = 0.0
-    """Share of places whose facts are taken back later, so that `unknown` is right: whether a memory can forget."""
+    """Share of places whose facts are taken back later, so that `unknown` is right. Tests whether a memory can
+    forget."""
     untold: Share = 0.0
-    """Share of places whose facts are never told, so that `unknown` is right: whether a memory makes things up."""
+    """Share of places whose facts are never told, so that `unknown` is right. Tests whether a memory makes things
+    up."""
     joined: Share = 0.0
-    """Share of places whose facts are those of a sister, told in an episode of hers: whether a memory combines two
-    episodes (MQuAKE's multi-hop)."""
+    """Share of places that have the facts of a sister place, which an episode about the sister tells. Tests whether a
+    memory combines two episodes (MQuAKE's multi-hop)."""
     phrasings: Annotated[int, Field(ge=1, le=4)] = 3
-    """Wordings of a question, none of them used in an experience: whether a memory depends on the words."""
+    """Number of wordings of a question; no experience uses any of them. Tests whether a memory depends on the words."""
     needs: dict[Text, Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]] = {}
     """The facts that each role has to say, by the role's name, such as {scout: [password], porter: [emblem]}; they may
-    overlap. The task then names the place only: whether each role is given what it needs. Empty: the team's answer
-    is judged."""
+    overlap. The task then names the place only. Tests whether a memory gives each role what it needs. Empty: the team's
+    answer is judged."""
     seed: int = 0
-    """Of the places, the wordings and the splits; `seed` above leaves them as they are."""
+    """Decides the places, the wordings and the splits; the `seed` of the run does not change them."""
     facts_seed: int = 0
-    """Which word each fact has. Another one asks the same tasks about another truth."""
+    """Decides which word each fact has. Another value asks the same tasks about other facts."""
     other_facts_seed: int | None = None
-    """Counts, as `says_other`, answers that are right under this `facts_seed`: whether a memory follows the bank when
-    another world's experience is put into it."""
+    """If set, `says_other` counts the answers that would be right under this `facts_seed`. Tests whether a memory
+    follows the bank when the bank holds another world's experience."""
     instructions: str | None = None
-    """How the team is told to answer; null: the built-in words. What is read from an answer stays as it is."""
+    """Tells the team how to answer; null: the built-in words. It does not change how an answer is read."""
 
 
 class MixPart(Section):
@@ -249,18 +257,21 @@ class MixPart(Section):
 
 
 class MixSection(Section):
-    """Several benchmarks in one: their train splits shuffled together, and the test splits of the same or of others."""
+    """Several benchmarks in one: their train splits, shuffled together, and the test splits of the same benchmarks or
+    of others.
+    """
 
     kind: Literal["mix"]
     """Chooses this kind of data."""
     train: Annotated[tuple[MixPart, ...], AsTuple, Field(min_length=1)]
-    """Benchmarks whose train splits are learned from; what also occurs in a test split here is left out."""
+    """Benchmarks whose train splits are learned from; a task that also occurs in a test split here is left out."""
     test: Annotated[tuple[MixPart, ...], AsTuple, Field(min_length=1)]
-    """Benchmarks whose test splits are evaluated on, one after the other. `max_turns` above is the largest of all."""
+    """Benchmarks whose test splits are evaluated on, one after the other. Set `max_turns` at the top to the largest of
+    all."""
 
 
 class OwnDataSection(Section):
-    """Tasks and environments of a class of one's own; all keys but `kind` are its parameters."""
+    """Tasks and environments of a class of your own; all keys but `kind` are its parameters."""
 
     model_config = ConfigDict(extra="allow")
 

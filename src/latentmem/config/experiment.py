@@ -36,99 +36,108 @@ class ModelSection(Section):
     name: Text = "smollm2-135m"
     """`smollm2-135m` (embedded), a hub id, a local folder, or a .gguf file."""
     device: str = "auto"
-    """`auto` takes the GPU of this process if there is one, else the CPU; or a torch device."""
+    """A torch device, or `auto`: the GPU of this process if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 on the CPU."""
     max_batch_size: PositiveInt = 64
-    """Responses sampled at once; a matter of memory, not of the result."""
+    """Number of responses sampled at once; it changes the memory used, not the result."""
     fused: Literal["auto", "never"] = "auto"
-    """`auto` lets fast operations stand in for the model's small ones where that was measured to pay, on a CPU in
-    float32, and only those that compute the same; `never` leaves the model as it is."""
+    """`auto` replaces small operations of the model by faster ones that compute the same, on a CPU in float32, where
+    measurements showed a gain; `never` leaves the model as it is."""
     date: Day = Date(2026, 1, 1)
-    """The day that a chat template is told which asks for it, as YYYY-MM-DD. It is fixed, so that a run on another day
-    has the same prompts."""
+    """The date, as YYYY-MM-DD, that a chat template gets if it asks for today's. It is fixed, so that prompts do not
+    depend on the day of the run."""
     thinking: bool = False
-    """Whether a chat template that knows `enable_thinking` lets the model think before it answers."""
+    """Whether the model may think before it answers; only for chat templates that know `enable_thinking`."""
 
 
 class ComposerSection(Section):
     """The network that turns retrieved trajectories into latent tokens."""
 
     model: str | None = None
-    """Base model of the composer, named as in `model.name`; null shares the agents' backbone in memory."""
+    """Base model of the composer, named as in `model.name`; null: the composer and the agents share one copy of the
+    agents' model."""
     num_latents: PositiveInt = 8
-    """K, the latent tokens given to one agent."""
+    """K, the number of latent tokens given to one agent."""
     rank: PositiveInt = 16
-    """r of LoRA."""
+    """Rank r of LoRA."""
     alpha: PositiveFloat = 32.0
     """Scale of LoRA, applied as alpha / rank."""
     target_modules: Annotated[tuple[str, ...], AsTuple] = ("q_proj", "v_proj")
     """Linear layers that get an adapter."""
     template: str | None = None
-    """Text the composer reads; fields {task} {memory} {role} {role_messages} {num_latents}. null: the built-in one."""
+    """The text that the composer reads; fields {task} {memory} {role} {role_messages} {num_latents}. null: the built-in
+    text."""
     max_prompt_tokens: PositiveInt = 1024
-    """Longest composer text, in tokens; the retrieved trajectories are shortened to fit, and counted."""
+    """Longest text for the composer, in tokens; retrieved trajectories are shortened to fit, and the shortened ones are
+    counted."""
     initial_scale: PositiveFloat = 0.1
-    """Root mean square of what the hidden states add to the untrained latents, relative to that of the agents' token
-    embeddings; without it they are K line breaks."""
+    """Untrained latents are K line breaks plus a little of the composer's hidden states. This is the root mean square
+    of that addition, relative to that of the agents' token embeddings."""
     slots: PositiveInt | None = None
-    """The first so many latents are slots for words: what the composer would say next, as a soft token of the agents,
-    in a frame that `train warmup` teaches them to read. null: the paper's form, a projection with one bias for all."""
+    """Number of latents, from the first, that are slots for words. A slot holds the word that the composer would say
+    next, as a mean of the agents' token embeddings, inside a frame that `train warmup` trains until the agents read the
+    slot. null: the paper's form, a projection with one bias for all latents."""
     sharpness: PositiveFloat = 2.0
-    """Logits of a slot's word are multiplied by it: more is nearer to one token, and leaves less to learn from."""
+    """Factor on the logits of a slot's word: a larger one makes the slot more like a single token, and leaves less to
+    learn from."""
     cue: Text | None = None
-    """What the composer reads after its text, but for its last token: as that token each query begins. A phrase that a
-    remembered word would follow, such as "The answer is". null: queries begin at random."""
+    """A phrase that a remembered word would follow, such as "The answer is". The composer reads it after its text,
+    except for its last token; each query vector starts as the embedding of that token. null: query vectors start at
+    random."""
 
 
 class EvaluateSection(Section):
     """Comparing memories on the test split, or on the dev split."""
 
     memories: MemoryNames = DEFAULT_MEMORIES
-    """none, text, latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of this run), latent:FOLDER, or
-    one of the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this run trained, without
-    memory) or grpo:FOLDER; `module:Name` is a class of one's own. text, metagpt or a latent one followed by :empty,
-    :shuffle, :irrelevant, :corrupt or :filler is a control of it; :other-role, :random and :zero are controls of latent
-    ones only."""
+    """The memories to compare: none; text; latent:untrained, latent:warmup, latent:sft, latent:lmpo (checkpoints of
+    this run) or latent:FOLDER; the rivals metagpt, voyager, generative, oagents, gmemory; grpo (the agents that this
+    run trained, without memory) or grpo:FOLDER; `module:Name`, a class of your own. A control is text, metagpt or a
+    latent memory followed by :empty, :shuffle, :irrelevant, :corrupt or :filler; :other-role, :random and :zero are
+    controls of latent memories only."""
     split: Literal["test", "dev"] = "test"
-    """What is evaluated on. `dev` is for choices: the test split is looked at once. Where the data have no dev split,
-    it is the train tasks that `lmpo` sets aside, the last `lmpo.eval_tasks`. Results go to results-dev.json."""
+    """The split to evaluate on. Use `dev` to choose settings, and look at `test` only once. If the data have no dev
+    split, `dev` is the last `lmpo.eval_tasks` train tasks, which `lmpo` sets aside. Results of `dev` go to
+    results-dev.json."""
     num_tasks: PositiveInt | None = None
-    """Tasks of the split, from its start; null is all."""
+    """Number of tasks, from the start of the split; null: all."""
     batch_size: PositiveInt = 32
-    """Episodes played side by side; a batch is what an interrupted evaluation repeats."""
+    """Number of episodes played side by side; an interrupted evaluation repeats the last batch."""
     temperature: NonNegativeFloat = 0.0
-    """Of the evaluated agents; 0 is greedy."""
+    """Sampling temperature of the evaluated agents; 0 is greedy."""
     max_response_tokens: PositiveInt | None = None
-    """Longest response of one agent, its EOS included; null: as in `sampling`. A memory that was trained to short
-    answers is compared fairly only with room for the longer ones of the others."""
+    """Longest response of one agent, its end-of-sequence token included; null: as in `sampling`. If a memory was
+    trained to give short answers, leave room for the longer answers of the others; otherwise the comparison is
+    unfair."""
     online: bool = False
-    """Let each memory store its test trajectories as it goes, in a copy of the bank."""
+    """Whether each memory stores its test trajectories while it plays, in a copy of the bank."""
     num_bootstraps: PositiveInt = 10_000
-    """Resamples of the tasks, for intervals and p-values."""
+    """Number of resamples of the tasks, for intervals and p-values."""
 
 
 class Config(Section):
     """One experiment."""
 
     run: Text
-    """Folder of the run; made if absent, continued if present."""
+    """Folder of the run. It is created if it does not exist; otherwise the run in it continues."""
     seed: int = 0
-    """Of all randomness but that of the tasks."""
+    """Seed of all randomness except that of the tasks."""
     team: str = "autogen"
-    """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of one's
+    """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of your
     own."""
     train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
-    """Teams that collect and train in place of `team`, which then is evaluated only; each task is dealt to one of them.
-    Empty: `team` does it all."""
+    """Teams that collect and train in place of `team`; `team` is then only evaluated. Each task goes to one of these
+    teams. Empty: `team` does everything."""
     max_turns: PositiveInt = 1
-    """Turns with the environment before an episode ends."""
+    """Largest number of turns with the environment in an episode."""
     own: dict[str, dict[str, Any]] = {}
-    """Parameters of teams and memories of one's own, by their `module:Name`; those of data stand in `data`."""
+    """Parameters of teams and memories of your own, by their `module:Name`; parameters of your own data go into
+    `data`."""
     report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], AsTuple] = ()
-    """Trackers that are told every number of metrics.jsonl, the configuration and the comparison, besides the run's own
-    files. Each is an extra of the same name: `pip install 'latentmem[tensorboard]'`. It decides nothing and may change
-    when a phase goes on."""
+    """Trackers that receive every number of metrics.jsonl, the configuration and the comparison, besides the run's own
+    files. Each needs an extra of the same name: `pip install 'latentmem[tensorboard]'`. The key does not change any
+    result, and may change when a phase continues."""
     data: DataSection
     model: ModelSection = ModelSection()
     composer: ComposerSection = ComposerSection()

@@ -15,27 +15,29 @@ class BankSection(Section):
     path: str | None = None
     """An existing bank to read and fill; null keeps one in the run's folder."""
     embedder: str = "all-minilm-l6-v2"
-    """`all-minilm-l6-v2` (embedded), any sentence-transformers id or folder, or `hashing`: a stand-in without a model,
-    for tests, to which texts that share words are near."""
+    """`all-minilm-l6-v2` (embedded), any sentence-transformers id or folder, or `hashing`: a stand-in for tests that
+    needs no model and calls two texts near if they share words."""
     index: Literal["exact", "approximate"] = "exact"
-    """`approximate`, for a million trajectories and more, may miss some of the nearest; needs `latentmem[ann]`."""
+    """`approximate` is for a million trajectories and more: it is faster, may miss some of the nearest, and needs
+    `latentmem[ann]`."""
     num_retrieved: PositiveInt = 3
-    """Trajectories recalled for a task."""
+    """Number of trajectories recalled for a task."""
     only_successes: bool = True
-    """Recall successful trajectories only. What failed may hold the correction: where episodes end in feedback, set it
-    to false. A warning tells when most of a bank is left out."""
+    """Whether only successful trajectories are recalled. Set it to false if episodes end in feedback, because a failed
+    episode may hold the correction. A warning tells when most of a bank is left out."""
     experience_tasks: Annotated[int, Field(ge=0)] = 0
-    """Train tasks, from the start of the split, that are played into the bank and neither trained on nor asked, where
-    the data have no experience split of their own; 0: the train split itself is collected, as in the paper."""
+    """For data without an experience split: how many train tasks, from the start of the split, are played into the
+    bank, and neither trained on nor asked about. 0: the train split itself is collected, as in the paper."""
     rating: Literal["none", "logits"] = "none"
-    """`none` recalls the nearest; `logits` finds twice as many and recalls those that the agents' model rates as most
-    helpful, from 1 to 10, by the expected value of its answer."""
+    """`none` recalls the nearest trajectories. `logits` finds twice as many, lets the agents' model rate from 1 to 10
+    how helpful each is, and recalls the best; a rating is the expected value of the model's answer."""
     rating_template: str | None = None
-    """What the model is asked for a rating; fields {task} and {episode}, best in this order. null: the built-in one."""
+    """The question with which the model is asked for a rating; fields {task} and {episode}, best in this order. null:
+    the built-in question."""
     rating_system: str | None = None
-    """The system prompt that goes with it. null: the built-in one."""
+    """The system prompt before that question. null: the built-in one."""
     rating_max_tokens: PositiveInt = 1024
-    """Longest rating prompt, in tokens; the episode is shortened to fit, and counted."""
+    """Longest rating prompt, in tokens; a longer episode is shortened to fit, and counted."""
 
 
 class Worded(Section):
@@ -64,32 +66,33 @@ class Worded(Section):
 
 
 class MemorySection(Worded):
-    """The words around what is remembered, in text memory and in what the composer reads; an episode is told line by
-    line, and a line that is set to nothing is left out.
+    """The words in which past episodes are told, in text memory and in the text that the composer reads. An episode is
+    told line by line; a line that is set to nothing is left out.
     """
 
     text: str = (
         "Here is how the team handled similar tasks before:\n\n{memory}\n\nThat was the past. Now the task at hand:"
     )
-    """Text memory, put before the user's text; fields {memory}."""
+    """The text that a text memory puts before an agent's prompt; fields {memory}."""
     task: str = "Task: {task}"
     """First line of an episode; fields {task}."""
     step: str = "Answer: {action}"
     """What the team did in a turn; fields {action}."""
     reply: str = "Feedback: {observation}"
-    """What came back, where something did; fields {observation}."""
+    """The environment's reply, if there was one; fields {observation}."""
     solved: str = "Outcome: solved"
     """Last line of an episode with reward 1."""
     unsolved: str = "Outcome: not solved"
-    """Last line of any other."""
+    """Last line of any other episode."""
     entry: str = "[{number}] {text}"
-    """One of several episodes or sayings in the composer's text; fields {number} {text}."""
+    """One of several episodes, or of several things that a role said, in the composer's text; fields {number}
+    {text}."""
     member: str = "{role}: {profile}"
     """The role in the composer's text; fields {role} {profile}."""
     nothing: str = "(none so far)"
-    """Stands in the composer's text where nothing was retrieved."""
+    """Appears in the composer's text if nothing was retrieved."""
     silent: str = "(said nothing)"
-    """Stands in the composer's text for a role that had no part in an episode."""
+    """Appears in the composer's text for a role that had no part in an episode."""
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "text": ("memory",),
@@ -110,7 +113,7 @@ class VoyagerSection(Worded):
         "{episode}\n\nSay in one or two sentences what kind of task this was and how it was solved, so that it is "
         "found again when a task of this kind comes up. Leave out the particular numbers and names."
     )
-    """Asked once of each success; the reply is its key. Fields {episode}."""
+    """Prompt, used once for each success; the reply is the key by which the success is found. Fields {episode}."""
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {"summary": ("episode",)}
     NEEDED: ClassVar[tuple[str, ...]] = ("summary",)
@@ -122,14 +125,14 @@ class GenerativeSection(Worded):
     """
 
     recency_weight: NonNegativeFloat = 1.0
-    """Of how lately a success was stored."""
+    """Weight of recency: how lately a success was stored."""
     importance_weight: NonNegativeFloat = 1.0
-    """Of what it was rated by itself, when it was learned from."""
+    """Weight of importance: how the model rated the success by itself, when the memory learned from it."""
     relevance_weight: NonNegativeFloat = 1.0
-    """Of what it is rated for the task at hand. With the other two at 0 this is the form that memories of teams are
-    usually compared in."""
+    """Weight of relevance: how the model rates the success for the task at hand. With the other two weights at 0 this
+    is the form in which memories of teams are usually compared."""
     recency_decay: Annotated[float, Field(gt=0, le=1)] = 0.995
-    """What is left of recency with each success stored later."""
+    """Factor on recency for each success that was stored later."""
     importance_system: str = (
         "You rate how instructive a record is. You reply with a number from 1 to 10 and nothing else."
     )
@@ -139,7 +142,7 @@ class GenerativeSection(Worded):
         "that solves tasks of many kinds gains from remembering this record.\n\n"
         "Importance, as one whole number from 1 to 10:"
     )
-    """Asked once of each success. Fields {episode}."""
+    """Prompt, used once for each success. Fields {episode}."""
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {"importance": ("episode",)}
     NEEDED: ClassVar[tuple[str, ...]] = ("importance",)
@@ -149,7 +152,7 @@ class InsightsSection(Worded):
     """Lists of insights, as OAgents (arXiv 2506.15741) and G-Memory keep them, with ExpeL's operations (2308.10144)."""
 
     max_insights: PositiveInt = 20
-    """Kept; beyond that those of the lowest score go, the older ones first."""
+    """Largest number of insights; beyond that the ones with the lowest score are dropped, the older ones first."""
     episodes_per_round: PositiveInt = 4
     """Episodes shown in one prompt, in the order they were stored."""
     system: str = (
@@ -164,9 +167,9 @@ class InsightsSection(Worded):
         "EDIT 2: insight 2, put better\nAGREE 2\nREMOVE 2\n"
         "An insight is one sentence. The list holds at most {max_insights}."
     )
-    """Asked for each round. Fields {insights} {episodes} {max_insights}."""
+    """Prompt, used once for each round. Fields {insights} {episodes} {max_insights}."""
     told: str = "What the team has learned so far:\n{insights}"
-    """Insights put before an agent's text. Fields {insights}."""
+    """The text that tells insights before an agent's prompt. Fields {insights}."""
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "revise": ("insights", "episodes", "max_insights"),
@@ -181,35 +184,36 @@ class GMemorySection(Worded):
     """
 
     nearest: PositiveInt = 2
-    """Nodes of the graph that a recall starts from."""
+    """Number of nodes of the graph from which a recall starts."""
     hops: Annotated[int, Field(ge=0)] = 1
-    """Edges that it follows from there."""
+    """How many edges a recall follows from there."""
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
-    """Least cosine between two tasks that are joined by an edge."""
+    """Smallest cosine at which two tasks are joined by an edge."""
     max_links: PositiveInt = 5
-    """Edges from a new node to older ones, the most similar."""
+    """Largest number of edges from a new node to older ones; it is joined to the most similar ones."""
     max_candidates: PositiveInt = 10
-    """Successes rated for a task, those fewest hops away first; `bank.num_retrieved` of them are told."""
+    """Largest number of successes rated for a task, those fewest hops away first; `bank.num_retrieved` of them are
+    told."""
     num_insights: PositiveInt = 3
-    """Insights for a task: the best of those that a node which was reached supports."""
+    """Number of insights for a task: the best ones that a reached node supports."""
     opening: str = "[{number}] {role}: {response}"
-    """A message that reads none, in the text that is condensed. Fields {number} {role} {response}."""
+    """A message whose agent read no other message, in the text that is condensed. Fields {number} {role} {response}."""
     reading: str = "[{number}] {role}, having read {reads}: {response}"
-    """Any other. Fields {number} {role} {reads} {response}."""
+    """Any other message in that text. Fields {number} {role} {reads} {response}."""
     condense_system: str = "You cut records of a team's work down to what mattered."
     """System prompt of `condense`."""
     condense: str = (
         "{episode}\n\nIn at most four short lines: which messages decided how this ended, and what did they say or get "
         "wrong?"
     )
-    """Asked once of each episode. Fields {episode}."""
+    """Prompt, used once for each episode. Fields {episode}."""
     project_system: str = "You brief one member of a team before a task."
     """System prompt of `project`."""
     project: str = (
         "The task:\n{task}\n\nThe member:\n{role}\n\nWhat the team has learned so far:\n{insights}\n\n"
         "In at most three short lines, what of this should the member keep in mind in that part?"
     )
-    """Asked for each role of each task that there are insights for. Fields {task} {role} {insights}."""
+    """Prompt, used for each role of each task that has insights. Fields {task} {role} {insights}."""
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "opening": ("number", "role", "response"),
@@ -221,21 +225,21 @@ class GMemorySection(Worded):
 
 
 class RivalsSection(Section):
-    """The memories that latent memory is compared with and that learn with a language model's help; the agents' own
-    model is asked, greedily. They tell `bank.num_retrieved` successes, in the words of `memory`.
+    """The rival memories: latent memory is compared with them, and they learn with a language model's help. They ask
+    the agents' own model, greedily, and tell `bank.num_retrieved` successes in the words of `memory`.
     """
 
     batch_size: PositiveInt = 16
-    """Trajectories learned from between two saves."""
+    """Number of trajectories that a memory learns from between two saves."""
     max_response_tokens: PositiveInt = 256
     """Longest reply, in tokens."""
     max_episode_characters: PositiveInt = 4000
-    """Longest text of one episode in a prompt; the middle of a longer one is left out, and counted."""
+    """Longest text of one episode in a prompt; the middle of a longer one is left out, and the episode is counted."""
     voyager: VoyagerSection = VoyagerSection()
-    """Of the memory `voyager`."""
+    """Settings of the memory `voyager`."""
     generative: GenerativeSection = GenerativeSection()
-    """Of the memory `generative`."""
+    """Settings of the memory `generative`."""
     insights: InsightsSection = InsightsSection()
-    """Of the memories `oagents` and `gmemory`."""
+    """Settings of the memories `oagents` and `gmemory`."""
     gmemory: GMemorySection = GMemorySection()
-    """Of the memory `gmemory`."""
+    """Settings of the memory `gmemory`."""

@@ -11,92 +11,95 @@ class Sampling(Section):
     """How responses are drawn: the temperature first, then top-k, then top-p."""
 
     temperature: NonNegativeFloat = 0.7
-    """0 is greedy. It is part of the log-probabilities that training uses."""
+    """Sampling temperature; 0 is greedy. The log-probabilities that training uses are taken at this temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the fewest most likely tokens that have this much probability together; 1 keeps all."""
+    """Draws from the smallest set of most likely tokens whose probabilities add up to this; 1 keeps all."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """0 keeps the whole vocabulary."""
+    """Draws from this many of the most likely tokens; 0 keeps the whole vocabulary."""
     max_response_tokens: PositiveInt = 64
-    """Longest response of one agent, its EOS included."""
+    """Longest response of one agent, its end-of-sequence token (EOS) included."""
 
 
 class CollectSection(Section):
-    """Filling the bank."""
+    """How the bank is filled: the team plays, and its episodes are stored."""
 
     num_tasks: PositiveInt | None = None
-    """Tasks to play, from the start of the experience split, or of the train split where there is none; null is all."""
+    """Number of tasks to play, from the start of the experience split, or of the train split if there is none; null:
+    all."""
     rollouts_per_task: PositiveInt = 1
-    """Episodes of each task."""
+    """Number of episodes of each task."""
     batch_size: PositiveInt = 16
-    """Episodes played side by side, and stored as one transaction."""
+    """Number of episodes played side by side and stored in one transaction."""
     memory: Literal["none", "text", "latent", "metagpt", "voyager", "generative", "oagents", "gmemory"] = "none"
-    """Memory of the team while it collects; `latent` is with an untrained composer."""
+    """Memory of the team while it collects; `latent` has an untrained composer."""
 
 
 class OptimizerFields(Section):
     """What all trainers share."""
 
     learning_rate: PositiveFloat = 2e-4
-    """Of the LoRA matrices and, in a composer, `query_latents`."""
+    """Learning rate of the LoRA matrices and, in a composer, of `query_latents`."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Of the learning rate after the warm-up; linear and cosine end at zero."""
+    """How the learning rate changes after `warmup_steps`; `linear` and `cosine` end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 2
-    """Steps in which the rate rises from zero."""
+    """Number of steps in which the learning rate rises from zero."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this L2 norm."""
+    """Larger gradients are scaled down to this L2 norm."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     micro_batch_positions: PositiveInt = 512
-    """Positions with gradients in one forward pass; a matter of memory, not of the result (but for `bnpo`)."""
+    """Number of positions with gradients in one forward pass; it changes the memory used, not the result (except for
+    `bnpo`)."""
     eval_every: PositiveInt | None = None
-    """Steps between evaluations on `eval_tasks` tasks set aside; the best checkpoint is selected. null: never, and the
-    last one is."""
+    """Number of steps between evaluations on the `eval_tasks` tasks set aside; the best checkpoint is selected. null:
+    no evaluation, and the last checkpoint is selected."""
     eval_tasks: PositiveInt = 32
-    """Tasks set aside if `eval_every` is set: the first of the dev split, or all that it has; where the data have none,
-    the last of the train split, which then are not trained on. `sft` from the bank takes the last train tasks
-    always."""
+    """Number of tasks set aside if `eval_every` is set. They are the first tasks of the dev split, or all that it has.
+    If the data have no dev split, they are the last tasks of the train split and are not trained on. `sft` from the
+    bank always takes the last train tasks."""
     save_every: PositiveInt = 5
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
 
 
 class ComposerOptimizerFields(OptimizerFields):
     """What the trainers of a composer share."""
 
     projection_rate: PositiveFloat = 0.2
-    """Learning rate of the projection, as a multiple of `learning_rate`; its weights are small, and each latent number
-    sums over all of d_composer, so at the full rate one step may move the latents by several times their size. What
-    was tried: docs/results/tried.md."""
+    """Learning rate of the projection, as a multiple of `learning_rate`. The projection's weights are small, and each
+    number of a latent sums over all of d_composer, so at the full rate one step may move the latents by several times
+    their size. docs/results/tried.md says what was tried."""
 
 
 class GroupFields(Section):
     """Reinforcement learning on groups of rollouts that are compared with each other."""
 
     num_steps: PositiveInt = 100
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     tasks_per_step: PositiveInt = 8
-    """Tasks rolled out for one step, over all processes."""
+    """Number of tasks played for one step, over all processes."""
     group_size: int = 8
-    """G, rollouts of one task that are compared with each other."""
+    """G, the number of rollouts of one task that are compared with each other."""
     num_iterations: PositiveInt = 1
-    """Update passes over one batch of rollouts."""
+    """Number of update passes over one batch of rollouts."""
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "dapo"
-    """What the loss is divided by; see `training.losses.lmpo_loss`."""
+    """Decides what the loss is divided by; see `training.losses.lmpo_loss`."""
     scale_advantages: bool = True
-    """Divide by the group's standard deviation."""
+    """Whether advantages are divided by the group's standard deviation."""
     epsilon_low: NonNegativeFloat = 0.2
     """A ratio below 1 - epsilon_low is clipped."""
     epsilon_high: NonNegativeFloat = 0.2
     """A ratio above 1 + epsilon_high is clipped."""
     delta: PositiveFloat | None = None
-    """Two-sided clip: largest ratio that counts where the advantage is negative; null is no bound."""
+    """Two-sided clip: the largest ratio that counts where the advantage is negative; null: no bound."""
     beta: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to what is trained as it was before."""
+    """Weight of the KL divergence to the composer, or the agents, as they were before this training."""
     importance_cap: PositiveFloat | None = None
-    """Largest weight of a token in truncated importance sampling, which corrects for responses that were sampled with
-    slightly other probabilities than training computes, as in bfloat16; 2 is usual. Costs a forward pass a step. null:
-    no correction."""
+    """Largest weight of a token in truncated importance sampling; 2 is usual. It corrects for sampling probabilities
+    that differ slightly from those that training computes, as in bfloat16, and costs one forward pass a step. null: no
+    correction."""
     max_resamples: Annotated[int, Field(ge=0)] = 0
-    """Extra draws of `tasks_per_step` tasks while fewer than that many groups carry signal (dynamic sampling)."""
+    """Largest number of extra draws of `tasks_per_step` tasks while fewer than that many groups have rewards that
+    differ (dynamic sampling)."""
 
     @field_validator("group_size")
     @classmethod
@@ -113,30 +116,34 @@ class GroupFields(Section):
 
 
 class WarmupSection(Section):
-    """Before any data: the agents learn to read the slots of a composer, and the composer to fill them with words."""
+    """Training before any data: first the frame around a composer's slots, so that the frozen agents read words from it,
+    then the composer, so that it fills the slots.
+    """
 
     frame_steps: PositiveInt = 50
-    """Steps in which constants around the embedding of a random word are trained until the agents say that word."""
+    """Number of steps that train the frame: constants around the embedding of a random word, with which the agents say
+    that word."""
     frame_rate: PositiveFloat = 1e-2
-    """Learning rate of these steps."""
+    """Learning rate of the frame steps."""
     copy_steps: Annotated[int, Field(ge=0)] = 20
-    """Steps in which the composer reads made-up episodes and the agents have to say a word that these told."""
+    """Number of steps in which the composer reads made-up episodes and the agents have to say a word that these
+    told."""
     learning_rate: PositiveFloat = 1e-3
-    """Of the LoRA matrices and `query_latents` in these steps."""
+    """Learning rate of the LoRA matrices and `query_latents` in the copy steps."""
     projection_rate: PositiveFloat = 0.1
     """Learning rate of projection, gates and frames, as a multiple of `learning_rate`."""
     lessons_per_step: PositiveInt = 16
-    """Examples in one step, over all processes."""
+    """Number of examples in one step, over all processes."""
     words_per_prompt: PositiveInt = 8
-    """Words tried after one prompt while the frame is trained; the prompt is read once for them."""
+    """Number of words tried after one prompt while the frame is trained; the prompt is read once for all of them."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this L2 norm."""
+    """Larger gradients are scaled down to this L2 norm."""
     micro_batch_positions: PositiveInt = 512
-    """Positions with gradients in one forward pass; a matter of memory, not of the result."""
+    """Number of positions with gradients in one forward pass; it changes the memory used, not the result."""
     eval_every: PositiveInt | None = 20
-    """Steps between evaluations on words that are never trained on."""
+    """Number of steps between evaluations on words that are never trained on."""
     save_every: PositiveInt = 20
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
 
     @model_validator(mode="after")
     def _whole_prompts(self) -> Self:
@@ -149,17 +156,18 @@ class WarmupSection(Section):
 
 
 class SFTSection(ComposerOptimizerFields):
-    """Supervised warm start on successful trajectories, or on demonstrated ones."""
+    """Supervised fine-tuning of the composer, on successful trajectories or on demonstrated ones."""
 
     initial: Text = "untrained"
     """Where training starts: `untrained`, `warmup` (this run's), or a composer's folder."""
     demonstrations: Text = "bank"
-    """What is learned: `bank` (the successes in it), `domain` (what the data itself demonstrates, as `hidden_facts`
-    does), or a .jsonl file of demonstrated responses, rows of `task` and `responses`; see docs/training.md."""
+    """What SFT learns from: `bank` (the successes in it), `domain` (what the data itself demonstrates, as
+    `hidden_facts` does), or a .jsonl file of demonstrated responses, with rows of `task` and `responses`; see
+    docs/training.md."""
     num_steps: PositiveInt = 50
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     trajectories_per_step: PositiveInt = 8
-    """Episodes learned from in one step, over all processes."""
+    """Number of episodes learned from in one step, over all processes."""
 
     @field_validator("initial")
     @classmethod
@@ -191,11 +199,11 @@ class GRPOSection(GroupFields, OptimizerFields):
     """
 
     rank: PositiveInt = 16
-    """r of LoRA."""
+    """Rank r of LoRA."""
     alpha: PositiveFloat = 32.0
     """Scale of LoRA, applied as alpha / rank."""
     target_modules: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)] = ("q_proj", "v_proj")
     """Linear layers that get an adapter."""
     micro_batch_positions: PositiveInt = 1024
-    """Positions with gradients in one forward pass, those of prompts included, shared beginnings counted once; a matter
-    of memory, not of the result (but for `bnpo`)."""
+    """Number of positions with gradients in one forward pass; prompts count too, and a beginning that several share
+    counts once. It changes the memory used, not the result (except for `bnpo`)."""

@@ -18,7 +18,7 @@ from latentmem.cli import experiment, program
 from latentmem.config import InsightsSection, MemorySection, load_config
 from latentmem.memory.composer import Composer
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.models import language_model
+from latentmem.models import reader
 from latentmem.models.language_model import LanguageModel
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 

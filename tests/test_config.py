@@ -1,5 +1,6 @@
 """Configuration: read strictly, overridden by dotted keys, written out whole; a mistake is one line with its remedy."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -335,7 +336,7 @@ def values(field):
     elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
         named = "section"
     else:
-        named = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}[kind]
+        named = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", date: "YYYY-MM-DD"}[kind]
     signs = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
     bounds = [f"{word} {getattr(m, key):g}" for m in metadata for key, word in signs.items() if hasattr(m, key)]
     return " ".join([named, *bounds]) + (", or null" if options else "")

@@ -13,7 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from latentmem.models.adapters import Adapter
 from latentmem.models.assets import quiet_loading
-from latentmem.models.branches import Branched, branch_logps, grow_rows
+from latentmem.models.branches import Branched, grow_rows
 from latentmem.models.language_model import LanguageModel
 
 LARGE = 10**6

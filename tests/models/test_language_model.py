@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from latentmem.config import Sampling
 from latentmem.errors import ModelError
 from latentmem.models import decoding as module
-from latentmem.models import language_model
+from latentmem.models import reader
 from latentmem.models.agent import Prompt, Sampled, ScriptedModel, well_formed
 from latentmem.models.assets import quiet_loading
 from latentmem.models.decoding import draw_uniform, pick, stack_latents

@@ -396,43 +396,6 @@ def test_a_sequence_beyond_the_window_is_refused_in_one_line(model: PreTrainedMo
         check_window(model, 2049, "the prompt of 'assistant'")
 
 
-def test_a_sliding_window_limits_the_length_too(tiny_model_dir: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, sliding_window=32,
-    )  # fmt: skip
-    model = MistralForCausalLM(config)
-    prepare(model, "mistral", fused=True)
-    check_window(model, 32, "x")
-    with pytest.raises(ModelError, match="window is 32"):
-        check_window(model, 33, "x")
-
-
-def test_layers_that_are_not_plain_attention_are_refused() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
-    model = Gemma2ForCausalLM(config)
-    with pytest.raises(ModelError, match=r"'gemma' has capped attention scores; .* take such a model"):
-        prepare(model, "gemma", fused=True)
-
-
-def test_logits_that_are_scaled_are_refused() -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    config = GraniteConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, logits_scaling=8.0, initializer_range=1.0,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match=r"'granite' scales or caps its logits; .* take such a model"):
-        prepare(GraniteForCausalLM(config), "granite", fused=True)
-
-
 def test_scoring_in_bfloat16_is_close_to_float32(folder: Path, model: PreTrainedModel) -> None:
     half = load(folder, torch.bfloat16)
     prompts, groups = CASES["groups interleaved"]

@@ -116,8 +116,8 @@ class GroupFields(Section):
 
 
 class WarmupSection(Section):
-    """Training before any data: first the frame around a composer's slots, so that the frozen agents read words from it,
-    then the composer, so that it fills the slots.
+    """Training before any data: first the frame around a composer's slots, so that the frozen agents read words from
+    it, then the composer, so that it fills the slots.
     """
 
     frame_steps: PositiveInt = 50

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
-from typing import Any
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,7 @@ PLAIN_TEMPLATE = "{system}\n\nUser: {user}\n\nAssistant:"
 
 _CUT = "\ud800"
 """Marks a cut in text that is about to be encoded. Half of a surrogate pair is no character, so no text holds one."""
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _SYSTEM, _USER = "sys-5e1f07c2a94b", "usr-c83d6b20f7e1"
 """Placeholders for the two texts when a template is tried; no template holds them by itself."""
 
@@ -98,6 +99,20 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {t.content: i for i, t in added if t.special or not re.fullmatch(r"[\w\s]*", t.content)}
 
 
+@lru_cache
+def _on_that_day(template: str, today: date, name: str) -> str:
+    """Return the template with the day written in where it asks for today's."""
+    noon = datetime(today.year, today.month, today.day, 12)
+    fixed = _CLOCK.sub(lambda call: repr(noon.strftime(call[2])), template)
+    if "strftime_now(" in fixed:
+        logger.warning(
+            "the chat template of model %s reads the clock in a way that cannot be fixed to model.date; its prompts "
+            "change from day to day",
+            name,
+        )
+    return fixed
+
+
 def _renderer(tokenizer: PreTrainedTokenizerBase, name: str, today: date, thinking: bool) -> Callable[[str, str], str]:
     """Return a function (system, user) -> the chat as text, ending in the generation prompt."""
     if tokenizer.chat_template is None:
@@ -107,12 +122,15 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, name: str, today: date, thinki
         begin = tokenizer.bos_token if begins else ""
         return lambda system, user: begin + PLAIN_TEMPLATE.format(system=system, user=user)
 
-    noon = datetime(today.year, today.month, today.day, 12)
-    given: dict[str, Any] = {"enable_thinking": thinking, "strftime_now": noon.strftime}
-
     def chat(*messages: tuple[str, str]) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **given)
+        text: str = tokenizer.apply_chat_template(
+            turns,
+            chat_template=_on_that_day(tokenizer.get_chat_template(), today, name),
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
         return text
 
     def apart(system: str, user: str) -> str:

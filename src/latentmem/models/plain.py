@@ -50,8 +50,9 @@ class PlainReader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        parameters = inspect.signature(model.forward).parameters
-        self._picks_columns = "logits_to_keep" in parameters
+        self._picks_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
+        named = (model.base_model, model.get_decoder(), getattr(model, "model", None))  # not each class names them all
+        self._decoder = next(found for found in named if found is not None and found is not model)
 
     def read_beginnings(
         self, prompts: Sequence[Sequence[int]], groups: Sequence[str], kept: Kept | None = None
@@ -94,9 +95,7 @@ class PlainReader:
 
     def last_states(self, embeddings: Tensor, real: Tensor) -> Tensor:
         """Return the states after the final norm: embeddings [B, T, d] and real [B, T] bool -> [B, T, d]."""
-        base = self.model.base_model
-        decoder = self.model.get_decoder() if base is self.model else base  # some classes name no base of their own
-        states = decoder(inputs_embeds=_closed_up(embeddings, real), use_cache=False).last_hidden_state
+        states = self._decoder(inputs_embeds=_closed_up(embeddings, real), use_cache=False).last_hidden_state
         places = (real.cumsum(1) - 1).clamp(min=0)  # where each real column stands once the holes are gone
         return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
 

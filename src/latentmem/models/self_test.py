@@ -46,7 +46,7 @@ def choose_reader(model: PreTrainedModel, name: str, fused: bool) -> Reader:
         fused: whether fast operations may stand in for its own small ones.
 
     Raises:
-        ModelError: a weight or a result is not finite, or the model takes no input embeddings.
+        ModelError: a weight or a result is not finite, or the model cannot be read from input embeddings.
     """
     rows = _sample(model)
     loaded_with = model.config._attn_implementation
@@ -121,7 +121,7 @@ def _reference(model: PreTrainedModel, name: str, row: _Row) -> Tensor:
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"model {name!r} takes no input embeddings ({reason}), and latents are such; take another model"
+            f"model {name!r} cannot be read from input embeddings ({reason}), and latents are such; take another model"
         ) from None
     logps = logits[-len(row.response) :].double().log_softmax(-1)
     if not bool(logps.isfinite().all()):

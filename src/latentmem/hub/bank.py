@@ -27,7 +27,8 @@ def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
         HubError: the hub does not answer, or refuses.
     """
     ExperienceBank(path).close()  # which says what is wrong with it
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.push-") as place:
+    beside = path.parent if os.access(path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.push-") as place:
         copy = Path(place) / _FILE
         copy_bank(path, copy)
         info = _verified(copy, str(path))

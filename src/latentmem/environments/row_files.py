@@ -209,23 +209,23 @@ def _array(file: Path, content: bytes) -> Iterator[Found]:
 def _table(file: Path, content: IO[bytes], delimiters: str) -> Iterator[Found]:
     """A table of text; the first line names the fields, and tells what stands between them."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
-    first = text.readline(MAX_LINE_BYTES)
-    delimiter = max(delimiters, key=first.count)
     number = 0
     try:
-        names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
-        if len(set(names)) < len(names):
-            raise DataError(f"{file}:1: two columns have one name; expected the names of the fields ({names})")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        for cells in reader:
-            where = f"{file}:{number + 2}"
-            number = reader.line_num
-            if len(cells) == len(names):
-                yield where, dict(zip(names, map(Cell, cells), strict=True))
-            elif cells:
-                problem = f"{where}: {len(cells)} cells, but the first line names {len(names)} fields"
-                yield where, BadRowError("wrong number of cells", problem)
+        with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
+            first = text.readline(MAX_LINE_BYTES)
+            delimiter = max(delimiters, key=first.count)
+            names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+            if len(set(names)) < len(names):
+                raise DataError(f"{file}:1: two columns have one name; expected the names of the fields ({names})")
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+            for cells in reader:
+                where = f"{file}:{number + 2}"
+                number = reader.line_num
+                if len(cells) == len(names):
+                    yield where, dict(zip(names, map(Cell, cells), strict=True))
+                elif cells:
+                    problem = f"{where}: {len(cells)} cells, but the first line names {len(names)} fields"
+                    yield where, BadRowError("wrong number of cells", problem)
     except UnicodeError as error:
         raise DataError(f"{file}: not valid UTF-8 ({error}); save the file as UTF-8") from None
     except csv.Error as error:

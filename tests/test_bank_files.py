@@ -1,5 +1,6 @@
 """A bank's files as they get damaged, moved, written over, and kept where nothing can be written."""
 
+import gzip
 import os
 import shutil
 import sqlite3
@@ -318,3 +319,20 @@ def test_another_process_that_comes_and_goes_is_no_move(path):
             plain.execute("VACUUM")
         assert bank.add(make("six")).num_added == 1
         assert len(bank) == 6
+
+
+# What is imported
+
+
+def test_an_export_in_another_form_is_called_by_its_name_and_a_mark_is_skipped(path, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    with ExperienceBank(path) as bank:
+        assert bank.export(lines) == 3
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
+    lines.write_bytes(b"\xef\xbb\xbf" + lines.read_bytes())
+    with opened(tmp_path / "fresh.sqlite") as fresh:
+        with pytest.raises(DataError, match=r"lines\.jsonl\.gz: is gzip, not JSON Lines; convert it: gunzip -k "):
+            fresh.import_jsonl(tmp_path / "lines.jsonl.gz")
+        assert fresh.import_jsonl(lines).num_added == 3
+        (tmp_path / "none.jsonl").touch()
+        assert fresh.import_jsonl(tmp_path / "none.jsonl").num_added == 0

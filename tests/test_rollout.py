@@ -202,11 +202,58 @@ class Refusing(Toy):
         raise DataError("row 7: no answer")
 
 
+class Unsayable(Toy):
+    def step(self, action):
+        raise RuntimeError("half a \ud800")
+
+
+class Unwritable(Toy):
+    def step(self, action):
+        return Outcome("", 1.0, True, {"seen": {1}})
+
+
+class Unending(Toy):
+    def step(self, action):
+        return Outcome("", 1.0, True, {"seen": float("nan")})
+
+
+class Halved(Toy):
+    """Says half a surrogate pair, before and after."""
+
+    def __init__(self):
+        super().__init__(instructions="Say \ud800.")
+
+    def step(self, action):
+        return Outcome("heard \udfff", 1.0, True, {"extracted": action})
+
+
+def test_what_a_world_says_is_text_when_it_is_kept():
+    model = scripted()
+    (trajectory,) = play(num_tasks=1, model=model, start=lambda task: Halved()).trajectories
+    assert trajectory.steps[0].observation == "heard \ufffd"
+    assert "Say \ufffd." in trajectory.messages[-1].system
+    assert trajectory.error is None
+    assert trajectory.to_json().encode("utf-8")
+
+
+def test_what_cannot_be_written_down_as_text_ends_its_episode():
+    class Halves(Toy):
+        def step(self, action):
+            return Outcome("", 1.0, True, {"extracted": "\ud800"})
+
+    (trajectory,) = play(num_tasks=1, start=lambda task: Halves()).trajectories
+    assert trajectory.error.startswith("environment: UnicodeEncodeError: ")
+    assert trajectory.steps[0].info == {"extracted": None}
+
+
 @pytest.mark.parametrize(
     ("world", "error"),
     [
         (Crashing, "environment: RuntimeError: the world broke"),
         (Outside, "environment: ValueError: the reward is 1.5; expected a number from 0 to 1"),
+        (Unsayable, "environment: RuntimeError: half a \ufffd"),
+        (Unwritable, "environment: TypeError: Object of type set is not JSON serializable"),
+        (Unending, "environment: ValueError: Out of range float values are not JSON compliant"),
     ],
 )
 def test_a_crashing_environment_is_data_and_the_siblings_go_on(world, error):

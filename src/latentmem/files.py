@@ -7,9 +7,12 @@ when it returns. Locks are the kernel's, which frees them however the process en
 import errno
 import fcntl
 import json
+import mmap
 import os
 import shutil
+import stat
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,7 +90,7 @@ def _remove_leftovers(path: Path) -> None:
     """Remove temporary files for `path` that no process holds: their writers died."""
     for leftover in path.parent.iterdir():
         if leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp":
-            with suppress(OSError), leftover.open("rb") as file:
+            with suppress(OSError), open_ordinary(leftover) as file:
                 if take(file):
                     leftover.unlink()
 
@@ -187,6 +190,56 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# What may be anything
+
+
+def open_ordinary(path: Path) -> IO[bytes]:
+    """Open a file to read it; what is none, such as a FIFO, is an error and never waited for.
+
+    Raises:
+        OSError: there is no file, or it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+class Unchanged:
+    """A file that is kept open and has to stay as it is, so that it may be mapped.
+
+    Who reads what is mapped of a file that was shortened is killed by the kernel. One that is put in its place does
+    not matter.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            OSError: there is no file, or it cannot be read.
+        """
+        with open_ordinary(path) as file:
+            self._descriptor = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        self._seen = self._state()
+
+    def __bool__(self) -> bool:
+        return self._state() == self._seen
+
+    def mapped(self, access: int = mmap.ACCESS_READ) -> mmap.mmap:
+        """Its bytes; look whether it is unchanged before they are read.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        return mmap.mmap(self._descriptor, 0, access=access)
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
 
 # Locks

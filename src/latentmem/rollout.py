@@ -4,6 +4,7 @@ Many episodes advance side by side. In each round, every episode's team names th
 they form one batch for the model. A single-turn task is an episode of one step.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.agent import AgentModel, Prompt
+from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Action, Call, Team, Teams, Turn
 from latentmem.trajectory import Message, Step, Task, Trajectory
@@ -79,7 +81,7 @@ class _Episode:
         """Make the environment."""
         with self._failure_is_data():
             self.environment = start(self.task)
-            self.instructions = self.environment.instructions
+            self.instructions = well_formed(self.environment.instructions)
 
     def advance(self, responses: list[str] | None) -> None:
         """Let the team name its next calls or its action."""
@@ -103,7 +105,9 @@ class _Episode:
             outcome = self.environment.step(self.action.text)
             if not 0 <= outcome.reward <= 1:
                 raise ValueError(f"the reward is {outcome.reward}; expected a number from 0 to 1")
-            return outcome
+            # Before it is kept: what has no JSON form, or is no text, could not be stored.
+            json.dumps(outcome.info, ensure_ascii=False, allow_nan=False).encode("utf-8")
+            return Outcome(well_formed(outcome.observation), outcome.reward, outcome.done, outcome.info)
         return Outcome(observation="", reward=0.0, done=True, info={"extracted": None})
 
     @contextmanager
@@ -114,7 +118,7 @@ class _Episode:
         except LatentMemError:
             raise
         except Exception as error:
-            self.error = f"environment: {type(error).__name__}: {error}"
+            self.error = well_formed(f"environment: {type(error).__name__}: {error}")
             self.done = True
 
 

@@ -173,7 +173,7 @@ class Trajectory(Record):
         """
         try:
             record: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")

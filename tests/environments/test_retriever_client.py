@@ -11,6 +11,7 @@ import pytest
 
 from latentmem.environments import retriever_client
 from latentmem.environments.retriever_client import Counts, Passage, RetrievalFailed, RetrieverClient
+from latentmem.environments.search import quoted
 from latentmem.errors import RetrieverError
 
 FOUND = {"result": [[{"document": {"id": "7", "contents": '"Moss Lantern"\nA band.\nOf two.'}, "score": 1.5}]]}
@@ -112,6 +113,35 @@ def test_documents_with_title_and_text_are_read_too(serve):
     assert client(server.url).retrieve("q") == (Passage("T", "x"),)
 
 
+LONG = "Stones were carried up the hill all year. " * 9
+
+DOCUMENTS = [
+    # a document of the server, and the passage
+    ({"contents": LONG + "The mill stood in May."}, Passage("", LONG + "The mill stood in May.")),
+    ({"contents": "The mill stood in May."}, Passage("", "The mill stood in May.")),
+    ({"contents": "The mill stood in May.\n \n"}, Passage("", "The mill stood in May.")),
+    ({"contents": "\nThe mill\nstood in May."}, Passage("", "The mill\nstood in May.")),
+    ({"contents": "Mill\nIt stood in May."}, Passage("Mill", "It stood in May.")),
+    ({"contents": f"{LONG}\nIt stood in May."}, Passage("", f"{LONG}\nIt stood in May.")),
+    ({"contents": f'"{LONG}"\nIt stood in May.'}, Passage(LONG, "It stood in May.")),
+    ({"title": None, "text": "It stood."}, Passage("", "It stood.")),
+    ({"text": "It stood."}, Passage("", "It stood.")),
+]
+
+
+@pytest.mark.parametrize(("document", "passage"), DOCUMENTS)
+def test_only_a_short_first_line_above_others_is_a_title(serve, document, passage):
+    server = serve({"result": [[{"document": document}]]})
+    assert client(server.url).retrieve("q") == (passage,)
+    if passage.title == "":
+        assert passage.text in quoted((passage,), 1000)  # nothing of it is cut as a title
+
+
+def test_half_a_surrogate_pair_is_no_text_and_comes_in_as_the_sign_for_that(serve):
+    server = serve(b'{"result": [[{"document": {"contents": "T\\udc00\\na\\ud800b \\ud83d\\ude00"}}]]}')
+    assert client(server.url).retrieve("q") == (Passage("T\ufffd", "a\ufffdb \U0001f600"),)
+
+
 def test_finding_nothing_is_an_answer(serve):
     server = serve({"result": [[]]})
     mine = client(server.url)
@@ -137,6 +167,7 @@ NONSENSE = [
     {"result": [[{"id": "7", "contents": "no document around it"}]]},
     {"result": [[{"document": {"contents": 7}}]]},
     {"result": [[{"document": {"title": "only"}}]]},
+    {"result": [[{"document": {"title": [], "text": "x"}}]]},
     [],
     b"\xff\xfe",
     b"[" * 100_000,
@@ -254,3 +285,84 @@ def test_failures_are_logged_at_1_10_100(serve, pauses, caplog):
             with pytest.raises(RetrievalFailed):
                 mine.retrieve(f"q{i}")
     assert [line.split("(")[1].split(")")[0] for line in caplog.messages] == ["1 times so far", "10 times so far"]
+
+
+# Whatever comes over the wire, an attempt ends when its time is over
+
+
+@pytest.fixture
+def talk():
+    """Start a server that says a beginning and then, until the test is over, the same again and again."""
+    over = threading.Event()
+    threads = []
+    sockets = []
+
+    def talk(beginning, again):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def answer():
+            while True:
+                try:
+                    caller, _ = listener.accept()
+                except OSError:
+                    return
+                with caller:
+                    try:
+                        caller.sendall(beginning)
+                        while not over.wait(0.02):
+                            caller.sendall(again)
+                    except OSError:
+                        pass
+
+        threads.append(threading.Thread(target=answer))
+        threads[-1].start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield talk
+    over.set()
+    for listener in sockets:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+DRIPS = {
+    "status line": (b"HTTP", b" "),
+    "header": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "size of a chunk": (CHUNKED, b"0"),
+    "trailers": (CHUNKED + b"0\r\n", b"X: y\r\n"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    "nothing": (b"", b""),
+}
+
+
+@pytest.mark.timeout(60)  # what drips for ever would be listened to for ever
+@pytest.mark.parametrize("drip", DRIPS)
+def test_no_drip_is_listened_to_for_longer_than_the_timeout(talk, drip):
+    mine = client(talk(*DRIPS[drip]), timeout_seconds=0.3, retries=0)
+    with pytest.raises(RetrievalFailed, match=r"after 1 attempts: no whole answer within 0\.3 s"):
+        mine.retrieve("q")
+
+
+@pytest.mark.timeout(60)
+def test_a_handshake_that_drips_is_no_exception(talk):
+    mine = client(talk(b"", b"\x16").replace("http:", "https:"), timeout_seconds=0.3, retries=0)
+    with pytest.raises(RetrievalFailed, match="after 1 attempts: "):
+        mine.retrieve("q")
+
+
+def test_what_a_server_says_is_told_in_one_short_line_that_no_terminal_obeys(serve, talk, pauses):
+    url = serve((404, b"\x1b[2Jgone\n" + b"x" * 5000)).url
+    with pytest.raises(RetrievalFailed) as failed:
+        client(url, retries=0).retrieve("q")
+    assert r"status 404: \x1b[2Jgone xxx" in str(failed.value)
+    with pytest.raises(RetrievalFailed) as garbled:
+        client(talk(b"\x00\x1b" * 500 + b"\r\n\r\n", b""), retries=0).retrieve("q")
+    for said in (str(failed.value), str(garbled.value)):
+        assert said.isprintable()
+        assert len(said) < 1000

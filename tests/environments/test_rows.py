@@ -1,8 +1,14 @@
 """Rows from files: each complaint is one line that names file and row, and nothing is left out unsaid."""
 
 import builtins
+import bz2
+import csv
+import gzip
+import io
 import json
 import logging
+import lzma
+import sys
 
 import pytest
 
@@ -220,3 +226,155 @@ def test_hub_rows_are_read_and_an_unreachable_hub_is_one_line(monkeypatch):
     assert "some/set, split test: cannot be loaded from the hub (no route to host)" in complaint(
         Rows(hub="some/set", split="test")
     )
+
+
+# Files as people have them
+
+PEOPLE = [
+    {"id": "a", "text": "Is 4 even?", "good": True, "rank": 1, "tags": ["x", "y"]},
+    {"id": "b", "text": "caf\u00e9 \u2028 line", "good": False, "rank": 2, "tags": []},
+]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in PEOPLE)
+
+
+def saved(folder):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(PEOPLE).save_to_disk(str(folder))
+
+
+def parquet(path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    pyarrow.write_table(pa.Table.from_pylist(PEOPLE), path)
+
+
+FILES = {
+    "mark.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + LINES.encode()),
+    "lines.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "no-ending": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "lines.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES.encode())),
+    "lines.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES.encode())),
+    "wide.jsonl": lambda path: path.write_bytes(LINES.encode("utf-16")),
+    "wide-without-mark.jsonl": lambda path: path.write_bytes(LINES.encode("utf-16-le")),
+    "wider.jsonl": lambda path: path.write_bytes(LINES.encode("utf-32")),
+    "wide.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode("utf-16"))),
+    "array.json": lambda path: path.write_text("\n " + json.dumps(PEOPLE, indent=1)),
+    "array.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(PEOPLE).encode())),
+    "rows.parquet": parquet,
+    "saved": saved,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_the_same_in_every_form(tmp_path, name):
+    FILES[name](tmp_path / name)
+    assert [row.values for row in read(Rows(path=str(tmp_path / name)))] == PEOPLE
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("name", "delimiter"), [("t.csv", ","), ("t.csv", ";"), ("t.tsv", "\t")])
+def test_a_table_of_text_gives_each_field_the_type_that_is_asked_for(tmp_path, name, delimiter, encoding):
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(PEOPLE[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(row | {"tags": json.dumps(row["tags"])} for row in PEOPLE)
+    (tmp_path / name).write_bytes(table.getvalue().encode(encoding))
+    rows = read(Rows(path=str(tmp_path / name)))
+    kinds = {"id": str, "text": str, "good": bool, "rank": int, "tags": list}
+    assert [{field: row.field(field, kind) for field, kind in kinds.items()} for row in rows] == PEOPLE
+    assert rows[0].text("rank") == "1"  # what is asked for as text is text
+
+
+def test_rows_of_a_table_know_their_lines_and_bad_ones_are_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('id,text\n1,"two\nlines"\n\n2\n3,x,y\n4,\n')
+    found = [(row.where, row.text("text")) for row in read(Rows(path=str(path), limit=1))]
+    assert found == [(f"{path}:2", "two\nlines")]
+    with pytest.raises(DataError, match=r"t\.csv:5: 1 cells, but the first line names 2 fields"):
+        read(Rows(path=str(path)))
+    tasks, skipped = read_tasks(Rows(path=str(path), on_bad_row="skip"), make)
+    assert [task.id for task in tasks] == ["1"]
+    assert skipped == {"wrong number of cells": 2, "blank": 1}
+    row = read(Rows(path=str(path), skip=3))[0]
+    for kind, problem in ((int, "null; expected an integer"), (bool, "null; expected true or false")):
+        with pytest.raises(DataError, match=rf"t\.csv:7: field 'text' is {problem}"):
+            row.field("text", kind)
+    with pytest.raises(DataError, match="field 'id' is an integer; expected true or false"):
+        row.field("id", bool)
+
+
+def test_a_folder_holds_files_of_several_forms_and_a_limit_stops_early(tmp_path):
+    parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
+    (tmp_path / "c.jsonl").write_text("{")
+    (tmp_path / "README.md").write_text("no rows")
+    assert [row.values["id"] for row in read(Rows(path=str(tmp_path), limit=4))] == ["a", "b"] * 2
+    with pytest.raises(DataError, match=r"c\.jsonl:1: not valid JSON"):
+        read(Rows(path=str(tmp_path)))
+
+
+def packed_cut(content):
+    return gzip.compress(content * 100)[:-9]
+
+
+OTHERS = [
+    ("x.jsonl.zst", b"\x28\xb5\x2f\xfd...", "is Zstandard, not JSON Lines; convert it: unzstd "),
+    ("x.xlsx", b"PK\x03\x04...", "is a zip archive or an Excel workbook"),
+    ("x.arrow", b"ARROW1...", "is an Arrow file"),
+    ("x.pkl", b"\x80\x04\x95", "is a Python pickle"),
+    ("x.sqlite", b"SQLite format 3\x00", "is an SQLite database"),
+    ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS in the place of the file"),
+    ("x.jsonl", b"<!DOCTYPE html>", "is a web page or XML"),
+    ("x.json", b'{\n  "a": 1\n}', "is JSON over several lines, not JSON Lines; convert it: jq -c . "),
+    ("x.json", b'[{"a": 1},', "begins as a JSON array, but is not valid JSON"),
+    ("x.json", b"[" * 100_000, "begins as a JSON array, but is not valid JSON"),
+    ("x.json", b'[{"a": NaN}]', "begins as a JSON array, but is not valid JSON"),
+    ("x.json", b'[{"a": 1}, 7]', "x.json, entry 2: expected a JSON object, found an integer"),
+    ("x.json", b'[{"a": "\\ud800"}]', "x.json, entry 1: not valid UTF-8"),
+    ("x.json", b'[{"a": "\xff"}]', "begins as a JSON array, but is not valid JSON"),
+    ("x.jsonl", b"[1]\n[2]\n", "x.jsonl:1: expected a JSON object, found a list"),
+    ("x.parquet", b"PAR1 and no more", "parquet that cannot be read"),
+    ("x.jsonl.gz", packed_cut(LINES.encode()), "x.jsonl.gz: cannot be read"),
+    ("x.jsonl.gz", b"\x1f\x8bnot gzip at all", "x.jsonl.gz: cannot be read"),
+    ("x.jsonl", "\ufeff{}".encode("utf-16")[:-1], "not valid UTF-16"),
+    ("x.csv", b"a,b\n\xff,1\n", "not valid UTF-8"),
+    ("x.csv", b"a,a\n1,2\n", "x.csv:1: two columns have one name"),
+    ("x.csv", b'a,b\n"1,2\n', "not valid CSV"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), OTHERS, ids=[said[:40] for _, _, said in OTHERS])
+def test_what_is_not_read_is_called_by_its_name(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    assert said in complaint(Rows(path=str(tmp_path / name)))
+
+
+def test_folders_of_save_to_disk_that_are_not_read(tmp_path, monkeypatch):
+    saved(tmp_path / "both" / "train")
+    (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert "holds several splits of a data set (train); name one of them, such as " in complaint(
+        Rows(path=str(tmp_path / "both"))
+    )
+    for arrow in (tmp_path / "both" / "train").glob("*.arrow"):
+        arrow.write_bytes(b"nothing")
+    assert "written by save_to_disk, but cannot be read" in complaint(Rows(path=str(tmp_path / "both" / "train")))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("rows.parquet", "pyarrow"), ("saved", "datasets")])
+def test_without_the_extra_it_is_said_what_to_install(tmp_path, monkeypatch, name, missing):
+    FILES[name](tmp_path / name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert "pip install 'latentmem[hub]'" in complaint(Rows(path=str(tmp_path / name)))
+
+
+def test_text_that_is_none_is_refused_wherever_it_comes_from():
+    row = Row({"s": "a\ud800", "l": ["a", "\udfff"]}, "f:7")
+    for read, text in [
+        (lambda: row.text("s"), "f:7: field 's': not valid UTF-8"),
+        (lambda: row.strings("l"), "f:7: field 'l': not valid UTF-8"),
+    ]:
+        with pytest.raises(DataError) as caught:
+            read()
+        assert str(caught.value).startswith(text)

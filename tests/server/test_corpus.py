@@ -1,7 +1,9 @@
 """A corpus file: its rows by position, the bad ones by line, and a change under our hands."""
 
+import gzip
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -55,8 +57,8 @@ BAD = [
     ({"id": "1"}, "line 2: no field 'contents'"),
     ({"id": "1", "contents": " "}, "line 2: field 'contents' is blank"),
     ({"id": "1", "contents": ["x"]}, "line 2: field 'contents' is a list; expected a string"),
-    ({"id": "1", "text": "x"}, "line 2: no field 'title'"),
-    ({"id": "1", "title": "x", "text": ""}, "line 2: field 'text' is blank"),
+    ({"id": "1", "title": 7, "text": "x"}, "line 2: field 'title' is an integer; expected a string"),
+    ({"id": "1", "title": " ", "text": ""}, "line 2: field 'text' is blank, and there is no title"),
 ]
 
 
@@ -120,3 +122,52 @@ def test_a_file_put_in_its_place_does_not_matter(corpus, tmp_path):
     (tmp_path / "new.jsonl").write_text(json.dumps({"id": 1, "contents": "other"}))
     (tmp_path / "new.jsonl").rename(found.path)
     assert found[0] == Passage("7", "Door\nRed.")
+
+
+FORMS = [
+    ({"_id": "a", "title": "Roof", "text": "Blue.", "metadata": {}}, Passage("a", '"Roof"\nBlue.')),
+    ({"docid": 4, "title": "Roof", "text": "Blue."}, Passage(4, '"Roof"\nBlue.')),
+    ({"id": "a", "text": "Blue."}, Passage("a", "Blue.")),
+    ({"id": "a", "title": None, "text": "Blue."}, Passage("a", "Blue.")),
+    ({"id": "a", "title": " ", "text": "Blue.\nFlat."}, Passage("a", "\nBlue.\nFlat.")),
+    ({"id": "a", "title": "Roof\nof tin", "text": "Blue."}, Passage("a", '"Roof of tin"\nBlue.')),
+    ({"id": "a", "title": "Roof", "text": ""}, Passage("a", "Roof")),
+]
+
+
+@pytest.mark.parametrize(("row", "passage"), FORMS)
+def test_forms_that_people_have(corpus, row, passage):
+    assert corpus(row, GOOD)[0] == passage
+
+
+def test_a_byte_order_mark_belongs_to_no_passage(corpus):
+    found = corpus(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n", GOOD)
+    assert [found[0], found[1]] == [Passage("7", "Door\nRed.")] * 2
+
+
+OTHERS = [
+    (lambda line: gzip.compress(line), "is gzip, not JSON Lines; convert it: gunzip -k "),
+    (lambda line: b"[" + line + b"]", "is a JSON array, not JSON Lines; convert it: jq -c '.[]' "),
+    (lambda line: line.decode().encode("utf-16"), "is UTF-16, not JSON Lines; convert it: iconv -f UTF-16 "),
+    (lambda line: b"PAR1" + line, "is parquet, not JSON Lines; convert it: python -c"),
+    (lambda line: json.dumps(json.loads(line), indent=2).encode(), "is JSON over several lines, not JSON Lines"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), OTHERS, ids=[said[3:12] for _, said in OTHERS])
+def test_another_form_is_called_by_its_name(corpus, change, said):
+    with pytest.raises(DataError) as error:
+        corpus(change(json.dumps(GOOD).encode()))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "beir").mkdir()
+    (tmp_path / "beir" / "corpus.jsonl").touch()
+    with pytest.raises(DataError, match="cannot be read, for it is no file"):
+        Corpus(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"beir: cannot be read, for it is no file; did you mean 'corpus\.jsonl'\?"):
+        Corpus(tmp_path / "beir")

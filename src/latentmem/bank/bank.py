@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Self, TextIO
 
 from latentmem.bank import jsonl
-from latentmem.bank.check import PAGE_SIZE, holds, same_records, same_rows
+from latentmem.bank.check import PAGE_SIZE, check_records, holds, same_records, same_rows
 from latentmem.bank.embedding import Embed, unit_vectors
 from latentmem.bank.exact import Vectors
 from latentmem.bank.lists import ApproximateIndex, load_faiss, read_lists
@@ -310,7 +310,7 @@ class ExperienceBank:
         finite, not of unit length), `index` (damaged, or not the records' vectors and columns).
         """
         with self._records.read() as transaction:
-            num_checked, problems = transaction.check()
+            num_checked, problems = check_records(transaction, self.path)
             kinds = {problem.kind for problem in problems}
             if not kinds & {"sqlite", "vector"}:
                 problems += self._index_problems(transaction, with_labels=not kinds & {"columns", "roles"})
@@ -367,7 +367,7 @@ class ExperienceBank:
     # The index, updated to the records of a transaction
 
     def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex | ApproximateIndex:
-        if self._index is None or self._index.generation != generation:
+        if self._index is None or self._index.generation != generation or not self._index.is_intact:
             self._index = self._load_index(transaction, generation, width)
         index = self._index
         while True:

@@ -7,9 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from latentmem.bank.database import BUSY_SECONDS, open_database
 from latentmem.errors import BankError
-
-_BUSY_SECONDS = 60.0
 
 
 def copy_bank(source: Path, target: Path) -> None:
@@ -21,7 +20,7 @@ def copy_bank(source: Path, target: Path) -> None:
         BankError: one of the two is not an SQLite file or cannot be used, or the disk is full; an older `target` stays.
     """
     new = not target.exists()
-    with _explained(source), closing(_connect(source, "rw")) as old, old:
+    with _explained(source), closing(open_database(source, create=False)) as old:
         old.execute("SELECT count(*) FROM sqlite_master").fetchone()
         try:
             with _explained(target), closing(_connect(target, "rwc")) as copy:
@@ -60,7 +59,7 @@ def check_tables_only(path: Path) -> None:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", timeout=_BUSY_SECONDS, uri=True)
+    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", timeout=BUSY_SECONDS, uri=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from latentmem.data_files import HEAD_BYTES, MARK, form_of
 from latentmem.errors import BankError, DataError
 from latentmem.files import replacing
 from latentmem.trajectory import Trajectory
@@ -63,6 +64,10 @@ def read_batches(path: Path, size: int) -> Iterator[list[Trajectory]]:
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            yield from file
+            form = form_of(file.peek(HEAD_BYTES))
+            if form is not None:
+                raise DataError(f"{path}: {form.advice(path)}")
+            for number, line in enumerate(file):
+                yield line if number else line.removeprefix(MARK)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

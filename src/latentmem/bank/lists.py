@@ -25,7 +25,7 @@ import numpy.typing as npt
 from latentmem.bank.exact import Positions, Vectors
 from latentmem.bank.matrix import BankIndex, Label
 from latentmem.errors import BankError
-from latentmem.files import replacing
+from latentmem.files import open_ordinary, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,12 @@ def read_lists(path: Path, generation: str) -> StoredLists | None:
     """Return the lists in a file; None if there is no file, or its lists are of another generation.
 
     Raises:
+        OSError: it cannot be read, or is no ordinary file.
         ValueError: the file is torn or damaged.
     """
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        with open_ordinary(path) as file:
+            content = np.frombuffer(file.read(), dtype=np.uint8)
     except FileNotFoundError:
         return None
     if content.size < _HEADER.size:

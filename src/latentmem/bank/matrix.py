@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank.exact import Positions, Rows, Vectors
-from latentmem.files import replacing
+from latentmem.files import Unchanged, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +45,23 @@ class StoredMatrix:
     vectors: Vectors
     """The rows [N, e], memory-mapped."""
     postings: dict[Label, Positions]
-    """The rows that have each label, memory-mapped."""
+    """The rows that bear a label, memory-mapped."""
+    file: Unchanged
+    """What is mapped."""
 
 
 def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
     """Return the matrix in a file; None if there is no file, or its matrix is of another generation.
 
     Raises:
+        OSError: it cannot be read, or is no ordinary file.
         ValueError: the file is torn or damaged.
     """
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+        file = Unchanged(path)
     except FileNotFoundError:
         return None
+    content = np.frombuffer(file.mapped(), dtype=np.uint8)
     if content.size < _ROWS_BEGIN:
         raise ValueError(f"{content.size} bytes are too few for a header")
     header = _HEADER.unpack(content[: _HEADER.size].tobytes())
@@ -83,6 +87,7 @@ def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
         seqs=np.array(content[seqs_begin:postings_begin]).view("<i8"),
         vectors=content[_ROWS_BEGIN:seqs_begin].view("<f4").reshape(num_rows, width),
         postings=postings,
+        file=file,
     )
 
 
@@ -132,7 +137,8 @@ class BankIndex:
         self._path = path
         self._seqs = _Growing(stored.seqs if stored else np.empty(0, dtype=np.int64))  # [N]
         self.rows = Rows(stored.vectors if stored else np.empty((0, width), dtype=np.float32))
-        """The vectors; the first piece lies in the file, the others were appended since."""
+        """The vectors; the first piece is in the file, the rest came since."""
+        self._file = stored.file if stored else None
         self._postings = {label: _Growing(rows) for label, rows in stored.postings.items()} if stored else {}
         self._passing: dict[frozenset[Label], _Passing] = {}
 
@@ -148,6 +154,11 @@ class BankIndex:
     def reached(self) -> int:
         """The number of the last record in this index; 0 when empty."""
         return int(self.seqs[-1]) if len(self) else 0
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the file that holds some of the rows is as it was; they must not be read otherwise."""
+        return self._file is None or bool(self._file)
 
     # Growing
 
@@ -193,11 +204,13 @@ class BankIndex:
             with replacing(self._path, durable=False) as file:
                 file.writelines(content)
                 file.flush()
-                mapped = np.memmap(file.name, dtype="<f4", mode="r", offset=_ROWS_BEGIN, shape=shape)
+                written = Unchanged(Path(file.name))
         except OSError as error:
             logger.warning("%s: the index could not be saved (%s); it stays in memory", self._path, error)
             return
-        self.rows.pieces = [mapped.view(np.ndarray)]  # the mapping takes the place of the copy in memory
+        count = len(self) * self.rows.width
+        mapped = np.frombuffer(written.mapped(), dtype="<f4", count=count, offset=_ROWS_BEGIN)
+        self.rows.pieces, self._file = [mapped.reshape(shape)], written  # the mapping may replace the copy in memory
 
     # Reading
 

@@ -6,10 +6,11 @@ is kept as compressed JSON; the columns beside it are copies to filter on, and `
 """
 
 import os
+import re
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentmem.bank.database import explained, open_database, place_of
 from latentmem.bank.exact import Vectors
 from latentmem.bank.matrix import Label
-from latentmem.bank.stored_form import decode, decompress
-from latentmem.errors import BankError, DataError
+from latentmem.errors import BankError
 from latentmem.trajectory import Task, Trajectory
 
 BANK_SCHEMA_VERSION = 1
@@ -30,11 +31,19 @@ BANK_SCHEMA_VERSION = 1
 UNIT_TOLERANCE = 1e-5
 """The most by which the length of a stored vector may differ from 1."""
 
+_META: Mapping[str, Callable[[Any], bool]] = {
+    "schema_version": lambda value: isinstance(value, int),
+    "created": lambda value: isinstance(value, str),
+    "generation": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None,
+    "embedder": lambda value: value is None or isinstance(value, str),
+    "width": lambda value: value is None or (isinstance(value, int) and 0 < value <= 1 << 20),
+}
+"""What stands in the meta table, and what it may be."""
+
 Filters = Mapping[str, str | bool | None]
 """Values of success, domain, role and team to filter on; None lets everything pass."""
 
 _APPLICATION_ID = 0x4C4D454D
-_BUSY_SECONDS = 60.0
 _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     """CREATE TABLE trajectories (
@@ -59,7 +68,12 @@ _TABLES = (
     "CREATE INDEX trajectories_by_task_key ON trajectories (task_key)",
     "CREATE INDEX trajectories_by_task_text ON trajectories (task_text)",
 )
-_COLUMNS = ("id", "domain", "success", "reward", "team", "model", "task_id", "task_key", "task_text")
+COLUMNS = ("id", "domain", "success", "reward", "team", "model", "task_id", "task_key", "task_text")
+_SHAPES = {
+    "meta": ("key", "value"),
+    "trajectories": ("seq", *COLUMNS, "vector", "json"),
+    "roles": ("seq", "role"),
+}
 _INSERT = """
     INSERT INTO trajectories (id, domain, success, reward, team, model, task_id, task_key, task_text, vector, json)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
@@ -120,8 +134,8 @@ class Records:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BankError(f"{path}: its folder cannot be made ({error.strerror})") from None
-        with self._explained():
-            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        with explained(self.path):
+            self._db = open_database(path, create=create)
         try:
             self._open(create)
         except BaseException:
@@ -129,7 +143,7 @@ class Records:
             raise
 
     def _open(self, create: bool) -> None:
-        with self._explained():
+        with explained(self.path):
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             begin = create and self._is_empty()
@@ -148,6 +162,7 @@ class Records:
                     f"{self.path}: bank schema {version} is newer than {BANK_SCHEMA_VERSION}, the newest this version "
                     "reads; upgrade latentmem"
                 )
+        self._place = place_of(self.path)
 
     def _is_empty(self) -> bool:
         return bool(self._db.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
@@ -173,15 +188,30 @@ class Records:
 
     @contextmanager
     def write(self) -> Iterator["Transaction"]:
-        """Open the only write transaction: synced to disk when the block ends, undone if it raises."""
+        """The one writer: synced to disk when the block ends, undone if it raises.
+
+        Raises:
+            BankError: the file is not where it was when it was opened, so that what is written would be lost.
+        """
         with self._transaction("BEGIN IMMEDIATE", "COMMIT") as transaction:
             yield transaction
+            self._check_place()
+        self._check_place()
+
+    def _check_place(self) -> None:
+        opened = getattr(self, "_place", ())  # none yet while a bank is begun
+        gone = [before for before, now in zip(opened, place_of(self.path), strict=False) if before not in (None, now)]
+        if gone:
+            raise BankError(
+                f"{self.path}: it, or the -wal or -shm beside it, was removed, renamed or replaced while it was open, "
+                "so this would be lost; put it back, open the bank again and repeat"
+            )
 
     @contextmanager
     def _transaction(self, begin: str, end: str) -> Iterator["Transaction"]:
         if os.getpid() != self._process:
             raise BankError(f"{self.path}: opened before a fork; open it again in the child process")
-        with self._lock, self._explained():
+        with self._lock, explained(self.path):
             self._db.execute(begin)
             try:
                 yield Transaction(self._db, self.path)
@@ -189,32 +219,6 @@ class Records:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors about the file and the machine into one line; its other errors are our bugs."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)  # errors of the Python module itself carry no code
-            if code == sqlite3.SQLITE_IOERR_SHMSIZE:
-                raise BankError(
-                    f"{self.path}: disk is full; even to read, a bank needs 32 kB for {self.path.name}-shm beside it. "
-                    "Free some space and repeat"
-                ) from None
-            advice = {
-                sqlite3.SQLITE_NOTADB: "not a SQLite file, so no experience bank; check the path",
-                sqlite3.SQLITE_BUSY: f"locked by another process for {_BUSY_SECONDS:g} s; end that one or try again",
-                sqlite3.SQLITE_PROTOCOL: "too many processes want the lock at once; try again",
-                sqlite3.SQLITE_FULL: "disk is full, this batch is not stored; free some space and repeat",
-                sqlite3.SQLITE_IOERR: "disk error, this batch is not stored; check the disk and its quota, then repeat",
-                sqlite3.SQLITE_READONLY: "cannot be written; check the permissions of the file and its folder",
-                sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it is a file, and its folder's permissions",
-                sqlite3.SQLITE_CORRUPT: "damaged; `latentmem bank verify` says where, restore it from an export",
-            }.get(code & 0xFF)
-            if advice is None:
-                raise
-            raise BankError(f"{self.path}: {advice} ({error})") from None
 
 
 class Transaction:
@@ -227,18 +231,25 @@ class Transaction:
     # The meta table
 
     def schema_version(self) -> int:
-        """Return the version of the tables; read it before relying on anything else in them."""
-        return int(self._values()["schema_version"])
+        """Version of the tables, read before anything else of them is relied on."""
+        version: int = self._values(("schema_version",))["schema_version"]
+        return version
 
     def meta(self) -> Meta:
-        """Return the content of the meta table."""
-        return Meta(**self._values())
+        """The meta table.
 
-    def _values(self) -> dict[str, Any]:
-        values = dict(self._db.execute("SELECT key, value FROM meta"))
-        for key in ("schema_version", "created", "generation"):
-            if key not in values:
-                raise BankError(f"{self._path}: its meta table lacks {key!r}; restore the bank from an export")
+        Raises:
+            BankError: it lacks something, or holds what is none.
+        """
+        return Meta(**self._values(tuple(_META)))
+
+    def _values(self, names: Sequence[str]) -> dict[str, Any]:
+        rows = dict(self._db.execute("SELECT key, value FROM meta"))
+        values = {name: rows.get(name) for name in names}
+        for name, value in values.items():
+            if not _META[name](value):
+                found = f"holds {str(value)[:80]!r} as {name!r}" if name in rows else f"lacks {name!r}"
+                raise BankError(f"{self._path}: its meta table {found}; restore the bank from an export")
         return values
 
     def set_embedder(self, embedder: str, width: int) -> None:
@@ -263,12 +274,12 @@ class Transaction:
     # Trajectories
 
     def insert(self, trajectory: Trajectory, vector: Vectors, compressed: bytes) -> bool:
-        """Store one trajectory, its vector [e] and the result of `encode`; return False if it was there already."""
-        cursor = self._db.execute(_INSERT, (*_columns(trajectory), vector.astype("<f4").tobytes(), compressed))
+        """Store one trajectory with its vector [e] and what `encode` gave; False if it was there already."""
+        cursor = self._db.execute(_INSERT, (*columns_of(trajectory), vector.astype("<f4").tobytes(), compressed))
         if cursor.rowcount == 0:
             return False
         self._db.executemany(
-            "INSERT INTO roles VALUES (?, ?)", [(cursor.lastrowid, role) for role in _roles(trajectory)]
+            "INSERT INTO roles VALUES (?, ?)", [(cursor.lastrowid, role) for role in roles_of(trajectory)]
         )
         return True
 
@@ -303,8 +314,9 @@ class Transaction:
         return [id_ for (id_,) in self._db.execute("SELECT id FROM trajectories ORDER BY seq")]
 
     def compressed(self, seq: int) -> bytes:
-        """Return the stored form of an existing record."""
-        return bytes(self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
+        """The stored form of an existing record."""
+        stored: bytes = self._db.execute("SELECT json FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0]
+        return stored
 
     def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
         """Return up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
@@ -345,9 +357,10 @@ class Transaction:
         query = "SELECT seq, vector, id FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
         rows = self._db.execute(query, (after, size)).fetchall()
         for seq, vector, _ in rows:
-            if len(vector) != 4 * width:
+            if not isinstance(vector, bytes) or len(vector) != 4 * width:
+                has = f"{len(vector)} bytes" if isinstance(vector, bytes) else f"a {type(vector).__name__}"
                 raise BankError(
-                    f"{self._path}: record {seq}: its vector has {len(vector)} bytes, width {width} takes {4 * width}; "
+                    f"{self._path}: record {seq}: its vector has {has}, width {width} takes {4 * width}; "
                     "call reembed() to make the vectors again"
                 )
         numbers = np.frombuffer(b"".join(vector for _, vector, _ in rows), dtype="<f4").reshape(len(rows), width)
@@ -370,57 +383,36 @@ class Transaction:
 
     # Checking
 
-    def check(self) -> tuple[int, list[Problem]]:
-        """Check all records; return how many were read, and the problems, those of the database file first."""
-        problems: list[Problem] = []
-        num_checked = 0
+    def broken(self) -> list[str]:
+        """What SQLite itself finds wrong with the file, and how its tables are not those of a bank."""
+        found = [line for (line,) in self._db.execute("PRAGMA integrity_check").fetchall() if line != "ok"]
+        for table, columns in _SHAPES.items():
+            there = {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
+            if not there:
+                found.append(f"no table {table}")
+            elif lacks := [column for column in columns if column not in there]:
+                found.append(f"table {table} has no {', '.join(lacks)}")
+        for kind, name in self._db.execute("SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"):
+            found.append(f"holds the {kind} {name!r}, which no bank has")
+        return found
+
+    def stray_roles(self) -> list[int]:
+        """Numbers of records that have roles, and are not there."""
+        query = "SELECT DISTINCT seq FROM roles EXCEPT SELECT seq FROM trajectories"
+        return [seq for (seq,) in self._db.execute(query)]
+
+    def everything(self) -> Iterator[tuple[int, Any, Any, list[Any], list[Any]]]:
+        """Of each record its number, vector, stored form, what stands in COLUMNS, and its roles; of whatever type."""
+        self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")  # what is no UTF-8 will not agree
         try:
-            for (line,) in self._db.execute("PRAGMA integrity_check").fetchall():
-                if line != "ok":
-                    problems.append(Problem("sqlite", str(self._path), " ".join(line.split())))
-            for (seq,) in self._db.execute("SELECT DISTINCT seq FROM roles EXCEPT SELECT seq FROM trajectories"):
-                problems.append(Problem("roles", f"{self._path}: record {seq}", "has roles, but no trajectory"))
-            width = self.meta().width
             for seq, vector, compressed, *columns in self._db.execute(_CHECKED):
-                where = f"{self._path}: record {seq}"
-                roles = self._role_names(seq - 1, seq).get(seq, [])
-                problems += _vector_problems(where, vector, width)
-                problems += _content_problems(where, compressed, columns, roles)
-                num_checked += 1
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
-                raise
-            problems.append(Problem("sqlite", str(self._path), f"{error}; checked {num_checked} records up to there"))
-        return num_checked, problems
+                yield seq, vector, compressed, columns, self._role_names(seq - 1, seq).get(seq, [])
+        finally:
+            self._db.text_factory = str
 
 
-def _vector_problems(where: str, vector: bytes, width: int | None) -> Iterator[Problem]:
-    if width is None or len(vector) != 4 * width:
-        yield Problem("vector", where, f"{len(vector)} bytes, but the width is {width}")
-        return
-    length = float(np.linalg.norm(np.frombuffer(vector, dtype="<f4").astype(np.float64)))
-    if not abs(length - 1) <= UNIT_TOLERANCE:  # nan fails too
-        yield Problem("vector", where, f"length {length:.6g}, expected 1")
-
-
-def _content_problems(where: str, compressed: bytes, columns: Sequence[Any], roles: list[str]) -> Iterator[Problem]:
-    try:
-        trajectory = decode(compressed, where)
-    except DataError as error:
-        yield Problem("json", where, str(error).removeprefix(f"{where}: "))
-        return
-    if trajectory.to_json().encode("utf-8") != decompress(compressed, where):
-        yield Problem("json", where, "not in canonical form")
-    for name, found, expected in zip(_COLUMNS, columns, _columns(trajectory), strict=True):
-        if found != expected:
-            kind: Literal["id", "columns"] = "id" if name == "id" else "columns"
-            yield Problem(kind, where, f"{name} is {found!r}, but the JSON says {expected!r}")
-    if roles != _roles(trajectory):
-        yield Problem("roles", where, f"roles are {roles}, but the JSON says {_roles(trajectory)}")
-
-
-def _columns(trajectory: Trajectory) -> tuple[str | float | None, ...]:
-    """Return the values of the columns in _COLUMNS."""
+def columns_of(trajectory: Trajectory) -> tuple[str | float | None, ...]:
+    """What stands in COLUMNS for a trajectory."""
     task = trajectory.task
     return (
         trajectory.id,
@@ -435,5 +427,6 @@ def _columns(trajectory: Trajectory) -> tuple[str | float | None, ...]:
     )
 
 
-def _roles(trajectory: Trajectory) -> list[str]:
+def roles_of(trajectory: Trajectory) -> list[str]:
+    """The roles that spoke, in order."""
     return sorted({message.role for message in trajectory.messages})

@@ -5,9 +5,12 @@ import zlib
 from latentmem.errors import DataError
 from latentmem.trajectory import Trajectory
 
+MAX_BYTES = 1 << 30
+"""Of one trajectory's JSON; a few kilobytes may claim to be more."""
 
-def encode(trajectory: Trajectory) -> bytes:
-    """Return the stored form, compressed canonical JSON; refuse a trajectory that would not read back as the same.
+
+def canonical(trajectory: Trajectory) -> bytes:
+    """Its JSON in UTF-8, which reads back as the same; what could not is refused here.
 
     Raises:
         DataError: there is a lone surrogate, or the task's data hold nan or infinity or are nested too deeply.
@@ -22,7 +25,16 @@ def encode(trajectory: Trajectory) -> bytes:
         raise DataError(f"{where}: has no JSON form ({error}); mend its data") from None
     if Trajectory.from_json(json, where).to_json().encode("utf-8") != json:
         raise DataError(f"{where}: is not the same when read back; mend its data")
-    return zlib.compress(json)
+    return json
+
+
+def encode(trajectory: Trajectory) -> bytes:
+    """The stored form: compressed canonical JSON.
+
+    Raises:
+        DataError: as `canonical`.
+    """
+    return zlib.compress(canonical(trajectory))
 
 
 def decompress(compressed: bytes, where: str) -> bytes:
@@ -31,10 +43,14 @@ def decompress(compressed: bytes, where: str) -> bytes:
     Raises:
         DataError: the stored form is damaged.
     """
+    unpacking = zlib.decompressobj()
     try:
-        return zlib.decompress(compressed)
-    except zlib.error as error:
+        json = unpacking.decompress(compressed, MAX_BYTES)
+    except (zlib.error, TypeError) as error:
         raise DataError(f"{where}: damaged ({error}); restore the bank from an export") from None
+    if not unpacking.eof or unpacking.unused_data:
+        raise DataError(f"{where}: damaged (cut off, or over {MAX_BYTES:,} bytes); restore the bank from an export")
+    return json
 
 
 def decode(compressed: bytes, where: str) -> Trajectory:

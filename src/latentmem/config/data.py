@@ -38,10 +38,11 @@ class ReasoningSection(Section):
 
 
 class Rows(Section):
-    """Where the rows of a split come from: a local JSONL file or folder, or a data set of the hub."""
+    """Where the rows of a split come from: a local file or folder, or a data set of the hub."""
 
     path: str | None = None
-    """A .jsonl file, or a folder of them, read in the order of their names."""
+    """A file of rows (JSON Lines, a JSON array, CSV, parquet, also compressed), a folder of them, read in the order of
+    their names, or a folder of `save_to_disk`."""
     hub: str | None = None
     """A data set's id on the hub, read by `datasets`."""
     name: str | None = None

@@ -1,23 +1,23 @@
 """Rows of a data set, each with the place it came from, so that every error can name file and line.
 
-Rows come from local JSON Lines, or from the hub through `datasets`, which is loaded only then. A row that cannot be
-used is an error. If the configuration says so, it is left out instead, and counted under its kind of mistake, so that
-no row goes missing silently. A train row whose task also occurs in test is left out as well.
+Rows come from local files, or from the hub by `datasets`, which is loaded only then. A row that cannot be used is
+an error, or, where the configuration says so, left out; then it is counted under the kind of its mistake, and nothing
+goes missing unsaid. A train row whose task also occurs in test is left out as well.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
 from latentmem.config import Rows
 from latentmem.environments.environment import Split
+from latentmem.environments.row_files import Cell, check_text, json_name, read_files
 from latentmem.errors import BadRowError, DataError, suggest
 from latentmem.trajectory import Task
 
@@ -37,7 +37,7 @@ class Row:
 
     values: dict[str, JsonValue]
     where: str
-    """`file:line`, or the hub data set, split and row."""
+    """`file:line`, or the file or hub data set and the row's number."""
 
     def field(self, name: str, kind: type[T]) -> T:
         """Return the value of a field, which must exist and have that type.
@@ -74,13 +74,16 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     """Return `value` if it is of the JSON type `kind`; true and false are not integers.
 
     Raises:
-        BadRowError: the value has another type, or is a string that is too long; the message begins with `where`.
+        BadRowError: it is of another type, or a string that is too long or no text; the message begins with `where`.
     """
+    if isinstance(value, Cell):
+        value = value.as_type(kind)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         reason = "null" if value is None else "wrong type"
-        raise BadRowError(reason, f"{where} is {_name(value)}; expected {_JSON_NAMES[kind]}")
+        raise BadRowError(reason, f"{where} is {json_name(value)}; expected {_JSON_NAMES[kind]}")
     if isinstance(value, str):
         _check_length(len(value), where)
+        check_text(value, where)
     return value
 
 
@@ -93,8 +96,9 @@ def all_strings(values: list[Any], where: str) -> list[str]:
     for i, value in enumerate(values):
         if not isinstance(value, str):
             reason = "null" if value is None else "wrong type"
-            raise BadRowError(reason, f"{where}: entry {i} is {_name(value)}; expected a string")
+            raise BadRowError(reason, f"{where}: entry {i} is {json_name(value)}; expected a string")
     _check_length(sum(map(len, values)), where)
+    check_text(values, where)
     return values
 
 
@@ -202,57 +206,8 @@ def _source(rows: Rows) -> str:
 
 
 def _local(path: Path) -> Iterator[Row | BadRowError]:
-    for file in _files(path):
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        # Only a line feed ends a row: a string may hold U+2028, at which str.splitlines would split too.
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if line.strip():
-                where = f"{file}:{number}"
-                try:
-                    yield Row(parse_object(line, where), where)
-                except BadRowError as error:
-                    yield error
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if not files:
-            raise DataError(f"{path}: the folder holds no .jsonl file; expected at least one")
-        return files
-    if not path.exists():
-        if not path.parent.is_dir():
-            raise DataError(f"{path}: no such file; its folder {path.parent} does not exist either")
-        siblings = [p.name for p in path.parent.iterdir() if p.suffix == ".jsonl" or p.is_dir()]
-        hint = suggest(path.name, siblings) if siblings else "its folder holds no .jsonl file"
-        raise DataError(f"{path}: no such file or folder; {hint}")
-    return [path]
-
-
-def parse_object(line: bytes, where: str) -> dict[str, JsonValue]:
-    """Parse one line of JSON Lines.
-
-    Raises:
-        BadRowError: the line is not JSON in UTF-8, or not an object; the message begins with `where`.
-    """
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no JSON number")
-
-    try:
-        value = json.loads(line.decode("utf-8"), parse_constant=refuse)
-        if b"\\u" in line:  # JSON can spell half a surrogate pair, which is no text
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeError as error:
-        raise BadRowError("not UTF-8", f"{where}: not valid UTF-8 ({error}); save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRowError("not JSON", f"{where}: not valid JSON ({error}); expected one object on each line") from None
-    if not isinstance(value, dict):
-        raise BadRowError("not an object", f"{where}: expected a JSON object, found {_name(value)}")
-    return value
+    for where, found in read_files(path):
+        yield found if isinstance(found, BadRowError) else Row(found, where)
 
 
 def _hub(rows: Rows) -> Iterator[Row]:
@@ -272,7 +227,3 @@ def _hub(rows: Rows) -> Iterator[Row]:
         ) from None
     for number, values in enumerate(table):
         yield Row(dict(values), f"{name}, row {number}")
-
-
-def _name(value: Any) -> str:
-    return "null" if value is None else _JSON_NAMES.get(type(value), f"the number {value}")

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from latentmem.config import SearchSection
 from latentmem.environments.environment import Outcome, Split
 from latentmem.environments.qa import QADomain, QAEnvironment
-from latentmem.environments.retriever_client import Passage, RetrieverClient
+from latentmem.environments.retriever_client import MAX_TITLE_CHARACTERS, Passage, RetrieverClient
 from latentmem.trajectory import Task
 
 INSTRUCTIONS = (
@@ -21,8 +21,7 @@ INSTRUCTIONS = (
 )
 """Placed before the instructions on how an answer has to look."""
 MAX_QUERY_CHARACTERS = 1000
-"""Length at which a query is cut before it is sent."""
-MAX_TITLE_CHARACTERS = 200
+"""What is sent of a longer query."""
 
 _PAIR = re.compile(
     r"<(?P<name>search|answer)>(?P<content>(?:(?!</?(?:search|answer)>).)*)</(?P=name)>", re.IGNORECASE | re.DOTALL

@@ -26,8 +26,9 @@ def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
         BankError: there is no bank, or it has problems.
         HubError: the hub does not answer, or refuses.
     """
-    ExperienceBank(path).close()  # raises an error that says what is wrong with it
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.push-") as place:
+    ExperienceBank(path).close()  # which says what is wrong with it
+    beside = path.parent if os.access(path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.push-") as place:
         copy = Path(place) / _FILE
         copy_bank(path, copy)
         info = _verified(copy, str(path))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from latentmem.config import Sampling
+from latentmem.outside import well_formed as well_formed  # a model's door is one of several
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,14 +84,3 @@ class ScriptedModel:
                 )
             )
         return results
-
-
-def well_formed(text: str) -> str:
-    r"""Return the text with split surrogate pairs joined, and lone surrogates replaced by U+FFFD.
-
-    JSON can carry surrogates into a string; no tokenizer accepts them.
-
-    >>> well_formed("a\ud800b")
-    'a\ufffdb'
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -5,7 +5,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
+from latentmem.bank.stored_form import canonical
 from latentmem.config import Config
+from latentmem.errors import DataError
 from latentmem.files import write_atomic
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
@@ -103,15 +105,18 @@ def _batch_file(run: Run) -> Path:
 
 
 def _write_down(path: Path, trajectories: list[Trajectory]) -> None:
-    lines = "".join(trajectory.to_json() + "\n" for trajectory in trajectories)
-    write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+    """Write a batch down; what the bank would refuse is refused before, or it would be read, and refused, for ever."""
+    write_atomic(path, b"".join(canonical(trajectory) + b"\n" for trajectory in trajectories))
 
 
 def _store_batch(run: Run, parts: Parts) -> dict[str, Any]:
     """Store and count the batch that was written to its file; return the counts."""
     path = _batch_file(run)
     rows = path.read_bytes().split(b"\n")[:-1]
-    trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+    try:
+        trajectories = [Trajectory.from_json(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+    except DataError as error:
+        raise DataError(f"{error}; delete that file, and its tasks are played again") from None
     parts.bank.add(trajectories)
     state = {"tasks": 0, "episodes": 0, "successes": 0, "errors": 0} | run.state
     successes = sum(t.success for t in trajectories)

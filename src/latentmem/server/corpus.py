@@ -6,13 +6,16 @@ must not change: what an index says about row 7 holds for the bytes that were th
 
 import hashlib
 import os
+import stat
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from latentmem.environments.rows import Row, parse_object
-from latentmem.errors import DataError, suggest
+from latentmem.data_files import HEAD_BYTES, MARK, form_of
+from latentmem.environments.row_files import parse_object
+from latentmem.environments.rows import Row
+from latentmem.errors import BadRowError, DataError, suggest
 from latentmem.progress import progress
 
 _NAMED = 3
@@ -25,11 +28,14 @@ class Passage:
 
     id: str | int
     contents: str
-    """The title in the first line, if there is one, and the text below it."""
+    """The title in the first line, the text below it; one line alone is text."""
 
 
 class Corpus:
-    """The passages of a JSON Lines file, each `{"id", "contents"}` or `{"id", "title", "text"}`, by position from 0."""
+    """The passages of a JSON Lines file, each `{"id", "contents"}` or `{"id", "title", "text"}`, by position from 0.
+
+    `_id`, as in BEIR, and `docid` stand for `id`; a title may be missing, null or blank.
+    """
 
     def __init__(self, path: Path, on_bad_row: Literal["error", "skip"] = "error") -> None:
         """Read the file once, check every row and remember where it begins.
@@ -39,14 +45,17 @@ class Corpus:
         """
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise DataError(f"{path}: cannot be read, for it is no file; {_hint(path)}")
             self._file = path.open("rb")
         except FileNotFoundError:
-            siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-            hint = suggest(path.name, siblings) if siblings else "its folder holds no .jsonl file"
-            raise DataError(f"{path}: no such file; {hint}") from None
+            raise DataError(f"{path}: no such file; {_hint(path)}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give a JSON Lines file") from None
         try:
+            form = form_of(os.pread(self._file.fileno(), HEAD_BYTES, 0))
+            if form is not None:
+                raise DataError(f"{path}: {form.advice(path)}")
             self._seen_as = self._state()
             self._check(on_bad_row)
         except BaseException:
@@ -103,6 +112,8 @@ class Corpus:
         with progress(self._seen_as[0], "corpus", "B") as bar:
             for number, line in enumerate(self._file, start=1):  # in binary only a line feed ends a line
                 content.update(line)
+                if number == 1 and line.startswith(MARK):
+                    start, line = len(MARK), line.removeprefix(MARK)
                 if line.strip():
                     try:
                         _passage(Row(parse_object(line, f"line {number}"), f"line {number}"))
@@ -117,10 +128,27 @@ class Corpus:
         return bad
 
 
+def _hint(path: Path) -> str:
+    folder, wanted = (path, "corpus.jsonl") if path.is_dir() else (path.parent, path.name)
+    names = [p.name for p in folder.glob("*.jsonl")] if folder.is_dir() else []
+    return suggest(wanted, names) if names else "its folder holds no .jsonl file"
+
+
 def _passage(row: Row) -> Passage:
-    identifier = row.values.get("id")
+    identifier = next((row.values[name] for name in ("id", "_id", "docid") if name in row.values), None)
     if not isinstance(identifier, str | int) or isinstance(identifier, bool):
-        raise DataError(f"{row.where}: field 'id' is missing, or neither text nor a whole number")
+        raise DataError(
+            f"{row.where}: field 'id' is missing, or neither text nor a whole number; _id and docid will do"
+        )
     if "contents" in row.values or "text" not in row.values:
         return Passage(identifier, row.text("contents"))
-    return Passage(identifier, f'"{row.field("title", str)}"\n{row.text("text")}')
+    title = " ".join(row.field("title", str).split()) if row.values.get("title") is not None else ""
+    text = row.field("text", str)
+    if not text.strip():
+        if not title:
+            raise BadRowError("blank", f"{row.where}: field 'text' is blank, and there is no title; expected text")
+        return Passage(identifier, title)
+    if title:
+        return Passage(identifier, f'"{title}"\n{text}')
+    # With an empty line for the title, or the first of several lines would be taken for it.
+    return Passage(identifier, f"\n{text}" if "\n" in text.strip() else text)

@@ -7,6 +7,7 @@ an interrupted index continues at its last shard; counting words takes moments a
 
 import json
 import logging
+import mmap
 import re
 import threading
 import unicodedata
@@ -21,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank.exact import Rows, Vectors
-from latentmem.errors import RetrieverError
-from latentmem.files import append, put_folder, sync, take, write_atomic
+from latentmem.errors import DataError, RetrieverError
+from latentmem.files import Unchanged, append, put_folder, sync, take, write_atomic
 from latentmem.progress import progress
 from latentmem.server.corpus import Corpus
 
@@ -52,7 +53,11 @@ class Search(Protocol):
     """A function that finds passages; it may be called from several threads."""
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """Return at most k hits per query; up to rounding, they do not depend on the other queries."""
+        """At most k hits for each query; what a query finds does not depend on the others, but for rounding.
+
+        Raises:
+            RetrieverError: the index was changed under our hands.
+        """
 
 
 def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, embed: Embed | None) -> Search:
@@ -66,8 +71,8 @@ def open_search(corpus: Corpus, method: Method, folder: Path, embedder: str, emb
         embed: makes vectors of passages and queries; None is enough for bm25.
 
     Raises:
-        RetrieverError: the folder cannot be written, another process is indexing in it, or bm25s is not installed.
-        DataError: the corpus was changed meanwhile.
+        RetrieverError: the folder cannot be written, or another process is indexing in it.
+        DataError: the corpus was changed meanwhile, or holds no word that BM25 could find.
     """
     searches: list[Search] = []
     try:
@@ -97,14 +102,32 @@ def words(text: str) -> list[str]:
     return _WORD.findall("".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
+def _opened(folder: Path) -> dict[Path, Unchanged]:
+    """The files of an index that is going to be mapped."""
+    return {path: Unchanged(path) for path in folder.iterdir()}
+
+
+def _check(files: Mapping[Path, Unchanged]) -> None:
+    """Refuse to read what was changed in place.
+
+    Raises:
+        RetrieverError: a file was.
+    """
+    for path, file in files.items():
+        if not file:
+            raise RetrieverError(f"{path}: was changed while it was read; start the retriever again")
+
+
 class WordSearch:
     """BM25 in Lucene's form; a passage that shares no word with the query is not a hit."""
 
     def __init__(self, folder: Path) -> None:
+        self._files = _opened(folder)
         self._index = _bm25s().BM25.load(folder, mmap=True)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
-        """Return at most k passages per query; ties are in the order of position."""
+        """At most k passages for each query, equal scores by position."""
+        _check(self._files)
         return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> Hits:
@@ -127,15 +150,18 @@ class VectorSearch:
     def __init__(self, folder: Path, num_passages: int, embed: Embed) -> None:
         self._embed = embed
         self._lock = threading.Lock()  # an embedder serves one caller at a time
-        # Nobody writes to it, but torch only accepts arrays that can be written to; writes would go to a copy.
-        vectors = np.memmap(folder / "vectors.f32", dtype="<f4", mode="c").reshape(num_passages, -1)
-        # Torch's product, because numpy keeps threads of its own busy, which would compete with the embedder's.
-        self._rows = Rows(vectors.view(np.ndarray), estimate=_products)
+        # Nobody writes to it; torch only takes what could be written to, here into a copy.
+        self._files = _opened(folder)
+        mapped = self._files[folder / "vectors.f32"].mapped(mmap.ACCESS_COPY)
+        vectors = np.frombuffer(mapped, dtype="<f4").reshape(num_passages, -1)
+        # Torch's product: numpy's keeps threads of its own awake, which then take turns with those that embed.
+        self._rows = Rows(vectors, estimate=_products)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[Hits]:
         """Return the k passages nearest to each query; ties are in the order of position."""
         with self._lock:
             vectors = self._embed(list(queries))
+            _check(self._files)
             return self._rows.nearest(vectors, k)
 
 
@@ -196,12 +222,12 @@ def _flaw(folder: Path, about: Mapping[str, Any]) -> str | None:
     """Return why an index cannot be used; None if it can."""
     try:
         seal = json.loads((folder / _SEAL).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return "has no seal"
-    if not isinstance(seal, dict) or seal.get("about") != about:
+    if not isinstance(seal, dict) or seal.get("about") != about or not isinstance(seal.get("files"), dict):
         return "made of another corpus or by other settings"
     for name, measured in seal["files"].items():
-        if not (folder / name).exists() or _measure(folder / name) != measured:
+        if not (folder / name).is_file() or _measure(folder / name) != measured:
             return f"{name} is damaged"
     return None
 
@@ -256,6 +282,10 @@ def _count_words(corpus: Corpus, part: Path) -> None:
             found = words(corpus[position].contents)
             numbers.append(array("i", [vocabulary.setdefault(word, len(vocabulary)) for word in found]))
             bar.update()
+    if not vocabulary:
+        raise DataError(
+            f"{corpus.path}: no passage holds a word, so BM25 can find none; mend the corpus, or take --method dense"
+        )
     index.index((numbers, vocabulary), show_progress=False)
     index.save(part, show_progress=False)
 

@@ -5,12 +5,16 @@
                      without scores, the lists hold the documents themselves
     GET  /health     {"status": "ok", "passages": N, "method": ...}
 
-The fields are those of `search_r1/search/retrieval_server.py` in PeterGriffinJin/Search-R1. A bad request is answered
-by 4xx and `{"error": one line}`. The port is taken first and opened last: while an index is being made, a client that
-connects is refused, and never served from a part of the index.
+The fields are those of `search_r1/search/retrieval_server.py` in PeterGriffinJin/Search-R1, whose client sends all
+queries of a step at once, blank ones too: a blank query finds nothing, and bytes alone bound a request. A bad one is
+answered by 4xx and `{"error": one line}`. The port is taken first and opened last: while an index is being made,
+whoever connects is refused, and never served a part of it.
 """
 
+import asyncio
 import errno
+import ipaddress
+import json
 import logging
 import signal
 import socket
@@ -24,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentmem.errors import DataError, RetrieverError
 from latentmem.models.embedder import Embedder
+from latentmem.server.connections import listen
 from latentmem.server.corpus import Corpus
 from latentmem.server.passage_index import Hits, Method, Search, open_search
 
@@ -32,27 +37,31 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
     raise RetrieverError(f"serving needs the package {error.name}; pip install 'latentmem[retriever]'") from None
-
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 1 << 20
-MAX_QUERIES = 256
+MAX_BODY_BYTES = 8 << 20
+MAX_ANSWER_BYTES = 128 << 20
 MAX_QUERY_CHARACTERS = 4096
+"""What is searched for of a longer query."""
 MAX_TOPK = 100
 DEFAULT_TOPK = 3
 _BACKLOG = 256
+_GONE = 499
+"""Status that nobody reads."""
+_AT_ONCE = 64
+"""Queries searched for before anybody else gets a turn, and before it is seen whether the client is still there."""
 
 
 class _Request(BaseModel):
     """The fields that are read of a request; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)
-    queries: list[str] = Field(min_length=1, max_length=MAX_QUERIES)
+    queries: list[str] = Field(min_length=1)
     topk: int | None = Field(default=None, ge=1, le=MAX_TOPK)
     return_scores: bool = False
 
@@ -60,17 +69,30 @@ class _Request(BaseModel):
 def create_app(corpus: Corpus, search: Search, method: Method) -> Starlette:
     """Make the server from a corpus and a search over it."""
 
-    async def retrieve(request: Request) -> JSONResponse:
+    async def retrieve(request: Request) -> Response:
         asked = _read(await _body(request))
-        try:
-            result = await run_in_threadpool(answer, asked)
-        except DataError as error:  # the corpus was changed while we served it
-            raise HTTPException(503, str(error)) from None
-        return JSONResponse({"result": result})
+        lists: list[bytes] = []
+        num_bytes = 0
+        for start in range(0, len(asked.queries), _AT_ONCE):
+            if await request.is_disconnected():
+                raise HTTPException(_GONE, "the client has gone away")
+            try:
+                lists += await run_in_threadpool(answer, asked, asked.queries[start : start + _AT_ONCE])
+            except (DataError, RetrieverError) as error:  # the corpus or the index was changed under our hands
+                raise HTTPException(503, str(error)) from None
+            except asyncio.CancelledError:
+                raise HTTPException(503, "the server ends") from None
+            num_bytes += sum(map(len, lists[start:]))
+            if num_bytes > MAX_ANSWER_BYTES:
+                raise HTTPException(413, f"the answer is longer than {MAX_ANSWER_BYTES} bytes; {_FEWER}")
+        return Response(b'{"result":[' + b",".join(lists) + b"]}", media_type="application/json")
 
-    def answer(asked: _Request) -> list[list[dict[str, Any]]]:
-        found = search(asked.queries, asked.topk or DEFAULT_TOPK)
-        return [_documents(corpus, hits, asked.return_scores) for hits in found]
+    def answer(asked: _Request, queries: list[str]) -> list[bytes]:
+        """A list of documents in JSON for each query."""
+        said = [query[:MAX_QUERY_CHARACTERS] for query in queries if query.strip()]
+        found = iter(search(said, asked.topk or DEFAULT_TOPK) if said else ())
+        hits = [next(found) if query.strip() else [] for query in queries]
+        return [_json(_documents(corpus, each, asked.return_scores)) for each in hits]
 
     async def health(_: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "passages": len(corpus), "method": method})
@@ -85,34 +107,38 @@ def create_app(corpus: Corpus, search: Search, method: Method) -> Starlette:
     )
 
 
+_FEWER = "send fewer queries at once"
+
+
 async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request is longer than {MAX_BODY_BYTES} bytes; send fewer queries at once")
-    return body
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise HTTPException(413, f"the request is longer than {MAX_BODY_BYTES} bytes; {_FEWER}")
+    except ClientDisconnect:
+        raise HTTPException(_GONE, "the client has gone away") from None
+    return bytes(body)
 
 
 def _read(body: bytes) -> _Request:
     try:
-        asked = _Request.model_validate_json(body)
+        return _Request.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the request"
         raise HTTPException(400, f"{where}: {first['msg']}") from None
-    for i, query in enumerate(asked.queries):
-        if not query.strip():
-            raise HTTPException(400, f"queries.{i}: is blank; expected text")
-        if len(query) > MAX_QUERY_CHARACTERS:
-            raise HTTPException(400, f"queries.{i}: has {len(query)} characters; at most {MAX_QUERY_CHARACTERS}")
-    return asked
 
 
 def _documents(corpus: Corpus, hits: Hits, with_scores: bool) -> list[dict[str, Any]]:
     passages = [(corpus[position], score) for position, score in hits]
     documents = [({"id": passage.id, "contents": passage.contents}, score) for passage, score in passages]
     return [{"document": d, "score": score} if with_scores else d for d, score in documents]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
 def serve(
@@ -156,13 +182,25 @@ def serve(
             listener.listen(_BACKLOG)
         except OSError as error:
             raise _no_port(host, port, error) from None
+        address, taken, *_ = listener.getsockname()
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            logger.warning(
+                "%s is open to whoever reaches this machine: nobody is asked who they are; serve on 127.0.0.1, or "
+                "behind a proxy that asks",
+                address,
+            )
         shown = f"[{host}]" if ":" in host else host
-        announce(
-            f"retriever: {len(corpus):,} passages by {method} at http://{shown}:{listener.getsockname()[1]}/retrieve"
+        announce(f"retriever: {len(corpus):,} passages by {method} at http://{shown}:{taken}/retrieve")
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            log_level="error",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            backlog=_BACKLOG,
         )
-        uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, backlog=_BACKLOG)
-        ).run(sockets=[listener])
+        asyncio.run(listen(uvicorn.Server(config), listener))
 
 
 def _take_port(host: str, port: int) -> socket.socket:

@@ -5,7 +5,16 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
-from latentmem.config.section import AsTuple, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Text
+from latentmem.config.section import (
+    AsTuple,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Text,
+)
 from latentmem.own import is_own
 
 
@@ -40,7 +49,7 @@ class ReasoningSection(Section):
 class Rows(Section):
     """Where the rows of a split come from: a local JSONL file or folder, or a data set of the hub."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A .jsonl file, or a folder of them, read in the order of their names."""
     hub: str | None = None
     """A data set's id on the hub, read by `datasets`."""
@@ -168,7 +177,7 @@ class PDDLSection(Section):
     """Tasks to evaluate on, where they are generated; AgentBoard has 60."""
     seed: int = 0
     """Of the generated problems; `seed` above leaves them as they are."""
-    path: str | None = None
+    path: PathText | None = None
     """A folder in AgentBoard's layout, whose problems are the test split; null generates them."""
     instructions: str | None = None
     """What the team is told in place of each world's rules and commands; null: those."""

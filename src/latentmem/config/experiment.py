@@ -6,7 +6,16 @@ from pydantic import model_validator
 
 from latentmem.config.data import DataSection, QASection
 from latentmem.config.memory import BankSection, MemorySection, RivalsSection
-from latentmem.config.section import AsTuple, MemoryNames, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
+from latentmem.config.section import (
+    AsTuple,
+    MemoryNames,
+    NonNegativeFloat,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Text,
+)
 from latentmem.config.training import (
     CollectSection,
     GRPOSection,
@@ -23,7 +32,7 @@ from latentmem.own import is_own
 class ModelSection(Section):
     """The agents' frozen language model."""
 
-    name: Text = "smollm2-135m"
+    name: PathText = "smollm2-135m"
     """`smollm2-135m` (embedded), a hub id, a local folder, or a .gguf file."""
     device: str = "auto"
     """`auto` takes the GPU of this process if there is one, else the CPU; or a torch device."""
@@ -39,7 +48,7 @@ class ModelSection(Section):
 class ComposerSection(Section):
     """The network that turns retrieved trajectories into latent tokens."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Base model of the composer, named as in `model.name`; null shares the agents' backbone in memory."""
     num_latents: PositiveInt = 8
     """K, the latent tokens given to one agent."""
@@ -96,14 +105,14 @@ class EvaluateSection(Section):
 class Config(Section):
     """One experiment."""
 
-    run: Text
+    run: PathText
     """Folder of the run; made if absent, continued if present."""
     seed: int = 0
     """Of all randomness but that of the tasks."""
-    team: str = "autogen"
+    team: PathText = "autogen"
     """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of one's
     own."""
-    train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
+    train_teams: Annotated[tuple[PathText, ...], AsTuple] = ()
     """Teams that collect and train in place of `team`, which then is evaluated only; each task is dealt to one of them.
     Empty: `team` does it all."""
     max_turns: PositiveInt = 1

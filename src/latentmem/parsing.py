@@ -1,7 +1,8 @@
 """YAML and JSON of anybody become plain values here: what only looks like a value, or is made to hurt, is refused.
 
-A value is text, a finite number that 64 bits hold, true, false, null, a list or a mapping, nested `MAX_DEPTH` levels at
-most. A mapping has each key once. Text has no half of a surrogate pair, which no file can hold. Loads no torch.
+A value is text, a finite number (in YAML one that 64 bits hold), true, false, null, a list or a mapping, nested
+`MAX_DEPTH` levels at most. A mapping has each key once. Text has no half of a surrogate pair, which no file can hold.
+Loads no torch.
 """
 
 import json
@@ -19,11 +20,13 @@ MAX_DEPTH = 100
 """Levels of lists and mappings; what goes through values level by level then never runs out of stack."""
 MAX_VALUES = 100_000
 """Values in a YAML text, those that aliases repeat counted again: ten lines of aliases can stand for a billion."""
-_LARGEST = 2**63
+_LARGEST = 2**64  # seeds of episodes take all 64 bits
+_MAX_DIGITS = 300
+"""Of a whole number in JSON: tasks may be about large ones, and it still is a float's size."""
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-_LARGE_NUMBER = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
+_LARGE_NUMBER = re.compile(r"[0-9]{300}|[eE]\+?[0-9]{3}")
 _SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """A number for everybody but YAML 1.1, which wants a dot and a sign in it."""
 
@@ -192,9 +195,9 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20 or not -_LARGEST <= (value := int(digits)) < _LARGEST:
+    if len(digits) > _MAX_DIGITS:
         raise ValueError(f"{digits[:20]}... is too large for a number")
-    return value
+    return int(digits)
 
 
 def _finite(digits: str) -> float:

@@ -8,7 +8,7 @@ QUICKSTART_ARGS ?=
 # Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test check docs slow bench clean
+.PHONY: quickstart test check docs slow fuzz bench clean
 
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
@@ -28,6 +28,10 @@ docs: .venv/.installed
 
 slow: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+
+# Ten thousand damaged files and hostile texts for every reader of text from outside; a few run with `make test`.
+fuzz: .venv/.installed
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/pytest -q -n 2 tests/test_fuzz.py
 
 bench: .venv/.installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

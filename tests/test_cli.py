@@ -642,6 +642,29 @@ def test_every_command_is_documented():
             assert f"latentmem {name} {inner}" in text or f"`{name} {inner} " in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["c.yaml", "seed=1", "run=x", "--memory", "none", "--task", "2"],
+        ["c.yaml", "--memory", "none", "seed=1", "--task", "2", "run=x"],
+        ["--memory", "none", "c.yaml", "--task", "2", "seed=1", "run=x"],
+        ["c.yaml", "--task", "2", "--memory", "none", "seed=1", "run=x"],
+    ],
+)
+def test_overrides_stand_before_between_and_after_the_options(words):
+    options = program.parsed(["show", "prompts", *words])
+    assert (options.config, options.overrides) == ("c.yaml", ["seed=1", "run=x"])
+    assert (options.memory, options.task) == ("none", 2)
+
+
+@pytest.mark.parametrize("words", [["collect", "c.yaml", "--seed", "1"], ["bank", "info", "b.sqlite", "seed=1"]])
+def test_words_that_nothing_takes_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.parsed(words)
+    assert stopped.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def subparsers(parser):
     return (
         {name: sub for action in parser._subparsers._group_actions for name, sub in action.choices.items()}

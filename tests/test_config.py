@@ -18,9 +18,9 @@ from latentmem.config import (
     packaged_configs,
     parse_config,
 )
-from latentmem.config.read import _Loader
 from latentmem.errors import ConfigError
 from latentmem.memory_names import MemoryName
+from latentmem.parsing import parse_yaml
 
 DATA = "data: {kind: reasoning_gym, families: [{name: chain_sum}]}\n"
 ROWS = "run: r\ndata: {kind: qa, schema: popqa, train: {path: a}, test: {path: b}}\n"
@@ -96,7 +96,7 @@ MISTAKES = [
      "more"),
     ("", ["lmpo.delta=1.1"], "lmpo has delta 1.1; it must be above 1 + epsilon_high = 1.2"),
     ("", ["sampling.temperature=-1"], "sampling.temperature is -1 (int); input should be greater than or equal to 0"),
-    ("", ["sampling.temperature=.nan"], "sampling.temperature is nan (float); input should be a finite number"),
+    ("run: r\nsampling: {temperature: .nan}\n" + DATA, [], "not valid YAML: '.nan' is no finite number in line 2"),
     ("", ["bank.rating=logit"], "bank.rating is 'logit'; expected 'none' or 'logits'"),
     ("", ["bank.rating_max_tokens=0"], "bank.rating_max_tokens is 0 (int); input should be greater than 0"),
     ("", ["memory.step={acton}"], "memory.step is {'acton': None} (dict); input should be a valid string"),
@@ -138,6 +138,12 @@ MISTAKES = [
     ("", ["evaluate.memories=none"], "evaluate.memories is 'none' (str); expected a list"),
     ("", ["evaluate.memories=[]"], "evaluate.memories is [] (list); expected at least one entry"),
     ("run: r\nrun: s\n" + DATA, [], "not valid YAML: key 'run' stands twice in line 2, column 1: run: s ^"),
+    (ROWS.replace("path: a", "path: " + "a" * 300), [], f"data.train.path is '{'a' * 40}'..., which no file can be"),
+    ("", ["team=" + "x" * 5000], f"team is '{'x' * 40}'..., which no file can be called; a name has at most 255 bytes"),
+    ("", ["evaluate.memories=['latent:" + "é" * 130 + "']"], "evaluate.memories is 'latent:"),
+    ("run: r\nteam: \"a\\0b\"\n" + DATA, [], "not valid YAML: a NUL or half of a surrogate pair stands in a text"),
+    ("seed: 2026-13-01\nrun: r\n" + DATA, [], "seed is '2026-13-01' (str); input should be a valid integer"),
+    ("run: r\ndata: {? [a] : b}\n", [], "not valid YAML: a key is a list or a mapping; a key is text"),
     ("- data:\n", [], "expected a mapping of keys to values, found list"),
     ("data: [\n", [], "not valid YAML: while parsing a flow node"),
 ]  # fmt: skip
@@ -158,6 +164,8 @@ def test_a_mistake_names_file_key_value_and_remedy(load, tmp_path, text, overrid
         ("=3", "'=3' is no override; write key=value, as in lmpo.group_size=8"),
         ("lmpo..x=3", "'lmpo..x=3' is no override; write key=value, as in lmpo.group_size=8"),
         ("lmpo.group_size=[", "'lmpo.group_size=[': the value is not valid YAML"),
+        ("data.families." + "9" * 5000 + "=x", "'data.families.999"),
+        ("seed=!!int 3", "'seed=!!int 3': the value is not valid YAML: the tag"),
         ("run.x=3", "'run.x=3': run is a value, not a section"),
         ("data.families.3.name=x", "'data.families.3.name=x': the list there has 1 entries; give a position from 0"),
         ("data.families.a.name=x", "'data.families.a.name=x': the list there has 1 entries; give a position from 0"),
@@ -226,7 +234,7 @@ def test_any_text_and_number_survives_being_written_out(run, rate, value):
             "sft": {"learning_rate": rate},
         }
     )
-    assert parse_config(yaml.load(dump_config(config), _Loader)) == config
+    assert parse_config(parse_yaml(dump_config(config))) == config
 
 
 @pytest.mark.parametrize("run", ["1e5", "+2E-3", "yes", "null", "1_0", "2020-01-01", "a: b"])

@@ -25,7 +25,7 @@ import yaml
 import latentmem
 from latentmem import Message, Outcome, Step, Task, Trajectory, cli
 from latentmem.bank import ExperienceBank
-from latentmem.cli.program import build_parser
+from latentmem.cli.program import parsed
 from latentmem.config import load_config, parse_config, read_values
 from latentmem.config import read as reading
 from latentmem.environments.reasoning import ReasoningDomain
@@ -309,7 +309,7 @@ class Reader:
 
     def check(self, words):
         """The words are a command, and what they configure is valid as it is."""
-        options = build_parser().parse_args(words)
+        options = parsed(words)
         if not hasattr(options, "config"):
             return
         values = read_values(options.config, options.overrides)
@@ -319,7 +319,7 @@ class Reader:
             load_config(options.config, options.overrides)
 
     def serve(self, words):
-        options = build_parser().parse_args(words)
+        options = parsed(words)
         port = [] if options.port == 8000 else ["--port", str(options.port)]
         assert words[len(words) - len(port) :] == port
         free = [*words[: len(words) - len(port)], "--port", "0"]  # another program may listen at the page's

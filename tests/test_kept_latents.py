@@ -17,7 +17,7 @@ def kept(*tasks: str, seed: int = 0, roles: tuple[str, ...] = ("a", "b"), num_la
 
 def test_batches_add_up_bit_for_bit_and_a_task_composed_again_replaces_its_own(tmp_path: Path) -> None:
     path = tmp_path / "latent-lmpo.safetensors"
-    first, second = kept("sums:1", "text:What is ü\ud800\n?"), kept("sums:3", seed=1)
+    first, second = kept("sums:1", "text:What is ü\u2028\n?"), kept("sums:3", seed=1)
     keep_latents(path, first)
     keep_latents(path, second)
     found = read_latents(path)

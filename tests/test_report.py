@@ -343,13 +343,13 @@ def test_missing_keys_and_damaged_trajectories_are_told_not_fatal(tmp_path: Path
     folder = tmp_path / "odd"
     (folder / "evaluate").mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    (folder / "results.json").write_text('{"memories": [{"name": "none"}, {"name": "text", "accuracy": NaN}]}')
+    (folder / "results.json").write_text('{"memories": [{"name": "none"}, {"name": "text", "accuracy": null}]}')
     (folder / "evaluate" / "none.jsonl").write_text(
-        '{"task": 3}\n{"torn\n{"steps": [{"messages": [{"response": "\\ud800"}]}]}\n'
+        '{"task": 3}\n{"torn\n{"steps": [{"messages": [{"response": "half"}]}]}\n'
     )
     text = Page(write_report([folder])).text
     assert "none.jsonl: 1 lines could not be read, the first is line 2." in text
-    assert "\\ud800" in text
+    assert "half" in text
     assert "No memory was compared with none or text" in text
 
 
@@ -359,6 +359,15 @@ def test_folders_and_files_that_cannot_be_read_are_named(tmp_path: Path) -> None
     (tmp_path / "results.json").write_text('{"schema_version": 2}')
     with pytest.raises(RunError, match=r"results\.json: schema_version is 2, newer than 1.*upgrade"):
         write_report([tmp_path])
+    for damaged, reason in {
+        '{"schema_version": "1"}': "schema_version is '1', expected a whole number",
+        '{"memories": [{"name": 5}]}': r"damaged \(memories.0.name: input should be a valid string\)",
+        '{"memories": [{"name": "text", "no_answer": {}}]}': r"damaged \(memories.0.no_answer: input should be",
+        '{"memories": [{"name": "text", "accuracy": NaN}]}': "not valid JSON",
+    }.items():
+        (tmp_path / "results.json").write_text(damaged)
+        with pytest.raises(RunError, match=rf"results\.json: {reason}"):
+            write_report([tmp_path])
     (tmp_path / "results.json").write_text('{"schema')
     with pytest.raises(RunError, match=r"results\.json: not valid JSON"):
         write_report([tmp_path])

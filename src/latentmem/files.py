@@ -6,7 +6,6 @@ when it returns. Locks are the kernel's, which frees them however the process en
 
 import errno
 import fcntl
-import json
 import mmap
 import os
 import shutil
@@ -16,9 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from latentmem.errors import RunError
+from latentmem.parsing import checked, parse_json
+
+T = TypeVar("T")
 
 # Whole files
 
@@ -30,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file cannot be read, or holds something else.
     """
     try:
-        values = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+        values = parse_json(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -38,6 +40,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+def read_as(path: Path, form: type[T]) -> T:
+    """Return what is relied on of a JSON object in a file of the run.
+
+    Raises:
+        RunError: the file cannot be read, or a value in it is missing or is of another type.
+    """
+    try:
+        return checked(read_json(path), form)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); restore it or use a new run folder") from None
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -128,39 +142,38 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     A missing file has no lines. A last line without its newline was never acknowledged, so it is left out.
 
     Raises:
-        RunError: a line before the last is not a JSON object.
+        RunError: a line before the last is not a JSON object with a step.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [row for _, row in _rows(lines, path)]
-    return rows, len(lines) - len(rows)
+    content = path.read_bytes() if path.exists() else b""
+    return [row for _, row in _rows(content, path)], int(bool(content) and not content.endswith(b"\n"))
 
 
 def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drop a cut-off last line, and the lines whose object `keep` rejects; all others stay, byte for byte.
 
     Raises:
-        RunError: a line is not a JSON object, or the file cannot be written.
+        RunError: a line is not a JSON object with a step, or the file cannot be written.
     """
     if not path.exists():
         return
     old = path.read_bytes()
-    new = b"".join(line for line, row in _rows(old.splitlines(keepends=True), path) if keep(row))
+    new = b"".join(line for line, row in _rows(old, path) if keep(row))
     if new != old:
         write_atomic(path, new)
 
 
-def _rows(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _rows(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            continue
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise RunError(f"{path}: line {number} is not valid JSON ({error}); remove that line") from None
         if not isinstance(row, dict):
             raise RunError(f"{path}: line {number} is no JSON object but {type(row).__name__}; remove that line")
-        rows.append((line, row))
+        if type(row.get("step")) is not int:
+            raise RunError(f"{path}: line {number} has no whole number as its step; remove that line")
+        rows.append((line + b"\n", row))
     return rows
 
 

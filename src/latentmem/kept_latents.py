@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from latentmem.errors import RunError
 from latentmem.files import write_atomic
+from latentmem.parsing import parse_json
 
 FORMAT_VERSION = 1
 """Version of the header; a reader refuses a newer one."""
@@ -76,8 +77,8 @@ def read_latents(path: Path) -> KeptLatents:
     try:
         content = path.read_bytes()
         latents = load(content)["latents"]
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        names: dict[str, Any] = json.loads(header["__metadata__"][_HEADER])
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        names: dict[str, Any] = parse_json(header["__metadata__"][_HEADER])
         version = int(names["format_version"])
         rows = [tuple(map(str, names[key])) for key in ("tasks", "domains", "roles")]
         kept = KeptLatents(rows[0], rows[1], rows[2], latents)

@@ -28,7 +28,8 @@ from typing import IO, Any, NamedTuple, Self
 import yaml
 
 from latentmem.errors import RunError
-from latentmem.files import append, keep_rows, read_json, read_rows, remedy, take, write_atomic
+from latentmem.files import append, keep_rows, read_as, read_json, read_rows, remedy, take, write_atomic
+from latentmem.parsing import Form, PlainDumper, parse_yaml
 from latentmem.tracking import Tracked, Tracking
 
 PHASES = ("collect", "warmup", "sft", "lmpo", "grpo", "evaluate", "evaluate-dev")
@@ -109,9 +110,8 @@ class Run:
         try:
             _hold_to_start(folder / phase / "config.yaml", phase_config, free, complete)
             _write_if_new(folder / "config.yaml", config_yaml)
-            seed = (yaml.safe_load(config_yaml) or {}).get("seed")
-            _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
-            started = read_json(folder / "run.json")["started"]
+            seed = (parse_yaml(config_yaml) or {}).get("seed")
+            started = _record_surroundings(folder / "run.json", phase, seed, skipped_rows or {})
             run = cls(folder, phase, held, Tracking(report_to, Tracked(folder, phase, started, config_yaml)))
             keep_rows(run._metrics_path, lambda _: True)
         except BaseException:
@@ -262,7 +262,7 @@ def lock(folder: Path) -> IO[bytes]:
         ) from None
     if not free:
         file.seek(0)
-        holder = file.read().decode().strip() or "unknown"
+        holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
         file.close()
         raise RunError(
             f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
@@ -285,12 +285,12 @@ def _hold_to_start(
     """Record the settings that a phase is started with; when it continues, refuse any others."""
     new = json.loads(json.dumps(phase_config))
     if not path.exists():
-        write_atomic(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+        write_atomic(path, yaml.dump(new, Dumper=PlainDumper, sort_keys=False, allow_unicode=True))
         return
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read ({' '.join(str(error).split())}); use a new run folder") from None
+        old = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); use a new run folder") from None
     before, now = _flat(complete(old) if isinstance(old, dict) else old), _flat(new)
     for key in [key for key in [*now, *before] if key not in free]:
         if key not in before or key not in now or before[key] != now[key]:
@@ -317,8 +317,18 @@ def _write_if_new(path: Path, text: str) -> None:
         write_atomic(path, text)
 
 
-def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Write run.json once; a command that continues in a changed environment adds it under `continued`."""
+class _Surroundings(Form):
+    """What run.json has to hold for a run to go on."""
+
+    started: str
+    continued: tuple[dict[str, Any], ...] = ()
+
+
+def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mapping[str, Mapping[str, int]]) -> str:
+    """Write run.json once and return when the run started.
+
+    A command that continues in a changed environment adds it under `continued`.
+    """
     now = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
@@ -331,11 +341,13 @@ def _record_surroundings(path: Path, phase: str, seed: Any, skipped_rows: Mappin
         record = {"seed": seed, "started": started, **now, "continued": []}
     else:
         record = read_json(path)
-        last = (record.get("continued") or [record])[-1]
+        before = read_as(path, _Surroundings)
+        last = (before.continued or [record])[-1]
         if all(last.get(key) == value for key, value in now.items()):
-            return
-        record["continued"] = [*record.get("continued", []), {"phase": phase, "started": started, **now}]
+            return before.started
+        record["continued"] = [*before.continued, {"phase": phase, "started": started, **now}]
     write_atomic(path, json.dumps(record, indent=1) + "\n")
+    return str(record["started"])
 
 
 def _version(package: str) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentmem.errors import ConfigError
+from latentmem.parsing import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,5 @@ def _leaves(values: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _values(tracked: Tracked) -> dict[str, Any]:
-    import yaml
-
-    values: dict[str, Any] = yaml.safe_load(tracked.configuration)
+    values: dict[str, Any] = parse_yaml(tracked.configuration)
     return values

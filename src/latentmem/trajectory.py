@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from latentmem.errors import DataError
+from latentmem.parsing import parse_json
 
 SCHEMA_VERSION = 2
 """Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, but its ids do
@@ -172,8 +173,8 @@ class Trajectory(Record):
             DataError: not JSON, of a newer version, or not of the schema; the message begins with `where`.
         """
         try:
-            record: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            record: Any = parse_json(text)
+        except ValueError as error:
             raise DataError(f"{where}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from latentmem.errors import CheckpointError
-from latentmem.memory.checkpoints import FORMAT_VERSION, read_checkpoint, weights_file, write_checkpoint
+from latentmem.memory.checkpoints import (
+    FORMAT_VERSION,
+    fill_parameters,
+    read_checkpoint,
+    weights_file,
+    write_checkpoint,
+)
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}
 SETTINGS = {"num_latents": 3, "template": "{task} ¿ü?\n", "target_modules": ["q_proj"]}
@@ -119,3 +125,31 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint_of_one_save(tmp_path: Path
     settings, tensors = read_checkpoint(tmp_path)
     assert (tensors["x"] == settings["i"]).all()
     assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("[]", "written by something else"),
+        ('{"format_version": "1"}', "written by something else"),
+        ('{"format_version": true}', "written by something else"),
+        ('{"format_version": 0}', "written by something else"),
+        ("[" * 900 + "]" * 900, "damaged (nested deeper than 100 levels)"),
+        ('{"format_version": 1, "rank": 2, "rank": 3}', "damaged (key 'rank' stands twice)"),
+        ('{"format_version": 1, "rank": "2"}', "damaged (rank: input should be a valid integer)"),
+        ('{"format_version": 1, "words": []}', "damaged (words: input should be an object)"),
+    ],
+)
+def test_settings_that_are_none_are_told(tmp_path: Path, header: str, reason: str) -> None:
+    save_file(TENSORS, weights_file(tmp_path), {"latentmem": header})
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path)
+    assert str(error.value).startswith(f"{weights_file(tmp_path)}: {reason}")
+
+
+@pytest.mark.parametrize("value", [torch.ones(4, dtype=torch.int32), torch.tensor([1.0, 2.0, float("nan"), 3.0])])
+def test_whole_numbers_and_nan_are_no_weights_and_change_nothing(tmp_path: Path, value: torch.Tensor) -> None:
+    parameter = torch.zeros(4)
+    with pytest.raises(CheckpointError, match="a holds whole numbers, or values that are not finite"):
+        fill_parameters(tmp_path, {}, {"a": value}, {"a": parameter}, {}, must_agree=(), told=(), owner="composer")
+    assert not parameter.any()

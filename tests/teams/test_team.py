@@ -75,6 +75,7 @@ def test_the_action_is_what_the_answering_role_said_even_if_others_speak_later()
         ([agent("actor"), agent("b", "acter")], "b", "team t: b reads 'acter'; did you mean 'actor'?"),
         ([agent("a", "b"), agent("b", "c"), agent("c", "a"), agent("d")], "d", "team t: a, b, c read each other in a "
          "circle"),
+        ([agent("a"), agent("b", "a", "a")], "b", "team t: b reads 'a' twice; name it once"),
         ([agent("a", "a")], "a", "team t: a read each other in a circle"),
         ([agent("actor")], "acter", "team t: answer is 'acter'; did you mean 'actor'?"),
         ([agent("a", user="{taks}")], "a", "team t: user prompt of a: unknown field {taks}; did you mean 'task'?"),
@@ -211,6 +212,13 @@ def test_a_wrong_file_names_the_field(tmp_path, changes, message):
         load_team(path)
     assert str(error.value).startswith((f"team file {path}: ", "team duo: "))
     assert message in str(error.value)
+
+
+def test_a_key_written_twice_is_refused(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "\nname: other\n")
+    with pytest.raises(ConfigError, match=r"cannot be read: key 'name' stands twice in line"):
+        load_team(str(path))
 
 
 def test_broken_yaml_and_a_folder_are_one_line(tmp_path):

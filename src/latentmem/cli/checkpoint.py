@@ -115,12 +115,11 @@ def _pull(options: argparse.Namespace) -> None:
 
 def _origin(folder: Path) -> "Origin | None":
     """Return the run that a checkpoint comes from, if it lies where runs keep theirs: RUN/PHASE/checkpoints/step-N."""
-    import yaml
-
-    from latentmem.files import read_json
+    from latentmem.config import load_config
     from latentmem.hub import Origin
     from latentmem.recipes.folders import RESULTS
     from latentmem.report import format_markdown
+    from latentmem.report.read import read_results
     from latentmem.runs import PHASES
     from latentmem.training.checkpoint_folder import selected_checkpoint
 
@@ -132,8 +131,8 @@ def _origin(folder: Path) -> "Origin | None":
         return None
     results = None
     if (run / RESULTS["test"]).is_file() and selected_checkpoint(checkpoints) == folder:
-        found = read_json(run / RESULTS["test"])
-        if {f"latent:{phase.name}", phase.name} & {memory.get("name") for memory in found.get("memories", [])}:
+        found = read_results(run / RESULTS["test"])
+        if {f"latent:{phase.name}", phase.name} & {memory["name"] for memory in found.get("memories") or []}:
             results = format_markdown(found)
-    values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    values = load_config(str(run / "config.yaml")).model_dump(mode="json", by_alias=True)
     return Origin(phase.name, int(step.group(1)), values, results)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = build_parser().parse_args(arguments)
+    options = parsed(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -53,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"latentmem: {' '.join(blamed.splitlines())}", file=sys.stderr)
         return 2
     return 0
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Take a command apart; overrides may stand before, between and after the options."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _give_up(*streams: TextIO) -> None:

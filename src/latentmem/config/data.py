@@ -5,7 +5,16 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
-from latentmem.config.section import AsTuple, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Text
+from latentmem.config.section import (
+    AsTuple,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Text,
+)
 from latentmem.own import is_own
 
 
@@ -40,7 +49,7 @@ class ReasoningSection(Section):
 class Rows(Section):
     """Where the rows of a split come from: a local file or folder, or a data set of the hub."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A file of rows (JSON Lines, a JSON array, CSV, parquet, also compressed), a folder of them, read in the order of
     their names, or a folder of `save_to_disk`."""
     hub: str | None = None
@@ -174,7 +183,7 @@ class PDDLSection(Section):
     """Tasks to evaluate on, if they are generated; AgentBoard has 60."""
     seed: int = 0
     """Decides which problems are generated; the `seed` of the run does not change them."""
-    path: str | None = None
+    path: PathText | None = None
     """A folder in AgentBoard's layout; its problems are the test split. null: the test split is generated."""
     instructions: str | None = None
     """Told to the team in place of each world's rules and commands; null: the team is told these."""

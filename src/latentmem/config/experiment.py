@@ -12,6 +12,7 @@ from latentmem.config.section import (
     Day,
     MemoryNames,
     NonNegativeFloat,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -33,7 +34,7 @@ from latentmem.own import is_own
 class ModelSection(Section):
     """The agents' frozen language model."""
 
-    name: Text = "smollm2-135m"
+    name: PathText = "smollm2-135m"
     """`smollm2-135m` (embedded), a hub id, a local folder, or a .gguf file."""
     device: str = "auto"
     """A torch device, or `auto`: the GPU of this process if there is one, else the CPU."""
@@ -54,7 +55,7 @@ class ModelSection(Section):
 class ComposerSection(Section):
     """The network that turns retrieved trajectories into latent tokens."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Base model of the composer, named as in `model.name`; null: the composer and the agents share one copy of the
     agents' model."""
     num_latents: PositiveInt = 8
@@ -119,14 +120,14 @@ class EvaluateSection(Section):
 class Config(Section):
     """One experiment."""
 
-    run: Text
+    run: PathText
     """Folder of the run. It is created if it does not exist; otherwise the run in it continues."""
     seed: int = 0
     """Seed of all randomness except that of the tasks."""
-    team: str = "autogen"
+    team: PathText = "autogen"
     """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of your
     own."""
-    train_teams: Annotated[tuple[Text, ...], AsTuple] = ()
+    train_teams: Annotated[tuple[PathText, ...], AsTuple] = ()
     """Teams that collect and train in place of `team`; `team` is then only evaluated. Each task goes to one of these
     teams. Empty: `team` does everything."""
     max_turns: PositiveInt = 1

@@ -1,6 +1,5 @@
 """From YAML and the command line to a configuration: packaged files, dotted overrides, and mistakes in one line."""
 
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from latentmem.config.data import (
 from latentmem.config.experiment import Config
 from latentmem.config.section import AnySection, Section
 from latentmem.errors import ConfigError, suggest
+from latentmem.parsing import PlainDumper, parse_yaml
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -60,13 +60,12 @@ def read_values(source: str, overrides: list[str] | None = None) -> dict[str, An
     except FileNotFoundError:
         hint = suggest(source, packaged)
         raise ConfigError(f"{source}: no such file, and no packaged configuration of that name; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: cannot be read ({error})") from None
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        raise ConfigError(f"{source}: not valid YAML: {problem}") from None
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
     for override in overrides or []:
@@ -106,30 +105,7 @@ def with_fields(section: AnySection, fields: Mapping[str, Any], source: str) -> 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML, defaults written out; `load_config` reads it back to an equal one."""
-    return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, which YAML 1.1 reads as text; a key written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; its keys differ."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+    return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=PlainDumper, sort_keys=False)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -137,9 +113,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{override!r} is no override; write key=value, as in lmpo.group_size=8")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is not valid YAML") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None
     *parents, last = key.split(".")
     section: Any = values
     for part in parents:
@@ -155,7 +131,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _position(part: str, entries: list[Any], override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(entries):
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(entries):
         raise ConfigError(
             f"{override!r}: the list there has {len(entries)} entries; give a position from 0, below that"
         )

@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from latentmem.memory_names import MemoryName, known_memory
 
@@ -13,6 +13,18 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _fits_a_path(value: str) -> str:
+    if "\0" in value or len(value.encode()) > 4095 or any(len(name.encode()) > 255 for name in value.split("/")):
+        raise ValueError(
+            f"is {value[:40]!r}..., which no file can be called; a name has at most 255 bytes, none is NUL"
+        )
+    return value
+
+
+PathText = Annotated[Text, AfterValidator(_fits_a_path)]
+"""What is or may be a path: to ask whether there is such a file never fails."""
 
 
 class Section(BaseModel):
@@ -52,7 +64,7 @@ def _named(value: Any) -> Any:
     for name in value:
         if not isinstance(name, str | MemoryName):
             raise ValueError(f"has {name!r}; expected the names of memories")
-    names = tuple(name if isinstance(name, MemoryName) else known_memory(name) for name in value)
+    names = tuple(name if isinstance(name, MemoryName) else known_memory(_fits_a_path(name)) for name in value)
     if len(set(names)) != len(names):
         raise ValueError("names one memory twice")
     return names

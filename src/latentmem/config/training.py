@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentmem.config.section import AsTuple, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
+from latentmem.config.section import AsTuple, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Section
 
 
 class Sampling(Section):
@@ -158,9 +158,9 @@ class WarmupSection(Section):
 class SFTSection(ComposerOptimizerFields):
     """Supervised fine-tuning of the composer, on successful trajectories or on demonstrated ones."""
 
-    initial: Text = "untrained"
+    initial: PathText = "untrained"
     """Where training starts: `untrained`, `warmup` (this run's), or a composer's folder."""
-    demonstrations: Text = "bank"
+    demonstrations: PathText = "bank"
     """What SFT learns from: `bank` (the successes in it), `domain` (what the data itself demonstrates, as
     `hidden_facts` does), or a .jsonl file of demonstrated responses, with rows of `task` and `responses`; see
     docs/training.md."""
@@ -189,7 +189,7 @@ class SFTSection(ComposerOptimizerFields):
 class LMPOSection(GroupFields, ComposerOptimizerFields):
     """Reinforcement learning through the latents (arXiv 2602.03036, section 4)."""
 
-    initial: str = "sft"
+    initial: PathText = "sft"
     """Where training starts: `sft` or `warmup` (this run's), `untrained`, or a composer's folder."""
 
 

@@ -12,11 +12,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from latentmem.environments.answers import bare
 from latentmem.environments.pddl_world import Action, Fact, State, World
 from latentmem.errors import DataError, suggest
+from latentmem.parsing import parse_yaml
 
 WORLDS = ("gripper", "blockworld", "barman", "tyreworld")
 """The worlds, by AgentBoard's names."""
@@ -165,7 +164,7 @@ class Language:
 def language(name: str) -> Language:
     """Load the words for a world of `WORLDS`."""
     text = (files("latentmem") / "environments" / "worlds" / f"{name}.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(text)
+    values: dict[str, Any] = parse_yaml(text)
     commands = {
         action: Command(action, command["say"], tuple(command["arguments"]))
         for action, command in values["commands"].items()

@@ -7,9 +7,11 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from latentmem.config import Sampling
 from latentmem.environments.environment import Environment
@@ -18,6 +20,7 @@ from latentmem.files import append
 from latentmem.kept_latents import SUFFIX, KeptLatents, keep_latents
 from latentmem.memory.memory import Memory, Recall
 from latentmem.models.agent import AgentModel
+from latentmem.parsing import checked, parse_json
 from latentmem.rollout import rollout
 from latentmem.teams.turn import Team
 from latentmem.trajectory import Task, Trajectory
@@ -30,7 +33,7 @@ MAX_KEPT_TASKS = 64
 class Cost:
     """What one batch cost the process that played it; times in wall-clock seconds, as in `rollout.Seconds`."""
 
-    num_tasks: int
+    num_tasks: Annotated[int, Field(gt=0)]
     recall: float
     composing: float
     generation: float
@@ -110,7 +113,7 @@ def resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Co
     cost_lines: list[bytes] = []
     costs: list[Cost] = []
     for line in _whole_lines(_costs_path(path)):
-        cost = Cost(**json.loads(line))
+        cost = _cost(line, _costs_path(path))
         if sum(c.num_tasks for c in costs) + cost.num_tasks > len(lines):
             break
         costs.append(cost)
@@ -127,6 +130,13 @@ def resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Co
                 "now; restore the data, or name a new run folder with run=FOLDER"
             )
     return trajectories, costs
+
+
+def _cost(line: bytes, path: Path) -> Cost:
+    try:
+        return checked(parse_json(line), Cost)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, and its memory is played again") from None
 
 
 def _costs_path(path: Path) -> Path:

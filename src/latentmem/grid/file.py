@@ -29,7 +29,7 @@ from latentmem.config import (
     parse_section,
     read_values,
 )
-from latentmem.config.section import AsTuple, MemoryNames, Text
+from latentmem.config.section import AsTuple, MemoryNames, PathText
 from latentmem.errors import ConfigError
 from latentmem.memory_names import DEFAULT_MEMORIES
 
@@ -52,12 +52,12 @@ def _named(value: Any) -> Any:
 class GridSection(Section):
     """What the grid varies. Every combination is a run, and each of a run's memories is a cell."""
 
-    base: Text | None = None
+    base: PathText | None = None
     """A packaged configuration or a file, over which the sections beside `grid` are laid; null: only those sections."""
     benchmarks: Annotated[dict[str, str | Changes], BeforeValidator(_named), Field(min_length=1)]
     """By name, either a packaged configuration or file, of which `data`, `max_turns` and `sampling.max_response_tokens`
     are used, or keys and values; among these, `base` may name such a configuration to begin with."""
-    teams: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = ("autogen",)
+    teams: Annotated[tuple[PathText, ...], AsTuple, Field(min_length=1)] = ("autogen",)
     """Packaged teams, or files that describe teams."""
     memories: MemoryNames = DEFAULT_MEMORIES
     """Memories, as in `evaluate.memories`; what they need is collected and trained first."""

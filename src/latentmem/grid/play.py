@@ -16,8 +16,9 @@ from typing import Any
 from latentmem import recipes
 from latentmem.config import Config, dump_config
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
-from latentmem.files import read_json, write_atomic
+from latentmem.files import read_as, read_json, write_atomic
 from latentmem.grid.file import Grid, GridRun, team_name
+from latentmem.grid.forms import PlayedResults
 from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
 from latentmem.memory_names import MemoryName
@@ -100,8 +101,9 @@ def _finished(run: GridRun) -> Row | None:
     """Return the results of a run if all its cells were done with exactly this configuration, else None."""
     folder = Path(run.config.run)
     mark = folder / PLAYED
-    if not mark.exists() or mark.read_text(encoding="utf-8") != dump_config(run.config):
+    if not mark.exists() or mark.read_bytes() != dump_config(run.config).encode():
         return None
+    read_as(folder / "results.json", PlayedResults)
     return read_json(folder / "results.json")
 
 

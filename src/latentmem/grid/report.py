@@ -13,8 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latentmem.files import read_json, write_atomic
+from latentmem.files import read_as, read_json, write_atomic
 from latentmem.grid.file import team_name
+from latentmem.grid.forms import Table
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.memory_names import MemoryName
 from latentmem.report.cells import (
@@ -61,6 +62,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     """
     table = read_json(folder / RESULTS)
     check_schema(folder / RESULTS, table, SCHEMA_VERSION)
+    read_as(folder / RESULTS, Table)
     out = out or folder / "report"
     make_folder(out)
     write_tables(out, table)

@@ -10,15 +10,17 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from latentmem.errors import CheckpointError, RunError
 from latentmem.files import write_atomic
+from latentmem.parsing import Form, checked, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,29 @@ _HEADER = "latentmem"
 """The header's single entry: several would have no fixed order, so equal composers would give unequal bytes."""
 NAMES: dict[Kind, str] = {"composer": "composer", "agents": "LoRA of agents"}
 """The name of each kind in messages."""
+
+
+_Count = Annotated[int, Field(gt=0)]
+_Number = Annotated[float, Field(gt=0)]
+
+
+class _Settings(Form):
+    """What the settings of both kinds may be; who needs one that is absent says so."""
+
+    base_model: str = ""
+    agents: str = ""
+    num_latents: _Count = 1
+    d_composer: _Count = 1
+    d_agent: _Count = 1
+    rank: _Count = 1
+    alpha: _Number = 1.0
+    target_modules: tuple[str, ...] = ()
+    template: str = ""
+    words: dict[str, str] = Field(default={})
+    max_prompt_tokens: _Count = 1
+    slots: _Count | None = None
+    sharpness: _Number = 1.0
+    cue: str | None = None
 
 
 def weights_file(folder: Path, kind: Kind = "composer") -> Path:
@@ -79,10 +104,10 @@ def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, An
     try:
         # Read once: safetensors' own reader opens the path twice, and could get one half of each of two checkpoints.
         content = path.read_bytes()
-        tensors = load(content)
+        tensors = load_tensors(content)
         length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        settings: dict[str, Any] = json.loads(header.get(_HEADER, "{}"))
+        header = parse_json(content[8 : 8 + length]).get("__metadata__") or {}
+        settings = parse_json(header.get(_HEADER, "{}"))
     except FileNotFoundError:
         wanted, other = NAMES[kind], kind_of(folder)
         if other != kind and weights_file(folder, other).exists():
@@ -91,15 +116,36 @@ def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, An
         raise CheckpointError(
             f"{folder}: no {wanted} here ({path.name} is missing); name a folder that holds one"
         ) from None
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: damaged ({reason}); restore it or take another checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or take another checkpoint") from None
     version = settings.get("format_version") if isinstance(settings, dict) else None
-    if type(version) is not int:
+    if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} {NAMES[kind]}")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {version} is newer than {FORMAT_VERSION}; upgrade latentmem")
+    try:
+        checked(settings, _Settings)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or take another checkpoint") from None
     return settings, tensors
+
+
+def load_tensors(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        ValueError: it is no whole file, or has a kind of numbers that torch does not know.
+    """
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return tensors
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds fractions, all of them finite."""
+    return tensor.is_floating_point() and bool(tensor.float().isfinite().all())
 
 
 def fill_parameters(
@@ -148,6 +194,10 @@ def fill_parameters(
             raise CheckpointError(
                 f"{folder}: {name} has shape {list(tensors[name].shape)}, expected {list(parameter.shape)}; "
                 "use the model it was trained on"
+            )
+        if not is_finite(tensors[name]):
+            raise CheckpointError(
+                f"{folder}: {name} holds whole numbers, or values that are not finite; take another checkpoint"
             )
     with torch.no_grad():
         for name, parameter in parameters.items():

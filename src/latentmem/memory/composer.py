@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latentmem.config import ComposerSection, MemorySection
+from latentmem.config import ComposerSection, MemorySection, parse_section
 from latentmem.errors import CheckpointError, ConfigError
 from latentmem.memory.checkpoints import fill_parameters, read_checkpoint, write_checkpoint
 from latentmem.memory.memory import describe, said_by
@@ -383,7 +383,7 @@ class Composer(nn.Module):
         if agents is None and settings["agents"] != settings["base_model"]:
             agents = LanguageModel.from_pretrained(settings["agents"])
         arguments = ("num_latents", "rank", "alpha", "target_modules", "template", "max_prompt_tokens", *_LATER)
-        words = MemorySection.model_validate(settings["words"])
+        words = parse_section(MemorySection, settings["words"], f"{folder}: words")
         composer = cls(backbone, agents, words=words, **{key: settings[key] for key in arguments})
         composer._load(Path(folder), settings, tensors)
         return composer

@@ -96,7 +96,7 @@ class LanguageModel:
         """
         try:
             where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-            torch.empty(0, device=where)
+            torch.empty(0, device=where).cpu()  # `meta` has no values
         except (RuntimeError, AssertionError):  # AssertionError: torch was built without that kind of device
             raise ModelError(f"device {device!r} is not there; use auto, cpu or a GPU such as cuda:0") from None
         if dtype == "auto":

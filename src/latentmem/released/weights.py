@@ -3,7 +3,6 @@
 Only trained tensors are read, because gigabytes of frozen base weights may lie beside them; nothing is unpickled.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from latentmem.config import ComposerSection, MemorySection
 from latentmem.errors import CheckpointError, ModelError
 from latentmem.memory.composer import TEMPLATE, composer_words
 from latentmem.models.assets import quiet_loading, resolve_model
+from latentmem.parsing import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,8 @@ def _files(source: Path) -> list[Path]:
     if not source.name.endswith(".json"):
         return [source]
     try:
-        names = sorted(set(json.loads(source.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
+        names = sorted(set(parse_json(source.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         raise CheckpointError(
             f"{source}: is no index of shards (a JSON object with weight_map); get it again"
         ) from None

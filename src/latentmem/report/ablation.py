@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
 from latentmem.config import FILLS_BANK, FILLS_BANK_IN_BANK
+from latentmem.parsing import parse_yaml
 from latentmem.report.figures import COLOURS, MARKERS, STYLES, Picture, add_legend, dress, in_both_themes, label, png
 
 NOT_VARIED = ("run", "seed", "evaluate.memories", "evaluate.num_bootstraps")
@@ -50,8 +50,8 @@ def differing_keys(configs: Sequence[str]) -> dict[str, list[Any]]:
     the path then differs for that reason. The result is empty if a text is not a mapping in YAML.
     """
     try:
-        flat = [_flat(yaml.safe_load(text)) for text in configs]
-    except yaml.YAMLError:
+        flat = [_flat(parse_yaml(text)) for text in configs]
+    except ValueError:
         return {}
     shared = [key for key in flat[0] if all(key in found for found in flat)]
     values = {key: [found[key] for found in flat] for key in shared}

@@ -1,15 +1,16 @@
 """Read a run's folder as it was left, finished or not; a note tells of each part that is missing or damaged."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentmem.errors import RunError
-from latentmem.files import read_json
+from latentmem.files import read_as, read_json
 from latentmem.kept_latents import SUFFIX, KeptLatents, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, reading_cells
 from latentmem.memory_names import MemoryName
-from latentmem.report.values import Row, memories_in
+from latentmem.parsing import parse_json
+from latentmem.report.forms import ResultsForm
+from latentmem.report.values import Row, as_list, memories_in
 from latentmem.runs import Metrics, read_metrics
 
 SCHEMA_VERSION = 1
@@ -40,15 +41,30 @@ class RunRecord:
         return [row for row in self.metrics.rows if row.get("phase") == phase]
 
 
+def read_results(path: Path) -> Row:
+    """Read a results.json.
+
+    Raises:
+        RunError: it cannot be read, is damaged, or is newer than this version understands.
+    """
+    results = read_json(path)
+    check_schema(path, results, SCHEMA_VERSION)
+    read_as(path, ResultsForm)
+    return results
+
+
 def check_schema(path: Path, found: Row, newest: int) -> None:
     """Refuse a file whose schema version is newer than `newest`.
 
     Raises:
         RunError: the version is newer.
     """
-    if found.get("schema_version", 0) > newest:
+    version = found.get("schema_version", 0)
+    if type(version) is not int:
+        raise RunError(f"{path}: schema_version is {version!r}, expected a whole number; restore the file")
+    if version > newest:
         raise RunError(
-            f"{path}: schema_version is {found['schema_version']}, newer than {newest}, the newest this version reads; "
+            f"{path}: schema_version is {version}, newer than {newest}, the newest this version reads; "
             "upgrade latentmem"
         )
 
@@ -66,17 +82,16 @@ def read_run(folder: Path) -> RunRecord:
         )
     info = read_json(folder / "run.json") if "run.json" in known else {}
     metrics = read_metrics(folder / "metrics.jsonl")
-    results = read_json(folder / "results.json") if "results.json" in known else None
+    results = read_results(folder / "results.json") if "results.json" in known else None
     notes = []
     if metrics.num_torn:
         notes.append("The last line of metrics.jsonl was cut off by a crash and is left out.")
     for row in metrics.rows:
         if row.get("non_finite"):
-            notes.append(f"{row.get('phase')} step {row.get('step')}: {', '.join(row['non_finite'])} was not finite.")
+            keys = ", ".join(map(str, as_list(row["non_finite"])))
+            notes.append(f"{row.get('phase')} step {row.get('step')}: {keys} was not finite.")
     if results is None:
         notes.append("Not evaluated yet: no results.json. Run `latentmem evaluate`.")
-    else:
-        check_schema(folder / "results.json", results, SCHEMA_VERSION)
     trajectories = _read_trajectories(folder / "evaluate", results or {}, notes)
     latents = _read_latents(folder / "evaluate", results or {}, notes)
     readings = _read_readings(folder / "evaluate", results or {}, notes)
@@ -109,7 +124,7 @@ def _read_trajectories(folder: Path, results: Row, notes: list[str]) -> dict[str
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 rows.append(row) if isinstance(row, dict) else damaged.append(number)
             except ValueError:
                 damaged.append(number)

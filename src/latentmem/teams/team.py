@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentmem import own
 from latentmem.errors import ConfigError, suggest
+from latentmem.parsing import parse_yaml
 from latentmem.teams.dylan import DylanFile, DylanTeam
 from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Team, Turn, describe_history, render
 from latentmem.templates import check_template, fields_in, fill
@@ -60,6 +60,8 @@ class FixedTeam:
             for other in agent.reads:
                 if other not in by_role:
                     raise ConfigError(f"team {name}: {agent.role.name} reads {other!r}; {suggest(other, by_role)}")
+                if agent.reads.count(other) > 1:
+                    raise ConfigError(f"team {name}: {agent.role.name} reads {other!r} twice; name it once")
             for part, template in (("system", agent.system), ("user", agent.user)):
                 check_template(template, FIELDS, f"team {name}: {part} prompt of {agent.role.name}")
         if answer not in by_role:
@@ -180,11 +182,11 @@ def load_team(name: str, **parameters: Any) -> Team:
         team: Team = own.make(name, parameters, f"own.{name}" if parameters else "team", ("name", "roles", "turn"))
         return team
     try:
-        values = yaml.safe_load(team_file(name).read_text(encoding="utf-8"))
+        values = parse_yaml(team_file(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"team {name!r}: no such team, and no such file; {suggest(name, packaged_teams())}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"team file {name}: cannot be read: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"team file {name}: cannot be read: {error}") from None
     kind = values.get("kind", "fixed") if isinstance(values, dict) else "fixed"
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"team file {name}: kind is {kind!r}; {suggest(str(kind), _KINDS)}")

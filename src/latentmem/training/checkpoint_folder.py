@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentmem.errors import CheckpointError
-from latentmem.files import write_atomic
+from latentmem.errors import CheckpointError, RunError
+from latentmem.files import read_as, write_atomic
 from latentmem.processes import Processes
 from latentmem.training.optimizer import Optimization, Trained
 
@@ -104,6 +104,6 @@ def read_progress(folder: Path) -> Progress | None:
     if not path.exists():
         return None
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); train into a new run") from None
+        return read_as(path, Progress)
+    except RunError as error:
+        raise CheckpointError(str(error)) from None

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from latentmem.config import ComposerOptimizerFields, OptimizerFields
 from latentmem.errors import CheckpointError
 from latentmem.files import write_atomic
+from latentmem.memory.checkpoints import is_finite, load_tensors
 from latentmem.processes import Processes
 
 Schedule = Literal["constant", "linear", "cosine"]
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 _PROJECTS = ("projection", "gate", "frame")
 """The parts of a composer that move at the projection's rate, because they act on the latents directly."""
 
@@ -168,9 +170,14 @@ class Optimization:
         names = {name: i for i, name in enumerate(self.parameters)}
         state: dict[int, dict[str, Tensor]] = {}
         try:
-            for key, value in load_file(path).items():
+            for key, value in load_tensors(path.read_bytes()).items():
                 name, _, moment = key.rpartition("/")
+                shape = torch.Size() if moment == "step" else self.parameters[name].shape
+                if moment not in _MOMENTS or value.shape != shape or not is_finite(value):
+                    raise ValueError(f"{key} is no state of AdamW")
                 state.setdefault(names[name], {})[moment] = value
-        except (OSError, KeyError, SafetensorError) as error:
+            if any(len(moments) < len(_MOMENTS) for moments in state.values()):
+                raise ValueError("a moment is missing")
+        except (OSError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: the optimizer cannot be read ({error}); train into a new run") from None
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})

@@ -11,7 +11,7 @@ from latentmem.config import Rows, SandboxSection
 from latentmem.environments.code.domain import CodeDomain
 from latentmem.environments.code.extraction import complete, extract_code
 from latentmem.environments.code.judging.inside import sign
-from latentmem.environments.code.request import Tests, ended_early, needs_one_process, signed_verdict
+from latentmem.environments.code.request import TaskTests, ended_early, needs_one_process, signed_verdict
 from latentmem.environments.sandbox.sandbox import Sandbox, SandboxResult
 from latentmem.errors import DataError, SandboxError
 from latentmem.trajectory import Task
@@ -265,7 +265,14 @@ def test_no_code_is_not_run_and_scores_0(tmp_path, monkeypatch):
 
 def ended(status="exited", exit_code=0, result=None, stderr="", cause=""):
     return SandboxResult(
-        status=status, exit_code=exit_code, stdout="", stderr=stderr, result=result, level="none", seconds=0.1, cause=cause
+        status=status,
+        exit_code=exit_code,
+        stdout="",
+        stderr=stderr,
+        result=result,
+        level="none",
+        seconds=0.1,
+        cause=cause,
     )
 
 
@@ -315,13 +322,17 @@ def test_a_sandbox_that_cannot_start_is_no_fault_of_the_answer(tmp_path, monkeyp
         ("class Mine(solution.Stack): pass", False, "derives a class from solution.Stack"),
         ("def test_it():\n    Stack().items.append(1)", False, "changes Stack().items"),
         ("import solution\ndef test_it():\n    solution.LIMIT = 1", False, "changes solution.LIMIT"),
-        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test(self):\n        twice(hmac)", True, "uses hmac"),
+        (
+            "import unittest\nclass TestIt(unittest.TestCase):\n    def test(self):\n        twice(hmac)",
+            True,
+            "uses hmac",
+        ),
         ("def test_it():\n    twice(lambda x: x)", True, "hands functions over"),
         ("def test_it(:", False, None),
     ],
 )
 def test_the_tests_alone_say_whether_they_need_the_solutions_process(module, appended, reason):
-    said = needs_one_process(Tests(module, None, ("twice",), appended))
+    said = needs_one_process(TaskTests(module, None, ("twice",), appended))
     assert (said is None) if reason is None else said.startswith(reason)
 
 
@@ -347,7 +358,10 @@ USES = [
 @pytest.mark.parametrize("use", USES)
 def test_a_block_that_uses_the_solution_does_not_take_its_place(tmp_path, use):
     response = f"{fenced('def twice(x):' + chr(10) + '    return 2 * x')}\nTo try it:\n{fenced(use)}"
-    for schema, row in (("mbpp", mbpp()), ("kodcode", kodcode("from solution import twice\ndef test_it():\n    assert twice(2) == 4"))):
+    for schema, row in (
+        ("mbpp", mbpp()),
+        ("kodcode", kodcode("from solution import twice\ndef test_it():\n    assert twice(2) == 4")),
+    ):
         assert play(tmp_path, schema, row, response).reward == 1.0
     twice = fenced("def twice(x):\n    return 3") + fenced("def twice(x):\n    return 2 * x") + fenced(use)
     assert play(tmp_path, "mbpp", mbpp(), twice).reward == 1.0  # the last that defines it

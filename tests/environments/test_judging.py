@@ -197,7 +197,8 @@ def test_a_unittest_class_is_prepared_once_and_each_of_its_tests_counted():
         ("import pytest\ndef test_it():\n    pytest.skip('never')", None),
         ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self): pass", None),
         ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self):\n        self.skipTest('x')", None),
-        ("import unittest\nclass TestIt(unittest.TestCase):\n    @unittest.skip('x')\n    def test_it(self):\n        1 / 0", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    @unittest.skip('x')\n"
+         "    def test_it(self):\n        1 / 0", None),
         ("import unittest\nclass TestIt(unittest.TestCase):\n    @classmethod\n    def setUpClass(cls):\n"
          "        raise unittest.SkipTest\n    def test_it(self):\n        1 / 0", None),
         ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self):\n        yield 1", None),

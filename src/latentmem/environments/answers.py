@@ -11,10 +11,12 @@ _THOUGHT_ENDS = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
 _TAG_NAMES = re.compile(r"</?answer>", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:[\s*_]*[:=]|\b[^.:=\n<]{0,80}?\bis\b)[\s:*_]*", re.IGNORECASE)
-_LINE_STATED = re.compile(r"^[\W_]*(?:(?P<final>final)\s+)?answer[\s*_]*[:=][\s*_]*(?P<rest>\S.*)$", re.IGNORECASE | re.MULTILINE)
+_LINE_STATED = re.compile(
+    r"^[\W_]*(?:(?P<final>final)\s+)?answer[\s*_]*[:=][\s*_]*(?P<rest>\S.*)$", re.IGNORECASE | re.MULTILINE
+)
 _THINKS = re.compile(r"let(?:'s|\u2019s| us| me)\b|(?:we|i) (?:need|know|can|have|must|first)\b|first,", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|<")
-# What ends in a full stop and goes on: initials and abbreviations, unless what follows begins a sentence as few names do.
+# What ends in a full stop and goes on: initials and abbreviations, unless what follows begins a sentence.
 _SHORTENED = re.compile(
     r"(?:^|[\s(\"'])(?:(?:[A-Za-z]\.)*[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|St|Ste|Mr|Mrs|Ms|Dr|Jr|Sr|Prof|Rev|Gen|Col|Capt|Lt|Sgt|Gov|"
     r"Sen|Rep|Hon|Mt|Ft|No|Nos|vs|Vs|v|Co|Corp|Inc|Ltd|Bros|Vol|Op|feat|ft|Messrs|Mme|Mlle|Pt|Cmdr|Adm|Maj|Ph\.D|Bldg|Ave)$"
@@ -99,7 +101,7 @@ def first_sentence(text: str) -> str:
 
 
 def stated(response: str) -> list[str]:
-    """What follows each `answer is`, `answer ... is` or `Answer:`, to the end of its sentence; the last one first.
+    r"""What follows each `answer is`, `answer ... is` or `Answer:`, to the end of its sentence; the last one first.
 
     A line that is `Answer: ...` or `Final Answer: ...` and no more comes before what running text says later.
 

@@ -37,7 +37,9 @@ from latentmem.trajectory import Task
 _ARTICLES = frozenset({"a", "an", "the"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"
 _QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033\u00b4\u02bc\u02bb\u00ab\u00bb\u2039\u203a"
-_PUNCTUATION = str.maketrans("", "", string.punctuation + _QUOTES + _DASHES + "\u00b7\u2022\u00ad\u200b\u200c\u200d\u2060\ufeff")
+_PUNCTUATION = str.maketrans(
+    "", "", string.punctuation + _QUOTES + _DASHES + "\u00b7\u2022\u00ad\u200b\u200c\u200d\u2060\ufeff"
+)
 _LETTERS = str.maketrans({"\u00f8": "o", "\u0142": "l", "\u0111": "d", "\u00e6": "ae", "\u0153": "oe", "\u0131": "i"})
 _AND = re.compile(r"(?<=\s)&(?=\s)")
 _RESTATED = re.compile(r"(?:\S+\s+){3,}(?:is|are|was|were)\s+(?P<answer>\S.*)", re.DOTALL)
@@ -79,8 +81,9 @@ class Form:
 def extract(response: str) -> str | None:
     r"""The one answer in a response, or None.
 
-    It is in the last `<answer>...</answer>`; else behind an `<answer>` that never closes; else in the last `\boxed{...}`;
-    else after `Final Answer:`, `Answer:` or `answer is`; else the first sentence that says something, or the part of it
+    It is in the last `<answer>...</answer>`; else behind an `<answer>` that never closes; else in the last
+    `\boxed{...}`; else after `Final Answer:`, `Answer:` or `answer is`; else the first sentence that says
+    something, or the part of it
     that says what the rest only speaks about. A thought that ends in `</think>` is not read.
 
     >>> extract("Let me think. The answer is **Paris**.")
@@ -152,7 +155,7 @@ def _told(sentence: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, accents of Latin letters and the articles a, an, the, single blanks between words.
+    """Lower case, without punctuation, accents of Latin letters and the articles a, an, the; single blanks.
 
     A standing `&` is "and"; dashes and quotes of any kind are punctuation. Names that consist of articles only ("The
     The", "A") keep them, and so does bare punctuation ("!!!").
@@ -181,12 +184,12 @@ def _without_accents(text: str) -> str:
 
 
 def yes_or_no(response: str) -> str | None:
-    """`yes` or `no`, or None: what the first of these that says one begins with.
+    r"""`yes` or `no`, or None: what the first of these that says one begins with.
 
-    The last `<answer>...</answer>`, which binds; an unclosed one; the last `\\boxed{...}`; the `answer is ...` and `Answer: ...`, the last one first; the last
-    line; the first line. A `so`, `thus`, `hence` or `therefore` may stand before it. True is yes, false is no. After
-    no, true and false the clause must end ("no one knows" is no verdict); yes may go on, but not with a slash, or,
-    and, no.
+    The last `<answer>...</answer>`, which binds; an unclosed one; the last `\boxed{...}`; the `answer is ...` and
+    `Answer: ...`, the last one first; the last line; the first line. A `so`, `thus`, `hence` or `therefore` may stand
+    before it. True is yes, false is no. After no, true and false the clause must end ("no one knows" is no verdict);
+    yes may go on, but not with a slash, or, and, no.
 
     >>> yes_or_no("Yes, since ducks float."), yes_or_no("They float. So the answer is no."), yes_or_no("yes or no")
     ('yes', 'no', None)

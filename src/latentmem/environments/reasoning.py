@@ -128,7 +128,8 @@ class ReasoningEnvironment:
 def extract(response: str, *, numeric: bool) -> str | None:
     r"""The one answer in a response, or None. The first of these that is there counts:
 
-    the last `<answer>...</answer>`; one that never closes; the last `\boxed{...}`; the last `answer is ...` or `Answer: ...`; then for a
+    the last `<answer>...</answer>`; one that never closes; the last `\boxed{...}`; the last `answer is ...` or
+    `Answer: ...`; then for a
     numeric family the last number of the response, for another its last line. Of a numeric family's mark only the
     last number in it counts; a mark without a number is passed over, but for the tags, which bind.
 

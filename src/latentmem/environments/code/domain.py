@@ -1,8 +1,8 @@
 """Programming tasks: the reward is whether the extracted code passes all tests of its task, run in the sandbox.
 
 The tests run in a process that the solution does not share, where they can; `request.py` says which cannot, and
-`judging/inside.py` what is left to trust there. Four data sets become one form of task: an optional prompt to complete, a module of tests,
-and optionally the calls that are the tests.
+`judging/inside.py` what is left to trust there. Four data sets become one form of task: an optional prompt to
+complete, a module of tests, and optionally the calls that are the tests.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from latentmem.config import Rows, SandboxSection
 from latentmem.environments.code.extraction import complete, extract_code, syntax_problem
-from latentmem.environments.code.request import Tests, ask_for_verdict
+from latentmem.environments.code.request import TaskTests, ask_for_verdict
 from latentmem.environments.environment import Outcome, Split
 from latentmem.environments.rows import Row, Splits, all_strings, split_tasks, typed
 from latentmem.environments.sandbox.sandbox import Sandbox
@@ -80,7 +80,7 @@ class CodeEnvironment:
             if problem is not None:
                 info.update(cause="syntax", detail=problem)
             else:
-                tests = Tests(self.module, self.calls, asked, self.appended)
+                tests = TaskTests(self.module, self.calls, asked, self.appended)
                 info.update(ask_for_verdict(self.sandbox, program, tests))
         return Outcome(observation="", reward=float(info["cause"] is None), done=True, info=info)
 
@@ -178,12 +178,12 @@ def _mbpp(row: Row) -> Task:
         raise BadRowError("no answer", f"{row.where}: field 'test_list' is empty; expected at least one assertion")
     imports = row.strings("test_imports") if "test_imports" in row.values else ()
     setup = "" if "test_imports" in row.values else row.field("test_setup_code", str)
-    is_full = "text" in row.values or "prompt" not in row.values
+    wish = row.text("text" if "text" in row.values or "prompt" not in row.values else "prompt")
     number = row.values.get("task_id")
     return Task(
         id=row.text("task_id") if isinstance(number, str) else str(row.field("task_id", int)),
         domain="mbpp",
-        text=f"{row.text('text' if is_full else 'prompt').strip()}\nYour code should pass this test:\n{tests[0].strip()}",
+        text=f"{wish.strip()}\nYour code should pass this test:\n{tests[0].strip()}",
         data={
             "module": "\n".join([*imports, setup]),
             "calls": list(tests),
@@ -193,14 +193,19 @@ def _mbpp(row: Row) -> Task:
 
 
 def _asked_names(tests: Sequence[str], code: str) -> list[str]:
-    """The names that all tests want of a solution: those that the reference solution brings, if it is there."""
+    """The names that tests want of a solution: those that the reference solution brings, if it is there."""
     used = [
-        {node.id: None for node in ast.walk(_tree(test)) if isinstance(node, ast.Name)} for test in tests if test.strip()
+        {node.id: None for node in ast.walk(_tree(test)) if isinstance(node, ast.Name)}
+        for test in tests
+        if test.strip()
     ]
-    every = [name for name in (used[0] if used else ()) if all(name in names for names in used)]
+    every = list(dict.fromkeys(name for names in used for name in names))
     brought = {getattr(node, "name", None) for node in _tree(code).body}
-    asked = [name for name in dict.fromkeys(name for names in used for name in names) if name in brought]
-    return asked or [name for name in every if not hasattr(builtins, name)] or every
+    return (
+        [name for name in every if name in brought]
+        or [name for name in every if not hasattr(builtins, name)]
+        or [name for name in every if all(name in names for names in used)]
+    )
 
 
 def _kodcode(row: Row) -> Task:

@@ -18,11 +18,11 @@ _DEFINITION = re.compile(r"^(?:async def|def|class)\s", re.MULTILINE)
 def extract_code(response: str, *, asked: Sequence[str] = (), bare_body: bool = False) -> str | None:
     """The code in a response, or None.
 
-    Of the fenced blocks those marked python count, else those unmarked, else all. Of these the last of those that define
-    most of the names in `asked`; if none defines any, the last that defines a function or class, else the longest. A
-    block that the response ends within counts. Without a block: what stands in the answer tags, else the whole response
-    if it is Python that defines a function (or, with `bare_body`, if it is Python once it stands in a function). A
-    block of thought before the answer counts for nothing.
+    Of the fenced blocks those marked python count, else those unmarked, else all. Of these the last of those that
+    define most of the names in `asked`; if none defines any, the last that defines a function or class, else the
+    longest. A block that the response ends within counts. Without a block: what stands in the answer tags, else the
+    whole response if it is Python that defines a function (or, with `bare_body`, if it is Python once it stands in a
+    function). A block of thought before the answer counts for nothing.
     """
     response = without_thoughts(response)
     blocks: list[tuple[str, str]] = [
@@ -48,7 +48,9 @@ def extract_code(response: str, *, asked: Sequence[str] = (), bare_body: bool = 
 
 def _num_defined(text: str, names: Sequence[str]) -> int:
     return sum(
-        re.search(rf"^(?:(?:async )?def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*[:=](?!=)", text, re.MULTILINE)
+        re.search(
+            rf"^(?:(?:async )?def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*[:=](?!=)", text, re.MULTILINE
+        )
         is not None
         for name in names
     )

@@ -21,18 +21,71 @@ from latentmem.errors import SandboxError
 _ALSO_SHARED = frozenset({"pytest", "solution", "random", "sys", "timeit", "inspect", "types", "__future__"})
 """Modules that tests judged apart may import, as long as they use no name of `_OF_ONE_PROCESS`."""
 _OF_ONE_PROCESS = frozenset(
-    "mock patch monkeypatch capsys capfd caplog tmp_path tmpdir setrecursionlimit stdout stdin stderr argv modules seed "
-    "settrace environ open globals locals exec eval __import__ setswitchinterval getrecursionlimit getsource "
-    "signature isgeneratorfunction iscoroutinefunction getfullargspec getmembers "
-    "__code__ __globals__ __closure__ __dict__ __wrapped__ "
-    "getrefcount getsizeof asdict is_dataclass".split()
+    [
+        "mock",
+        "patch",
+        "monkeypatch",
+        "capsys",
+        "capfd",
+        "caplog",
+        "tmp_path",
+        "tmpdir",
+        "setrecursionlimit",
+        "stdout",
+        "stdin",
+        "stderr",
+        "argv",
+        "modules",
+        "seed",
+        "settrace",
+        "environ",
+        "open",
+        "globals",
+        "locals",
+        "exec",
+        "eval",
+        "__import__",
+        "setswitchinterval",
+        "getrecursionlimit",
+        "getsource",
+        "signature",
+        "isgeneratorfunction",
+        "iscoroutinefunction",
+        "getfullargspec",
+        "getmembers",
+        "__code__",
+        "__globals__",
+        "__closure__",
+        "__dict__",
+        "__wrapped__",
+        "getrefcount",
+        "getsizeof",
+        "asdict",
+        "is_dataclass",
+    ]
 )
 """Names by which a test reaches into the process of what it tests."""
-_CHANGES = frozenset("append extend insert remove pop clear sort reverse add discard update setdefault popitem".split())
+_CHANGES = frozenset(
+    [
+        "append",
+        "extend",
+        "insert",
+        "remove",
+        "pop",
+        "clear",
+        "sort",
+        "reverse",
+        "add",
+        "discard",
+        "update",
+        "setdefault",
+        "popitem",
+    ]
+)
 
 
 @dataclass(frozen=True)
-class Tests:
+class TaskTests:
     """The tests of one task."""
 
     module: str
@@ -51,7 +104,7 @@ class Tests:
 
 
 @cache
-def needs_one_process(tests: Tests) -> str | None:
+def needs_one_process(tests: TaskTests) -> str | None:
     """Why tests have to run in the process of what they test; None if they can be judged apart.
 
     It depends on the tests alone, so that no solution can choose.
@@ -94,8 +147,9 @@ def _free_names(nodes: list[ast.AST]) -> set[str]:
     bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     bound |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
-    bound |= {(alias.asname or alias.name).split(".")[0] for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
-              for alias in node.names}  # fmt: skip
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     return {name for name in used - bound if not hasattr(builtins, name) and not name.startswith("__")}
 
 
@@ -144,7 +198,7 @@ def _programs(*names: str) -> dict[str, str]:
     return {f"judging/{name}.py": (folder / f"{name}.py").read_text(encoding="utf-8") for name in ("__init__", *names)}
 
 
-def ask_for_verdict(sandbox: Sandbox, program: str, tests: Tests) -> dict[str, JsonValue]:
+def ask_for_verdict(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[str, JsonValue]:
     """Run the tests on a program and say what became of them; `cause` is None where all passed.
 
     Raises:
@@ -155,7 +209,7 @@ def ask_for_verdict(sandbox: Sandbox, program: str, tests: Tests) -> dict[str, J
     return {**_judged_inside(sandbox, program, tests), "judged": "inside"}
 
 
-def _judged_apart(sandbox: Sandbox, program: str, tests: Tests) -> dict[str, JsonValue]:
+def _judged_apart(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[str, JsonValue]:
     nonce = secrets.token_hex(16)
     request: dict[str, Any] = {"nonce": nonce, "module": tests.module, "calls": tests.calls, "names": tests.names}
     request["imports"] = _imports(tests.module) if tests.appended else ""
@@ -186,7 +240,7 @@ def _judged_apart(sandbox: Sandbox, program: str, tests: Tests) -> dict[str, Jso
     return ended_early(solver if solver.status != "exited" else judged)
 
 
-def _judged_inside(sandbox: Sandbox, program: str, tests: Tests) -> dict[str, JsonValue]:
+def _judged_inside(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[str, JsonValue]:
     nonce = secrets.token_hex(16)
     request = {"nonce": nonce, "module": tests.module, "calls": tests.calls, "names": tests.names}
     result = sandbox.run(

@@ -86,7 +86,7 @@ class _Errors(unittest.TestResult):
         """Look at the judges after each test, for the next one may put them back."""
         try:
             self.unchanged()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self.raised.setdefault(None, error)
         self.ended.add(test._testMethodName)
         super().stopTest(test)
@@ -210,9 +210,7 @@ class Verdict(dict[str, Any]):
         return self
 
 
-def find_tests(
-    request: dict[str, Any], names: dict[str, Any], verdict: Verdict, unchanged: Check
-) -> list[Test] | None:
+def find_tests(request: dict[str, Any], names: dict[str, Any], verdict: Verdict, unchanged: Check) -> list[Test] | None:
     """Execute the tests' text among the solution's names and find its tests; None if the verdict is spoken.
 
     request: `module`, text executed with the solution's names in reach; `calls`, statements that are one test each,
@@ -239,7 +237,7 @@ def find_tests(
         else:
             running = [code for code in codes if not is_empty(code)]
             tests, left_out = [_partial(exec, code, names) for code in running], len(codes) - len(running)
-    except BaseException as error:  # noqa: BLE001  # importing a name that the solution lacks ends here
+    except BaseException as error:  # importing a name that the solution lacks ends here
         verdict.blame("test_error", error)
         return None
     verdict["num_tests"] = len(tests)
@@ -263,7 +261,7 @@ def run_tests(tests: list[Test], verdict: Verdict, unchanged: Check, tampered: t
             verdict.blame("memory", error)
         except tampered as error:
             verdict.blame("tampering", error)
-        except BaseException as error:  # noqa: BLE001  # a test that calls sys.exit has failed, too
+        except BaseException as error:  # a test that calls sys.exit has failed, too
             verdict.blame("exception", error)
         else:
             verdict["num_passed"] += 1

@@ -52,7 +52,7 @@ def guard(pytest: types.ModuleType) -> Check:
                 before.append((owner, name, value, getattr(value, "__code__", None)))
     names_of = [(kind, frozenset(vars(kind))) for kind in closed]
     # As they are now: the names may come to mean something else.
-    look, is_same, now, has, get = vars, frozenset, sys.modules, list, getattr
+    look, kept, now, first = vars, frozenset, sys.modules, min
 
     def unchanged() -> None:
         for name in ("builtins", "json", "unittest", "pytest", "contextlib", "functools", "math", __name__):
@@ -62,11 +62,10 @@ def guard(pytest: types.ModuleType) -> Check:
             if look(owner).get(name) is not value or (code is not None and value.__code__ is not code):
                 raise Tampered(f"{owner.__name__}.{name}")
         for kind, names in names_of:
-            new = is_same(look(kind)) - names - {"_class_cleanups", "_classSetupFailed"}
+            new = kept(look(kind)) - names - {"_class_cleanups", "_classSetupFailed"}
             if new:
-                raise Tampered(f"{kind.__name__}.{has(new)[0]}")
+                raise Tampered(f"{kind.__name__}.{first(new)}")
 
-    _ = get
     return unchanged
 
 
@@ -86,7 +85,7 @@ def run(request: dict[str, Any]) -> Verdict:
         unchanged()
     except Tampered as error:
         return verdict.blame("tampering", error)
-    except BaseException as error:  # noqa: BLE001  # whatever the solution raises, SystemExit included
+    except BaseException as error:  # whatever the solution raises, SystemExit included
         return verdict.blame("solution_error", error)
     names: dict[str, Any]
     if request["appended"]:
@@ -121,10 +120,8 @@ def main() -> None:
     verdict = run(request)
     text = encode(dict(verdict))
     signing.update(text.encode())
-    try:
+    if os.path.lexists(path):
         os.unlink(path)
-    except OSError:
-        pass
     descriptor = os.open(path, flags, 0o600)
     write(descriptor, encode({"signature": signing.hexdigest(), "verdict": text}).encode())
     leave(0)

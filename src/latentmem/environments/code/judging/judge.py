@@ -62,7 +62,7 @@ def judge(request: dict[str, Any], peer: Peer) -> Verdict:
         found = peer.ask(_FROM_SOLUTION, "call", request["imports"])
     except Gone as error:
         return verdict.blame("early_exit", error)
-    except BaseException as error:  # noqa: BLE001  # whatever the solution raises, SystemExit included
+    except BaseException as error:  # whatever the solution raises, SystemExit included
         return verdict.blame("solution_error", error)
     if type(found) is not dict:
         return verdict.blame("early_exit", Gone("no names"))

@@ -12,7 +12,22 @@ from typing import Any
 _COMPARING = ("__lt__", "__le__", "__gt__", "__ge__")
 _ARITHMETIC = tuple(
     f"__{side}{name}__"
-    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "divmod",
+    ]
     for side in ("", "r", "i")
     if (side, name) != ("i", "divmod")
 )
@@ -75,15 +90,18 @@ class MirrorClass(type):
     """Whether the tests name it."""
 
     def _mirror_of(cls, number: int) -> Any:
-        mirror: Any = cls.__new__(cls)
+        kind: Any = cls
+        mirror: Any = kind.__new__(kind)
         object.__setattr__(mirror, "_mirror_peer", cls._mirror_peer)
         object.__setattr__(mirror, "_mirror_number", number)
         return mirror
 
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
+        """Make an object of the class, over there."""
         return cls._mirror_peer.ask(cls._mirror_number, "call", *arguments, **keywords)
 
     def __getattr__(cls, name: str) -> Any:
+        """What the class of the other side has under a name."""
         if name.startswith("_mirror_") or name == "__abstractmethods__":
             raise AttributeError(name)
         return cls._mirror_peer.ask(cls._mirror_number, "get", name)
@@ -187,7 +205,7 @@ def equal(mirror: Mirror, other: Any) -> Any:
 def _says_equal(mirror: Mirror, decoy: Any) -> bool:
     try:
         return mirror._mirror_ask("__eq__", decoy) is True
-    except Exception:  # noqa: BLE001 - an __eq__ that expects its own kind only
+    except Exception:
         return False
 
 
@@ -244,14 +262,18 @@ def _two_sided(name: str) -> Callable[..., Any]:
     return operator
 
 
-def make_class(peer: Any, number: int, name: str, bases: list[type], operators: tuple[str, ...], twin: str | None) -> type:
+def make_class(
+    peer: Any, number: int, name: str, bases: list[type], operators: tuple[str, ...], twin: str | None
+) -> type:
     """The class whose objects are the mirrors of a class of the other side.
 
     bases: mirrors of its bases, and exception types that are the same on both sides. twin: the name of a type of either
     side that it is or that it is derived from.
     """
     space: dict[str, Any] = {"_mirror_peer": peer, "_mirror_number": number, "_mirror_operators": tuple(operators)}
-    kept = [b for b in bases if isinstance(b, MirrorClass) or (isinstance(b, type) and issubclass(b, BaseException))]
+    kept: list[type] = [
+        b for b in bases if isinstance(b, MirrorClass) or (isinstance(b, type) and issubclass(b, BaseException))
+    ]
     plain = next((b for b in _BASES if b.__name__ == twin), None)
     space["_mirror_base"] = plain
     claimed = plain or _TWINS.get(str(twin))

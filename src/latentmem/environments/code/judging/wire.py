@@ -39,8 +39,34 @@ PLAIN: dict[str, set[str]] = {
 }
 """Types that cross by value, under the names that a pickle gives them."""
 SHARED_MODULES = frozenset(
-    "abc bisect cmath collections copy dataclasses datetime decimal enum fractions functools heapq itertools json math "
-    "numbers operator pytest re statistics string textwrap time typing unittest uuid".split()
+    [
+        "abc",
+        "bisect",
+        "cmath",
+        "collections",
+        "copy",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "pytest",
+        "re",
+        "statistics",
+        "string",
+        "textwrap",
+        "time",
+        "typing",
+        "unittest",
+        "uuid",
+    ]
 )
 """Modules that mean the same in either process."""
 
@@ -177,17 +203,19 @@ class Peer:
             kind, value = "value", _do(target, action, arguments, keywords)
         except Gone:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller hears of it
+        except BaseException as error:
             error.__traceback__ = None
             kind, value = "raise", error
         changed = {
-            i: now for i, (box, old) in enumerate(zip(mutable, before, strict=True)) if not _same(old, now := _contents(box))
+            i: now
+            for i, (box, old) in enumerate(zip(mutable, before, strict=True))
+            if not _same(old, now := _contents(box))
         }
         try:
             self._send((kind, value, changed), mutable)
         except Gone:
             raise
-        except BaseException as error:  # noqa: BLE001 - too deep, too big or not to be shown
+        except BaseException as error:
             self._send(("raise", TypeError(f"{type(value).__name__}: {error}"[:300]), {}), [])
 
     # The form
@@ -218,7 +246,7 @@ class Peer:
                 raise ValueError(type(message))
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a hostile pickle can raise
+        except Exception as error:
             raise self._lost(f"not to be understood: {error!r:.200}") from None
         return message
 
@@ -351,5 +379,3 @@ class _Reader(pickle.Unpickler):
         if name == "NoneType":
             return type(None)
         return getattr(__import__(module, fromlist=[name]), name)
-
-

@@ -30,13 +30,14 @@ _CALLABLE = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 def guard(pytest: types.ModuleType) -> Check:
-    """What raises `Tampered` once a function or class of a loaded module, as they are now, is another one.
+    """What raises `Tampered` once a function or class of a loaded standard module, as it is now, is another.
 
     The classes that judge may not even gain a name.
     """
     judges = [unittest, unittest.case, unittest.loader, unittest.result, unittest.suite]
     judges += [pytest, standin, collecting, sys.modules[__name__]]
-    modules = [m for name, m in dict(sys.modules).items() if type(m) is types.ModuleType and name != "solution"]
+    modules = [m for name, m in dict(sys.modules).items() if name.partition(".")[0] in sys.stdlib_module_names]
+    modules = [module for module in modules if type(module) is types.ModuleType]
     modules += [module for module in judges if module not in modules]
     loaded = dict(sys.modules)
     closed = [

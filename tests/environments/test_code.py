@@ -2,14 +2,17 @@
 
 import ast
 import json
+import os
 import sys
 
 import pytest
 
 from latentmem.config import Rows, SandboxSection
-from latentmem.environments.code import domain as code_module
-from latentmem.environments.code.domain import CodeDomain, complete, extract_code, read_verdict
-from latentmem.environments.sandbox.sandbox import SandboxResult
+from latentmem.environments.code.domain import CodeDomain
+from latentmem.environments.code.extraction import complete, extract_code
+from latentmem.environments.code.judging.inside import sign
+from latentmem.environments.code.request import TaskTests, ended_early, needs_one_process, signed_verdict
+from latentmem.environments.sandbox.sandbox import Sandbox, SandboxResult
 from latentmem.errors import DataError, SandboxError
 from latentmem.trajectory import Task
 
@@ -215,65 +218,10 @@ def test_bigcodebench_asks_in_words_or_with_a_function_to_complete(tmp_path):
     )  # fmt: skip
 
 
-HOSTILE = [
-    # code that does not do what was asked, and the cause that is found
-    ("def task_func(x):\n    return None", "assertion"),
-    ("def task_func(x):\n    raise ValueError('no')", "exception"),
-    ("def task_func(x):\n    pass", "assertion"),
-    ("print('OK')\nprint('2 passed')\nimport sys\nsys.exit(0)\ndef task_func(x): pass", "solution_error"),
-    ("import sys\ndef task_func(x):\n    print('Ran 2 tests OK')\n    sys.exit(0)", "exception"),
-    ("import os\ndef task_func(x):\n    os._exit(0)", "early_exit"),
-    ("import unittest\ndef task_func(x): pass\nclass TestCases(unittest.TestCase):\n    def test_it(self): pass",
-     "assertion"),
-    ("import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef task_func(x): pass", "tampering"),
-    ("import unittest\nclass Easy(unittest.TestCase):\n    def assertEqual(self, *a): pass\n"
-     "unittest.TestCase = Easy\ndef task_func(x): pass", "tampering"),
-    ("import sys, types, unittest\nfake = types.ModuleType('unittest')\nvars(fake).update(vars(unittest))\n"
-     "sys.modules['unittest'] = fake\ndef task_func(x): pass", "tampering"),
-    ("import unittest\ndef easy(self, *a): pass\nunittest.TestCase.assertEqual.__code__ = easy.__code__\n"
-     "def task_func(x): pass", "tampering"),
-    ("import unittest\ndef task_func(x):\n    unittest.TestCase.assertEqual = lambda *a: None\n    return '6'",
-     "tampering"),
-    ("import unittest.suite\nunittest.suite.BaseTestSuite.run = lambda self, result: result\ndef task_func(x): pass",
-     "tampering"),
-    ("import unittest\nunittest.TestLoader.getTestCaseNames = lambda *a: []\ndef task_func(x): pass", "tampering"),
-    ("import __main__\n__main__.collect = lambda *a: [lambda: None]\ndef task_func(x): pass", "tampering"),
-    ("import json\nreal = json.dumps\njson.dumps = lambda v: real({**v, 'cause': None})\ndef task_func(x): pass",
-     "tampering"),
-    ("import builtins\nbuiltins.abs = lambda x: x\ndef task_func(x): pass", "tampering"),
-    ("import unittest\ndef task_func(x):\n    if x == 2:\n        return '4'\n    raise unittest.SkipTest",
-     "exception"),
-    ("import atexit, sys\natexit.register(print, 'passed')\ndef task_func(x):\n    sys.stdout.close()", "assertion"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("code", "cause"), HOSTILE, ids=[str(i) for i in range(len(HOSTILE))])
-def test_no_wrong_or_hostile_bigcodebench_solution_passes_and_each_has_its_cause(tmp_path, code, cause):
-    outcome = play(tmp_path, "bigcodebench", bigcodebench(), fenced(code))
-    assert (outcome.reward, outcome.info["cause"]) == (0.0, cause), outcome.info
-
-
-def test_a_solution_cannot_skip_a_test_but_a_test_can(tmp_path):
-    test = (
-        "import pytest\ndef test_one():\n    assert twice(1) == 2\n"
-        "def test_two():\n    assert twice(2) == 4\ndef test_three():\n    pytest.skip('never')"
-    )
-    right = play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return 2 * x"))
-    assert (right.reward, right.info["num_tests"], right.info["num_tests_passed"]) == (1.0, 2, 2)
-    skipping = "import pytest\ndef twice(x):\n    if x == 1:\n        return 2\n    pytest.skip('hard')"
-    outcome = play(tmp_path, "kodcode", kodcode(test), fenced(skipping))
-    assert (outcome.reward, outcome.info["num_tests"], outcome.info["cause"]) == (0.0, 2, "exception")
-
-
-def test_a_stand_in_for_pytest_that_the_solution_patched_is_noticed(tmp_path):
-    test = "import pytest\ndef test_it():\n    with pytest.raises(ValueError):\n        twice('x')"
-    for patch in (
-        "import contextlib, pytest\npytest.raises = lambda *a, **k: contextlib.nullcontext()",
-        "import pytest\ntype(pytest.raises(ValueError)).__exit__ = lambda *a: True",
-        "import sys, types\nsys.modules['pytest'] = types.ModuleType('pytest')",
-    ):
-        outcome = play(tmp_path, "kodcode", kodcode(test), fenced(f"{patch}\ndef twice(x):\n    return 2 * x"))
-        assert (outcome.reward, outcome.info["cause"]) == (0.0, "tampering"), patch
+def test_a_test_that_skips_itself_when_it_runs_passes_nothing(tmp_path):
+    test = "import pytest\ndef test_one():\n    assert twice(1) == 2\ndef test_three():\n    pytest.skip('never')"
+    outcome = play(tmp_path, "kodcode", kodcode(test), fenced("def twice(x):\n    return 2 * x"))
+    assert (outcome.reward, outcome.info["num_tests_passed"], outcome.info["cause"]) == (0.0, 1, "unsupported_test")
 
 
 @pytest.mark.parametrize(
@@ -310,37 +258,125 @@ def test_an_endless_solution_is_a_timeout(tmp_path):
 
 
 def test_no_code_is_not_run_and_scores_0(tmp_path, monkeypatch):
-    monkeypatch.setattr(code_module.Sandbox, "run", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(Sandbox, "run", lambda *_, **__: pytest.fail("ran"))
     outcome = play(tmp_path, "mbpp", mbpp(), "I do not know.")
     assert (outcome.reward, outcome.info["extracted"], outcome.info["cause"]) == (0.0, None, "no_code")
 
 
-def test_verdicts_without_the_nonce_or_from_other_endings_are_failures():
-    passed = {"nonce": "n", "num_tests": 1, "num_passed": 1, "cause": None, "detail": ""}
+def ended(status="exited", exit_code=0, result=None, stderr="", cause=""):
+    return SandboxResult(
+        status=status,
+        exit_code=exit_code,
+        stdout="",
+        stderr=stderr,
+        result=result,
+        level="none",
+        seconds=0.1,
+        cause=cause,
+    )
 
-    def result(status="exited", exit_code=0, result=passed, stderr="", cause=""):
-        return SandboxResult(
-            status=status,
-            exit_code=exit_code,
-            stdout="",
-            stderr=stderr,
-            result=result,
-            level="none",
-            seconds=0.1,
-            cause=cause,
-        )
 
-    assert read_verdict(result(), "n")["cause"] is None
-    assert read_verdict(result(), "m")["cause"] == "early_exit"
-    assert read_verdict(result(exit_code=1), "n")["cause"] == "early_exit"
-    assert read_verdict(result(result=[passed]), "n")["cause"] == "early_exit"
-    assert read_verdict(result(exit_code=1, result=None, stderr="x\nMemoryError\n"), "n")["cause"] == "memory"
-    assert read_verdict(result("timeout", None), "n")["cause"] == "timeout"
-    assert read_verdict(result("output_limit", None), "n")["cause"] == "output"
-    assert read_verdict(result("killed", None, cause="600 MB of memory in all"), "n")["cause"] == "memory"
-    assert read_verdict(result("killed", None, cause="signal 11"), "n")["cause"] == "killed"
+def test_a_verdict_counts_only_with_its_signature():
+    text = json.dumps({"num_tests": 1, "num_passed": 1, "cause": None, "detail": ""})
+    signed = {"verdict": text, "signature": sign("n", text)}
+    assert signed_verdict(ended(result=signed), "n") == json.loads(text)
+    for other in (signed | {"verdict": text + " "}, signed | {"signature": 3}, signed | {"verdict": 1}, [signed], None):
+        assert signed_verdict(ended(result=other), "n") is None, other
+    assert signed_verdict(ended(result=signed), "m") is None
+    assert signed_verdict(ended(exit_code=1, result=signed), "n") is None
+    assert signed_verdict(ended("killed", None, signed), "n") is None
+
+
+def test_a_run_without_a_verdict_has_its_cause():
+    assert ended_early(ended(exit_code=1))["cause"] == "early_exit"
+    assert ended_early(ended(exit_code=1, stderr="x\nMemoryError\n"))["cause"] == "memory"
+    assert ended_early(ended("timeout", None))["cause"] == "timeout"
+    assert ended_early(ended("output_limit", None))["cause"] == "output"
+    assert ended_early(ended("killed", None, cause="600 MB of memory in all"))["cause"] == "memory"
+    assert ended_early(ended("killed", None, cause="signal 11"))["cause"] == "killed"
+
+
+def test_a_sandbox_that_cannot_start_is_no_fault_of_the_answer(tmp_path, monkeypatch):
+    def run(self, *_, passed=(), **__):
+        for descriptor in passed:
+            os.close(descriptor)
+        return ended("failed", None, cause="no bwrap")
+
+    monkeypatch.setattr(Sandbox, "run", run)
     with pytest.raises(SandboxError, match="no bwrap"):
-        read_verdict(result("failed", None, None, cause="no bwrap"), "n")
+        play(tmp_path, "mbpp", mbpp(), fenced("def twice(x): pass"))
+
+
+@pytest.mark.parametrize(
+    ("module", "appended", "reason"),
+    [
+        ("from solution import twice\ndef test_it():\n    assert twice(2) == 4", False, None),
+        ("import math, pytest, random\ndef test_it():\n    assert math.isclose(twice(2), 4)", False, None),
+        ("import random\ndef test_it():\n    random.seed(3)\n    assert twice(2) == 4", False, "uses seed"),
+        ("from unittest.mock import patch\ndef test_it(): pass", False, "imports unittest.mock"),
+        ("import os\ndef test_it(): pass", False, "imports os"),
+        ("def test_it(monkeypatch): pass", False, "uses monkeypatch"),
+        ("import sys\ndef test_it():\n    sys.stdout = None", False, "uses stdout"),
+        ("async def test_it():\n    assert await twice(2) == 4", False, "awaits"),
+        ("class Mine(Stack): pass", False, "derives a class from Stack"),
+        ("class Mine(solution.Stack): pass", False, "derives a class from solution.Stack"),
+        ("def test_it():\n    Stack().items.append(1)", False, "changes Stack().items"),
+        ("import solution\ndef test_it():\n    solution.LIMIT = 1", False, "changes solution.LIMIT"),
+        (
+            "import unittest\nclass TestIt(unittest.TestCase):\n    def test(self):\n        twice(hmac)",
+            True,
+            "uses hmac",
+        ),
+        ("def test_it():\n    twice(lambda x: x)", True, "hands functions over"),
+        ("def test_it(:", False, None),
+    ],
+)
+def test_the_tests_alone_say_whether_they_need_the_solutions_process(module, appended, reason):
+    said = needs_one_process(TaskTests(module, None, ("twice",), appended))
+    assert (said is None) if reason is None else said.startswith(reason)
+
+
+def test_mbpp_is_read_in_all_of_its_configurations(tmp_path):
+    test = ["assert math.isclose(twice(2), 4)"]
+    sanitized = {"task_id": 7, "prompt": "Double it.", "code": "", "test_imports": ["import math"], "test_list": test}
+    plus = {**sanitized, "task_id": "Mbpp/7", "test": ""}
+    for row, name in ((sanitized, "7"), (plus, "Mbpp/7")):
+        (task,) = domain(tmp_path, "mbpp", [row]).tasks("train")
+        assert (task.id, task.text.splitlines()[0]) == (name, "Double it.")
+        assert play(tmp_path, "mbpp", row, fenced("def twice(x):\n    return x + x")).reward == 1.0
+        assert play(tmp_path, "mbpp", row, fenced("def twice(x):\n    return x * x * x")).reward == 0.0
+
+
+USES = [
+    "def test_twice():\n    assert twice(2) == 4",
+    "def main():\n    print(twice(3))\nmain()",
+    "import unittest\nclass TestTwice(unittest.TestCase):\n    def test(self):\n        self.assertEqual(twice(1), 2)",
+    "class Example:\n    value = 3",
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_block_that_uses_the_solution_does_not_take_its_place(tmp_path, use):
+    response = f"{fenced('def twice(x):' + chr(10) + '    return 2 * x')}\nTo try it:\n{fenced(use)}"
+    for schema, row in (
+        ("mbpp", mbpp()),
+        ("kodcode", kodcode("from solution import twice\ndef test_it():\n    assert twice(2) == 4")),
+    ):
+        assert play(tmp_path, schema, row, response).reward == 1.0
+    twice = fenced("def twice(x):\n    return 3") + fenced("def twice(x):\n    return 2 * x") + fenced(use)
+    assert play(tmp_path, "mbpp", mbpp(), twice).reward == 1.0  # the last that defines it
+
+
+def test_code_in_a_thought_is_not_the_answer(tmp_path):
+    thought = f"<think>{fenced('def twice(x):' + chr(10) + '    return 3')}</think>"
+    assert play(tmp_path, "mbpp", mbpp(), thought + "def twice(x):\n    return 2 * x").reward == 1.0
+
+
+def test_a_solution_may_call_its_helpers_as_the_builtins_are_called(tmp_path):
+    solution = "def sorted(x):\n    return x\ndef twice(x):\n    return sorted(2 * x)"
+    assert play(tmp_path, "mbpp", mbpp(), fenced(solution)).reward == 1.0
+    row = mbpp(tests=("assert sum(10, 15) == 25",)) | {"code": "def sum(a, b):\n    return a + b"}
+    assert play(tmp_path, "mbpp", row, fenced("def sum(a, b):\n    return a + b")).reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -351,7 +387,7 @@ def test_verdicts_without_the_nonce_or_from_other_endings_are_failures():
         ("kodcode", kodcode("t") | {"test_info": ["x"]}, "train.jsonl:1: test_info entry 0 is a string"),
         ("kodcode", {"question_id": "1"}, "train.jsonl:1: no field 'test'"),
         ("kodcode", kodcode("t") | {"test_info": "x"}, "train.jsonl:1: field 'test_info' is a string; expected a list"),
-        ("mbpp", mbpp() | {"task_id": "1"}, "train.jsonl:1: field 'task_id' is a string; expected an integer"),
+        ("mbpp", mbpp() | {"task_id": None}, "train.jsonl:1: field 'task_id' is null; expected an integer"),
         ("mbpp", mbpp(tests=(None,)), "train.jsonl:1: field 'test_list': entry 0 is null"),
         ("bigcodebench", bigcodebench() | {"test": " "}, "train.jsonl:1: field 'test' is blank"),
         ("bigcodebench", bigcodebench() | {"entry_point": None}, "train.jsonl:1: field 'entry_point' is null"),
@@ -375,7 +411,7 @@ BIGCODEBENCH_FAILS = {
     "BigCodeBench/147",  # opens a socket
     "BigCodeBench/176",  # asks a name server
     "BigCodeBench/201",  # its tests sort a read-only array of pandas 3
-    "BigCodeBench/785",  # writes /tmp/archive
+    "BigCodeBench/785",  # writes /tmp/archive; passes where /tmp is private
     "BigCodeBench/812",  # reads what it may not; only root's own interpreter in a private folder lets it
     "BigCodeBench/1028",  # runs top, which needs /proc
     "BigCodeBench/1038",  # opens a socket

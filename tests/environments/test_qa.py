@@ -1,6 +1,7 @@
 """Question answering: what counts as an accepted answer, on rows of our own and on real ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,13 @@ def score(response, *answers):
         ("U.S.", "us"),
         ("Spider-Man", "spiderman"),
         ("\u2018Tis", "tis"),
-        ("Cafe\u0301", "caf\u00e9"),
+        ("Cafe\u0301", "cafe"),
+        ("S\u00f8ren \u0141ukasz", "soren lukasz"),
+        ("\u0439 \u0438", "\u0439 \u0438"),
+        ("1914\u20131918", "19141918"),
+        ("Salt & Lime", "salt and lime"),
+        ("AT&T", "att"),
+        ("l\u2019Orme \u00abnoir\u00bb", "lorme noir"),
         ("theatre", "theatre"),
         ("The The", "the the"),
         ("!!!", "!!!"),
@@ -96,6 +103,65 @@ def test_reward_is_exact_match_and_containing_is_only_recorded():
     assert score("<answer>dubious technology</answer>", "dub").info["contains"] is False
     nothing = score("", "x")
     assert (nothing.reward, nothing.info["extracted"]) == (0.0, None)
+
+
+def test_the_documents_table_of_what_counts_is_true():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
+    rows = re.findall(
+        r"^\| `(.+)` \| ([01]) \|$", page[page.index("| response | reward |") :].split("\n\n")[0], re.MULTILINE
+    )
+    assert len(rows) >= 15
+    for response, reward in rows:
+        assert score(response, "St. Louis").reward == float(reward), response
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("Hedda B. Lund", "Hedda B. Lund"),
+        ("The answer is Dr. Ada J. Quill. She was born in Wend.", "Dr. Ada J. Quill"),
+        ("Wend, N.Y. is the capital.", "Wend, N.Y"),
+        ("E. F. Moss wrote it.", "E. F. Moss"),
+        ("It is vitamin C. It helps.", "vitamin C"),
+        ("Final Answer: Wend\n\nExplanation: the answer is known to all.", "Wend"),
+        ("Answer: Wend\nNote that the answer is old.", "Wend"),
+        ("Answer: Let's think. The answer is Wend.", "Wend"),
+        ("Wend is the correct answer.", "Wend"),
+        ("That was Wend.", "Wend"),
+        ("<answer>Wend\nIt is old.", "Wend"),
+        ("<answer>Wend - an old town</answer>", "Wend"),
+        ("<answer>$\\boxed{\\text{Wend}}$</answer>", "Wend"),
+        ("<think>The answer is Rome.</think>\nWend", "Wend"),
+        ("<think>Wend", "Wend"),
+        ("This Is Wend", "Wend"),
+    ],
+)
+def test_one_answer_is_read_through_what_stands_around_it(response, answer):
+    assert extract(response) == answer
+    assert score(response, answer).reward == 1.0
+
+
+def test_a_whole_response_that_is_accepted_counts_whatever_sentence_it_looks_like():
+    for title in (
+        "This Is Wend",
+        "Blue is the Best Colour",
+        "Who Killed It? Nobody",
+        "Wend - the Opera",
+        "If... (song)",
+    ):
+        assert score(title, title).reward == 1.0
+        assert score(f"<answer>{title}</answer>", title).reward == 1.0
+
+
+def test_two_candidates_are_never_read_out_of_one_response():
+    for response in (
+        "<answer>Rome, Wend</answer>",
+        "<answer>Rome (or Wend)</answer>",
+        "Rome or Wend",
+        "Rome is the Wend",
+        "<answer>Rome. Wend</answer>",
+    ):
+        assert score(response, "Wend").reward == 0.0, response
 
 
 def test_popqa_rows_become_tasks_with_all_accepted_answers(tmp_path):

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from latentmem.config import Family, ReasoningSection, default
-from latentmem.environments.answers import boxed, last_line, stated, stated_number, tagged
+from latentmem.environments.answers import begun, boxed, last_line, stated, stated_number, tagged, without_thoughts
 from latentmem.environments.environment import Outcome, Split
 from latentmem.errors import ConfigError, DataError, suggest
 from latentmem.trajectory import Task
@@ -128,21 +128,23 @@ class ReasoningEnvironment:
 def extract(response: str, *, numeric: bool) -> str | None:
     r"""Return the one answer in a response, or None. The first of these that exists counts:
 
-    the last `<answer>...</answer>`; the last `\boxed{...}`; the last `answer is ...` or `Answer: ...`; then, for a
-    numeric family, the last number of the response, and for any other its last line. For a numeric family only the last
-    number in a mark counts. A mark without a number is skipped, except the tags: then there is no answer.
+    the last `<answer>...</answer>`; one that never closes; the last `\boxed{...}`; the last `answer is ...` or
+    `Answer: ...`; then for a
+    numeric family the last number of the response, for another its last line. Of a numeric family's mark only the
+    last number in it counts; a mark without a number is passed over, but for the tags, which bind.
 
     >>> extract("The answer to this arithmetic problem is 10.", numeric=True)
     '10'
     >>> extract("I think <answer>12 + 7 = 19</answer>", numeric=True)
     '19'
     """
+    response = without_thoughts(response)
     if numeric:
         return stated_number(response)
     tag = tagged(response)
     if tag is not None:
         return tag or None
-    marked = [boxed(response), *stated(response), last_line(response)]
+    marked = [begun(response), boxed(response), *stated(response), last_line(response)]
     return next((text for text in marked if text), None)
 
 

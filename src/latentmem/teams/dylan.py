@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from latentmem.environments.answers import bare, boxed, last_line, last_number, stated, tagged
-from latentmem.environments.code.domain import extract_code
+from latentmem.environments.code.extraction import extract_code
 from latentmem.environments.reasoning import extract
 from latentmem.errors import ConfigError
 from latentmem.teams.turn import PAST, PAST_FIELDS, Action, Call, Turn, describe_history, render

@@ -21,8 +21,8 @@ def landlock_abi() -> int:
     return max(0, int(libc.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def landlock(readable: list[str], devices: list[str], folder: str) -> None:
-    """Restrict this process and its children: `readable` paths to reading, `devices` to reading and writing.
+def landlock(readable: list[str], devices: list[str], folders: list[str]) -> None:
+    """Restrict this process and its children: `readable` paths read-only, `devices` read and written, `folders` freely.
 
     In `folder` they may do everything but make devices and sockets. TCP, abstract sockets and signals to outside
     processes are refused too, as far as the kernel's ABI supports that.
@@ -34,7 +34,7 @@ def landlock(readable: list[str], devices: list[str], folder: str) -> None:
     ruleset = checked("landlock_create_ruleset", 444, handled, ctypes.c_size_t(size), ctypes.c_uint32(0))
     in_folder = all_rights & ~(_MAKE_CHAR | _MAKE_SOCK | _MAKE_BLOCK | _IOCTL_DEV)
     rules = [(path, _READ) for path in readable] + [(path, _READ_FILE | _WRITE_FILE) for path in devices]
-    for path, rights in [*rules, (folder, in_folder)]:
+    for path, rights in [*rules, *((folder, in_folder) for folder in folders)]:
         try:
             beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, PermissionError):

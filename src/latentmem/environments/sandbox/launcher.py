@@ -13,12 +13,13 @@ enters a second one inside it. So the program cannot signal the launcher, and th
 the program's processes, however often they forked or changed their session. A fork bomb cannot outrun that.
 """
 
+import fcntl
 import marshal
 import os
 import select
 import time
 
-from .kernel import become, count_tasks, libc, prctl, set_limits, unused_user
+from .kernel import become, count_tasks, libc, mount_privately, prctl, set_limits, unused_user
 from .landlock import MIN_LANDLOCK_ABI, landlock, landlock_abi
 from .seccomp import ARCHITECTURES, MACHINE, install, seccomp_program
 from .watch import excess, processes
@@ -39,7 +40,8 @@ class _Program:
     def __init__(self, request: "dict[str, Any]") -> None:
         self.request = request
         self.level: str = request["level"]
-        self.stdin = _readable_copy(request["stdin"].encode("utf-8", "surrogatepass"))
+        # The program may wipe what it has read, so that what it starts cannot read it again.
+        self.stdin = _readable_copy(request["stdin"].encode("utf-8", "surrogatepass"), os.O_RDWR)
         self.stdout, self._stdout_end = os.pipe()
         self.stderr, self._stderr_end = os.pipe()
         self.setup, self._setup_end = os.pipe()
@@ -63,11 +65,15 @@ class _Program:
             self._give_folder_away(self.user)
         self.kills_at_once = False
         if self.level == "landlock":
+            mount_privately(request["places"], request["folder"])  # not under Landlock, which refuses all mounts
+        if self.level == "landlock":
             self._enter_outer_domain()
 
         self.pid = os.fork()
         if self.pid == 0:
             self._become_program()
+        for descriptor in request["passed"]:
+            os.close(descriptor)
         for end in (self._stdout_end, self._stderr_end, self._setup_end, self._bubblewrap_report_end, self.stdin):
             os.close(end)
         self.pidfd = os.pidfd_open(self.pid)
@@ -87,12 +93,15 @@ class _Program:
         if MACHINE not in ARCHITECTURES:
             raise OSError(f"no seccomp filter for {MACHINE}; known: {', '.join(ARCHITECTURES)}")
         prctl("PR_SET_NO_NEW_PRIVS", 38, 1)
-        landlock([*self.request["readable"], "/proc"], self.request["devices"], self.request["folder"])
+        landlock([*self.request["readable"], "/proc"], self.request["devices"], self._folders())
         # kill(-1) must reach the program and nobody else: ask the kernel, do not believe the version number.
         try:
             os.kill(os.getppid(), 0)
         except PermissionError:
             self.kills_at_once = abi >= 6
+
+    def _folders(self) -> list[str]:
+        return [self.request["folder"], *self.request["places"].values()]
 
     def _become_program(self) -> "NoReturn":
         """Confine the forked child and execute the program in it, or report why that failed."""
@@ -101,6 +110,8 @@ class _Program:
             os.chdir(self.request["working_folder"])
             for target, end in enumerate((self.stdin, self._stdout_end, self._stderr_end)):
                 os.dup2(end, target)
+            for descriptor in self.request["passed"]:
+                os.set_inheritable(descriptor, True)
             for number in (_SIGPIPE, _SIGXFSZ):
                 libc.signal(number, None)  # back to the default: the interpreter ignores them, and that is inherited
             argv: list[str] = self.request["argv"]
@@ -109,7 +120,7 @@ class _Program:
             )
             if self.level == "landlock":
                 become(self.user, [argv[0], os.path.dirname(os.__file__), self.request["folder"]])
-                landlock(self.request["readable"], self.request["devices"], self.request["folder"])
+                landlock(self.request["readable"], self.request["devices"], self._folders())
                 own_user = self.user is not None
                 install(seccomp_program(not own_user, None if own_user or self.kills_at_once else os.getpid()))
             elif self.level == "bubblewrap":
@@ -130,6 +141,8 @@ class _Program:
             os.set_inheritable(descriptor, True)
         command = [self.request["bubblewrap"], "--unshare-all", "--die-with-parent", "--new-session"]
         command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
+        for place, folder in self.request["places"].items():
+            command += ["--bind", folder, place]
         for path in self.request["readable"]:
             command += ["--ro-bind-try", path, path]
         for path in self.request["devices"]:
@@ -165,13 +178,14 @@ class _Program:
         return True
 
 
-def _readable_copy(content: bytes) -> int:
-    """Return a read-only descriptor for `content`, of any length."""
-    memory = os.memfd_create("latentmem")
+def _readable_copy(content: bytes, flags: int = os.O_RDONLY) -> int:
+    """A descriptor to read `content` from, of any length; one to write through can only shorten it."""
+    memory = os.memfd_create("latentmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(memory, "wb") as file:
         file.write(content)
         file.flush()
-        return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        return os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
 
 
 def _read_all(descriptor: int) -> bytes:

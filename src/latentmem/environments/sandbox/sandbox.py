@@ -46,8 +46,7 @@ try:
 except OSError:
     pass
 try:
-    open(sys.argv[1] + ".new", "w")
-    sys.exit("it could write outside its folder")
+    open(sys.argv[1] + ".new", "w").close()  # in a temporary folder of its own, perhaps: the caller looks
 except OSError:
     pass
 try:
@@ -101,15 +100,21 @@ class Sandbox:
             self.level = "none" if limits.level == "none" else _strongest_level(self._bubblewrap)
 
     def run(
-        self, files: dict[str, str], argv: list[str], stdin: str = "", result_file: str | None = None
+        self,
+        files: dict[str, str],
+        argv: list[str],
+        stdin: str = "",
+        result_file: str | None = None,
+        passed: tuple[int, ...] = (),
     ) -> SandboxResult:
         """Run a program in a fresh folder; afterwards delete the folder and end every process the program left behind.
 
         Args:
             files: relative paths and texts, written to the working folder first.
-            argv: the command; `python` means the interpreter of this process, with its installed packages readable.
-            stdin: the program's standard input, followed by end of file.
-            result_file: name of a file in the working folder that is read as JSON at the end.
+            argv: the command; `python` is the interpreter this runs in, with its installed packages readable.
+            stdin: its standard input, then end of file.
+            result_file: name of a file in the working folder to read as JSON when all is over.
+            passed: open descriptors that the program gets under the same numbers; they are closed here.
         """
         assert result_file is None or "/" not in result_file
         folder = os.path.realpath(tempfile.mkdtemp(prefix="latentmem_sandbox_"))
@@ -117,6 +122,7 @@ class Sandbox:
             working_folder = os.path.join(folder, "work")
             os.mkdir(working_folder)
             os.mkdir(os.path.join(folder, "tmp"))
+            os.mkdir(os.path.join(folder, "shm"))
             for name, text in files.items():
                 relative = PurePosixPath(name)
                 assert not relative.is_absolute(), name
@@ -127,7 +133,7 @@ class Sandbox:
             # Held open, since the program may put something else in the folder's place.
             directory = os.open(working_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                answer = self._launch(folder, working_folder, argv, stdin)
+                answer = self._launch(folder, working_folder, argv, stdin, passed)
                 result = None
                 if result_file is not None and answer["status"] != "failed":
                     result = _read_result(directory, result_file, self._limits.max_output_kb * 1024)
@@ -139,14 +145,23 @@ class Sandbox:
             _log.warning("sandbox %s: %s could not be run: %s", self.level, argv[0], answer["cause"])
         return SandboxResult(**answer, result=result, level=self.level)
 
-    def _launch(self, folder: str, working_folder: str, argv: list[str], stdin: str) -> dict[str, Any]:
-        """Return the fields of SandboxResult except `result` and `level`."""
+    def _launch(
+        self, folder: str, working_folder: str, argv: list[str], stdin: str, passed: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """The fields of SandboxResult but for `result` and `level`."""
         started = time.monotonic()
         answer: dict[str, Any] = {"exit_code": None, "stdout": "", "stderr": "", "seconds": 0.0}
         program = sys.executable if argv[0] == "python" else shutil.which(argv[0], path=_SEARCH_PATH)
         if program is None:
             return {**answer, "status": "failed", "cause": f"no program {argv[0]!r} in {_SEARCH_PATH}"}
         limits = self._limits
+        readable = [*_READABLE, *sorted({sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix})]
+        # What has to be read stays where it is, should it lie in such a place.
+        places = {
+            place: os.path.join(folder, name)
+            for place, name in (("/tmp", "tmp"), ("/dev/shm", "shm"))  # noqa: S108
+            if os.path.isdir(place) and not any(os.path.realpath(path).startswith(f"{place}/") for path in readable)
+        }
         request = {
             "level": self.level,
             "bubblewrap": self._bubblewrap,
@@ -155,7 +170,9 @@ class Sandbox:
             "argv": [program, *argv[1:]],
             "environment": _environment(folder),
             "stdin": stdin,
-            "readable": [*_READABLE, *sorted({sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix})],
+            "passed": passed,
+            "readable": readable,
+            "places": places,
             "devices": list(_DEVICES),
             "timeout_seconds": limits.timeout_seconds,
             "max_memory": limits.max_memory_mb << 20,
@@ -172,7 +189,10 @@ class Sandbox:
             cwd="/",
             env={},
             start_new_session=True,
+            pass_fds=passed,
         )
+        for descriptor in passed:
+            os.close(descriptor)
         # Leaving the block closes the launcher's standard input, upon which it ends the program: on Ctrl-C, too.
         with launcher:
             assert launcher.stdin is not None
@@ -254,6 +274,9 @@ def _why_not(level: Level, bubblewrap: str | None) -> str:
     sandbox = Sandbox(SandboxSection(), probed_level=level)
     with tempfile.NamedTemporaryFile(prefix="latentmem-probe-") as outside:
         probe = sandbox.run({}, ["python", "-I", "-S", "-c", _BREAK_OUT, outside.name])
+        if os.path.exists(outside.name + ".new"):
+            os.unlink(outside.name + ".new")
+            return "it could write outside its folder"
     if probe.status == "exited" and probe.exit_code == 0:
         return ""
     lines = (probe.cause or probe.stderr).strip().splitlines()
@@ -307,23 +330,45 @@ def _children(value: JsonValue) -> list[JsonValue]:
 
 
 def _delete(folder: str) -> None:
-    """Delete a folder whatever a program made of it; `shutil.rmtree` fails on a thousand levels or closed folders."""
-    os.chmod(folder, stat.S_IRWXU)
-    depth = 0
-    while names := os.listdir(folder):
-        for name in names:
-            path = os.path.join(folder, name)
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                os.unlink(path)
-                continue
-            os.chmod(path, stat.S_IRWXU)
-            # Bring the grandchildren up instead of going down: no path gets longer than this.
-            for inner in os.scandir(path):
-                if inner.is_dir(follow_symlinks=False):
-                    depth += 1
-                    os.chmod(inner.path, stat.S_IRWXU)  # renaming a folder writes to it
-                    os.rename(inner.path, os.path.join(folder, f"moved-{depth}"))
-                else:
-                    os.unlink(inner.path)
-            os.rmdir(path)
-    os.rmdir(folder)
+    """Delete a folder whatever a program made of it; all its processes are gone.
+
+    `shutil.rmtree` fails on a thousand levels and on closed folders. This goes down and up one level at a time, holding
+    one folder open, so no name is ever joined to a path, and none is given.
+    """
+    try:
+        os.chmod(folder, stat.S_IRWXU)
+        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        way: list[str] = []
+        try:
+            while True:
+                inner = _empty(here)
+                if inner is not None:
+                    way.append(inner)
+                    if os.stat(inner, dir_fd=here, follow_symlinks=False).st_mode & stat.S_IRWXU != stat.S_IRWXU:
+                        os.chmod(inner, stat.S_IRWXU, dir_fd=here)
+                elif not way:
+                    break
+                below = here
+                here = os.open(inner or "..", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=below)
+                os.close(below)
+                if inner is None:
+                    os.rmdir(way.pop(), dir_fd=here)
+        finally:
+            os.close(here)
+        os.rmdir(folder)
+    except OSError as error:
+        _log.warning("sandbox: %s could not be deleted: %s", folder, error)
+
+
+def _empty(descriptor: int) -> str | None:
+    """Delete the files of an open folder up to its first folder, whose name this is."""
+    while True:
+        with os.scandir(descriptor) as entries:
+            found = False
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    return entry.name
+                os.unlink(entry.name, dir_fd=descriptor)
+                found = True
+        if not found:  # a listing may miss some while others are deleted
+            return None

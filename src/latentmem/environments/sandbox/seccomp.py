@@ -6,7 +6,7 @@ import struct
 
 from .kernel import prctl
 
-_DENIED = {
+_DENIED: dict[str, tuple[int, int | None]] = {
     # name: (x86_64, aarch64)
     # Sockets; a connected pair from socketpair is left, which asyncio wakes itself with.
     "socket": (41, 198),
@@ -44,6 +44,10 @@ _DENIED = {
     "mq_open": (240, 180),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    # Would tell of others' files; Landlock does not cover it
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
     # Mounts, namespaces, file handles
     "mount": (165, 40),
     "umount2": (166, 39),

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from latentmem.environments.code import runner
+from latentmem.environments.code.judging import inside, standin
 
 
 def run(module, solution="def twice(x):\n    return 2 * x", calls=None, appended=False):
@@ -16,7 +16,7 @@ def run(module, solution="def twice(x):\n    return 2 * x", calls=None, appended
     saved = {name: sys.modules.get(name) for name in ("pytest", "solution")}
     sys.modules["solution"] = names
     try:
-        return runner.run({"module": textwrap.dedent(module), "names": [], "calls": calls, "appended": appended})
+        return inside.run({"module": textwrap.dedent(module), "names": [], "calls": calls, "appended": appended})
     finally:
         for name, value in saved.items():
             sys.modules.pop(name)
@@ -68,7 +68,7 @@ def test_what_pytest_tests_commonly_use_is_understood():
 
         @pytest.mark.timeout(3)
         def test_marked():
-            pass
+            assert twice(0) == 0
 
         def helper():
             assert False
@@ -118,7 +118,7 @@ def test_what_must_fail_fails(body, cause):
 def test_approx_agrees_with_pytest(found, expected, options):
     if isinstance(found, tuple):
         expected = tuple(expected)
-    assert (found == runner.Approx(expected, **options)) == (found == pytest.approx(expected, **options))
+    assert (found == standin.Approx(expected, **options)) == (found == pytest.approx(expected, **options))
 
 
 def test_an_unknown_fixture_and_a_module_without_tests_are_named():
@@ -177,11 +177,63 @@ def test_a_unittest_class_is_prepared_once_and_each_of_its_tests_counted():
                 raise KeyError("no data")
 
             def test_a(self):
-                pass
+                self.assertEqual(twice(1), 2)
         """
     )
     assert (broken["num_tests"], broken["num_passed"], broken["cause"]) == (1, 0, "exception")
     assert "no data" in broken["detail"]
+
+
+@pytest.mark.parametrize(
+    ("module", "calls"),
+    [
+        ("def test_it():\n    yield\n    assert twice(1) == 2", None),
+        ("async def test_it():\n    yield twice(1)", None),
+        ("def test_it():\n    class Later:\n        def __await__(self): yield\n    return Later()", None),
+        ("def test_it():\n    '''Later.'''", None),
+        ("def test_it(): ...", None),
+        ("import pytest\n@pytest.mark.skip\ndef test_it():\n    assert twice(1) == 2", None),
+        ("import pytest\n@pytest.mark.parametrize('x', [])\ndef test_it(x):\n    assert twice(x) == 2", None),
+        ("import pytest\ndef test_it():\n    pytest.skip('never')", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self): pass", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self):\n        self.skipTest('x')", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    @unittest.skip('x')\n"
+         "    def test_it(self):\n        1 / 0", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    @classmethod\n    def setUpClass(cls):\n"
+         "        raise unittest.SkipTest\n    def test_it(self):\n        1 / 0", None),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self):\n        yield 1", None),
+        ("def test_it(:", None),
+        ("", [""]),
+        ("", ["# assert twice(1) == 2", "pass"]),
+        ("", ["assert twice(1) == "]),
+    ],
+)  # fmt: skip
+def test_tests_that_do_not_run_pass_nothing(module, calls):
+    verdict = run(module, calls=calls)
+    assert (verdict["num_passed"], verdict["cause"]) == (0, "unsupported_test")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "async def test_it():\n    assert twice(1) == 2",
+        "import pytest\n@pytest.mark.asyncio\nasync def test_it():\n    assert twice(1) == 2",
+        "import unittest\nclass TestIt(unittest.TestCase):\n    async def test_it(self):\n"
+        "        self.assertEqual(twice(1), 2)",
+        "import unittest\nclass TestIt(unittest.IsolatedAsyncioTestCase):\n    async def test_it(self):\n"
+        "        self.assertEqual(twice(1), 2)",
+        "class TestIt:\n    async def test_it(self):\n        assert twice(1) == 2",
+    ],
+)
+def test_coroutines_are_run_to_their_end(module):
+    assert run(module) == {"num_tests": 1, "num_passed": 1, "cause": None, "detail": ""}
+    wrong = run(module, solution="def twice(x):\n    return x")
+    assert (wrong["num_passed"], wrong["cause"]) == (0, "assertion")
+
+
+def test_what_is_skipped_or_empty_does_not_count_beside_others():
+    verdict = run("", calls=["assert twice(1) == 2", " "])
+    assert verdict == {"num_tests": 1, "num_passed": 1, "cause": None, "detail": ""}
 
 
 def test_appended_tests_share_the_solutions_module_and_its_own_tests_do_not_count():

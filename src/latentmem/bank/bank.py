@@ -305,9 +305,8 @@ class ExperienceBank:
     def verify(self) -> VerifyReport:
         """Read everything and report what does not agree; needs no embedder and changes nothing.
 
-        Kinds of problem: `sqlite` (the file's own structure), `json` (a record cannot be read, or is not canonical),
-        `id` (not the hash of the content), `columns` and `roles` (not what the JSON says), `vector` (wrong width, not
-        finite, not of unit length), `index` (damaged, or not the records' vectors and columns).
+        Kinds of problem: `sqlite` (the file itself), `json` (unreadable, not canonical), `id` (not the content's hash),
+        `columns`, `roles` (not what the JSON says), `vector` (of wrong width or length), `index` (damaged).
         """
         with self._records.read() as transaction:
             num_checked, problems = check_records(transaction, self.path)
@@ -315,8 +314,6 @@ class ExperienceBank:
             if not kinds & {"sqlite", "vector"}:
                 problems += self._index_problems(transaction, with_labels=not kinds & {"columns", "roles"})
         return VerifyReport(num_checked, tuple(problems))
-
-    # JSON Lines
 
     def export(self, target: str | Path | TextIO) -> int:
         """Write one canonical JSON line per trajectory, in the order of storing, and return their number.

@@ -510,7 +510,7 @@ def test_info_counts_what_is_there(path: Path) -> None:
         (make("fine", response="half \ud83d"), r"lone surrogate here: '.*\\ud83d'"),
         (make("text \udc00"), "lone surrogate"),
         (make(data={"x": math.nan}), "no JSON form"),
-        (make(data={"x": json.loads("[" * 230 + "]" * 230)}), "recursion limit"),
+        (make(data={"x": json.loads("[" * 230 + "]" * 230)}), "nested deeper than 100 levels"),
     ],
 )
 def test_a_trajectory_that_could_not_be_read_back_is_refused_with_its_batch(

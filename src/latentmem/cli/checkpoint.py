@@ -115,8 +115,9 @@ def _pull(options: argparse.Namespace) -> None:
 
 def _origin(folder: Path) -> "Origin | None":
     """Return the run that a checkpoint comes from, if it lies where runs keep theirs: RUN/PHASE/checkpoints/step-N."""
-    from latentmem.config import load_config
+    from latentmem.errors import RunError
     from latentmem.hub import Origin
+    from latentmem.parsing import parse_yaml
     from latentmem.recipes.folders import RESULTS
     from latentmem.report import format_markdown
     from latentmem.report.read import read_results
@@ -134,5 +135,13 @@ def _origin(folder: Path) -> "Origin | None":
         found = read_results(run / RESULTS["test"])
         if {f"latent:{phase.name}", phase.name} & {memory["name"] for memory in found.get("memories") or []}:
             results = format_markdown(found)
-    values = load_config(str(run / "config.yaml")).model_dump(mode="json", by_alias=True)
+    path = run / "config.yaml"
+    try:  # not as a configuration: a run of an older version may have keys that are no more
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); restore it, or push the checkpoint from another folder"
+        ) from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: holds no configuration; restore it, or push from another folder")
     return Origin(phase.name, int(step.group(1)), values, results)

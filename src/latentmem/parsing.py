@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -83,11 +84,13 @@ class Form(BaseModel):
 
 
 def checked(values: Any, form: type[T]) -> T:
-    """Return JSON values as a `Form`, or as a dataclass.
+    """Return JSON values as a `Form`, or as a dataclass, which takes no others than its own.
 
     Raises:
         ValueError: one is missing or is of another type; the message is the reason alone, on one line.
     """
+    if is_dataclass(form) and isinstance(values, dict) and (more := set(values) - {field.name for field in fields(form)}):
+        raise ValueError(f"{min(more)}: is no field of it")
     try:
         return TypeAdapter(form).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:

@@ -89,7 +89,11 @@ def checked(values: Any, form: type[T]) -> T:
     Raises:
         ValueError: one is missing or is of another type; the message is the reason alone, on one line.
     """
-    if is_dataclass(form) and isinstance(values, dict) and (more := set(values) - {field.name for field in fields(form)}):
+    if (
+        is_dataclass(form)
+        and isinstance(values, dict)
+        and (more := set(values) - {field.name for field in fields(form)})
+    ):
         raise ValueError(f"{min(more)}: is no field of it")
     try:
         return TypeAdapter(form).validate_json(json.dumps(values), strict=True)

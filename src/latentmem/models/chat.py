@@ -13,7 +13,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
-from latentmem.models.agent import well_formed
+from latentmem.outside import well_formed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Chat:
         """
         self.tokenizer = tokenizer
         control = _control_tokens(tokenizer)
-        self._control_ids = frozenset(ids for text, ids in control.items())
+        self._control_ids = frozenset(control.values())
         guarded = [text for text in control if len(text) > 1]  # a single character has no inside to cut
         pattern = "|".join(map(re.escape, guarded)) or r"(?!)"
         self._control_starts = re.compile(f"(?=(?:{pattern}))(.)", re.DOTALL)

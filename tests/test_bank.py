@@ -509,7 +509,7 @@ def test_info_counts_what_is_there(path: Path) -> None:
     [
         (make("fine", response="half \ud83d"), r"lone surrogate here: '.*\\ud83d'"),
         (make("text \udc00"), "lone surrogate"),
-        (make(data={"x": math.nan}), "no JSON form"),
+        (make(data={"x": math.nan}), "cannot be written as JSON"),
         (make(data={"x": json.loads("[" * 230 + "]" * 230)}), "nested deeper than 100 levels"),
     ],
 )
@@ -571,7 +571,7 @@ def test_another_embedder_is_refused_until_reembed(path: Path, monkeypatch: pyte
         old.add(batch)
         asked = Task(id=None, domain="sums", text="asked")
         before = old.search(asked, k=10)
-        with pytest.raises(BankError, match=r"by embedder 'first', it was opened with 'second'.*reembed\(\)"):
+        with pytest.raises(BankError, match=r"by embedder 'first', but it was opened with 'second'.*reembed\(\)"):
             ExperienceBank(path, wider, embedder="second")
         with (
             ExperienceBank(path, wider, embedder="first") as bank,
@@ -744,7 +744,11 @@ def test_what_is_no_bank_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     text.write_text("not a database, but long enough to be taken for one at first sight " * 20)
     other = tmp_path / "other"
     sql(other, "CREATE TABLE mine (x)")
-    for file, message in ((text, "not a SQLite file"), (other, "no experience bank"), (tmp_path, "cannot be opened")):
+    for file, message in (
+        (text, "not a SQLite file"),
+        (other, "not an experience bank"),
+        (tmp_path, "cannot be opened"),
+    ):
         before = file.read_bytes() if file.is_file() else b""
         for embedder in (embed, None):
             with pytest.raises(BankError, match=f"^{file}: .*{message}"):
@@ -946,7 +950,9 @@ except BankError as error:
 def test_a_disk_too_full_to_read_a_bank_is_named_and_the_bank_is_whole(path: Path) -> None:
     process = child(NO_ROOM_TO_READ, path)
     message = process.communicate()[0].strip()
-    assert message.startswith(f"{path}: disk is full; even to read, a bank needs 32 kB for bank.sqlite-shm beside it. ")
+    assert message.startswith(
+        f"{path}: the disk is full; even reading a bank needs 32 kB for bank.sqlite-shm beside it. "
+    )
     with ExperienceBank(path) as bank:
         assert len(bank) == 1
         assert bank.verify().ok

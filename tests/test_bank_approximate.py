@@ -216,6 +216,7 @@ def test_without_faiss_the_bank_says_what_to_install(tmp_path: Path, monkeypatch
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank_approximate, "_MET_ROWS", 10**6)
     script = Path(__file__).resolve().parents[1] / "benchmarks" / "bank.py"

@@ -315,8 +315,8 @@ def test_a_bank_that_changes_is_told_and_one_that_is_only_read_is_not(tmp_path, 
             with pytest.raises(BankError) as error, bank.frozen("a test"):
                 change()
             assert str(error.value) == (
-                f"{bank.path}: the bank changed during a test ({num} trajectories before, {len(bank)} now), so what "
-                "was recalled is not of one bank; see what else writes to it, then run the same command again"
+                f"{bank.path}: the bank changed during a test ({num} trajectories before, {len(bank)} now), so the "
+                "recalled episodes come from two states of it; stop what else writes to it, and run this again"
             )
         with pytest.raises(ValueError, match="first"), bank.frozen("a test"):  # noqa: PT012 - its own error comes first
             bank.add(held_out[2])

@@ -91,13 +91,13 @@ def test_mistakes_in_the_configuration(fails, folder):
     assert fails("collect", c, "lmpo.group_sise=4") == f"{c}: unknown key 'lmpo.group_sise'; did you mean 'group_size'?"
     assert fails("train", "lmpo", c, "lmpo.group_size=1").endswith("set it to 4 or more")
     assert fails("collect", c, "seed=x") == f"{c}: seed is 'x' (str); input should be a valid integer"
-    assert fails("collect", c, "seed") == "'seed' is no override; write key=value, as in lmpo.group_size=8"
+    assert fails("collect", c, "seed") == "'seed' is not an override; write key=value, as in lmpo.group_size=8"
     assert fails("collect", "quickstrat").endswith("did you mean 'quickstart'?")
     assert (
         fails("quickstart", "sft.num_stepz=1") == "quickstart: unknown key 'sft.num_stepz'; did you mean 'num_steps'?"
     )
     assert fails("quickstart", "--short", "rum=x").startswith("quickstart-short: unknown key 'rum'")
-    assert "names 'txt', which is no memory; did you mean 'text'?" in fails("evaluate", c, "evaluate.memories=[txt]")
+    assert "names 'txt', which is not a memory; did you mean 'text'?" in fails("evaluate", c, "evaluate.memories=[txt]")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_mistakes_in_the_configuration(fails, folder):
         (json.dumps(row(1)) + "\n[1]\n", "train.jsonl:2: expected a JSON object, found a list"),
         (json.dumps({"id": 1, "quesion": "?"}) + "\n", "train.jsonl:1: no field"),
         (json.dumps(row(1) | {"question": " "}) + "\n", "train.jsonl:1: field 'question' is blank; expected text"),
-        (json.dumps(row(1)) + "\n" + json.dumps(row(1, "Other?")) + "\n", "train.jsonl:2: id '1' stands already at"),
+        (json.dumps(row(1)) + "\n" + json.dumps(row(1, "Other?")) + "\n", "train.jsonl:2: id '1' is used already at"),
         (json.dumps(row(1, "x" * 1_000_000)) + "\n", "train.jsonl:1: field 'question' has 1,000,000 characters"),
         ("", "train.jsonl: expected at least one row, found none"),
     ],
@@ -142,7 +142,7 @@ def test_mistakes_in_names(fails, folder):
     assert "not a hub id" in fails("collect", c, "model.name=./nowhere", f"run={folder}/a")
     assert fails("collect", c, "model.name=no-such/model", f"run={folder}/b").startswith("model 'no-such/model' cannot")
     data = "data={kind: reasoning_gym, families: [{name: chain_som}]}"
-    assert fails("collect", c, data).endswith("'chain_som' is no reasoning-gym family; did you mean 'chain_sum'?")
+    assert fails("collect", c, data).endswith("'chain_som' is not a reasoning-gym family; did you mean 'chain_sum'?")
 
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
@@ -182,7 +182,7 @@ def test_banks_that_cannot_be_used(fails, folder):
     assert "99" in fails("evaluate", c, f"bank.path={folder}/new.sqlite", "evaluate.memories=[text]")
     assert "99" in fails("bank", "info", folder / "new.sqlite")
     other = "bank.embedder=other-embedder"
-    assert "its vectors are by embedder 'all-minilm-l6-v2'" in fails(
+    assert "its vectors were made by embedder 'all-minilm-l6-v2'" in fails(
         "evaluate", c, other, f"bank.path={bank}", f"run={folder}/2", "evaluate.memories=[text]"
     )
     (folder / "text.sqlite").write_text("this is no database, whatever its name says")
@@ -565,7 +565,7 @@ def test_mistakes_when_prompts_are_to_be_shown(prints, fails, folder):
     assert fails("show", "prompts", c, "--task", "7") == (
         "task 7 of the train split is asked for, but it has 6 tasks; give a number from 1 to 6"
     )
-    assert "names 'txt', which is no memory; did you mean 'text'?" in fails("show", "prompts", c, "--memory", "txt")
+    assert "names 'txt', which is not a memory; did you mean 'text'?" in fails("show", "prompts", c, "--memory", "txt")
     assert fails("show", "prompts", c, "--memory", "text") == (
         f"{folder}/run/bank.sqlite: memory text needs a bank, and there is none yet; run `latentmem collect` with this "
         "configuration first, or show memory none"

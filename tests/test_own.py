@@ -94,11 +94,11 @@ def test_what_an_object_lacks_is_told(module: str) -> None:
 
 
 def test_a_module_that_is_not_there_or_fails_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data: no module 'nowhere_at_all'; it is looked for in "):
+    with pytest.raises(ConfigError, match=r"^data: no module 'nowhere_at_all' in "):
         own.make("nowhere_at_all:Mine", {}, "data", [])
     (tmp_path / "own_fails.py").write_text("import no_such_package_anywhere", encoding="utf-8")
     with pytest.raises(
-        ConfigError, match=r"^data: own_fails needs module 'no_such_package_anywhere', which is not there$"
+        ConfigError, match=r"^data: own_fails needs module 'no_such_package_anywhere', which is not installed$"
     ):
         own.make("own_fails:Mine", {}, "data", [])
     (tmp_path / "own_wrong.py").write_text("def (", encoding="utf-8")
@@ -118,7 +118,7 @@ def test_a_configuration_names_them_and_holds_their_parameters(tmp_path: Path) -
     assert config.own == {"a_module:Team": {"rounds": 2}}
     name = config.evaluate.memories[1]
     assert (name.is_own, name.needs_bank, name.learns, str(name)) == (True, True, False, "a_module:Memory")
-    with pytest.raises(ConfigError, match=r"own has parameters of 'a_module:Taem', which is no team and no memory"):
+    with pytest.raises(ConfigError, match=r"own has parameters for 'a_module:Taem', which is not a team or memory"):
         load_config(str(path), ["own={a_module:Taem: {rounds: 2}}"])
 
 

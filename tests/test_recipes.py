@@ -296,6 +296,7 @@ def configure_wordy(configure, wordy_model_dir):
     return lambda run, *more: configure(run, *options, *more)
 
 
+@pytest.mark.slow
 def test_a_warm_up_interrupted_at_some_writes_goes_on_to_the_same_weights(configure_wordy, monkeypatch, capsys):
     whole = configure_wordy("whole")
     do(whole, "warmup")
@@ -395,6 +396,7 @@ def dev(config):
     return [json.loads(line) for line in (Path(config.run) / "sft" / "dev.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_sft_on_demonstrations_interrupted_at_some_writes_goes_on_to_the_same_weights_and_dev_rows(
     configure, monkeypatch, tmp_path
 ):
@@ -472,7 +474,7 @@ def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkey
             said(config, (10,)),
             "sft.eval_every=1",
             TrainingError,
-            "none of a train task that is trained on, of 1 in all",
+            "none of its 1 demonstrations is of a task that is left to train on",
         ),
         (alone, "seed=0", DataError, "said.jsonl:1: 'user proxy' of team autogen speaks, and no response"),
         ([{"task": "x", "responses": {}}], "seed=0", DataError, "said.jsonl:1: task 'x' is not in the data; expected"),
@@ -652,10 +654,10 @@ def test_agents_that_are_not_there_or_are_a_composer_are_told(configure):
         return str(error.value)
 
     assert refused("second", f"evaluate.memories=['grpo:{composer}']") == (
-        f"{composer}: no LoRA of agents here but a composer; it is named latent:FOLDER"
+        f"{composer}: holds a composer, not a LoRA of agents; write latent:FOLDER to use it"
     )
     assert refused("third", f"evaluate.memories=['latent:{agents}']") == (
-        f"{agents}: no composer here but a LoRA of agents; it is named grpo:FOLDER"
+        f"{agents}: holds a LoRA of agents, not a composer; write grpo:FOLDER to use it"
     )
     assert refused("fourth", "grpo.rank=4", f"evaluate.memories=['grpo:{agents}']") == (
         f"{agents}: checkpoint has rank 2, this adapter 4; use the configuration it was trained with"
@@ -899,6 +901,7 @@ def test_several_processes_collect_with_a_memory_that_sees_what_one_process_woul
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_collect_interrupted_in_several_processes_goes_on_in_any_number(configure, peers, monkeypatch):
     options = ("collect.num_tasks=5", "collect.batch_size=2")
     whole = configure("whole", *options)
@@ -1153,6 +1156,7 @@ def test_metagpt_is_text_memory_that_is_not_rated(configure):
         parts.close()
 
 
+@pytest.mark.slow
 def test_learning_and_comparing_killed_at_some_writes_go_on_to_the_same_notes_and_results(configure, monkeypatch):
     options = (*LEARN, "evaluate.memories=[voyager, gmemory]")
     whole = configure("whole", *options)
@@ -1172,6 +1176,7 @@ def test_learning_and_comparing_killed_at_some_writes_go_on_to_the_same_notes_an
     assert half_learned
 
 
+@pytest.mark.slow
 def test_collecting_with_a_memory_that_learns_is_the_same_in_pieces_and_shared(configure, monkeypatch, peers):
     options = (*LEARN, "collect.memory=voyager", "collect.num_tasks=4")
     whole = configure("whole", *options)
@@ -1190,6 +1195,7 @@ def test_collecting_with_a_memory_that_learns_is_the_same_in_pieces_and_shared(c
     assert notes(shared, "voyager") == notes(whole, "voyager")
 
 
+@pytest.mark.slow
 def test_several_processes_compare_a_memory_that_only_the_first_lets_learn(configure, peers):
     options = (*LEARN, "evaluate.memories=[gmemory, oagents]")
     alone, shared = configure("alone", *options), configure("shared", *options)
@@ -1432,5 +1438,5 @@ def test_failures_with_feedback_that_are_never_recalled_are_told_once(
 def test_experience_is_recalled_and_not_trained_on(configure):
     config = configure("run", "bank.experience_tasks=4", "collect.num_tasks=null")
     do(config, "collect")
-    with pytest.raises(TrainingError, match=r"experience tasks only, .* set sft.demonstrations"):
+    with pytest.raises(TrainingError, match=r"only episodes of experience tasks, .* set sft.demonstrations"):
         do(config, "sft")

@@ -314,7 +314,9 @@ def test_sources_that_cannot_be_read_are_one_line(run, tmp_path, file, tiny_mode
 
     assert fails(tmp_path / "none.safetensors").startswith(f"{tmp_path}/none.safetensors: no such file")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-100])
-    assert fails(tmp_path / "cut.safetensors").startswith(f"{tmp_path}/cut.safetensors: is no whole safetensors file")
+    assert fails(tmp_path / "cut.safetensors").startswith(
+        f"{tmp_path}/cut.safetensors: is not a whole safetensors file"
+    )
     (tmp_path / "empty").mkdir()
     assert fails(tmp_path / "empty").startswith(f"{tmp_path}/empty: holds no model.safetensors")
     index = sharded(tmp_path / "shards", load_file(file))
@@ -322,7 +324,7 @@ def test_sources_that_cannot_be_read_are_one_line(run, tmp_path, file, tiny_mode
     assert fails(index).startswith(f"{tmp_path}/shards/model-2.safetensors: no such file")
     for content in ("[1]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 1, "b": "c"}}', "[" * 100_000):
         index.write_text(content)
-        assert "is no index of shards" in fails(index)
+        assert "is not an index of shards" in fails(index)
     index.write_text('{"weight_map": {"a": "../theirs/model.safetensors"}}')
     assert "shard '../theirs/model.safetensors' is not the name of a file beside it" in fails(index)
     plain = written(tmp_path / "plain.safetensors", {"a": torch.zeros(1)})
@@ -611,13 +613,13 @@ def test_banks_that_cannot_be_read_as_a_whole_are_one_line_and_make_no_bank(run,
     assert fails(tmp_path / "empty").startswith(f"{tmp_path}/empty/chroma.sqlite3: cannot be read (No such file or")
     for size in (20, 5000, len(whole) // 2):
         database.write_bytes(whole[:size])
-        assert fails(folder).startswith(f"{database}: is no whole Chroma database (")
+        assert fails(folder).startswith(f"{database}: is not a whole Chroma database (")
     database.write_text("no database at all")
-    assert fails(folder).startswith(f"{database}: is no whole Chroma database (")
+    assert fails(folder).startswith(f"{database}: is not a whole Chroma database (")
     with sqlite3.connect(tmp_path / "other.sqlite") as db:
         db.execute("CREATE TABLE a (b)")
     db.close()
-    assert "is no whole Chroma database (no such table" in fails(tmp_path / "other.sqlite")
+    assert "is not a whole Chroma database (no such table" in fails(tmp_path / "other.sqlite")
     database.write_bytes(whole)
     (folder / "chroma.sqlite3-wal").write_bytes(b"pages")
     assert fails(folder).startswith(f"{database}-wal: holds changes that are not in the database yet")

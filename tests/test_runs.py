@@ -195,7 +195,7 @@ def test_a_damaged_line_is_named_by_number(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is not valid JSON"):
         read_metrics(path)
     path.write_bytes(b'{"step": 1}\n[1]\n')
-    with pytest.raises(RunError, match=r"line 2 is no JSON object but list"):
+    with pytest.raises(RunError, match=r"line 2 is a list, not a JSON object"):
         read_metrics(path)
 
 

@@ -120,8 +120,8 @@ def test_a_tracker_that_fails_ends_no_phase_and_is_told_of_once(tmp_path, script
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl").rows] == [1, 2, 3]
     (warning,) = caplog.messages
     assert warning == (
-        "report_to: wandb fails (the server is dead) and is told nothing more of this phase, which goes on; "
-        "metrics.jsonl has all"
+        "report_to: wandb failed (the server is dead), so it gets no more of this phase; the run goes on, and "
+        "metrics.jsonl holds all"
     )
     scalars, texts = shown(tmp_path / "tensorboard" / "lmpo")  # the other one is told all
     assert scalars == {**logged(tmp_path), "lmpo/none/accuracy": [(0, 0.5)]}
@@ -167,7 +167,7 @@ with Run.open({str(tmp_path)!r}, "run: " + 50_000 * "x", "sft", {{}}, report_to=
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("report_to: tensorboard fails (") == 1
+    assert done.stderr.count("report_to: tensorboard failed (") == 1
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl").rows] == [1, 2, 3, 4, 5]
 
 

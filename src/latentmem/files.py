@@ -170,7 +170,7 @@ def _rows(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         except ValueError as error:
             raise RunError(f"{path}: line {number} is not valid JSON ({error}); remove that line") from None
         if not isinstance(row, dict):
-            raise RunError(f"{path}: line {number} is no JSON object but {type(row).__name__}; remove that line")
+            raise RunError(f"{path}: line {number} is a {type(row).__name__}, not a JSON object; remove that line")
         if type(row.get("step")) is not int:
             raise RunError(f"{path}: line {number} has no whole number as its step; remove that line")
         rows.append((line + b"\n", row))
@@ -217,7 +217,7 @@ def open_ordinary(path: Path) -> IO[bytes]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "no ordinary file", str(path))
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
     return os.fdopen(descriptor, "rb")
 
 

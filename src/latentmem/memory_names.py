@@ -158,19 +158,19 @@ def known_memory(text: str) -> MemoryName:
         return name
     if name.kind in ("text", "metagpt") and name.checkpoint in LATENT_CONTROLS:
         raise ValueError(
-            f"names {text!r}, but {last} is a control of latents, and {name.kind} gives none; take one of "
+            f"names {text!r}, but {last} is a control for latents, and {name.kind} has none; take one of "
             f"{', '.join(TEXT_CONTROLS)}, or a latent memory"
         )
     if name.kind in ("text", "metagpt") and name.checkpoint:
         known = [f"{name.kind}:{control}" for control in TEXT_CONTROLS]
-        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+        raise ValueError(f"names {text!r}, which is not a memory; {suggest(text, known)}")
     has_what_it_needs = bool(name.checkpoint) or (str(name.real) == name.kind and not name.is_latent)
     if name.kind not in KINDS or not has_what_it_needs or (name.checkpoint and name.kind not in _WITH_CHECKPOINT):
         rivals = [kind for kind in KINDS if kind not in ("none", "text", "latent", "grpo")]
         known = [*map(str, DEFAULT_MEMORIES), "latent:warmup", "latent:FOLDER", *rivals, "grpo", "grpo:FOLDER"]
-        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+        raise ValueError(f"names {text!r}, which is not a memory; {suggest(text, known)}")
     of_run = re.fullmatch(rf"(untrained|{'|'.join(TRAININGS)}):.*", name.checkpoint)
     if name.is_latent and of_run:
         known = [f"latent:{of_run[1]}:{control}" for control in CONTROLS]
-        raise ValueError(f"names {text!r}, which is no memory; {suggest(text, known)}")
+        raise ValueError(f"names {text!r}, which is not a memory; {suggest(text, known)}")
     return name

@@ -117,11 +117,11 @@ def _load(name: str, key: str) -> Any:
         module = importlib.import_module(match["module"])
     except ModuleNotFoundError as error:
         if error.name is not None and not f"{match['module']}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{key}: {match['module']} needs module {error.name!r}, which is not there") from None
+            raise ConfigError(f"{key}: {match['module']} needs module {error.name!r}, which is not installed") from None
         near = get_close_matches(match["module"], [path.stem for path in Path(here).glob("*.py")], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"{key}: no module {match['module']!r}; it is looked for in {here} and among what is installed{hint}"
+            f"{key}: no module {match['module']!r} in {here} or among the installed packages{hint}"
         ) from None
     except Exception as error:
         raise ConfigError(f"{key}: {match['module']} cannot be imported: {type(error).__name__}: {error}") from error

@@ -94,7 +94,7 @@ def checked(values: Any, form: type[T]) -> T:
         and isinstance(values, dict)
         and (more := set(values) - {field.name for field in fields(form)})
     ):
-        raise ValueError(f"{min(more)}: is no field of it")
+        raise ValueError(f"{min(more)}: is not a field of it")
     try:
         return TypeAdapter(form).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -121,7 +121,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         mark = event.start_mark
         if getattr(event, "tag", None) is not None:
-            _fail(f"the tag {event.tag!r} stands here; write the value without a tag, quoted where it is text", mark)
+            _fail(f"the tag {event.tag!r} is not allowed; write the value without a tag, quoted where it is text", mark)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             _fail(_TOO_DEEP, mark)
@@ -130,7 +130,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if node not in self._sizes:
-                _fail(f"*{event.anchor} stands inside of what it names", mark)
+                _fail(f"the alias *{event.anchor} stands inside the value that it names", mark)
             return node
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
@@ -148,7 +148,7 @@ class _Loader(yaml.SafeLoader):
                 _fail("a key is a list or a mapping; a key is text", key_node.start_mark)
             key = self.value_of(key_node)
             if key in seen:
-                _fail(f"key {key!r} stands twice", key_node.start_mark)
+                _fail(f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return node
 
@@ -164,14 +164,14 @@ class _Loader(yaml.SafeLoader):
         try:
             value = self.construct_object(node)
         except ValueError:
-            _fail(f"{node.value[:20]!r} is no number", node.start_mark)
+            _fail(f"{node.value[:20]!r} is not a number", node.start_mark)
         if isinstance(value, str):
             if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
                 _fail("a NUL or half of a surrogate pair stands in a text", node.start_mark)
         elif isinstance(value, float) and not math.isfinite(value):
-            _fail(f"{node.value[:20]!r} is no finite number", node.start_mark)
+            _fail(f"{node.value[:20]!r} is not a finite number", node.start_mark)
         elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
-            _fail(f"{node.value[:20]!r} is no number that 64 bits hold", node.start_mark)
+            _fail(f"{node.value[:20]!r} does not fit into 64 bits", node.start_mark)
         return value
 
 
@@ -193,12 +193,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {twice!r} stands twice")
+        raise ValueError(f"key {twice!r} is given twice")
     return values
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _integer(digits: str) -> int:

@@ -241,7 +241,7 @@ class Tracking:
             self._under_way.pop(name).close()
         why = " ".join(str(error).split()) or type(error).__name__
         logger.warning(
-            "report_to: %s fails (%s) and is told nothing more of this phase, which goes on; metrics.jsonl has all",
+            "report_to: %s failed (%s), so it gets no more of this phase; the run goes on, and metrics.jsonl holds all",
             name,
             why,
         )

@@ -555,13 +555,13 @@ def test_the_packaged_reader_answers_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"needs": {"scout": ("pasword",)}}, "data.needs.scout names 'pasword', which is none of the 1 attributes; did "
-         "you mean 'password'?"),
-        ({"needs": {"scout": ("emblem",)}}, "data.needs.scout names 'emblem', which is none of the 1 attributes; "),
-        ({"values": 250, "held_out_values": 10}, "are 260 together; there are 252 words, lower them"),
+        ({"needs": {"scout": ("pasword",)}}, "data.needs.scout names 'pasword', which is not one of the 1 attributes; "
+         "did you mean 'password'?"),
+        ({"needs": {"scout": ("emblem",)}}, "data.needs.scout names 'emblem', which is not one of the 1 attributes; "),
+        ({"values": 250, "held_out_values": 10}, "add up to 260, but there are only 252 words; lower them"),
         ({"held_out_values": 1}, "data.held_out_values is 1"),
-        ({"revised": 0.6, "untold": 0.6}, "add up to 1.2; they may reach 1"),
-        ({"outcomes": {"wrong": 1.0}, "joined": 0.5}, "data.outcomes has wrong alone"),
+        ({"revised": 0.6, "untold": 0.6}, "add up to 1.2; lower them to at most 1"),
+        ({"outcomes": {"wrong": 1.0}, "joined": 0.5}, "data.outcomes has only wrong"),
         ({"questions": 4}, "data.questions is 4, but there are 3 different ones"),
         ({"questions": 4, "attributes": 2, "asks": "all"}, "data.questions is 4, but there are 3 different ones"),
         ({"train_entities": 2700}, "2750 entities are asked for .train 2700, dev 10, test 40, sisters 0., but there "

@@ -70,7 +70,7 @@ def test_a_task_is_played_by_its_own_domain_for_its_own_number_of_turns():
 
 def test_a_task_of_no_part_is_refused():
     mix = MixDomain([Part(World("a", ["1"], []), 1)], [Part(World("b", [], ["2"]), 1)])
-    with pytest.raises(DataError, match="task c:9: none of the benchmarks"):
+    with pytest.raises(DataError, match="task c:9: belongs to none of the mixed benchmarks"):
         mix.start(Task(id="9", domain="c", text="?"))
 
 

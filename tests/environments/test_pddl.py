@@ -174,7 +174,8 @@ def test_no_task_is_in_both_splits_or_twice_and_the_worlds_come_in_agentboards_s
 def test_a_world_that_runs_out_of_problems_is_named(monkeypatch):
     monkeypatch.setattr(pddl, "MAX_REPEATS", 2)
     with pytest.raises(
-        DataError, match=r"blockworld repeats itself: 2 draws brought nothing new after \d+ train tasks"
+        DataError,
+        match=r"blockworld has too few different problems: after \d+ train tasks, 2 draws in a row brought nothing new",
     ):
         domain(worlds=("blockworld",), train_size=10_000).tasks("train")
 
@@ -259,15 +260,15 @@ BAD_LABELS = [
     ([label("0", BOTH[0])], "test.jsonl:1: field 'id' is a string; expected an integer"),
     ([label(0, BOTH[0], additional_info=None)], "test.jsonl:1: field 'additional_info' is null; expected an object"),
     ([label(0, BOTH[0], additional_info={})], "test.jsonl:1: additional_info: no field 'subtask'"),
-    ([label(0, BOTH[0], subtask="griper")], "test.jsonl:1: subtask 'griper' is no world that has words here; did you"),
+    ([label(0, BOTH[0], subtask="griper")], "test.jsonl:1: subtask 'griper' is not a world known here; did you"),
     ([label(0, None)], "test.jsonl:1: field 'subgoals': entry 0 is null; expected a string"),
     ([label(0, BOTH[0], difficulty=3)], "test.jsonl:1: field 'difficulty' is an integer; expected a string"),
-    ([label(0, BOTH[0]), label(0, *BOTH)], "test.jsonl:2: 0 stands already at"),
+    ([label(0, BOTH[0]), label(0, *BOTH)], "test.jsonl:2: 0 is labelled already at"),
     (
         [label(0, BOTH[0], problem_file="gripper/p10.pddl"), label(1, BOTH[0], problem_file="gripper/p10.pddl")],
-        "gripper/p10.pddl stands already at",
+        "gripper/p10.pddl is labelled already at",
     ),
-    ([label(0, BOTH[0], problem_file="../secret.pddl")], "'../secret.pddl' is no problem of gripper;"),
+    ([label(0, BOTH[0], problem_file="../secret.pddl")], "'../secret.pddl' is not a problem of gripper;"),
     ([label(0, *BOTH)], "test.jsonl:1: its subgoals are about ball1 and roomb; ball2 and roomb, but the goal in"),
     (
         [label(0, BOTH[0]), label(1, *BOTH), label(2, *BOTH)],

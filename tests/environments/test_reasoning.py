@@ -95,9 +95,9 @@ def test_a_family_with_too_few_tasks_is_named():
 @pytest.mark.parametrize(
     ("family", "problem"),
     [
-        (Family(name="chain_sums"), "'chain_sums' is no reasoning-gym family; did you mean 'chain_sum'?"),
+        (Family(name="chain_sums"), "'chain_sums' is not a reasoning-gym family; did you mean 'chain_sum'?"),
         (Family(name="chain_sum", params={"min_digit": 1}), "chain_sum has no parameter 'min_digit'; did you mean"),
-        (Family(name="chain_sum", params={"seed": 1}), "chain_sum.params.seed is not yours to set"),
+        (Family(name="chain_sum", params={"seed": 1}), "chain_sum.params.seed cannot be set here"),
         (Family(name="chain_sum", params={"min_terms": 9, "max_terms": 2}), "chain_sum rejects params"),
         (Family(name="chain_sum", params={"min_terms": "two"}), "chain_sum rejects params"),
     ],

@@ -68,7 +68,7 @@ def test_a_folder_is_read_in_the_order_of_names_up_to_the_limit(tmp_path):
         (b"{", "x.jsonl:2: not valid JSON"),
         (b"[1]", "x.jsonl:2: expected a JSON object, found a list"),
         (b"3", "x.jsonl:2: expected a JSON object, found an integer"),
-        (b'{"a": NaN}', "x.jsonl:2: not valid JSON (NaN is no JSON number)"),
+        (b'{"a": NaN}', "x.jsonl:2: not valid JSON (NaN is not a JSON number)"),
         (b'{"a": "\xff"}', "x.jsonl:2: not valid UTF-8"),
         (b'{"a": "\\ud800"}', "x.jsonl:2: not valid UTF-8"),
         (b"[" * 100_000, "x.jsonl:2: not valid JSON"),
@@ -113,7 +113,7 @@ def test_train_tasks_that_occur_in_test_by_id_or_text_are_dropped_and_counted(tm
 
 def test_equal_ids_in_one_split_are_named_by_both_rows(tmp_path):
     rows = pairs(tmp_path / "f.jsonl", ("1", "a"), ("2", "b"), ("1", "c"))
-    with pytest.raises(DataError, match=r"/f.jsonl:3: id '1' stands already at .*/f.jsonl:1; ids must differ"):
+    with pytest.raises(DataError, match=r"/f.jsonl:3: id '1' is used already at .*/f.jsonl:1; ids must differ"):
         read_tasks(rows, make)
 
 
@@ -130,7 +130,7 @@ BAD_ROWS = [
     (b'{"id": "x", "text": ["a"]}', "wrong type", ": field 'text' is a list; expected a string"),
     (b'{"id": "x"}', "missing field", ": no field 'text'; known: id"),
     (b'{"id": "x", "text": " "}', "blank", ": field 'text' is blank; expected text"),
-    (b'{"id": "good", "text": "t"}', "duplicate id", ": id 'good' stands already at"),
+    (b'{"id": "good", "text": "t"}', "duplicate id", ": id 'good' is used already at"),
     (json.dumps({"id": "x", "text": "a" * 1_000_000}).encode(), "too long",
      ": field 'text' has 1,000,000 characters; expected at most 200,000"),
     (json.dumps({"id": "x" * 1_000_000, "text": "a"}).encode(), "too long", ": field 'id' has 1,000,000 characters"),
@@ -335,7 +335,7 @@ OTHERS = [
     ("x.json", b'[{"a": "\\ud800"}]', "x.json, entry 1: not valid UTF-8"),
     ("x.json", b'[{"a": "\xff"}]', "begins as a JSON array, but is not valid JSON"),
     ("x.jsonl", b"[1]\n[2]\n", "x.jsonl:1: expected a JSON object, found a list"),
-    ("x.parquet", b"PAR1 and no more", "parquet that cannot be read"),
+    ("x.parquet", b"PAR1 and no more", "the parquet file cannot be read"),
     ("x.jsonl.gz", packed_cut(LINES.encode()), "x.jsonl.gz: cannot be read"),
     ("x.jsonl.gz", b"\x1f\x8bnot gzip at all", "x.jsonl.gz: cannot be read"),
     ("x.jsonl", "\ufeff{}".encode("utf-16")[:-1], "not valid UTF-16"),
@@ -359,7 +359,7 @@ def test_folders_of_save_to_disk_that_are_not_read(tmp_path, monkeypatch):
     )
     for arrow in (tmp_path / "both" / "train").glob("*.arrow"):
         arrow.write_bytes(b"nothing")
-    assert "written by save_to_disk, but cannot be read" in complaint(Rows(path=str(tmp_path / "both" / "train")))
+    assert "written by save_to_disk, but it cannot be read" in complaint(Rows(path=str(tmp_path / "both" / "train")))
 
 
 @pytest.mark.parametrize(("name", "missing"), [("rows.parquet", "pyarrow"), ("saved", "datasets")])

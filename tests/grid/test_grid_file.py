@@ -149,7 +149,7 @@ def test_a_left_out_team_is_evaluated_and_all_others_learn(load):
 MISTAKES = [
     ({"grid": {**GRID, "benchmark": []}}, "unknown key 'grid.benchmark'; did you mean 'benchmarks'?"),
     ({"grid": {"memories": ["none"]}}, "grid.benchmarks: missing"),
-    ({"grid": {**GRID, "memories": ["txt"]}}, "grid.memories names 'txt', which is no memory; did you mean 'text'?"),
+    ({"grid": {**GRID, "memories": ["txt"]}}, "grid.memories names 'txt', which is not a memory; did you mean 'text'?"),
     ({"grid": {**GRID, "memories": ["none", "none"]}}, "grid.memories names one memory twice"),
     ({"grid": {**GRID, "teams": []}}, "grid.teams is [] (list); expected at least one entry"),
     ({"grid": {**GRID, "teams": ["a/x.yaml", "b/x.yaml"]}}, "grid has 'x' twice among its teams"),
@@ -167,7 +167,7 @@ MISTAKES = [
      "'composer.num_latent'; did you mean 'num_latents'?"),
     ({"grid": {**GRID, "variants": {"a b": {}, "a_b": {}}}}, "two runs would be called sums-autogen-a_b-seed0"),
     ({"grid": {**GRID, "variants": {"d": {"evaluate.split": "dev"}}}}, "run sums-autogen-d-seed0: evaluate.split is "
-     "'dev'; a grid is played on the test split"),
+     "'dev'; a grid plays the test split only"),
     ({"lmop": {}}, "benchmark sums: unknown key 'lmop'; did you mean 'lmpo'?"),
     ({"run": ""}, "run is missing; it names the grid's folder"),
 ]  # fmt: skip

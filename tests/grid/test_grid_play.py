@@ -150,6 +150,7 @@ def test_a_run_of_a_grid_is_what_the_ordinary_commands_make_of_its_configuration
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_variants_and_seeds_share_banks_models_and_episodes_that_are_the_same(make, calls):
     variants = {"k2": {"composer.num_latents": 2}, "k3": {}, "few": {"collect.num_tasks": 3}}
     grid = make(memories=["none", "text", "latent:untrained"], variants=variants, seeds=[0, 1])
@@ -211,6 +212,7 @@ def trained(monkeypatch):
     return phases
 
 
+@pytest.mark.slow
 def test_what_the_same_teams_would_train_alike_is_trained_once_whoever_is_evaluated(make, trained):
     sections = {"train_teams": ["autogen", "macnet"], "lmpo": COMMON["lmpo"] | {"initial": "sft"}}
     axes = {"teams": ["macnet", "camel"], "memories": ["latent:lmpo"], "sections": sections}
@@ -246,6 +248,7 @@ def test_banks_that_the_grid_did_not_fill_are_not_taken_for_the_same(make, train
     assert trained == ["sft", "sft"]
 
 
+@pytest.mark.slow
 def test_what_a_user_has_deleted_to_make_room_is_computed_again_by_whoever_needs_it(make, trained, calls):
     axes = {"memories": ["none", "latent:sft"], "sections": {"train_teams": ["camel"]}}
     grid = make(teams=["autogen"], **axes)
@@ -305,6 +308,7 @@ def warm(make, wordy_model_dir):
     return warm
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_played_first_for_whoever_starts_from_it(warm, trained):
     started = {"lmpo": COMMON["lmpo"] | {"initial": "warmup"}}
     assert play_grid(warm("a", memories=["latent:lmpo:random"], sections=started))["failures"] == []
@@ -321,6 +325,7 @@ def test_a_warm_up_is_played_first_for_whoever_starts_from_it(warm, trained):
     assert trained == ["lmpo"]
 
 
+@pytest.mark.slow
 def test_runs_that_warm_up_alike_share_one_whatever_their_data_and_what_follows(warm, trained):
     axes = {"benchmarks": {"sums": {"data": SUMS}, "gcds": {"data": GCDS}}, "memories": ["latent:sft"]}
     variants = {"one": {}, "two": {"sft.learning_rate": 1e-5}, "k2": {"composer.num_latents": 2}}
@@ -461,8 +466,8 @@ def test_mistakes_in_any_run_are_told_before_anything_is_made(make, calls, capsy
     for axes, message in [
         ({"teams": ["autogen", "camle"]}, "team 'camle': no such team"),
         ({"benchmarks": {"a": {"data": SUMS}, "b": {"data": SUMS | {"families": [{"name": "gdc"}]}}}}, "'gdc' is no"),
-        ({"sections": {"bank": {"path": str(tmp_path / "none.sqlite")}}}, "bank.path names no bank"),
-        ({"memories": ["txt"]}, "names 'txt', which is no memory; did you mean 'text'?"),
+        ({"sections": {"bank": {"path": str(tmp_path / "none.sqlite")}}}, "bank.path names a bank that is not there"),
+        ({"memories": ["txt"]}, "names 'txt', which is not a memory; did you mean 'text'?"),
     ]:
         with pytest.raises(LatentMemError) as error:
             play_grid(make(**axes))

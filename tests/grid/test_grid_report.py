@@ -175,7 +175,7 @@ def test_a_newer_grid_or_one_among_runs_is_refused(tmp_path, capsys):
     with pytest.raises(RunError, match=r"grid\.json: schema_version is 2, newer than 1.*upgrade"):
         write_page(tmp_path)
     assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 2
-    assert "is a grid, which has a page of its own" in capsys.readouterr().err
+    assert "is a grid; report it alone" in capsys.readouterr().err
 
 
 def test_a_table_of_an_older_version_is_still_told(tmp_path):

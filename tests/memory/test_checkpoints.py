@@ -66,7 +66,7 @@ def test_newer_format_and_other_peoples_weights_are_told(tmp_path: Path) -> None
         read_checkpoint(tmp_path)
     assert str(error.value) == f"{path}: format 2 is newer than 1; upgrade latentmem"
     save_file(TENSORS, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="written by something else"):
+    with pytest.raises(CheckpointError, match="not written by latentmem"):
         read_checkpoint(tmp_path)
 
 
@@ -130,12 +130,12 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint_of_one_save(tmp_path: Path
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ("[]", "written by something else"),
-        ('{"format_version": "1"}', "written by something else"),
-        ('{"format_version": true}', "written by something else"),
-        ('{"format_version": 0}', "written by something else"),
+        ("[]", "not written by latentmem"),
+        ('{"format_version": "1"}', "not written by latentmem"),
+        ('{"format_version": true}', "not written by latentmem"),
+        ('{"format_version": 0}', "not written by latentmem"),
         ("[" * 900 + "]" * 900, "damaged (nested deeper than 100 levels)"),
-        ('{"format_version": 1, "rank": 2, "rank": 3}', "damaged (key 'rank' stands twice)"),
+        ('{"format_version": 1, "rank": 2, "rank": 3}', "damaged (key 'rank' is given twice)"),
         ('{"format_version": 1, "rank": "2"}', "damaged (rank: input should be a valid integer)"),
         ('{"format_version": 1, "words": []}', "damaged (words: input should be an object)"),
     ],

@@ -130,12 +130,12 @@ def test_a_composer_is_not_taken_for_agents_nor_agents_for_a_composer(make: Call
     with pytest.raises(CheckpointError) as error:
         composer.load_weights(tmp_path / "agents")
     assert str(error.value) == (
-        f"{tmp_path / 'agents'}: no composer here but a LoRA of agents; it is named grpo:FOLDER"
+        f"{tmp_path / 'agents'}: holds a LoRA of agents, not a composer; write grpo:FOLDER to use it"
     )
     with pytest.raises(CheckpointError) as error:
         memory.load_weights(tmp_path / "composer")
     assert str(error.value) == (
-        f"{tmp_path / 'composer'}: no LoRA of agents here but a composer; it is named latent:FOLDER"
+        f"{tmp_path / 'composer'}: holds a composer, not a LoRA of agents; write latent:FOLDER to use it"
     )
     with pytest.raises(CheckpointError) as error:
         memory.load_weights(tmp_path)

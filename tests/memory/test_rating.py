@@ -301,9 +301,9 @@ def test_a_task_that_leaves_no_room_is_refused(load: Callable[..., LanguageModel
     with pytest.raises(ConfigError) as error:
         Rater(load(), max_prompt_tokens=100)(PAIRS[:1])
     assert str(error.value).startswith(
-        "bank.rating_max_tokens is 100, too few for the prompt of task 'text:What is 12 + 7?' with nothing of an"
+        "bank.rating_max_tokens is 100, but the prompt of task 'text:What is 12 + 7?' has "
     )
-    assert str(error.value).endswith(" tokens); raise it")
+    assert str(error.value).endswith(" tokens even without the episode; raise it")
 
 
 def test_a_prompt_beyond_the_window_is_refused(load: Callable[..., LanguageModel]) -> None:

@@ -95,16 +95,16 @@ def test_what_is_read_the_plain_way_is_told_once(
     with caplog.at_level(logging.WARNING):
         LanguageModel(tiny("gemma2", len(tokenizer)), tokenizer, "capped")
         LanguageModel(tiny("llama", len(tokenizer)), tokenizer, "usual")
-    told = [record.getMessage() for record in caplog.records if "plain way" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "plain path" in record.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith("model capped is read the plain way")
+    assert told[0].startswith("model capped runs on the plain path")
 
 
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("bert", {}, "gives other numbers for a row among others than for the row alone"),
-        ("gemma4_text", {"hidden_size_per_layer_input": 8}, "cannot be read from input embeddings"),
+        ("bert", {}, "gives different numbers for a row in a batch than for the row alone"),
+        ("gemma4_text", {"hidden_size_per_layer_input": 8}, "does not accept input embeddings"),
     ],
 )
 def test_a_model_that_cannot_be_read_right_is_refused_in_one_line(

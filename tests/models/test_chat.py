@@ -38,8 +38,8 @@ def chat_of(tiny_model_dir: Path) -> Callable[..., Chat]:
         ("{{ messages[0].tool_calls[0].name }}", "has no attribute 'tool_calls'"),
         ("{% for m in messages %}{{ m.content }}", "Unexpected end of template"),
         ("{{ messages[0].content + 1 }}", "can only concatenate str"),
-        ("A fixed text.", "it leaves out what it is given, or repeats it"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "it leaves out what it is given"),
+        ("A fixed text.", "it leaves out some of the text, or repeats it"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "it leaves out some of the text"),
         ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "it leaves out"),
     ],
 )
@@ -105,6 +105,7 @@ def test_words_and_blanks_that_people_add_stay_tokens(chat_of: Callable[..., Cha
 def test_what_a_normalizer_makes_a_control_token_of_stays_text(chat_of: Callable[..., Chat]) -> None:
     chat = chat_of(tokens=(AddedToken("<tool>", normalized=True, special=True),))
     chat.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    chat = Chat(chat.tokenizer, "mine", date(2026, 1, 1), thinking=False)
     (number,) = chat.tokenizer.convert_tokens_to_ids(["<tool>"])
     for alike in ("\uff1ctool\uff1e", "<TOOL>", "\ufe64Tool\ufe65"):
         assert number in chat.tokenizer(alike)["input_ids"], "it only looks alike; the test is void"

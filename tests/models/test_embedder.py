@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -131,3 +133,19 @@ def test_a_vector_without_a_direction_is_an_error(forgetful, monkeypatch, value)
     monkeypatch.setattr(forgetful._model, "encode", lambda texts, **options: np.full((len(texts), 384), value))
     with pytest.raises(ModelError, match="all-minilm-l6-v2: gave a vector without a direction"):
         forgetful(["a"])
+
+
+@pytest.mark.parametrize(("weight", "is_needed"), [("encoder.layer.3.output.dense.weight", True), ("pooler.", False)])
+def test_weights_that_are_not_there_are_told(tmp_path, weight, is_needed):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(resolve_embedder("all-minilm-l6-v2"), tmp_path / "mine")
+    weights = load_file(folder / "model.safetensors")
+    left = {name: tensor for name, tensor in weights.items() if not name.startswith(weight)}
+    assert left.keys() < weights.keys(), "nothing was left out; the test is void"
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    if is_needed:
+        with pytest.raises(ModelError, match=f"mine: the embedder's files lack 1 of its weights, such as {weight}"):
+            Embedder(str(folder))
+    else:
+        assert (Embedder(str(folder))(TEXTS) == Embedder()(TEXTS)).all()

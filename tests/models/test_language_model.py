@@ -20,11 +20,12 @@ from latentmem.config import Sampling
 from latentmem.errors import ModelError
 from latentmem.models import decoding as module
 from latentmem.models import reader
-from latentmem.models.agent import Prompt, Sampled, ScriptedModel, well_formed
+from latentmem.models.agent import Prompt, Sampled, ScriptedModel
 from latentmem.models.assets import quiet_loading
 from latentmem.models.decoding import draw_uniform, pick, stack_latents
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import pad, prefill, response_logps
+from latentmem.models.prefix import Prefix, pad, prefill, response_logps
+from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
 
 K = 3
@@ -112,8 +113,8 @@ def test_sampling_equals_scoring_after_rows_have_left_the_batch(
     ends = {free[0].token_ids[2], free[3].token_ids[9]}
     monkeypatch.setattr(lm, "eos_ids", frozenset(ends))
     sizes: list[int] = []
-    original = module.Prefix.select
-    monkeypatch.setattr(module.Prefix, "select", lambda self, rows: sizes.append(len(rows)) or original(self, rows))
+    original = Prefix.select
+    monkeypatch.setattr(Prefix, "select", lambda self, rows: sizes.append(len(rows)) or original(self, rows))
     sampled = lm.respond(prompts, sampling)
     assert sizes, "no row left early; the test is void"
     assert {s.finish for s in sampled} <= {"stop", "length"}

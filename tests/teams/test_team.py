@@ -217,7 +217,7 @@ def test_a_wrong_file_names_the_field(tmp_path, changes, message):
 def test_a_key_written_twice_is_refused(tmp_path):
     path = Path(write(tmp_path))
     path.write_text(path.read_text() + "\nname: other\n")
-    with pytest.raises(ConfigError, match=r"cannot be read: key 'name' stands twice in line"):
+    with pytest.raises(ConfigError, match=r"cannot be read: key 'name' is given twice in line"):
         load_team(str(path))
 
 

@@ -79,8 +79,8 @@ def test_who_is_not_named_says_what_stands_under_the_empty_name(world: World) ->
     with pytest.raises(DataError) as error:
         demonstrate(world.team, TASKS[0], "", {first: "left"}, world.model)
     assert str(error.value) == (
-        f"sums:0: '{second}' of team autogen speaks, and no response of it is demonstrated; give it one, or one under "
-        "the empty name for all roles that are not named"
+        f"sums:0: role '{second}' of team autogen has no demonstrated response; add one under its name, or one under "
+        "the empty name, which stands for every role without its own"
     )
     with pytest.raises(DataError, match=f"^rows:3: the demonstrated response of '{first}' is blank"):
         demonstrate(world.team, TASKS[0], "", {"": " \n"}, world.model, "rows:3")

@@ -308,5 +308,5 @@ def test_a_tokenizer_with_few_words_is_told(
         WarmupTrainer(composer, model, None, SETTINGS)
     assert str(error.value).startswith(f"model {model.name!r} has ")
     assert str(error.value).endswith(
-        " words of four letters or more that are one token; expected 160 to warm up with; leave `train warmup` out"
+        " words of 4 to 12 letters that are one token, and a warm-up needs 160; leave `train warmup` out"
     )

@@ -262,7 +262,7 @@ class ExperienceBank:
         if self.digest() != before:
             raise BankError(
                 f"{self.path}: the bank changed during {during} ({num_before} trajectories before, {len(self)} now), "
-                "so what was recalled is not of one bank; see what else writes to it, then run the same command again"
+                "so the recalled episodes come from two states of it; stop what else writes to it, and run this again"
             )
 
     def ids_of(self, task: Task) -> list[str]:
@@ -384,7 +384,7 @@ class ExperienceBank:
         try:
             stored = read_matrix(self._index_path, generation)
             if stored is not None and not same_records(transaction, stored):
-                raise ValueError("it belongs to other records")
+                raise ValueError("it was made from other records")
         except (OSError, ValueError) as error:
             logger.warning("%s: rebuilt from the records (%s)", self._index_path, error)
             stored = None
@@ -394,7 +394,7 @@ class ExperienceBank:
         try:
             stored = read_lists(self._lists_path, index.generation)
             if stored is not None and not same_rows(transaction, stored):
-                raise ValueError("it belongs to other records")
+                raise ValueError("it was made from other records")
             return ApproximateIndex(self._lists_path, index, stored)
         except (OSError, ValueError) as error:
             logger.warning("%s: rebuilt from the records (%s)", self._lists_path, error)
@@ -431,8 +431,8 @@ class ExperienceBank:
     def _check_embedder(self, meta: Meta, width: int | None = None) -> None:
         if meta.embedder is not None and meta.embedder != self._embedder:
             raise BankError(
-                f"{self.path}: its vectors are by embedder {meta.embedder!r}, it was opened with {self._embedder!r}; "
-                f"open it with {meta.embedder!r}, or without an embedder and call reembed()"
+                f"{self.path}: its vectors were made by embedder {meta.embedder!r}, but it was opened with "
+                f"{self._embedder!r}; open it with {meta.embedder!r}, or without an embedder and call reembed()"
             )
         if width is not None and meta.width is not None and width != meta.width:
             raise BankError(

@@ -55,7 +55,7 @@ def check_tables_only(path: Path) -> None:
         rows = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     for kind, name, sql in rows:
         if kind not in kinds or (sql or "").upper().split()[:2] == ["CREATE", "VIRTUAL"]:
-            raise BankError(f"{path}: holds more than a bank does, the {kind} {name!r}; it is not used")
+            raise BankError(f"{path}: holds the {kind} {name!r}, which no bank has; it is refused")
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -38,8 +38,8 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
     log = _beside(path)[1]
     if log.exists() and log.stat().st_size:
         raise BankError(
-            f"{path}: cannot be read where nothing can be written, for {log.name} holds what is not in it yet; copy "
-            "both into a folder that can be written"
+            f"{path}: cannot be opened in a read-only folder, because {log.name} holds changes that are not in it yet; "
+            "copy both files into a folder that can be written"
         )
     return _connect(path, "mode=ro&immutable=1")
 
@@ -68,11 +68,11 @@ def explained(path: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0)  # misuse of the Python module carries no code
         if code == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise BankError(
-                f"{path}: disk is full; even to read, a bank needs 32 kB for {path.name}-shm beside it. "
+                f"{path}: the disk is full; even reading a bank needs 32 kB for {path.name}-shm beside it. "
                 "Free some space and repeat"
             ) from None
         advice = {
-            sqlite3.SQLITE_NOTADB: "not a SQLite file, so no experience bank; check the path",
+            sqlite3.SQLITE_NOTADB: "not a SQLite file, so not an experience bank; check the path",
             sqlite3.SQLITE_BUSY: f"locked by another process for {BUSY_SECONDS:g} s; end that one or try again",
             sqlite3.SQLITE_PROTOCOL: "too many processes want the lock at once; try again",
             sqlite3.SQLITE_FULL: "disk is full, this batch is not stored; free some space and repeat",
@@ -82,7 +82,7 @@ def explained(path: Path) -> Iterator[None]:
         }.get(code & 0xFF, "damaged; `latentmem bank verify` says where, restore it from an export")
         raise BankError(f"{path}: {advice} ({error})") from None
     except UnicodeEncodeError as error:
-        raise BankError(f"{path}: asked for {error.object[:80]!a}, which is no text") from None
+        raise BankError(f"{path}: a filter is {error.object[:80]!a}, which is not valid Unicode") from None
 
 
 def _beside(path: Path) -> list[Path]:

@@ -93,7 +93,7 @@ def read_lists(path: Path, generation: str) -> StoredLists | None:
     """Return the lists in a file; None if there is no file, or its lists are of another generation.
 
     Raises:
-        OSError: it cannot be read, or is no ordinary file.
+        OSError: it cannot be read, or is not an ordinary file.
         ValueError: the file is torn or damaged.
     """
     try:

@@ -54,7 +54,7 @@ def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
     """Return the matrix in a file; None if there is no file, or its matrix is of another generation.
 
     Raises:
-        OSError: it cannot be read, or is no ordinary file.
+        OSError: it cannot be read, or is not an ordinary file.
         ValueError: the file is torn or damaged.
     """
     try:

@@ -155,7 +155,7 @@ class Records:
                     self._create()
         with self.read() as transaction:
             if self._db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
-                raise BankError(f"{self.path}: a SQLite database, but no experience bank; check the path")
+                raise BankError(f"{self.path}: is a SQLite database, but not an experience bank; check the path")
             version = transaction.schema_version()
             if version > BANK_SCHEMA_VERSION:
                 raise BankError(
@@ -203,8 +203,8 @@ class Records:
         gone = [before for before, now in zip(opened, place_of(self.path), strict=False) if before not in (None, now)]
         if gone:
             raise BankError(
-                f"{self.path}: it, or the -wal or -shm beside it, was removed, renamed or replaced while it was open, "
-                "so this would be lost; put it back, open the bank again and repeat"
+                f"{self.path}: it, or its -wal or -shm, was removed, renamed or replaced while the bank was open, so "
+                "nothing was saved; put it back, open the bank again and repeat"
             )
 
     @contextmanager
@@ -360,7 +360,7 @@ class Transaction:
             if not isinstance(vector, bytes) or len(vector) != 4 * width:
                 has = f"{len(vector)} bytes" if isinstance(vector, bytes) else f"a {type(vector).__name__}"
                 raise BankError(
-                    f"{self._path}: record {seq}: its vector has {has}, width {width} takes {4 * width}; "
+                    f"{self._path}: record {seq}: its vector has {has}, but width {width} needs {4 * width}; "
                     "call reembed() to make the vectors again"
                 )
         numbers = np.frombuffer(b"".join(vector for _, vector, _ in rows), dtype="<f4").reshape(len(rows), width)

@@ -22,9 +22,9 @@ def canonical(trajectory: Trajectory) -> bytes:
         around = ascii(error.object[max(0, error.start - 30) : error.end])
         raise DataError(f"{where}: ends in a lone surrogate here: {around}; replace it by valid Unicode") from None
     except ValueError as error:
-        raise DataError(f"{where}: has no JSON form ({error}); mend its data") from None
+        raise DataError(f"{where}: cannot be written as JSON ({error}); mend its data") from None
     if Trajectory.from_json(json, where).to_json().encode("utf-8") != json:
-        raise DataError(f"{where}: is not the same when read back; mend its data")
+        raise DataError(f"{where}: would not be the same when read back; mend its data")
     return json
 
 

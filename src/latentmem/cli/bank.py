@@ -120,7 +120,7 @@ def _import(options: argparse.Namespace) -> None:
     if not options.source.exists():  # checked first, so that no new bank is made in vain
         raise DataError(
             f"{options.source}: no such file or folder; give the JSON Lines of `latentmem bank export`, "
-            "or a released bank, as Chroma folder or data.json"
+            "or the authors' bank, a Chroma folder or a data.json"
         )
     from latentmem.released import is_released_bank, read_bank
 

@@ -148,7 +148,7 @@ def _report(options: argparse.Namespace) -> None:
     from latentmem.errors import RunError
 
     if len(options.runs) > 1:
-        raise RunError(f"{grids[0]}: is a grid, which has a page of its own; name it alone, or the runs in its cells/")
+        raise RunError(f"{grids[0]}: is a grid; report it alone, or name the runs in its cells/")
     from latentmem.grid.report import write_page
 
     print(write_page(grids[0], options.out))

@@ -72,10 +72,10 @@ class Rows(Section):
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError(
-                "needs exactly one of path and hub; a section given whole replaces it, as {path: rows.jsonl}"
+                "needs either path or hub, and not both; to replace the whole section, give it as {path: rows.jsonl}"
             )
         if self.hub is not None and self.split is None:
-            raise ValueError("names a hub data set, which needs its split")
+            raise ValueError("names a hub data set without its split; add split")
         return self
 
 

@@ -160,8 +160,8 @@ class Config(Section):
         for name in self.own:
             if name not in named:
                 raise ValueError(
-                    f"own has parameters of {name!r}, which is no team and no memory of this configuration; "
-                    f"{suggest(name, named) if named else 'it names none of your own'}"
+                    f"own has parameters for {name!r}, which is not a team or memory of this configuration; "
+                    f"{suggest(name, named) if named else 'this configuration names none of your own'}"
                 )
         return self
 

@@ -61,7 +61,7 @@ class Worded(Section):
             raise ValueError(str(error)) from None
         for field in fields if name in cls.NEEDED else ():
             if f"{{{field}}}" not in value:
-                raise ValueError(f"is a template: the field {{{field}}} is missing, and this prompt needs it; add it")
+                raise ValueError(f"lacks the field {{{field}}}, which this prompt needs; add it")
         return value.rstrip("\n")  # editors and YAML's blocks add it
 
 

@@ -111,7 +111,7 @@ def dump_config(config: Config) -> str:
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is no override; write key=value, as in lmpo.group_size=8")
+        raise ConfigError(f"{override!r} is not an override; write key=value, as in lmpo.group_size=8")
     try:
         value = parse_yaml(text)
     except ValueError as error:
@@ -148,7 +148,7 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {suggest(location[-1], _known_keys(location[:-1], values, schema))}"
     if first["type"] == "invalid_key":
-        return f"key {key!r} is no text; quote it, or remove it"
+        return f"key {key!r} is not text; quote it, or remove it"
     if first["type"] == "missing":
         return f"{key}: missing; it has no default"
     if first["type"] == "value_error":

@@ -17,9 +17,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 def _fits_a_path(value: str) -> str:
     if "\0" in value or len(value.encode()) > 4095 or any(len(name.encode()) > 255 for name in value.split("/")):
-        raise ValueError(
-            f"is {value[:40]!r}..., which no file can be called; a name has at most 255 bytes, none is NUL"
-        )
+        raise ValueError(f"is {value[:40]!r}..., which cannot name a file; a name has at most 255 bytes and no NUL")
     return value
 
 

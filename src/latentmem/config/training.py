@@ -149,7 +149,7 @@ class WarmupSection(Section):
     def _whole_prompts(self) -> Self:
         if self.lessons_per_step % self.words_per_prompt:
             raise ValueError(
-                f"has lessons_per_step {self.lessons_per_step}; make it a multiple of words_per_prompt, "
+                f"has lessons_per_step {self.lessons_per_step}; set it to a multiple of words_per_prompt, "
                 f"{self.words_per_prompt}"
             )
         return self
@@ -173,9 +173,7 @@ class SFTSection(ComposerOptimizerFields):
     @classmethod
     def _starts_before(cls, value: str) -> str:
         if value in ("sft", "lmpo", "grpo"):
-            raise ValueError(
-                f"is {value!r}, which is no start of sft; expected untrained, warmup or a composer's folder"
-            )
+            raise ValueError(f"is {value!r}; expected untrained, warmup or a composer's folder")
         return value
 
     @field_validator("demonstrations")

@@ -66,7 +66,7 @@ class MixDomain:
             DataError: no domain of the mix has this task.
         """
         if task.key not in self._origins:
-            raise DataError(f"task {task.key}: none of the benchmarks that are mixed here has it")
+            raise DataError(f"task {task.key}: belongs to none of the mixed benchmarks")
         part = self._origins[task.key]
         return _Bounded(part.domain.start(task), part.max_turns)
 

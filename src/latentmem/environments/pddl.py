@@ -192,8 +192,9 @@ class PDDLDomain:
                     break
             else:
                 raise DataError(
-                    f"data: {world} repeats itself: {MAX_REPEATS} draws brought nothing new after {i} {split} tasks, "
-                    f"but {self._sizes[split]} are asked for; lower train_size or test_size, or take size medium"
+                    f"data: {world} has too few different problems: after {i} {split} tasks, {MAX_REPEATS} draws in a "
+                    f"row brought nothing new, but {self._sizes[split]} are asked for; "
+                    "lower train_size or test_size, or take size medium"
                 )
             seen.add(task.text)
             tasks.append(task)

@@ -33,13 +33,13 @@ def read_folder(path: str, worlds: Collection[str]) -> list[Task]:
     for row in read_rows(folder / LABELS):
         name = Row(row.field("additional_info", dict), f"{row.where}: additional_info").text("subtask")
         if name not in WORLDS:
-            raise DataError(f"{row.where}: subtask {name!r} is no world that has words here; {suggest(name, WORLDS)}")
+            raise DataError(f"{row.where}: subtask {name!r} is not a world known here; {suggest(name, WORLDS)}")
         number, counts[name] = counts[name], counts[name] + 1
         label = row.field("id", int)
         file = _problem_file(folder, name, number, row)
         for key in (label, file):
             if key in seen:
-                raise DataError(f"{row.where}: {key} stands already at {seen[key]}; each problem has one label")
+                raise DataError(f"{row.where}: {key} is labelled already at {seen[key]}; each problem has one label")
             seen[key] = row.where
         if name in worlds:
             tasks.append(_task(folder, name, file, label, row))
@@ -55,7 +55,7 @@ def _problem_file(folder: Path, name: str, number: int, row: Row) -> Path:
         by_name = {f"{name}/{file.name}": file for file in files}
         if named not in by_name:
             hint = suggest(named, by_name) if by_name else f"{folder / name} holds none"
-            raise DataError(f"{row.where}: {named!r} is no problem of {name}; {hint}")
+            raise DataError(f"{row.where}: {named!r} is not a problem of {name}; {hint}")
         return by_name[named]
     if number >= len(files):
         raise DataError(

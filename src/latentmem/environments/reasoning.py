@@ -232,7 +232,8 @@ class ReasoningDomain:
             families = [Family(name=families, params=params)]
         elif params:
             raise ConfigError(
-                f"{', '.join(params)}: parameters belong to one family, given by its name; write them into each Family"
+                f"{', '.join(params)}: parameters go with a family given by its name; "
+                "with Family objects, write them into each"
             )
         self._instructions = instructions or INSTRUCTIONS
         self._families = tuple(families)
@@ -367,18 +368,18 @@ def _create(family: str, params: dict[str, JsonValue], seed: int) -> Any:
     from reasoning_gym.factory import DATASETS
 
     if family not in DATASETS:
-        raise ConfigError(f"data.families: {family!r} is no reasoning-gym family; {suggest(family, DATASETS)}")
+        raise ConfigError(f"data.families: {family!r} is not a reasoning-gym family; {suggest(family, DATASETS)}")
     if family in HASH_DEPENDENT and not os.environ.get("PYTHONHASHSEED", "").isdigit():
         raise ConfigError(
-            f"data.families: {family} draws other tasks in every process, because reasoning-gym walks through sets of "
-            "strings; set the environment variable PYTHONHASHSEED=0, or leave it out"
+            f"data.families: {family} draws different tasks in each process, because reasoning-gym iterates over sets "
+            "of strings; set the environment variable PYTHONHASHSEED=0, or leave it out"
         )
     dataset_class, config_class = DATASETS[family]
     known = {f.name for f in fields(config_class)} - {"seed", "size"}
     for name in params:
         if name in ("seed", "size"):
             raise ConfigError(
-                f"data.families: {family}.params.{name} is not yours to set; use data.seed, train_size and test_size"
+                f"data.families: {family}.params.{name} cannot be set here; use data.seed, train_size and test_size"
             )
         if name not in known:
             raise ConfigError(f"data.families: {family} has no parameter {name!r}; {suggest(name, known)}")

@@ -244,7 +244,7 @@ def _passages(body: bytes) -> tuple[Passage, ...]:
     try:
         answer: Any = json.loads(body)
     except (ValueError, RecursionError):
-        raise _BadAnswer(f"the answer is no JSON: {body[:80]!r}") from None
+        raise _BadAnswer(f"the answer is not JSON: {body[:80]!r}") from None
     try:
         (found,) = answer["result"]
         documents = [entry["document"] for entry in found]

@@ -179,7 +179,7 @@ def check_text(value: Any, where: str) -> None:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _array(file: Path, content: bytes) -> Iterator[Found]:
@@ -238,7 +238,7 @@ def _parquet(file: Path, content: IO[bytes]) -> Iterator[Found]:
         import pyarrow.parquet
     except ImportError:
         raise DataError(
-            f"{file}: is parquet, read by the package pyarrow; pip install 'latentmem[hub]', or write JSON Lines"
+            f"{file}: is parquet, which needs the package pyarrow; pip install 'latentmem[hub]', or write JSON Lines"
         ) from None
     number = 0
     try:
@@ -248,7 +248,7 @@ def _parquet(file: Path, content: IO[bytes]) -> Iterator[Found]:
                 number += 1
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{file}: parquet that cannot be read ({reason}); bring the file again") from None
+        raise DataError(f"{file}: the parquet file cannot be read ({reason}); copy or download it again") from None
 
 
 def _saved(folder: Path) -> Iterator[Found]:
@@ -256,7 +256,7 @@ def _saved(folder: Path) -> Iterator[Found]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{folder}: written by save_to_disk, and read by the package datasets; pip install 'latentmem[hub]'"
+            f"{folder}: written by save_to_disk, which needs the package datasets; pip install 'latentmem[hub]'"
         ) from None
     try:
         table = datasets.load_from_disk(str(folder))
@@ -267,7 +267,7 @@ def _saved(folder: Path) -> Iterator[Found]:
         raise
     except Exception as error:  # whatever a library meets in a damaged folder
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(f"{folder}: written by save_to_disk, but cannot be read ({reason}); save it again") from None
+        raise DataError(f"{folder}: written by save_to_disk, but it cannot be read ({reason}); save it again") from None
 
 
 def json_name(value: Any) -> str:

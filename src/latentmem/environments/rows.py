@@ -195,7 +195,7 @@ def _task(row: "Row | BadRowError", make: Callable[[Row], Task], places: dict[st
     if task.id in places:
         raise BadRowError(
             "duplicate id",
-            f"{row.where}: id {str(task.id)[:80]!r} stands already at {places[task.id]}; ids must differ",
+            f"{row.where}: id {str(task.id)[:80]!r} is used already at {places[task.id]}; ids must differ",
         )
     places[task.id] = row.where
     return task

@@ -256,7 +256,7 @@ def _carried(
     measured = measure_carried(make(), model, trajectories, lambda t: roles, seed=seed, processes=processes)
     found = None if measured is None else measured.as_json()
     if measured is not None and not math.isfinite(measured.total.difference):
-        logger.warning("evaluate: %s gives values that are not finite; what it carries cannot be told", name)
+        logger.warning("evaluate: %s gives values that are not finite; carried cannot be measured", name)
         found = None
     if processes.is_first:
         write_atomic(path, json.dumps({"of": of, "carried": found}, indent=1, allow_nan=False) + "\n")

@@ -170,8 +170,8 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
         config = parse_config(run_values, f"{source}: run {place.name}")
         if config.evaluate.split != "test":
             raise ConfigError(
-                f"{source}: run {place.name}: evaluate.split is {config.evaluate.split!r}; a grid is played on the "
-                "test split, evaluate configurations one by one on the other"
+                f"{source}: run {place.name}: evaluate.split is {config.evaluate.split!r}; a grid plays the test "
+                "split only; for another split, evaluate each configuration on its own"
             )
         runs.append(GridRun(place, config))
     twice = [name for name, count in Counter(run.place.name for run in runs).items() if count > 1]

@@ -48,7 +48,9 @@ def play_grid(grid: Grid) -> Row:
         shared.parts(run.config)
         path = run.config.bank.path
         if path is not None and run.bank is None and not Path(path).exists():
-            raise BankError(f"{path}: bank.path names no bank, and a grid does not fill the bank of others; collect it")
+            raise BankError(
+                f"{path}: bank.path names a bank that is not there, and a grid fills only its own; collect it first"
+            )
     teller = _Teller(sum(len(run.config.evaluate.memories) for run in grid.runs))
     played: list[Played] = []
     failures: list[Failure] = []

@@ -51,7 +51,7 @@ def pull_bank(repo: str, path: Path, revision: str | None = None, *, force: bool
     """
     if os.path.lexists(path):
         if not force:
-            raise BankError(f"{path}: is there already; name another file, or replace that bank with --force")
+            raise BankError(f"{path}: exists already; name another file, or replace that bank with --force")
         ExperienceBank(path).close()  # raises an error unless it is a bank
     found = snapshot(repo, "dataset", revision)
     if _FILE not in found.digests:
@@ -94,7 +94,7 @@ def _put(came: Path, path: Path, force: bool) -> None:
     try:
         os.link(came, path)  # unlike a move, it replaces nothing if another process was faster
     except FileExistsError:
-        raise BankError(f"{path}: is there now, made meanwhile; name another file, or use --force") from None
+        raise BankError(f"{path}: was made meanwhile by another program; name another file, or use --force") from None
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

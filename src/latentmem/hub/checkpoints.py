@@ -54,12 +54,12 @@ def pull_checkpoint(repo: str, folder: Path, revision: str | None = None, *, for
         HubError: the hub does not answer, or refuses, or has no such repository.
     """
     if not force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there already; name another folder, or replace what it holds with --force")
+        raise CheckpointError(f"{folder}: exists already; name another folder, or replace what it holds with --force")
     found = snapshot(repo, "model", revision)
     kind = _kind_in(found)
     if weights_file(folder, kind_of(folder)).exists() and kind_of(folder) != kind:
         raise CheckpointError(
-            f"{folder}: holds a {NAMES[kind_of(folder)]}, {repo} a {NAMES[kind]}; name another folder"
+            f"{folder}: holds a {NAMES[kind_of(folder)]}, but {repo} holds a {NAMES[kind]}; name another folder"
         )
     with tempfile.TemporaryDirectory() as place:
         fetch(found, weights_file(Path(), kind).name, Path(place))

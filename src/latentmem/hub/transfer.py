@@ -81,9 +81,7 @@ def fetch(found: Snapshot, name: str, folder: Path) -> Path:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != expected:
-            raise HubError(
-                f"{found.repo}: {name} has come damaged (SHA-256 {digest[:12]}, not {expected[:12]}); repeat"
-            )
+            raise HubError(f"{found.repo}: {name} arrived damaged (SHA-256 {digest[:12]}, not {expected[:12]}); repeat")
     return path
 
 
@@ -111,7 +109,7 @@ def _why(causes: list[BaseException], repo: str, kind: Kind) -> str:
     hub = constants.ENDPOINT
     for cause in causes:
         if isinstance(cause, errors.HFValidationError):
-            return f"{repo!r} is no name of a repository; write OWNER/NAME"
+            return f"{repo!r} is not the name of a repository; write OWNER/NAME"
         if isinstance(cause, errors.GatedRepoError):
             return f"{repo}: its owner grants access to those who ask at {hub}/{repo}; ask there, and log in"
         if isinstance(cause, errors.RepositoryNotFoundError):

@@ -112,7 +112,7 @@ def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, An
         wanted, other = NAMES[kind], kind_of(folder)
         if other != kind and weights_file(folder, other).exists():
             name = "latent:FOLDER" if other == "composer" else "grpo:FOLDER"
-            raise CheckpointError(f"{folder}: no {wanted} here but a {NAMES[other]}; it is named {name}") from None
+            raise CheckpointError(f"{folder}: holds a {NAMES[other]}, not a {wanted}; write {name} to use it") from None
         raise CheckpointError(
             f"{folder}: no {wanted} here ({path.name} is missing); name a folder that holds one"
         ) from None
@@ -120,7 +120,7 @@ def read_checkpoint(folder: Path, kind: Kind = "composer") -> tuple[dict[str, An
         raise CheckpointError(f"{path}: damaged ({error}); restore it or take another checkpoint") from None
     version = settings.get("format_version") if isinstance(settings, dict) else None
     if type(version) is not int or version < 1:
-        raise CheckpointError(f"{path}: written by something else, its header names no {_HEADER} {NAMES[kind]}")
+        raise CheckpointError(f"{path}: not written by latentmem: its header names no {_HEADER} {NAMES[kind]}")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {version} is newer than {FORMAT_VERSION}; upgrade latentmem")
     try:

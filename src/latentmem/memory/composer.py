@@ -236,8 +236,8 @@ class Composer(nn.Module):
             limit = limit * 3 // 4
         if length > self.max_prompt_tokens:
             raise ConfigError(
-                f"composer.max_prompt_tokens is {self.max_prompt_tokens}, too few for the text of task "
-                f"{task.key[:80]!r} with its trajectories cut to nothing ({length} tokens); raise it"
+                f"composer.max_prompt_tokens is {self.max_prompt_tokens}, but the text of task "
+                f"{task.key[:80]!r} has {length} tokens even without its trajectories; raise it"
             )
         return text
 

@@ -148,8 +148,8 @@ class Rater:
             ids = self._encode(task, self.model.decode(tokens[:kept]))
         if len(ids) > self.max_prompt_tokens:
             raise ConfigError(
-                f"bank.rating_max_tokens is {self.max_prompt_tokens}, too few for the prompt of task "
-                f"{task.key[:80]!r} with nothing of an episode ({len(ids)} tokens); raise it"
+                f"bank.rating_max_tokens is {self.max_prompt_tokens}, but the prompt of task "
+                f"{task.key[:80]!r} has {len(ids)} tokens even without the episode; raise it"
             )
         return ids
 

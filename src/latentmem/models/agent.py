@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from latentmem.config import Sampling
-from latentmem.outside import well_formed as well_formed  # a model's door is one of several
+from latentmem.outside import well_formed
 
 if TYPE_CHECKING:
     from torch import Tensor

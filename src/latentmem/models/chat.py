@@ -48,6 +48,9 @@ class Chat:
         guarded = [text for text in control if len(text) > 1]  # a single character has no inside to cut
         pattern = "|".join(map(re.escape, guarded)) or r"(?!)"
         self._control_starts = re.compile(f"(?=(?:{pattern}))(.)", re.DOTALL)
+        # Without a normalizer a control token has one spelling, and the cuts above find it.
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        self._has_other_spellings = fast is None or fast.normalizer is not None
         self._render = _renderer(tokenizer, name, today, thinking)
 
     def encode(self, text: str) -> list[int]:
@@ -78,10 +81,9 @@ class Chat:
     def _guard(self, text: str) -> str:
         """Cut inside each control token that the text holds, so that the tokenizer finds none."""
         guarded = self._control_starts.sub(rf"\1{_CUT}", well_formed(text))
-        if self._control_ids.isdisjoint(self._encode_pieces(guarded)):
-            return guarded
-        # Something that the tokenizer takes for a control token is written otherwise, as its normalizer allows.
-        return _CUT.join(well_formed(text))
+        if self._has_other_spellings and not self._control_ids.isdisjoint(self._encode_pieces(guarded)):
+            return _CUT.join(well_formed(text))
+        return guarded
 
     def _encode_pieces(self, guarded: str) -> list[int]:
         ids: list[int] = []
@@ -152,7 +154,7 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, name: str, today: date, thinki
                     "the chat template of model %s takes no system message; it is put before the user's", name
                 )
             return render
-        reasons.append("it leaves out what it is given, or repeats it")
+        reasons.append("it leaves out some of the text, or repeats it")
     raise ModelError(
         f"the chat template of model {name!r} cannot be used: {'; '.join(dict.fromkeys(reasons))}; put one into the "
         "model's folder that writes a system and a user message of plain text"

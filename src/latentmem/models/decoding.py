@@ -1,6 +1,7 @@
 """Sampling of tokens after a prefix: each row has its own random numbers and leaves the batch when it has ended."""
 
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -8,12 +9,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentmem.config import Sampling
-from latentmem.models.prefix import Prefix
 
 _FIRST_CHECKS = frozenset({2, 4})
 _CHECK_EVERY = 8
 """Decoding steps between checks for rows that have ended; each check makes a GPU wait. Two checks come earlier
 (`_FIRST_CHECKS`), because agents may answer with one word."""
+
+
+class Continued(Protocol):
+    """Rows that a model has read and that can be continued."""
+
+    def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor) -> None:
+        """Read further columns: embeddings [B, T, d], and [B, T] bool, True on real columns."""
+
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """Return the logits [B, V] of the token that follows each row."""
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the given rows [R] long."""
 
 
 def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
@@ -31,7 +44,7 @@ def draw_uniform(seeds: Sequence[int], length: int) -> Tensor:
 
 
 def decode(
-    model: PreTrainedModel, prefix: Prefix, draws: Tensor, sampling: Sampling, eos_ids: frozenset[int]
+    model: PreTrainedModel, prefix: Continued, draws: Tensor, sampling: Sampling, eos_ids: frozenset[int]
 ) -> tuple[Tensor, Tensor]:
     """Sample token by token after a prefix; rows that have ended leave the batch.
 

@@ -7,11 +7,15 @@ long texts and two thirds for short ones.
 
 import hashlib
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading, resolve_embedder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 MAX_REMEMBERED = 16_384
 """Number of vectors kept, the most recently used ones; 24 MB at 384 dimensions."""
@@ -49,6 +53,19 @@ def load_embedder(name: str) -> "Embedder | HashingEmbedder":
     return HashingEmbedder() if name == HashingEmbedder.name else Embedder(name)
 
 
+def _missing(model: "SentenceTransformer") -> list[str]:
+    """Return the weights that a loaded model's files lack; they are looked up without reading any values."""
+    inner = getattr(model[0], "auto_model", None)
+    if inner is None:  # no transformer, such as a bag of words
+        return []
+    with quiet_loading():
+        _, found = type(inner).from_pretrained(
+            inner.name_or_path, device_map="meta", output_loading_info=True, use_safetensors=True
+        )
+    lacks = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    return sorted(key for key in lacks if "pooler" not in key)  # sentence-transformers pools by itself
+
+
 class Embedder:
     """A sentence-transformers model as a plain function from texts to vectors; the bank takes it as `embed`."""
 
@@ -77,6 +94,11 @@ class Embedder:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{name}: cannot be loaded by sentence-transformers: {reason}") from error
+        if lacks := _missing(self._model):
+            raise ModelError(
+                f"{name}: the embedder's files lack {len(lacks)} of its weights, such as {lacks[0]}, which would be "
+                "random; take the whole model"
+            )
         self._model.eval()
         self._name = name
         self._batch_size = batch_size

@@ -23,19 +23,6 @@ from latentmem.models.prefix import (
 )
 
 
-class Continued(Protocol):
-    """Rows that a model has read and that can be continued."""
-
-    def extend(self, model: PreTrainedModel, embeddings: Tensor, new: Tensor) -> None:
-        """Read further columns: embeddings [B, T, d], and [B, T] bool, True on real columns."""
-
-    def logits(self, model: PreTrainedModel) -> Tensor:
-        """Return the logits [B, V] of the token that follows each row."""
-
-    def select(self, rows: Tensor) -> Any:
-        """Return the given rows [R] long, as a `Continued` of their own."""
-
-
 class Reader(Protocol):
     """Reads prompts, latents and responses with one causal LM, under the adapter that is on."""
 
@@ -51,7 +38,7 @@ class Reader(Protocol):
     def prefill(
         self, prompts: Sequence[Sequence[int]], groups: Sequence[str], room: int, begun: Beginnings | None = None
     ) -> Any:
-        """Read prompts, to be continued by at most `room` columns; returns a `Continued`. See `prefix.prefill`."""
+        """Read prompts, to be continued by at most `room` columns; returns a `decoding.Continued`; see `prefill`."""
 
     def response_logps(
         self, prefix: Any, latents: Tensor | None, response_ids: Tensor, mask: Tensor, temperature: float

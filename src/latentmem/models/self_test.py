@@ -61,8 +61,8 @@ def choose_reader(model: PreTrainedModel, name: str, fused: bool) -> Reader:
                     return fast
                 unfuse(model)
     logger.warning(
-        "model %s is read the plain way, whole sequences at each step: right, but slower. Its layers or its logits are "
-        "not of the kind that the fast way is made for",
+        "model %s runs on the plain path, which reads the whole sequence at each step: the results are the same, but "
+        "slower. The fast path does not handle its layers or its logits",
         name,
     )
     with _short_windows(model):
@@ -72,7 +72,7 @@ def choose_reader(model: PreTrainedModel, name: str, fused: bool) -> Reader:
             if _agrees(plain, rows, wanted):
                 return plain
     raise ModelError(
-        f"model {name!r} gives other numbers for a row among others than for the row alone, so neither sampling nor "
+        f"model {name!r} gives different numbers for a row in a batch than for the row alone, so neither sampling nor "
         "training would be right; take another model"
     )
 
@@ -121,11 +121,11 @@ def _reference(model: PreTrainedModel, name: str, row: _Row) -> Tensor:
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"model {name!r} cannot be read from input embeddings ({reason}), and latents are such; take another model"
+            f"model {name!r} does not accept input embeddings ({reason}), and latents are such; take another model"
         ) from None
     logps = logits[-len(row.response) :].double().log_softmax(-1)
     if not bool(logps.isfinite().all()):
-        raise ModelError(f"model {name!r}: {_first_not_finite(model)}; take weights that are whole")
+        raise ModelError(f"model {name!r}: {_first_not_finite(model)}; take undamaged weights")
     return logps  # type: ignore[no-any-return]
 
 

@@ -31,15 +31,15 @@ def lessons(parts: Parts, aside: list[Task]) -> tuple[list[Trajectory], list[Tra
         stored = [t for t in parts.bank if t.task.key not in experience]
         if not stored:
             raise TrainingError(
-                f"{parts.bank.path} holds episodes of experience tasks only, which are recalled and not trained on; "
-                "set sft.demonstrations to what is to be learned"
+                f"{parts.bank.path} holds only episodes of experience tasks, which are recalled but not trained on; "
+                "set sft.demonstrations to what to learn from"
             )
         return [t for t in stored if t.task.key not in keys], [t for t in stored if t.task.key in keys]
     train = [one for one in shown if one.task.key not in keys]
     if not train:
         raise TrainingError(
-            f"sft.demonstrations is {parts.config.sft.demonstrations}: there is none of a train task that is trained "
-            f"on, of {len(shown)} in all; add some, or set sft.eval_tasks lower"
+            f"sft.demonstrations is {parts.config.sft.demonstrations}: none of its {len(shown)} "
+            "demonstrations is of a task that is left to train on; add some, or lower sft.eval_tasks"
         )
     return act_out(parts, train), act_out(parts, [one for one in shown if one.task.key in keys])
 

@@ -125,7 +125,7 @@ def _chroma_entries(path: Path) -> Iterator[dict[str, Any]]:
                 yield {key.decode("utf-8", "replace"): value for _, key, value in rows if key is not None}
     except sqlite3.Error as error:
         raise DataError(
-            f"{path}: is no whole Chroma database ({error}); copy it again, or take the data.json"
+            f"{path}: is not a whole Chroma database ({error}); copy it again, or take the data.json"
         ) from None
 
 

@@ -146,7 +146,7 @@ def _files(source: Path) -> list[Path]:
         names = sorted(set(parse_json(source.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         raise CheckpointError(
-            f"{source}: is no index of shards (a JSON object with weight_map); get it again"
+            f"{source}: is not an index of shards (a JSON object with weight_map); get it again"
         ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -164,7 +164,7 @@ def _open(files: list[Path], stack: ExitStack) -> dict[str, Any]:
             raise CheckpointError(f"{file}: no such file; check the path, or that every shard is there") from None
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{file}: is no whole safetensors file ({reason}); get it again") from None
+            raise CheckpointError(f"{file}: is not a whole safetensors file ({reason}); get it again") from None
         found |= dict.fromkeys(handle.keys(), handle)
     return found
 

@@ -46,7 +46,7 @@ class Corpus:
         self.path = path
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                raise DataError(f"{path}: cannot be read, for it is no file; {_hint(path)}")
+                raise DataError(f"{path}: is not a file; {_hint(path)}")
             self._file = path.open("rb")
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; {_hint(path)}") from None
@@ -138,7 +138,7 @@ def _passage(row: Row) -> Passage:
     identifier = next((row.values[name] for name in ("id", "_id", "docid") if name in row.values), None)
     if not isinstance(identifier, str | int) or isinstance(identifier, bool):
         raise DataError(
-            f"{row.where}: field 'id' is missing, or neither text nor a whole number; _id and docid will do"
+            f"{row.where}: field 'id' is missing, or neither text nor a whole number; _id or docid may take its place"
         )
     if "contents" in row.values or "text" not in row.values:
         return Passage(identifier, row.text("contents"))

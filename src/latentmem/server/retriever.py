@@ -185,7 +185,7 @@ def serve(
         address, taken, *_ = listener.getsockname()
         if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             logger.warning(
-                "%s is open to whoever reaches this machine: nobody is asked who they are; serve on 127.0.0.1, or "
+                "%s is open to anyone who can reach this machine, without a login; serve on 127.0.0.1, or "
                 "behind a proxy that asks",
                 address,
             )

@@ -72,8 +72,8 @@ def _response(call: Call, said: Mapping[str, str], team: Team, where: str) -> st
     response = said.get(name, said.get(""))
     if response is None:
         raise DataError(
-            f"{where}: {name!r} of team {team.name} speaks, and no response of it is demonstrated; give it one, or one "
-            "under the empty name for all roles that are not named"
+            f"{where}: role {name!r} of team {team.name} has no demonstrated response; add one under its name, or one "
+            "under the empty name, which stands for every role without its own"
         )
     if not response.strip():
         raise DataError(f"{where}: the demonstrated response of {name!r} is blank; expected text")

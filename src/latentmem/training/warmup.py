@@ -133,8 +133,8 @@ class WarmupTrainer:
         self.words = words_of(model, stream_seed(seed, "words"))
         if (found := len(self.words.learned) + len(self.words.held_out)) < MIN_WORDS:
             raise TrainingError(
-                f"model {model.name!r} has {found} words of four letters or more that are one token; expected "
-                f"{MIN_WORDS} to warm up with; leave `train warmup` out"
+                f"model {model.name!r} has {found} words of 4 to 12 letters that are one token, and a warm-up "
+                f"needs {MIN_WORDS}; leave `train warmup` out"
             )
         self.eos = int(model.tokenizer.eos_token_id)
 

@@ -134,13 +134,13 @@ class HiddenFactsDomain:
             for name in names:
                 if name not in self._attributes:
                     raise ConfigError(
-                        f"data.needs.{role} names {name!r}, which is none of the {len(self._attributes)} attributes; "
-                        f"{suggest(name, self._attributes)}; data.attributes gives entities more of them"
+                        f"data.needs.{role} names {name!r}, which is not one of the {len(self._attributes)} "
+                        f"attributes; {suggest(name, self._attributes)}; raise data.attributes to have more"
                     )
         if values + held_out_values > len(VALUES):
             raise ConfigError(
-                f"data.values and data.held_out_values are {values + held_out_values} together; "
-                f"there are {len(VALUES)} words, lower them"
+                f"data.values and data.held_out_values add up to {values + held_out_values}, "
+                f"but there are only {len(VALUES)} words; lower them"
             )
         if held_out_values == 1:
             raise ConfigError("data.held_out_values is 1, which a guess would always hit; expected 0, or 2 or more")
@@ -150,11 +150,13 @@ class HiddenFactsDomain:
             )
         total = sum(shares.values())
         if total > 1 + 1e-9:
-            raise ConfigError(f"data: revised, withdrawn, untold and joined add up to {total:g}; they may reach 1")
+            raise ConfigError(
+                f"data: revised, withdrawn, untold and joined add up to {total:g}; lower them to at most 1"
+            )
         if total > shares["untold"] and set(outcomes) == {"wrong"}:
             raise ConfigError(
-                "data.outcomes has wrong alone, which tells nothing; facts that are revised, withdrawn or joined have "
-                "to be told, add corrected or success"
+                "data.outcomes has only wrong, and a wrong episode tells no fact; facts that are revised, withdrawn or "
+                "joined must be told, so add corrected or success"
             )
         ways = self._phrasings * (1 if self._at_once else len(self._attributes))
         if self._questions > ways:

@@ -10,6 +10,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 MAX_OPEN_FILES = 128
@@ -32,22 +33,32 @@ def checked(name: str, number: int, *arguments: "Any") -> int:
     return result
 
 
-def mount_privately(places: dict[str, str], kept: str) -> None:
-    """Put folders in the place of others, for this process and what it starts; `kept` stays where it is.
+def mount_privately(places: dict[str, str], folder: str, readable: "Iterable[str]") -> None:
+    """Put folders in the place of others, for this process and what it starts.
+
+    `folder` stays where it is, and so do the `readable` folders; those of them that lie in such a place become
+    read-only, since Landlock lets the program write to all that lies there.
 
     Does nothing where this process may not mount.
     """
     if libc.unshare(0x00020000) != 0:  # CLONE_NEWNS
         return
-    recursive, private, bind = 0x4000, 1 << 18, 0x1000
+    recursive, private, bind, again, read_only = 0x4000, 1 << 18, 0x1000, 0x20, 1
     _mount(None, "/", recursive | private)
     # Held open, since one place may cover the way to the next folder.
-    held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (kept, *places.values())}
-    for place, folder in places.items():
-        _mount(f"/proc/self/fd/{held[folder]}", place, bind)
-    if not os.path.isdir(kept):
-        os.makedirs(kept)
-        _mount(f"/proc/self/fd/{held[kept]}", kept, bind)
+    folders = [path for path in (folder, *readable, *places.values()) if os.path.isdir(path)]
+    held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in folders}
+    for place, instead in places.items():
+        _mount(f"/proc/self/fd/{held[instead]}", place, bind)
+    usual = os.umask(0o022)  # the way to what is kept is open to the program's user
+    for path in (folder, *readable):
+        if path in held and not os.path.isdir(path):
+            os.makedirs(path)
+            _mount(f"/proc/self/fd/{held[path]}", path, bind)
+            if path != folder:
+                as_before = os.statvfs(path).f_flag & 0b1110  # no set-uid, no devices, no programs
+                _mount(None, path, as_before | again | bind | read_only)
+    os.umask(usual)
     for descriptor in held.values():
         os.close(descriptor)
 

@@ -59,14 +59,14 @@ class _Program:
         self.max_tasks = 4 * request["max_processes"]  # threads count, too
         if self.user is None:
             if self.level != "none" and os.getuid() == 0:
-                raise OSError("root cannot take an unused user id here, and the kernel limits no processes of root")
+                raise OSError("root cannot switch to an unused user id here, and root's processes are not limited")
             self.max_tasks = 16 * request["max_processes"] + count_tasks(os.getuid())  # of all that the user runs
         else:
             self._give_folder_away(self.user)
         self.kills_at_once = False
         if self.level == "landlock":
-            mount_privately(request["places"], request["folder"])  # not under Landlock, which refuses all mounts
-        if self.level == "landlock":
+            # Before Landlock, which refuses mounts.
+            mount_privately(request["places"], request["folder"], request["readable"])
             self._enter_outer_domain()
 
         self.pid = os.fork()

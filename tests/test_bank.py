@@ -27,7 +27,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentmem.bank import AddReport, ExperienceBank, Found, database, exact
+from latentmem.bank import AddReport, ExperienceBank, Found, exact, sqlite_file
 from latentmem.bank import bank as bank_module
 from latentmem.bank import lists as bank_approximate
 from latentmem.bank import matrix as bank_index
@@ -618,7 +618,7 @@ def test_an_emptied_bank_can_take_another_embedder(path: Path) -> None:
 
 
 def test_no_lock_is_held_while_the_embedder_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.01)
     with ExperienceBank(path, embed) as other:
 
         def busy(texts: list[str]) -> np.ndarray:
@@ -762,7 +762,7 @@ def test_what_is_no_bank_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_locked_bank_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.01)
     with ExperienceBank(path, embed) as bank:
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")

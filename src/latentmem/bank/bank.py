@@ -22,6 +22,7 @@ from latentmem.bank.records import open_records
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
 from latentmem.bank.stored_form import decode, decompress, encode
 from latentmem.bank.tables import Filters, Meta, record_of
+from latentmem.bank_place import Server, bank_place
 from latentmem.config import BankSection, default
 from latentmem.errors import BankError
 from latentmem.trajectory import Task, Trajectory
@@ -32,13 +33,13 @@ _BATCH_SIZE = 256
 class ExperienceBank:
     """Stored trajectories, and a search for the nearest ones.
 
-    Any number of processes on one host may read and write one bank. Threads may share one object; they take turns. A
-    forked child process must open its own.
+    Any number of processes may read and write one bank: those of one host if it is a file, those of any host if it is
+    on a server. Threads may share one object; they take turns. A forked child process must open its own.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Server,
         embed: Embed | None = None,
         *,
         embedder: str | None = None,
@@ -47,7 +48,8 @@ class ExperienceBank:
         """Open a bank; begin one if there is none and an embedder is given.
 
         Args:
-            path: the SQLite file; its index lies beside it as PATH.index.
+            path: the SQLite file, whose index lies beside it as PATH.index; or the URL of a PostgreSQL server,
+                postgresql://USER@HOST/DATABASE?bank=NAME, whose index each host keeps in its cache.
             embed: n texts -> [n, e]. Without it the bank can only be read, exported, verified and deleted from.
             embedder: a name for `embed`, by default its own. A bank holds vectors of one embedder, and keeps its name.
             index: how this object searches; the stored bank is the same. `approximate` is for a million trajectories
@@ -60,13 +62,13 @@ class ExperienceBank:
         """
         if index not in ("exact", "approximate"):
             raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
-        self.path = Path(path)
+        self.path = bank_place(path)
         if index == "approximate":
             load_faiss(self.path)
-        self._indices = Indices(self.path, is_approximate=index == "approximate")
         self._embed_function = embed
         self._embedder = embedder or str(getattr(embed, "name", "unnamed"))
         self._records = open_records(self.path, create=embed is not None)
+        self._indices = Indices(self._records.beside, is_approximate=index == "approximate")
         if embed is not None:
             try:
                 with self._records.read() as transaction:
@@ -278,7 +280,7 @@ class ExperienceBank:
 
     def __len__(self) -> int:
         with self._records.read() as transaction:
-            return int(transaction.counts()["num_trajectories"])
+            return transaction.size()
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Iterate over all trajectories in the order they were stored; the bank may be used meanwhile."""
@@ -327,9 +329,9 @@ class ExperienceBank:
         return jsonl.write_file(lines, Path(target), not_over=[*self._records.files(), *self._indices.files])
 
     def copy_to(self, target: Path) -> None:
-        """Copy the bank, as it is at one moment, to a SQLite file; others may write to it meanwhile.
+        """Copy the bank, as it is at one moment, to a new SQLite file; others may write to it meanwhile.
 
-        When this returns, the copy is on stable storage. A bank that is at `target` is replaced in one transaction.
+        When this returns, the copy is on stable storage.
 
         Raises:
             BankError: the bank cannot be read, or the copy not be written.

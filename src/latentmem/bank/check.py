@@ -14,13 +14,14 @@ from latentmem.bank.matrix import BankIndex, StoredMatrix
 from latentmem.bank.stored_form import decode, decompress
 from latentmem.bank.tables import COLUMNS, UNIT_TOLERANCE, Problem, columns_of, roles_of
 from latentmem.bank.transaction import Transaction
+from latentmem.bank_place import Place
 from latentmem.errors import BankError, DataError
 
 PAGE_SIZE = 4096
 """Number of records read at once for the index."""
 
 
-def check_records(transaction: Transaction, path: Path) -> tuple[int, list[Problem]]:
+def check_records(transaction: Transaction, path: Place) -> tuple[int, list[Problem]]:
     """How many records were looked at, and what does not agree, the database's own structure first."""
     problems: list[Problem] = []
     num_checked = 0
@@ -36,7 +37,7 @@ def check_records(transaction: Transaction, path: Path) -> tuple[int, list[Probl
             problems += _content_problems(where, stored_form, columns, roles)
             num_checked += 1
     except faults as error:
-        found = str(error).removeprefix(f"{path}: ")
+        found = " ".join(str(error).split()).removeprefix(f"{path}: ")
         problems.append(Problem(transaction.kind, str(path), f"{found}; checked {num_checked} records up to there"))
     return num_checked, problems
 

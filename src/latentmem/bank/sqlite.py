@@ -59,6 +59,7 @@ class SqliteRecords:
                 version, or cannot be opened.
         """
         self.path = path
+        self.beside = path
         self._lock = threading.Lock()
         self._process = os.getpid()
         if not create and not path.exists():

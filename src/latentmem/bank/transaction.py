@@ -126,6 +126,11 @@ class Transaction:
         """Set the name of the embedder of all vectors, and their width e."""
         self._db.set_meta({"embedder": embedder, "width": width})
 
+    def size(self) -> int:
+        """Number of trajectories."""
+        num_trajectories: int = self._db.execute("SELECT count(*) FROM trajectories").fetchone()[0]
+        return num_trajectories
+
     def counts(self) -> dict[str, Any]:
         """Count trajectories, in all and by name; the mean reward is among the values (None without trajectories)."""
         query = "SELECT count(*), coalesce(sum(success), 0), avg(reward) FROM trajectories"
@@ -206,6 +211,13 @@ class Transaction:
         last = rows[-1][0] if rows else after
         roles = self._role_names(after, last)
         return last, [Record(tuple(columns), roles.get(seq, []), v, json) for seq, v, json, *columns in rows]
+
+    def pages(self) -> Iterator[list[Record]]:
+        """Yield all records, some at once, in order."""
+        reached, records = self.records(0, _IDS_AT_ONCE)
+        while records:
+            yield records
+            reached, records = self.records(reached, _IDS_AT_ONCE)
 
     def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
         """Return up to `size` pairs (record number, stored form) with numbers above `after`, in order."""

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,8 +33,8 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, folder: Path, port: int = 5432, listen: str = "") -> None:
-        self.bin, self.folder, self.port, self.listen = programs(), folder, port, listen
+    def __init__(self, folder: Path, listen: str = "") -> None:
+        self.bin, self.folder, self.port, self.listen = programs(), folder, 5432, listen
         self.data, self.num_banks = folder / "data", 0
         self.user = None
         if os.getuid() == 0:
@@ -45,6 +45,8 @@ class TestServer:
             os.chown(folder, self.user.pw_uid, self.user.pw_gid)
         self.process: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-D", self.data, "-U", "tester", "-E", "UTF8", "--no-locale", "--auth=trust", "--no-sync")
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write("host all all 10.213.7.0/24 trust\n")
 
     def _as(self) -> dict[str, object]:
         return {} if self.user is None else {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
@@ -55,6 +57,7 @@ class TestServer:
         assert done.returncode == 0, done.stderr
 
     def start(self, *prefix: str) -> None:
+        """Start it, by the commands of `prefix` if there are any; those must become another user themselves."""
         settings = {
             "unix_socket_directories": self.folder,
             "port": self.port,
@@ -68,7 +71,12 @@ class TestServer:
         command = [*prefix, str(self.bin / "postgres"), "-D", str(self.data), *options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **self._as()
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+                **({} if prefix else self._as()),
             )  # type: ignore[call-overload]
         self.wait()
 
@@ -98,8 +106,14 @@ class TestServer:
     def crash(self) -> None:
         """Kill every process of the server, as a power cut would."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        children = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+        for pid in [self.process.pid, *children]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in children):
+            time.sleep(0.01)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -120,11 +134,11 @@ def sql(url: str, statement: str, *values: object) -> list[Any]:
 
 
 @contextmanager
-def running_server(**settings: object) -> Iterator[TestServer]:
+def running_server(listen: str = "", prefix: Sequence[str] = ()) -> Iterator[TestServer]:
     """A server, started, and stopped at the end. Its folder's name is short: a socket's path may have 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        server = TestServer(Path(folder), **settings)  # type: ignore[arg-type]
-        server.start()
+        server = TestServer(Path(folder), listen)
+        server.start(*prefix)
         try:
             yield server
         finally:

@@ -137,6 +137,11 @@ class PostgresRecords:
         with self._lock:
             self._connection.close()
 
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)  # none if it could not be made
+        if connection is not None and os.getpid() == self._process:
+            connection.close()  # a bank that nobody closed keeps no place at the server
+
     def files(self) -> list[Path]:
         """None: the server has them."""
         return []

@@ -15,7 +15,7 @@ from latentmem.bank.tables import COLUMNS, META, Filters, Meta, Record
 from latentmem.errors import BankError
 from latentmem.trajectory import Task
 
-_IDS_AT_ONCE = 256
+_AT_ONCE = 256
 
 _INSERT = f"""
     INSERT INTO trajectories ({", ".join(COLUMNS)}, vector, json)
@@ -158,8 +158,8 @@ class Transaction:
     def present(self, ids: Sequence[Any]) -> set[str]:
         """Return those of the ids that are stored."""
         found: set[str] = set()
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            some = ids[start : start + _IDS_AT_ONCE]
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
             found.update(id_ for (id_,) in self._db.execute(_among("SELECT id FROM trajectories WHERE id", some), some))
         return found
 
@@ -200,8 +200,8 @@ class Transaction:
         """Return the stored forms of existing records, by number."""
         wanted = sorted(seqs)
         found: dict[int, bytes] = {}
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            some = wanted[start : start + _IDS_AT_ONCE]
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
             found.update(self._db.execute(_among("SELECT seq, json FROM trajectories WHERE seq", some), some))
         return found
 
@@ -214,10 +214,10 @@ class Transaction:
 
     def pages(self) -> Iterator[list[Record]]:
         """Yield all records, some at once, in order."""
-        reached, records = self.records(0, _IDS_AT_ONCE)
+        reached, records = self.records(0, _AT_ONCE)
         while records:
             yield records
-            reached, records = self.records(reached, _IDS_AT_ONCE)
+            reached, records = self.records(reached, _AT_ONCE)
 
     def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
         """Return up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
@@ -292,8 +292,13 @@ class Transaction:
 
     def everything(self) -> Iterator[tuple[int, Any, Any, list[Any], list[Any]]]:
         """Of each record its number, vector, stored form, what stands in COLUMNS, and its roles; of whatever type."""
+        roles: dict[int, list[Any]] = {}
+        reached = 0
         for seq, vector, compressed, *columns in self._db.stream(_CHECKED):
-            yield seq, vector, compressed, columns, self._role_names(seq - 1, seq).get(seq, [])
+            if seq > reached:
+                reached = seq + _AT_ONCE
+                roles = self._role_names(seq - 1, reached)
+            yield seq, vector, compressed, columns, roles.get(seq, [])
 
 
 def _among(query: str, values: Sequence[Any]) -> str:

@@ -57,7 +57,7 @@ _TABLES = """
 """
 _READ = 'BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path TO "{schema}", pg_temp'
 _WRITE = """
-    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path TO "{schema}", pg_temp;
+    BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path TO "{schema}", pg_temp;
     SET LOCAL lock_timeout TO {milliseconds}; SET LOCAL idle_in_transaction_session_timeout TO '10min';
     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') <> 'remote_apply';
     SELECT pg_advisory_xact_lock(hashtextextended('{schema}', 1280132429))

@@ -254,7 +254,8 @@ class Parts:
         """
         if not path.exists():
             fresh = path.with_suffix(".fresh")
-            fresh.unlink(missing_ok=True)
+            for tail in ("", "-wal", "-shm", "-journal"):  # of a copy that was killed; SQLite would believe its log
+                fresh.with_name(fresh.name + tail).unlink(missing_ok=True)
             try:
                 self.bank.copy_to(fresh)
             except BankError as error:

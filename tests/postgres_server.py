@@ -116,6 +116,24 @@ class TestServer:
             time.sleep(0.01)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
+    @contextmanager
+    def standby(self) -> Iterator[str]:
+        """Run a second server, which follows this one and can only be read, and yield its port."""
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write("local replication all trust\n")
+        self._run("pg_ctl", "reload", "-D", self.data)
+        copy, port = self.folder / "standby", self.port + 1
+        self._run("pg_basebackup", "-h", self.folder, "-U", "tester", "-D", copy, "-R", "-X", "stream", "-c", "fast")
+        options = [f"port={port}", f"unix_socket_directories={self.folder}", "listen_addresses="]
+        command = [str(self.bin / "postgres"), "-D", str(copy), *(w for option in options for w in ("-c", option))]
+        with (self.folder / "standby-log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as())  # type: ignore[call-overload]
+        try:
+            yield str(port)
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(60)
+
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)  # at once; nobody needs its files any more

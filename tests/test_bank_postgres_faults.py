@@ -108,6 +108,31 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_acknowledged() ->
             assert bank.verify().ok
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_standby_server_can_be_read_and_says_that_it_can_only_be_read() -> None:
+    with running_server() as server:
+        with ExperienceBank(server.url("bank"), embed) as bank:
+            bank.add([make(str(i)) for i in range(5)])
+            expected = bank.search(make("asked").task, k=3)
+        with server.standby() as port:
+            url = server.url("bank").replace(f"port={server.port}", f"port={port}")
+            for _ in range(200):
+                try:
+                    bank = ExperienceBank(url, embed)
+                except BankError as error:
+                    last = error
+                    time.sleep(0.1)
+                else:
+                    break
+            else:
+                raise last
+            with bank:
+                assert bank.search(make("asked").task, k=3) == expected
+                assert bank.verify().ok
+                with pytest.raises(BankError, match="this server can only be read; give the one that it follows"):
+                    bank.add(make("new"))
+
+
 def ip(*words: object) -> None:
     subprocess.run(["ip", *map(str, words)], check=True, capture_output=True)
 

@@ -1456,7 +1456,9 @@ def test_a_model_on_the_plain_path_goes_through_all_phases(configure, tiny_model
     target = "in_proj" if kind == "mamba" else "q_proj"
     words = [f"model.name={tmp_path / kind}", f"composer.target_modules=[{target}]", f"grpo.target_modules=[{target}]"]
     path = written(tmp_path, *said(configure("whole"), (0, 3, 9)))
-    config = configure(kind, *words, f"sft.demonstrations={path}", "sampling.temperature=9")  # or it says one token only
+    config = configure(
+        kind, *words, f"sft.demonstrations={path}", "sampling.temperature=9"
+    )  # or it says one token only
     do(config, "collect", "sft", "lmpo", "grpo", "evaluate")
     rows = metrics(config)
     assert {row["phase"] for row in rows} == {"collect", "sft", "lmpo", "grpo"}

@@ -816,6 +816,10 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
     parts.bank.add(played.trajectories)
     do(config, "evaluate")
     assert sorted(measured) == ["latent", "text", "voyager"]
+    kept = json.loads((folder / "text.carried.json").read_text())
+    (folder / "text.carried.json").write_text(json.dumps(kept | {"carried": {"nats": "much"}}))
+    with pytest.raises(RunError, match=r"text\.carried\.json: damaged \(carried\.nats: .*\); remove it, and it is"):
+        do(config, "evaluate")
 
 
 def test_what_the_data_demonstrate_is_measured_by_in_place_of_what_was_played(configure, monkeypatch):

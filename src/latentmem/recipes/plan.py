@@ -33,6 +33,13 @@ On a CPU it was measured, with glibc, at several sizes (docs/performance.md); on
 """
 _LOOKED_AT = 200
 """Episodes of the run's bank whose prompts are measured."""
+_LOWERED = (
+    "model.max_batch_size",
+    "sft.micro_batch_positions",
+    "lmpo.micro_batch_positions",
+    "grpo.micro_batch_positions",
+)
+"""Keys that decide memory and not results."""
 _MiB, _GiB = 2**20, 2**30
 _COLUMNS = ("weights", "trained", "keys, values", "for backward", "passing", "gaps", "embedder", "libraries", "total")
 
@@ -79,7 +86,7 @@ class Plan:
 
     def table(self) -> str:
         """Return a table for people."""
-        rows = [("memory of a process, MiB", *_COLUMNS)]
+        rows: list[tuple[str, ...]] = [("memory of a process, MiB", *_COLUMNS)]
         for name, peak in self.peaks.items():
             found = (*asdict(peak).values(), self.gaps(name), *self.fixed.values(), self.total(name))
             rows.append((name, *(f"{num_bytes / _MiB:,.0f}" for num_bytes in found)))
@@ -230,13 +237,11 @@ class Planner:
         changed: dict[str, int] = {}
         best = needed
         while best > limit:
-            tried = {key: _with(config, key, value // 2) for key, value in _lowered(config).items() if value > 1}
-            found = {key: self._most(smaller) for key, smaller in tried.items()}
-            key = min(found, key=lambda name: found[name], default="")
-            if not key or found[key] >= best:
+            smaller = [found for key in _LOWERED if (found := self._lowered(config, key, best)) is not None]
+            if not smaller:
                 break
-            config, best = tried[key], found[key]
-            changed[key] = _lowered(config)[key]
+            best, key, value = min(smaller)
+            config, changed[key] = _with(config, key, value), value
         short = f"does not fit {named}: {plan.largest} takes {needed / _GiB:.1f} GiB"
         if best <= limit:
             return f"{short}; it fits with {' '.join(f'{key}={value}' for key, value in changed.items())}"
@@ -245,9 +250,16 @@ class Planner:
             "model.dtype=bfloat16, or spread the model over processes by FSDP (docs/training.md)"
         )
 
-    def _most(self, config: Config) -> int:
-        plan = self.plan(config)
-        return plan.total(plan.largest)
+    def _lowered(self, config: Config, key: str, most: int) -> tuple[int, str, int] | None:
+        """Return the first of a key's halves with which all phases take less than `most` bytes, after these bytes."""
+        section, _, field = key.partition(".")
+        value = getattr(getattr(config, section), field) // 2
+        while value:
+            plan = self.plan(_with(config, key, value))
+            if (needed := plan.total(plan.largest)) < most:
+                return needed, key, value
+            value //= 2
+        return None
 
 
 def _place(device: str, dtype: str) -> tuple[str, str]:
@@ -307,16 +319,6 @@ def _assumptions(planner: Planner, config: Config, told: str, text: int, device:
             yield f"{shape.name} is quantised; its weights are counted as {dtype}"
     if config.bank.rating != "none":
         yield "rating what was retrieved is not counted"
-
-
-def _lowered(config: Config) -> dict[str, int]:
-    """Return the keys that decide memory and not the result, besides `composer.max_prompt_tokens`, which does."""
-    return {
-        "model.max_batch_size": config.model.max_batch_size,
-        "sft.micro_batch_positions": config.sft.micro_batch_positions,
-        "lmpo.micro_batch_positions": config.lmpo.micro_batch_positions,
-        "grpo.micro_batch_positions": config.grpo.micro_batch_positions,
-    }
 
 
 def _with(config: Config, key: str, value: Any) -> Config:

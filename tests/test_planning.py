@@ -321,5 +321,5 @@ def test_a_process_takes_what_was_planned(phase):
 
 @pytest.mark.slow
 def test_a_process_takes_what_was_planned_of_a_tiny_model_with_much_to_keep(tiny_model_dir):
-    found = measured("sft", str(tiny_model_dir), tasks=24, group=2, words=200, response=64, positions=60000, latents=8)
+    found = measured("sft", str(tiny_model_dir), tasks=24, group=2, words=90, response=64, positions=60000, latents=8)
     assert found["measured"] == pytest.approx(found["planned"], rel=0.2), found

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from math import ceil
@@ -144,7 +144,7 @@ class Planner:
             base, lora + _own_parameters(config, agents.shape, base.shape), section.rank, section.target_modules
         )
         rival = self.agents_shape.lora(config.grpo.rank, config.grpo.target_modules, "grpo.target_modules")
-        prompt, told = self._prompt
+        prompt, told = self.longest_prompt
         text = self.composer_tokens or section.max_prompt_tokens
         work = Work(
             prompt=prompt,
@@ -160,7 +160,7 @@ class Planner:
         )
         frozen = agents.weights + (0 if section.model is None else base.weights)
         asked = config.evaluate.batch_size
-        evaluated = Work(**{**asdict(work), "response": config.evaluate.max_response_tokens or work.response})
+        evaluated = replace(work, response=config.evaluate.max_response_tokens or work.response)
         collected = max(1, config.collect.batch_size // config.collect.rollouts_per_task)
         shares = {name: ceil(getattr(config, name).tasks_per_step / self.processes) for name in ("lmpo", "grpo")}
         peaks = {
@@ -212,11 +212,11 @@ class Planner:
                 "messages_a_turn": self.messages,
                 "bytes_a_position": agents.column,
             },
-            assumptions=tuple(_assumptions(self, config, told, text, device, dtype)),
+            assumptions=tuple(_assumptions(self, config, work, told, device, dtype)),
         )
 
     @cached_property
-    def _prompt(self) -> tuple[int, str]:
+    def longest_prompt(self) -> tuple[int, str]:
         """The longest prompt, in tokens, and where that number comes from."""
         if self.prompt_tokens is not None:
             return self.prompt_tokens, "as given by --prompt-tokens"
@@ -297,13 +297,14 @@ def _speaking(team: Team) -> tuple[int, int]:
         return len(team.roles), len(team.roles)
 
 
-def _assumptions(planner: Planner, config: Config, told: str, text: int, device: str, dtype: str) -> Iterable[str]:
-    prompt = planner._prompt[0]
+def _assumptions(planner: Planner, config: Config, work: Work, told: str, device: str, dtype: str) -> Iterable[str]:
+    """Yield a line for each thing that was assumed; `told` says where the length of prompts comes from."""
+    given = "as given by --composer-tokens" if planner.composer_tokens else "the longest, composer.max_prompt_tokens"
     yield f"{device}, {dtype}; each of {planner.processes} processes holds the whole model (FSDP spreads it)"
-    yield f"prompts of {prompt} tokens: {told}"
-    yield f"composer texts of {text} tokens" + ("" if planner.composer_tokens else ": composer.max_prompt_tokens")
-    yield f"responses of {config.sampling.max_response_tokens} tokens, the longest allowed"
-    yield f"{planner.messages} messages in a turn of the team, at most {planner.calls} of them at once"
+    yield f"prompts of {work.prompt} tokens: {told}"
+    yield f"composer texts of {work.composer_text} tokens: {given}"
+    yield f"responses of {work.response} tokens, the longest allowed"
+    yield f"{work.messages} messages in a turn of the team, at most {work.calls} of them at once"
     if device == "cuda":
         yield "a CUDA context of 600 MiB, and gaps of 10% in what comes and goes; neither was measured"
         yield "weights are read into the machine's memory first, then moved"

@@ -2,9 +2,9 @@
 
     python tests/planned_peaks.py PHASE MODEL SETTINGS
 
-PHASE is collect, sft or lmpo; SETTINGS is JSON: tasks, group, words, response, positions, latents. The last line of the
-output is JSON, in MiB: `measured`, the high-water mark without what the process took before it loaded the model, and
-`planned`, without libraries.
+PHASE is collect, sft, lmpo or evaluate; SETTINGS is JSON: tasks, group, words, response, positions, latents. The last
+line of the output is JSON, in MiB: `measured`, the high-water mark without what the process took before it loaded the
+model, and `planned`, without libraries.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from latentmem.recipes import Planner
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.sft import SFTTrainer
 
-PHASES = {"collect": "collect", "sft": "train sft", "lmpo": "train lmpo"}
+PHASES = {"collect": "collect", "sft": "train sft", "lmpo": "train lmpo", "evaluate": "evaluate"}
 
 
 class Judge:
@@ -90,7 +90,9 @@ def main(phase: str, name: str, settings: dict[str, int]) -> None:
         bank.add(past.trajectories)
         memory = LatentMemory(bank, Composer(model, num_latents=size.latents), num_retrieved=1)
         played = rollout(team, NoMemory(), model, tasks, Pleased, sampling=sampling).trajectories
-    if phase == "sft":
+    if phase == "evaluate":
+        played = rollout(team, memory, model, tasks, Judge, sampling=sampling).trajectories
+    elif phase == "sft":
         fields: dict[str, Any] = {"trajectories_per_step": size.tasks, "micro_batch_positions": size.positions}
         result = SFTTrainer(memory, model, team, played, num_steps=1, **fields).step(Progress())
         assert result.moved
@@ -116,6 +118,7 @@ def main(phase: str, name: str, settings: dict[str, int]) -> None:
             "composer": {"num_latents": size.latents},
             "sampling": sampling.model_dump(),
             "collect": {"batch_size": size.tasks},
+            "evaluate": {"batch_size": size.tasks},
             "sft": {"trajectories_per_step": size.tasks, "micro_batch_positions": size.positions},
             "lmpo": {"tasks_per_step": size.tasks, "group_size": size.group, "micro_batch_positions": size.positions},
         }

@@ -313,7 +313,7 @@ def measured(phase: str, model: str, **settings: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["collect", "sft", "lmpo"])
+@pytest.mark.parametrize("phase", ["collect", "sft", "lmpo", "evaluate"])
 def test_a_process_takes_what_was_planned(phase):
     found = measured(phase, "smollm2-135m", tasks=4, group=4, words=60, response=8, positions=512, latents=4)
     assert found["measured"] == pytest.approx(found["planned"], rel=0.2), found

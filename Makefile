@@ -8,7 +8,7 @@ QUICKSTART_ARGS ?=
 # Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test check docs slow fuzz bench clean
+.PHONY: quickstart test check docs slow fuzz bench gpu-check clean
 
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
@@ -36,6 +36,10 @@ fuzz: .venv/.installed
 
 bench: .venv/.installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# One GPU, eight minutes at most: tests of what it computes, then steps of LMPO with a random model of 0.6 B parameters.
+gpu-check: .venv/.installed
+	$(BIN)/python tests/gpu_check.py
 
 clean:
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

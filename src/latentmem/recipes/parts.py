@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import Config, LocalEngineSection, OptimizerFields, SFTSection
+from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
 from latentmem.engines.probe import check_servers
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
@@ -142,12 +142,9 @@ class Parts:
     @cached_property
     def model(self) -> LanguageModel:
         """The agents' model, with the engine that samples for it."""
-        section = self.config.model.engine
-        if isinstance(section, LocalEngineSection):
-            return self._load("agents", self.config.model.name)
         model = self._load("agents", self.config.model.name)
-        if model.engine is None:
-            engine = VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
+        engine = engine_of(model, self.config.model.engine)
+        if engine is not None and model.engine is None:
             check_servers(engine)
             model.engine = engine
         return model
@@ -155,21 +152,7 @@ class Parts:
     def _load(self, use: str, name: str) -> LanguageModel:
         section = self.config.model
         place = _spread if self.sharding == "fsdp" else None
-        return self.shared.get(
-            lambda: LanguageModel.from_pretrained(
-                name,
-                section.device,
-                section.dtype,
-                section.max_batch_size,
-                section.fused,
-                place,
-                section.date,
-                section.thinking,
-            ),
-            use,
-            name,
-            section,
-        )
+        return self.shared.get(lambda: load_model(section, name, place), use, name, section)
 
     @cached_property
     def embedder(self) -> Embedder | HashingEmbedder:
@@ -292,6 +275,29 @@ class Parts:
         for adapted in self._adapted:
             adapted.detach()
         self._adapted.clear()
+
+
+def load_model(
+    section: ModelSection, name: str, place: Callable[[PreTrainedModel, torch.device], object] | None = None
+) -> LanguageModel:
+    """Load a model as the agents' section says, under a name that may be another."""
+    return LanguageModel.from_pretrained(
+        name,
+        section.device,
+        section.dtype,
+        section.max_batch_size,
+        section.fused,
+        place,
+        section.date,
+        section.thinking,
+    )
+
+
+def engine_of(model: LanguageModel, section: EngineSection) -> VLLMEngine | None:
+    """Return what samples in place of the model's weights here; None: these sample. Nothing is asked yet."""
+    if isinstance(section, LocalEngineSection):
+        return None
+    return VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:

@@ -64,7 +64,7 @@ def test_each_fault_names_its_flag(model, server, fault, value, flag):
 
 def test_another_model_under_the_same_name_is_found(model, server, wordy_model_dir):
     other = LanguageModel.from_pretrained(str(wordy_model_dir))  # of the same width
-    with stand_in(other.model, model.name) as wrong, pytest.raises(EngineError, match="--model and --dtype"):
+    with stand_in(other.model, model.name) as wrong, pytest.raises(EngineError, match="--model"):
         check_servers(engine_at(model, wrong.url))
 
 

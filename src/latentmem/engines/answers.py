@@ -68,7 +68,10 @@ def read_answer(body: bytes, expected: Expected) -> Answer:
     if num_rows != expected.num_prompt_rows:
         raise BadAnswer(f"the server read {num_rows} tokens and latents; {expected.num_prompt_rows} were sent")
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < expected.vocab_size for i in ids):
-        raise BadAnswer(f"the answer has token ids that are not whole numbers below {expected.vocab_size}")
+        raise BadAnswer(
+            f"the answer has token ids that are not whole numbers below {expected.vocab_size}; start the server with "
+            "--model as in model.name"
+        )
     if not isinstance(logps, list) or len(logps) != len(ids):
         raise BadAnswer("the answer has not as many log-probabilities as token ids")
     if not all(isinstance(logp, int | float) and math.isfinite(logp) for logp in logps):

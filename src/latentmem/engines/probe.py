@@ -6,7 +6,8 @@ it.
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,35 @@ class Finding:
 
 class Unreachable(EngineError):  # noqa: N818 - names what the server is
     """A server does not even say which models it has."""
+
+
+class CheckedEngine:
+    """An engine whose servers are checked when it is first asked, so that phases that sample nothing need none."""
+
+    concurrent = True
+
+    def __init__(self, engine: VLLMEngine) -> None:
+        self.engine = engine
+        self._lock = threading.Lock()
+        self._is_checked = False
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.engine.name
+
+    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
+        """Return the engine's responses.
+
+        Raises:
+            EngineError: as for `check_servers` and `VLLMEngine.respond`.
+            ModelError: as for `VLLMEngine.respond`.
+        """
+        with self._lock:
+            if not self._is_checked:
+                check_servers(self.engine)
+            self._is_checked = True
+        return self.engine.respond(prompts, sampling)
 
 
 def check_servers(engine: VLLMEngine) -> None:

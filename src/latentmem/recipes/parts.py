@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
-from latentmem.engines.probe import check_servers
+from latentmem.engines.probe import CheckedEngine
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
@@ -143,10 +143,8 @@ class Parts:
     def model(self) -> LanguageModel:
         """The agents' model, with the engine that samples for it."""
         model = self._load("agents", self.config.model.name)
-        engine = engine_of(model, self.config.model.engine)
-        if engine is not None and model.engine is None:
-            check_servers(engine)
-            model.engine = engine
+        if model.engine is None and (engine := engine_of(model, self.config.model.engine)) is not None:
+            model.engine = CheckedEngine(engine)
         return model
 
     def _load(self, use: str, name: str) -> LanguageModel:

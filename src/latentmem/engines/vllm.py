@@ -72,18 +72,19 @@ class VLLMEngine:
         """
         ids = [self.model.encode_prompt(prompt.system, prompt.user) for prompt in prompts]
         self._check(prompts, ids, sampling.max_response_tokens)
-        # Rollouts of one task ask the same with the same latents: their rows are written once.
+        # Rollouts of one task ask the same with the same latents: their rows, which may be megabytes, are written once.
         first = {(tuple(row), id(prompt.latents)): i for i, (row, prompt) in enumerate(zip(ids, prompts, strict=True))}
 
         @lru_cache(maxsize=32)
-        def rows_of(place: int) -> dict[str, Any]:
-            return self._rows(ids[place], prompts[place].latents)
+        def rows_of(place: int) -> bytes:
+            return json.dumps(self._rows(ids[place], prompts[place].latents)).encode()
 
         call = Call()
 
         def sample(i: int) -> Sampled:
-            asked = rows_of(first[tuple(ids[i]), id(prompts[i].latents)]) | self._how(prompts[i].seed, sampling)
-            return self._sample(prompts[i], ids[i], asked, sampling, call)
+            how = json.dumps(self._how(prompts[i].seed, sampling)).encode()
+            rows = rows_of(first[tuple(ids[i]), id(prompts[i].latents)])
+            return self._sample(prompts[i], len(ids[i]), b"%b, %b" % (rows[:-1], how[1:]), sampling, call)
 
         waiting = [self._pool.submit(sample, i) for i in range(len(prompts))]
         try:
@@ -151,17 +152,14 @@ class VLLMEngine:
             "add_special_tokens": False,
         }
 
-    def _sample(
-        self, prompt: Prompt, ids: Sequence[int], asked: dict[str, Any], sampling: Sampling, call: Call
-    ) -> Sampled:
+    def _sample(self, prompt: Prompt, num_tokens: int, request: bytes, sampling: Sampling, call: Call) -> Sampled:
         expected = Expected(
             model=self.name,
             vocab_size=len(self.model.model.get_input_embeddings().weight),
             eos_ids=self.model.eos_ids,
             max_tokens=sampling.max_response_tokens,
-            num_prompt_rows=len(ids) + (0 if prompt.latents is None else len(prompt.latents)),
+            num_prompt_rows=num_tokens + (0 if prompt.latents is None else len(prompt.latents)),
         )
-        request = json.dumps(asked).encode()
         home = crc32(prompt.group.encode("utf-8", "replace"))
         answer = self.servers.insist(COMPLETIONS, request, home, lambda body: read_answer(body, expected), call)
         return Sampled(
@@ -169,7 +167,7 @@ class VLLMEngine:
             token_ids=answer.token_ids,
             logps=answer.logps,
             finish="stop" if answer.is_finished else "length",
-            num_prompt_tokens=len(ids),
+            num_prompt_tokens=num_tokens,
         )
 
 

@@ -23,14 +23,14 @@ data:
   kind: reasoning_gym
   families: [{name: chain_sum, params: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}]
   train_size: 12
-  test_size: 4
+  test_size: 2
 composer: {num_latents: 3, rank: 2, max_prompt_tokens: 500, template: '{task} {memory} {role_messages}'}
 bank: {num_retrieved: 2, only_successes: false}
 sampling: {temperature: 1.0, max_response_tokens: 4}
 collect: {num_tasks: 6, batch_size: 3}
 rivals: {max_response_tokens: 6}
 lmpo: {num_steps: 3, tasks_per_step: 2, group_size: 3, save_every: 1, initial: untrained, learning_rate: 0.01}
-evaluate: {batch_size: 2, num_bootstraps: 50, memories: [none, 'latent:lmpo', voyager]}
+evaluate: {batch_size: 2, num_bootstraps: 20, memories: [none, 'latent:lmpo', voyager]}
 """
 
 

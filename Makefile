@@ -13,6 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
 
+# Tests of banks on a server start one of their own, where there is one: apt-get install postgresql. Else they skip.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 

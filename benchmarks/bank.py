@@ -39,8 +39,9 @@ import numpy as np
 
 from latentmem.bank import ExperienceBank, Found
 from latentmem.bank.matrix import read_matrix
-from latentmem.bank.records import Records
+from latentmem.bank.records import open_records
 from latentmem.bank.stored_form import encode
+from latentmem.bank.tables import Record, record_of
 from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
 
 WIDTH = 384
@@ -128,26 +129,28 @@ def fill(path: Path, space: Space, start: int, size: int) -> None:
     rng = np.random.default_rng(start)
     pattern = make(start, rng)
     stored_form = encode(pattern)
-    records = Records(path, create=False)
+    records = open_records(path, create=False)
     for begin in range(start, size, FILL_TRANSACTION):
+        rows: list[Record] = []
+        for number in range(begin, min(begin + FILL_TRANSACTION, size)):
+            if number % PER_TASK == 0 or number == begin:
+                task = number // PER_TASK
+                domain = f"d{task % NUM_DOMAINS}"
+                asked = Task(id=str(task), domain=domain, text=f"{domain} {task}")
+                (vector,) = space.embed([asked.text])
+            success = bool(rng.random() < 0.5)
+            row: Any = SimpleNamespace(  # what the records read of a trajectory, without its cost
+                id=hashlib.sha256(str(number).encode()).hexdigest()[:32],
+                task=asked,
+                success=success,
+                reward=float(success),
+                team="rare" if rng.integers(RARE_EVERY) == 0 else "autogen",
+                model=pattern.model,
+                messages=pattern.messages,
+            )
+            rows.append(record_of(row, vector, stored_form))
         with records.write() as transaction:
-            for number in range(begin, min(begin + FILL_TRANSACTION, size)):
-                if number % PER_TASK == 0 or number == begin:
-                    task = number // PER_TASK
-                    domain = f"d{task % NUM_DOMAINS}"
-                    asked = Task(id=str(task), domain=domain, text=f"{domain} {task}")
-                    (vector,) = space.embed([asked.text])
-                success = bool(rng.random() < 0.5)
-                row: Any = SimpleNamespace(  # what the records read of a trajectory, without its cost
-                    id=hashlib.sha256(str(number).encode()).hexdigest()[:32],
-                    task=asked,
-                    success=success,
-                    reward=float(success),
-                    team="rare" if rng.integers(RARE_EVERY) == 0 else "autogen",
-                    model=pattern.model,
-                    messages=pattern.messages,
-                )
-                assert transaction.insert(row, vector, stored_form)
+            assert transaction.insert(rows) == len(rows)
     records.close()
 
 
@@ -240,7 +243,7 @@ def overlap(exact: list[Found], approximate: list[Found]) -> float:
 
 def mapped_rows(path: Path) -> np.ndarray:
     """The matrix [N, e] in a bank's index file."""
-    records = Records(path, create=False)
+    records = open_records(path, create=False)
     with records.read() as transaction:
         stored = read_matrix(path.with_name(f"{path.name}.index"), transaction.meta().generation)
     records.close()

@@ -6,7 +6,7 @@ hide.
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import latentmem
+from postgres_server import TestServer, running_server
 from wordy import WORDS
 
 SENTENCES = [
@@ -89,6 +90,13 @@ def wordy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     _save_model(folder, config, seed=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[TestServer]:
+    """A PostgreSQL server of the tests' own; skips where none is installed."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ CHECKED = {
     r".*: evaluate (grid|ablation)-.*": "plays a whole grid; tests/grid/ plays small ones",
     r".*: report runs/(grid-quick|ablation-num-latents)\b.*": "reads what such a grid played",
     r".*: (checkpoint|bank) (push|pull) .*": "talks to the hub; tests/hub/ has a stand-in of it",
+    r".*postgresql://.*": "needs a PostgreSQL server; tests/test_bank_postgres.py has one of its own",
     r"docs/reports.md: train lmpo mine.yaml .*": "trains a real model; tests/test_tracking.py reads what is tracked",
     r"docs/released-weights.md: (checkpoint|bank) import .*\.\./shared/.*": "needs files of others; "
     "tests/test_released.py reads them where they lie",

@@ -277,3 +277,12 @@ def remedy(error: OSError) -> str:
     """Return what the user should do about a file that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "Free some space and run the same command again" if full else "Mend that and run the same command again"
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that can be made again."""
+    if own := os.environ.get("LATENTMEM_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "latentmem"
+    return Path.home() / ".cache" / "latentmem"

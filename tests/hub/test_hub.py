@@ -14,8 +14,9 @@ from safetensors.torch import save, save_file
 from stand_in import TOKEN, StandIn
 
 from latentmem import cli
-from latentmem.bank import ExperienceBank
+from latentmem.bank import ExperienceBank, copy_records
 from latentmem.bank.copies import copy_bank
+from latentmem.bank_place import bank_place
 from latentmem.errors import BankError
 from latentmem.hub import Origin
 from latentmem.hub.cards import bank_card, checkpoint_card
@@ -288,6 +289,17 @@ def test_the_card_says_what_the_checkpoint_is_and_what_its_configuration_has_to_
     assert "base_model" not in yaml.safe_load(local.split("---\n")[1])
     assert "Results" not in local
     assert yaml.safe_load(local.split("```yaml\n")[1].split("```")[0])["composer"]["template"] == "{task}"
+
+
+def test_a_bank_on_a_server_is_sent_as_a_file(hub, bank, postgres_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTMEM_CACHE", str(tmp_path / "cache"))
+    url = postgres_server.new_bank()
+    copy_records(bank, bank_place(url))
+    run("bank", "push", url, "me/bank")
+    run("bank", "pull", "me/bank", tmp_path / "pulled.sqlite")
+    with ExperienceBank(bank) as ours, ExperienceBank(tmp_path / "pulled.sqlite") as pulled:
+        assert list(pulled) == list(ours)
+        assert pulled.verify().ok
 
 
 def test_the_card_of_a_bank_counts_and_quotes_no_task(bank):

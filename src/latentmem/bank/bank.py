@@ -6,26 +6,26 @@ function, never a model, and holds no lock on the database while that function r
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self, TextIO
 
 from latentmem.bank import jsonl
-from latentmem.bank.check import PAGE_SIZE, check_records, holds, same_records, same_rows
+from latentmem.bank.check import check_records
 from latentmem.bank.embedding import Embed, unit_vectors
 from latentmem.bank.exact import Vectors
-from latentmem.bank.lists import ApproximateIndex, load_faiss, read_lists
-from latentmem.bank.matrix import BankIndex, Label, read_matrix
-from latentmem.bank.records import Filters, Meta, Problem, Records, Transaction
+from latentmem.bank.following import Indices
+from latentmem.bank.lists import load_faiss
+from latentmem.bank.matrix import Label
+from latentmem.bank.records import open_records
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
 from latentmem.bank.stored_form import decode, decompress, encode
+from latentmem.bank.tables import Filters, Meta, record_of
+from latentmem.bank_place import Server, bank_place
 from latentmem.config import BankSection, default
 from latentmem.errors import BankError
 from latentmem.trajectory import Task, Trajectory
-
-logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 256
 
@@ -33,13 +33,13 @@ _BATCH_SIZE = 256
 class ExperienceBank:
     """Stored trajectories, and a search for the nearest ones.
 
-    Any number of processes on one host may read and write one bank. Threads may share one object; they take turns. A
-    forked child process must open its own.
+    Any number of processes may read and write one bank: those of one host if it is a file, those of any host if it is
+    on a server. Threads may share one object; they take turns. A forked child process must open its own.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Server,
         embed: Embed | None = None,
         *,
         embedder: str | None = None,
@@ -48,7 +48,8 @@ class ExperienceBank:
         """Open a bank; begin one if there is none and an embedder is given.
 
         Args:
-            path: the SQLite file; its index lies beside it as PATH.index.
+            path: the SQLite file, whose index lies beside it as PATH.index; or the URL of a PostgreSQL server,
+                postgresql://USER@HOST/DATABASE?bank=NAME, whose index each host keeps in its cache.
             embed: n texts -> [n, e]. Without it the bank can only be read, exported, verified and deleted from.
             embedder: a name for `embed`, by default its own. A bank holds vectors of one embedder, and keeps its name.
             index: how this object searches; the stored bank is the same. `approximate` is for a million trajectories
@@ -61,17 +62,13 @@ class ExperienceBank:
         """
         if index not in ("exact", "approximate"):
             raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
-        self.path = Path(path)
-        self._index_path = self.path.with_name(f"{self.path.name}.index")
-        self._lists_path = self.path.with_name(f"{self.path.name}.lists")
+        self.path = bank_place(path)
         if index == "approximate":
             load_faiss(self.path)
-        self._is_approximate = index == "approximate"
         self._embed_function = embed
         self._embedder = embedder or str(getattr(embed, "name", "unnamed"))
-        self._index: BankIndex | None = None
-        self._lists: ApproximateIndex | None = None
-        self._records = Records(self.path, create=embed is not None)
+        self._records = open_records(self.path, create=embed is not None)
+        self._indices = Indices(self._records.beside, is_approximate=index == "approximate")
         if embed is not None:
             try:
                 with self._records.read() as transaction:
@@ -103,10 +100,12 @@ class ExperienceBank:
         batch = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
         self._needs_embedder()
         fresh: dict[str, Trajectory] = {}
+        ids = [trajectory.id for trajectory in batch]
         with self._records.read() as transaction:
-            for trajectory in batch:
-                if transaction.seq_of(trajectory.id) is None:
-                    fresh.setdefault(trajectory.id, trajectory)
+            there = transaction.present(ids)
+        for id_, trajectory in zip(ids, batch, strict=True):
+            if id_ not in there:
+                fresh.setdefault(id_, trajectory)
         new = list(fresh.values())
         stored_forms = [encode(trajectory) for trajectory in new]
         vectors = self._embed([t.task.text for t in new], [f"trajectory {t.id}" for t in new])
@@ -115,8 +114,7 @@ class ExperienceBank:
             with self._records.write() as transaction:
                 self._check_embedder(transaction.meta(), vectors.shape[1])
                 transaction.set_embedder(self._embedder, vectors.shape[1])
-                for trajectory, vector, stored_form in zip(new, vectors, stored_forms, strict=True):
-                    num_added += transaction.insert(trajectory, vector, stored_form)
+                num_added = transaction.insert(list(map(record_of, new, vectors, stored_forms)))
         return AddReport(num_added, len(batch) - num_added)
 
     def delete(
@@ -214,9 +212,9 @@ class ExperienceBank:
             if not tasks or meta.width is None:
                 return [[] for _ in tasks]
             self._check_embedder(meta, queries.shape[1])
-            index = self._current_index(transaction, meta.generation, meta.width)
+            index = self._indices.current(transaction, meta.generation, meta.width)
             ranked = index.nearest(queries, k, labels, [transaction.same_task(task) for task in tasks])
-            stored_forms = {seq: transaction.compressed(seq) for seq in {seq for row in ranked for seq, _ in row}}
+            stored_forms = transaction.stored_forms({seq for row in ranked for seq, _ in row})
         trajectories = {seq: self._decode(seq, stored_form) for seq, stored_form in stored_forms.items()}
         return [[Found(trajectories[seq], similarity) for seq, similarity in row] for row in ranked]
 
@@ -227,13 +225,13 @@ class ExperienceBank:
             BankError: an id is not in the bank.
         """
         wanted = list(ids)  # before the bank is locked: the iterable may read the bank itself
-        stored_forms = []
+        stored_forms: list[tuple[int, bytes]] = []
         with self._records.read() as transaction:
             for id_ in wanted:
                 seq = transaction.seq_of(id_)
                 if seq is None:
                     raise BankError(f"{self.path}: no trajectory {id_!r}; it was deleted, or belongs to another bank")
-                stored_forms.append((seq, transaction.compressed(seq)))
+                stored_forms += transaction.stored_forms([seq]).items()
         return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
 
     def ids(self) -> list[str]:
@@ -282,7 +280,7 @@ class ExperienceBank:
 
     def __len__(self) -> int:
         with self._records.read() as transaction:
-            return int(transaction.counts()["num_trajectories"])
+            return transaction.size()
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Iterate over all trajectories in the order they were stored; the bank may be used meanwhile."""
@@ -298,7 +296,7 @@ class ExperienceBank:
             created=meta.created,
             embedder=meta.embedder,
             width=meta.width,
-            num_bytes=sum(file.stat().st_size for file in self._files() if file.exists()),
+            num_bytes=self._records.num_bytes() + self._indices.num_bytes(),
             **counts,
         )
 
@@ -311,8 +309,8 @@ class ExperienceBank:
         with self._records.read() as transaction:
             num_checked, problems = check_records(transaction, self.path)
             kinds = {problem.kind for problem in problems}
-            if not kinds & {"sqlite", "vector"}:
-                problems += self._index_problems(transaction, with_labels=not kinds & {"columns", "roles"})
+            if not kinds & {transaction.kind, "vector"}:
+                problems += self._indices.problems(transaction, with_labels=not kinds & {"columns", "roles"})
         return VerifyReport(num_checked, tuple(problems))
 
     def export(self, target: str | Path | TextIO) -> int:
@@ -328,7 +326,17 @@ class ExperienceBank:
         lines = (decompress(stored_form, self._where(seq)) for seq, stored_form in self._pages())
         if not isinstance(target, str | Path):
             return jsonl.write_stream(lines, target)
-        return jsonl.write_file(lines, Path(target), not_over=self._files())
+        return jsonl.write_file(lines, Path(target), not_over=[*self._records.files(), *self._indices.files])
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the bank, as it is at one moment, to a new SQLite file; others may write to it meanwhile.
+
+        When this returns, the copy is on stable storage.
+
+        Raises:
+            BankError: the bank cannot be read, or the copy not be written.
+        """
+        self._records.copy_to(target)
 
     def import_jsonl(self, path: str | Path, on_progress: Callable[[int], None] | None = None) -> AddReport:
         r"""Store the lines of a file that `export` wrote; lines end at b"\n" only.
@@ -361,63 +369,6 @@ class ExperienceBank:
             yield from page
             reached = page[-1][0]
 
-    # The index, updated to the records of a transaction
-
-    def _current_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex | ApproximateIndex:
-        if self._index is None or self._index.generation != generation or not self._index.is_intact:
-            self._index = self._load_index(transaction, generation, width)
-        index = self._index
-        while True:
-            seqs, vectors, last_id = transaction.vectors(index.reached, PAGE_SIZE, width)
-            if not seqs:
-                break
-            index.append(seqs, vectors, transaction.labels(index.reached, seqs[-1]), last_id)
-        index.save_if_due()
-        if not self._is_approximate:
-            return index
-        if self._lists is None or self._lists.exact is not index:
-            self._lists = self._load_lists(transaction, index)
-        self._lists.follow()
-        return self._lists
-
-    def _load_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
-        try:
-            stored = read_matrix(self._index_path, generation)
-            if stored is not None and not same_records(transaction, stored):
-                raise ValueError("it was made from other records")
-        except (OSError, ValueError) as error:
-            logger.warning("%s: rebuilt from the records (%s)", self._index_path, error)
-            stored = None
-        return BankIndex(self._index_path, generation, width, stored)
-
-    def _load_lists(self, transaction: Transaction, index: BankIndex) -> ApproximateIndex:
-        try:
-            stored = read_lists(self._lists_path, index.generation)
-            if stored is not None and not same_rows(transaction, stored):
-                raise ValueError("it was made from other records")
-            return ApproximateIndex(self._lists_path, index, stored)
-        except (OSError, ValueError) as error:
-            logger.warning("%s: rebuilt from the records (%s)", self._lists_path, error)
-            return ApproximateIndex(self._lists_path, index)
-
-    def _index_problems(self, transaction: Transaction, with_labels: bool) -> Iterator[Problem]:
-        generation = transaction.meta().generation
-        foreign = "is not of these records; delete it, the next search rebuilds it"
-        try:
-            stored = read_matrix(self._index_path, generation)
-        except (OSError, ValueError) as error:
-            yield Problem("index", str(self._index_path), f"{error}; the next search rebuilds it")
-        else:
-            if stored is not None and not holds(transaction, stored, with_labels):
-                yield Problem("index", str(self._index_path), foreign)
-        try:
-            lists = read_lists(self._lists_path, generation)
-        except (OSError, ValueError) as error:
-            yield Problem("index", str(self._lists_path), f"{error}; the next approximate search rebuilds it")
-        else:
-            if lists is not None and not same_rows(transaction, lists):
-                yield Problem("index", str(self._lists_path), foreign)
-
     # Embedding
 
     def _needs_embedder(self) -> Embed:
@@ -445,6 +396,3 @@ class ExperienceBank:
 
     def _where(self, seq: int) -> str:
         return f"{self.path}: record {seq}"
-
-    def _files(self) -> list[Path]:
-        return [self.path.with_name(self.path.name + tail) for tail in ("", "-wal", "-shm", ".index", ".lists")]

@@ -3,7 +3,6 @@
 A check is for what is damaged: whatever it meets in a file is a problem to tell, and nothing to die of.
 """
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,20 +11,23 @@ import numpy as np
 
 from latentmem.bank.lists import StoredLists
 from latentmem.bank.matrix import BankIndex, StoredMatrix
-from latentmem.bank.records import COLUMNS, UNIT_TOLERANCE, Problem, Transaction, columns_of, roles_of
 from latentmem.bank.stored_form import decode, decompress
+from latentmem.bank.tables import COLUMNS, UNIT_TOLERANCE, Problem, columns_of, roles_of
+from latentmem.bank.transaction import Transaction
+from latentmem.bank_place import Place
 from latentmem.errors import BankError, DataError
 
 PAGE_SIZE = 4096
 """Number of records read at once for the index."""
 
 
-def check_records(transaction: Transaction, path: Path) -> tuple[int, list[Problem]]:
+def check_records(transaction: Transaction, path: Place) -> tuple[int, list[Problem]]:
     """How many records were looked at, and what does not agree, the database's own structure first."""
     problems: list[Problem] = []
     num_checked = 0
+    faults: tuple[type[Exception], ...] = (*transaction.faults, BankError)
     try:
-        problems += [Problem("sqlite", str(path), " ".join(line.split())) for line in transaction.broken()]
+        problems += [Problem(transaction.kind, str(path), " ".join(line.split())) for line in transaction.broken()]
         for seq in transaction.stray_roles():
             problems.append(Problem("roles", f"{path}: record {seq}", "has roles, but no trajectory"))
         width = transaction.meta().width
@@ -34,9 +36,9 @@ def check_records(transaction: Transaction, path: Path) -> tuple[int, list[Probl
             problems += _vector_problems(where, vector, width)
             problems += _content_problems(where, stored_form, columns, roles)
             num_checked += 1
-    except (sqlite3.Error, BankError) as error:
-        found = str(error).removeprefix(f"{path}: ")
-        problems.append(Problem("sqlite", str(path), f"{found}; checked {num_checked} records up to there"))
+    except faults as error:
+        found = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        problems.append(Problem(transaction.kind, str(path), f"{found}; checked {num_checked} records up to there"))
     return num_checked, problems
 
 

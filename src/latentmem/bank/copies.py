@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from latentmem.bank.database import BUSY_SECONDS, open_database
+from latentmem.bank.sqlite_file import BUSY_SECONDS, open_database
 from latentmem.errors import BankError
 
 

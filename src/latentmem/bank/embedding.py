@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank.exact import Vectors
-from latentmem.bank.records import UNIT_TOLERANCE
+from latentmem.bank.tables import UNIT_TOLERANCE
 from latentmem.errors import BankError, DataError
 
 Embed = Callable[[list[str]], npt.NDArray[Any]]

@@ -73,7 +73,7 @@ class _Listed:
     """Number of passing rows in each list."""
 
 
-def load_faiss(where: Path) -> Any:
+def load_faiss(where: object) -> Any:
     """Import faiss and return it.
 
     Raises:

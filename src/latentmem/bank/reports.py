@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from latentmem.bank.records import Problem
+from latentmem.bank.tables import Problem
 from latentmem.trajectory import Trajectory
 
 

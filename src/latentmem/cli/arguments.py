@@ -5,6 +5,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from latentmem.bank_place import Place
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """The object to which a module adds its commands."""
 
@@ -16,6 +18,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def bank(text: str) -> "Place":
+    """Parse where a bank is: the path of its SQLite file, or a server's URL."""
+    from latentmem.bank_place import bank_place
+    from latentmem.errors import BankError
+
+    try:
+        return bank_place(text)
+    except BankError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def port(text: str) -> int:

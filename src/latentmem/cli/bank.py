@@ -6,23 +6,28 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentmem.cli.arguments import bank as bank_argument
 from latentmem.cli.arguments import count, takes_pulled, takes_pushed
 
 if TYPE_CHECKING:
     from latentmem.bank import ExperienceBank
+    from latentmem.bank_place import Place
     from latentmem.cli.arguments import Commands
+
+
+_BANK = "the bank's SQLite file, or postgresql://USER@HOST/DATABASE?bank=NAME"
 
 
 def add_commands(commands: "Commands") -> None:
     """Add the command `bank` and its subcommands."""
     bank = commands.add_parser(
-        "bank", help="look into an experience bank, search, export, import, verify, delete, push, pull"
+        "bank", help="look into an experience bank, search, export, import, copy, verify, delete, push, pull"
     )
     kinds = bank.add_subparsers(required=True, metavar="WHAT")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         parser = kinds.add_parser(name, help=text)
-        parser.add_argument("bank", type=Path, metavar="BANK", help="the bank's SQLite file")
+        parser.add_argument("bank", type=bank_argument, metavar="BANK", help=_BANK)
         return parser
 
     command("info", "what is stored").set_defaults(run=_info)
@@ -41,6 +46,9 @@ def add_commands(commands: "Commands") -> None:
         "source", type=Path, metavar="SOURCE", help="JSON Lines of `bank export`, a Chroma folder, or its data.json"
     )
     importer.set_defaults(run=_import)
+    copy = command("copy", "add all trajectories to another bank, with their vectors")
+    copy.add_argument("target", type=bank_argument, metavar="TARGET", help="another bank; made if there is none")
+    copy.set_defaults(run=_copy)
     command("verify", "check every record and the index").set_defaults(run=_verify)
     delete = command("delete", "delete the trajectories that meet all filters given")
     delete.add_argument("--success", choices=("yes", "no"))
@@ -53,29 +61,29 @@ def add_commands(commands: "Commands") -> None:
     push.set_defaults(run=_push)
     pull = kinds.add_parser("pull", help="bring a bank from the Hugging Face hub")
     takes_pulled(pull)
-    pull.add_argument("bank", type=Path, metavar="BANK", help="the SQLite file to write")
+    pull.add_argument("bank", type=bank_argument, metavar="BANK", help="the SQLite file to write")
     pull.set_defaults(run=_pull)
 
 
-def _open_bank(path: Path, embed: bool = False, make: bool = False) -> "ExperienceBank":
+def _open_bank(place: "Place", embed: bool = False, make: bool = False) -> "ExperienceBank":
     """Open the bank. With `embed`, load the embedder that filled it; with `make`, create a bank that does not exist."""
-    from latentmem.bank import ExperienceBank
+    from latentmem.bank import ExperienceBank, bank_exists
     from latentmem.errors import BankError
 
-    if not make and not path.is_file():
-        raise BankError(f"{path}: no such bank; give the bank.sqlite of a run")
+    if not make and isinstance(place, Path) and not place.is_file():
+        raise BankError(f"{place}: no such bank; give the bank.sqlite of a run")
     if not embed:
-        return ExperienceBank(path)
+        return ExperienceBank(place)
     from latentmem.config import BankSection
 
     filled_by = None
-    if path.exists():
-        with ExperienceBank(path) as bank:
+    if bank_exists(place):
+        with ExperienceBank(place) as bank:
             filled_by = bank.info().embedder
     from latentmem.models.embedder import load_embedder
 
     embedder = load_embedder(filled_by or BankSection().embedder)
-    return ExperienceBank(path, embedder, embedder=embedder.name)
+    return ExperienceBank(place, embedder, embedder=embedder.name)
 
 
 def _success(options: argparse.Namespace) -> bool | None:
@@ -135,6 +143,13 @@ def _import(options: argparse.Namespace) -> None:
             print(f"{num:6} {why} (first: {first})")
 
 
+def _copy(options: argparse.Namespace) -> None:
+    from latentmem.bank import copy_records
+
+    num_added, num_duplicates = copy_records(options.bank, options.target)
+    print(f"{num_added} trajectories copied to {options.target}, {num_duplicates} were there already")
+
+
 def _verify(options: argparse.Namespace) -> None:
     from latentmem.errors import BankError
 
@@ -164,7 +179,12 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
+    from latentmem.errors import BankError
     from latentmem.hub import pull_bank
 
+    if not isinstance(options.bank, Path):
+        raise BankError(
+            f"{options.bank}: pull writes a SQLite file; name one, then `latentmem bank copy` it to the URL"
+        )
     info = pull_bank(options.repo, options.bank, options.revision, force=options.force)
     print(f"{info.num_trajectories} trajectories, {info.num_successes} successes, written to {options.bank}")

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = parsed(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of what is raised too
     for noisy in ("httpx", "httpx2", "matplotlib", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

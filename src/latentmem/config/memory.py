@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from latentmem.config.section import NonNegativeFloat, PathText, PositiveInt, Section
+from latentmem.config.section import BankText, NonNegativeFloat, PathText, PositiveInt, Section
 from latentmem.errors import ConfigError
 from latentmem.templates import check_template
 
@@ -12,8 +12,10 @@ from latentmem.templates import check_template
 class BankSection(Section):
     """The experience bank and what is retrieved from it."""
 
-    path: PathText | None = None
-    """An existing bank to read and fill; null keeps one in the run's folder."""
+    path: BankText | None = None
+    """An existing bank to read and fill: a SQLite file, or `postgresql://USER@HOST/DATABASE?bank=NAME` for a bank that
+    several hosts share. null keeps one in the run's folder. A password is better in `PGPASSWORD` or `~/.pgpass`; one in
+    the URL is left out of what the run writes down."""
     embedder: PathText = "all-minilm-l6-v2"
     """`all-minilm-l6-v2` (embedded), any sentence-transformers id or folder, or `hashing`: a stand-in for tests that
     needs no model and calls two texts near if they share words."""

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from latentmem.bank_place import is_url, read_url, without_password
 from latentmem.memory_names import MemoryName, known_memory
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -24,6 +25,17 @@ def _fits_a_path(value: str) -> str:
 
 PathText = Annotated[Text, AfterValidator(_fits_a_path)]
 """What is or may be a path: to ask whether there is such a file never fails."""
+
+
+def _names_a_bank(value: str) -> str:
+    if not is_url(value):
+        return _fits_a_path(value)
+    read_url(value)
+    return value
+
+
+BankText = Annotated[Text, AfterValidator(_names_a_bank), PlainSerializer(without_password)]
+"""The path of a bank's file, or the URL of a server; what is written down has no password."""
 
 
 def _is_http(value: str) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from latentmem import recipes
+from latentmem.bank import bank_exists
+from latentmem.bank_place import bank_place
 from latentmem.config import Config, dump_config
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
 from latentmem.files import read_as, read_json, write_atomic
@@ -46,10 +48,11 @@ def play_grid(grid: Grid) -> Row:
     shared = recipes.Shared()
     for run in grid.runs:
         shared.parts(run.config)
-        path = run.config.bank.path
-        if path is not None and run.bank is None and not Path(path).exists():
+        if run.config.bank.path is None or run.bank is not None:
+            continue
+        if not bank_exists(place := bank_place(run.config.bank.path)):
             raise BankError(
-                f"{path}: bank.path names a bank that is not there, and a grid fills only its own; collect it first"
+                f"{place}: bank.path names a bank that is not there, and a grid fills only its own; collect it first"
             )
     teller = _Teller(sum(len(run.config.evaluate.memories) for run in grid.runs))
     played: list[Played] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from latentmem.bank import ExperienceBank
 from latentmem.bank.copies import check_tables_only, copy_bank, new_generation
 from latentmem.bank.reports import BankInfo
+from latentmem.bank_place import Server, bank_place
 from latentmem.errors import BankError
 from latentmem.hub.cards import bank_card
 from latentmem.hub.transfer import fetch, push, snapshot
@@ -14,11 +15,11 @@ from latentmem.hub.transfer import fetch, push, snapshot
 _FILE = "bank.sqlite"
 
 
-def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
+def push_bank(path: str | Path | Server, repo: str, *, public: bool = False) -> str:
     """Send a bank with a card and return the address of the commit. Others may write to the bank meanwhile.
 
     Args:
-        path: the bank's SQLite file.
+        path: the bank's SQLite file, or a server's URL; what is sent is a SQLite file.
         repo: OWNER/NAME; made if there is none.
         public: whether everybody may read a repository that is made now.
 
@@ -26,12 +27,13 @@ def push_bank(path: Path, repo: str, *, public: bool = False) -> str:
         BankError: there is no bank, or it has problems.
         HubError: the hub does not answer, or refuses.
     """
-    ExperienceBank(path).close()  # which says what is wrong with it
-    beside = path.parent if os.access(path.parent, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.push-") as place:
+    bank = bank_place(path)
+    beside = bank.parent if isinstance(bank, Path) and os.access(bank.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{bank.name}.push-") as place:
         copy = Path(place) / _FILE
-        copy_bank(path, copy)
-        info = _verified(copy, str(path))
+        with ExperienceBank(bank) as opened:
+            opened.copy_to(copy)
+        info = _verified(copy, str(bank))
         card = bank_card(repo, info).encode("utf-8", "replace")
         return push(repo, "dataset", {_FILE: copy, "README.md": card}, "Experience bank of LatentMem", public=public)
 

@@ -31,7 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from latentmem.errors import ModelError
-from latentmem.files import put_folder, replacing, take
+from latentmem.files import cache_folder, put_folder, replacing, take
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +92,6 @@ def resolve_embedder(name: str) -> Path | str:
         return folder
     path = Path(name).expanduser()
     return _checked_folder(path) if path.is_dir() else _hub_id(name, "all-minilm-l6-v2")
-
-
-def cache_folder() -> Path:
-    """Return the folder of everything that can be made again; see the layout above."""
-    if own := os.environ.get("LATENTMEM_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "latentmem"
-    return Path.home() / ".cache" / "latentmem"
 
 
 @contextmanager

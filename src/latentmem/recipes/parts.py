@@ -4,9 +4,7 @@ Cheap parts are made at once, so that a mistake in them is reported before a mod
 """
 
 import logging
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,7 +12,8 @@ from typing import Any, TypeVar, get_args
 import torch
 from transformers import PreTrainedModel
 
-from latentmem.bank import ExperienceBank
+from latentmem.bank import ExperienceBank, bank_exists
+from latentmem.bank_place import Place, bank_place
 from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
 from latentmem.engines.probe import CheckedEngine
 from latentmem.engines.vllm import VLLMEngine
@@ -233,14 +232,19 @@ class Parts:
     # The bank
 
     @property
-    def bank_path(self) -> Path:
-        """Path of the run's own bank, or of the one that the configuration names."""
-        return Path(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+    def bank_place(self) -> Place:
+        """Where the run's own bank is, or the one that the configuration names."""
+        return bank_place(self.config.bank.path or Path(self.config.run) / "bank.sqlite")
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether that bank has been begun."""
+        return bank_exists(self.bank_place)
 
     @cached_property
     def bank(self) -> ExperienceBank:
         """The run's own bank, or the one that the configuration names."""
-        return self._open_bank(self.bank_path)
+        return self._open_bank(self.bank_place)
 
     def bank_copy(self, path: Path) -> ExperienceBank:
         """Open a copy of the bank at `path`, made if it does not exist yet.
@@ -248,22 +252,20 @@ class Parts:
         Raises:
             BankError: the bank cannot be copied.
         """
-        assert self.bank.path.exists()
         if not path.exists():
             fresh = path.with_suffix(".fresh")
-            fresh.unlink(missing_ok=True)
+            for tail in ("", "-wal", "-shm", "-journal"):  # of a copy that was killed; SQLite would believe its log
+                fresh.with_name(fresh.name + tail).unlink(missing_ok=True)
             try:
-                # Close both before renaming: only then is everything in the one file.
-                with closing(sqlite3.connect(self.bank.path)) as source, closing(sqlite3.connect(fresh)) as target:
-                    source.backup(target)
-            except sqlite3.Error as error:
+                self.bank.copy_to(fresh)
+            except BankError as error:
                 raise BankError(
-                    f"{fresh}: the bank cannot be copied here ({error}); free some space and run the same command again"
+                    f"{fresh}: the bank cannot be copied here; free some space and run the same command again ({error})"
                 ) from None
             fresh.rename(path)
         return self._open_bank(path)
 
-    def _open_bank(self, path: Path) -> ExperienceBank:
+    def _open_bank(self, path: Place) -> ExperienceBank:
         return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
 
     def close(self) -> None:

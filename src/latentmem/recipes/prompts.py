@@ -46,11 +46,11 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
     """
     parts = Parts(config)
     task, which = task_to_show(parts.tasks, split, number)
-    has_bank = parts.bank_path.exists()
+    has_bank = parts.has_bank
     name = MemoryName.parse(memory or ("latent:untrained" if has_bank else "none"))
     if name.needs_bank and not has_bank:
         raise BankError(
-            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            f"{parts.bank_place}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first, or show memory none"
         )
     num_turns = min(config.max_turns, 2)
@@ -66,7 +66,7 @@ def show_prompts(config: Config, split: Split = "train", number: int = 1, memory
             sampling=Sampling(temperature=0, max_response_tokens=limit),
             max_turns=num_turns,
         )
-    bank = f", of {len(parts.bank)} trajectories in {parts.bank_path}{source}" if name.needs_bank else ""
+    bank = f", of {len(parts.bank)} trajectories in {parts.bank_place}{source}" if name.needs_bank else ""
     latent = chosen.memory if isinstance(chosen, ControlMemory) else chosen
     composer = latent.composer if isinstance(latent, LatentMemory) else None
     spent = rollouts.spent

@@ -113,9 +113,9 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
         )
     parts = Parts(config)
     task, which = task_to_show(parts.tasks, split, number)
-    if not parts.bank_path.exists():
+    if not parts.has_bank:
         raise BankError(
-            f"{parts.bank_path}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
+            f"{parts.bank_place}: memory {name} needs a bank, and there is none yet; run `latentmem collect` with this "
             "configuration first"
         )
     before = _before(config, name)
@@ -145,7 +145,7 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
         )
     say(
         f"{which}\n"
-        f"memory {name}, of {len(parts.bank)} trajectories in {parts.bank_path}\n"
+        f"memory {name}, of {len(parts.bank)} trajectories in {parts.bank_place}\n"
         f"The responses are real: {parts.model.name}, greedy, at most {limit} tokens each, each role's first one.\n\n"
         + "\n\n".join(tables)
     )

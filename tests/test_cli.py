@@ -638,6 +638,7 @@ def test_every_command_is_documented():
         "train": ("grpo", "lmpo", "sft", "warmup"),
         "bank": ("copy", "info", "search", "export", "import", "verify", "delete", "push", "pull"),
         "checkpoint": ("info", "import", "push", "pull"),
+        "engine": ("check", "start"),
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }

@@ -74,6 +74,12 @@ MISTAKES = [
     (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
     (ROWS, ["data.train.hub=x/y"], "data.train needs either path or hub, and not both; to replace the whole section"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set without its split; add split"),
+    ("", ["model.engine.kind=vlm"], "model.engine.kind is 'vlm'; did you mean 'vllm'?"),
+    ("", ["model.engine=vllm"], "model.engine is 'vllm' (str); expected a section of keys and values"),
+    ("", ["model.engine={kind: vllm}"], "model.engine.urls: missing; it has no default"),
+    ("", ["model.engine={kind: vllm, url: [x]}"], "unknown key 'model.engine.url'; did you mean 'urls'?"),
+    ("", ["model.engine={kind: vllm, urls: [x]}"], "model.engine.urls.0 is 'x'; expected a web address such as http"),
+    ("", ["model.engine={kind: vllm, urls: ['http://x', 'http://x']}"], "model.engine names one address twice"),
     (ROWS, ["data.search.topk=2"], "data.search.url: missing; it has no default"),
     (ROWS, ["data.search={url: 'http://x', topkk: 2}"], "unknown key 'data.search.topkk'; did you mean 'topk'?"),
     (ROWS, ["data.search.url=localhost"], "data.search.url is 'localhost'; expected a web address such as http://127"),
@@ -288,6 +294,7 @@ def reference():
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
     for title, section in (
+        ("model.engine, kind: vllm", "VLLMEngineSection"),
         ("data.search", "SearchSection"),
         ("data.sandbox", "SandboxSection"),
         ("rivals.voyager", "VoyagerSection"),
@@ -344,7 +351,9 @@ def values(field):
         named = ", ".join(f"`{value}`" for value in get_args(kind))
     elif get_origin(kind) is tuple:
         named = "list"
-    elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
+    elif get_origin(kind) is dict or any(
+        isinstance(a, type) and issubclass(a, Section) for a in (kind, *get_args(kind))
+    ):
         named = "section"
     else:
         named = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", date: "YYYY-MM-DD"}[kind]

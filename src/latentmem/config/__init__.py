@@ -19,6 +19,7 @@ from latentmem.config.data import (
     SandboxSection,
     SearchSection,
 )
+from latentmem.config.engine import ENGINE_FREE, EngineSection, LocalEngineSection, VLLMEngineSection
 from latentmem.config.experiment import (
     FILLS_BANK,
     FILLS_BANK_IN_BANK,
@@ -59,6 +60,7 @@ from latentmem.config.training import (
 )
 
 __all__ = [
+    "ENGINE_FREE",
     "FILLS_BANK",
     "FILLS_BANK_IN_BANK",
     "BankSection",
@@ -68,6 +70,7 @@ __all__ = [
     "ComposerSection",
     "Config",
     "DataSection",
+    "EngineSection",
     "EvaluateSection",
     "Family",
     "GMemorySection",
@@ -76,6 +79,7 @@ __all__ = [
     "HiddenFactsSection",
     "InsightsSection",
     "LMPOSection",
+    "LocalEngineSection",
     "MemorySection",
     "MixPart",
     "MixSection",
@@ -92,6 +96,7 @@ __all__ = [
     "SandboxSection",
     "SearchSection",
     "Section",
+    "VLLMEngineSection",
     "VoyagerSection",
     "WarmupSection",
     "default",

@@ -1,9 +1,8 @@
 """Where tasks come from: a section for each kind of data."""
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from latentmem.config.section import (
     AsTuple,
@@ -14,6 +13,7 @@ from latentmem.config.section import (
     Section,
     Share,
     Text,
+    WebAddress,
 )
 from latentmem.own import is_own
 
@@ -82,7 +82,7 @@ class Rows(Section):
 class SearchSection(Section):
     """The search tool: a server of the Search-R1 protocol, such as `latentmem retriever serve`."""
 
-    url: Text
+    url: WebAddress
     """Address of the server, such as `http://127.0.0.1:8000`; if it has no path, `/retrieve` is added."""
     topk: PositiveInt = 3
     """Passages asked for in one search."""
@@ -95,18 +95,6 @@ class SearchSection(Section):
     last one fails, the episode fails."""
     instructions: Text | None = None
     """Tells the team how to search and to answer; null: the built-in text."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable or parts.query or parts.fragment or parts.username:
-            raise ValueError(f"is {value!r}; expected a web address such as http://127.0.0.1:8000")
-        return value
 
 
 class QASection(Section):

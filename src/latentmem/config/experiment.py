@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import model_validator
 
 from latentmem.config.data import DataSection, QASection
+from latentmem.config.engine import EngineSection, LocalEngineSection
 from latentmem.config.memory import BankSection, MemorySection, RivalsSection
 from latentmem.config.section import (
     AsTuple,
@@ -50,6 +51,9 @@ class ModelSection(Section):
     depend on the day of the run."""
     thinking: bool = False
     """Whether the model may think before it answers; only for chat templates that know `enable_thinking`."""
+    engine: EngineSection = LocalEngineSection()
+    """What samples the responses: `{kind: local}`, the model in this process, or `{kind: vllm, urls: [...]}`,
+    servers."""
 
 
 class ComposerSection(Section):

@@ -17,6 +17,7 @@ from latentmem.config.data import (
     QASection,
     ReasoningSection,
 )
+from latentmem.config.engine import ENGINES
 from latentmem.config.experiment import Config
 from latentmem.config.section import AnySection, Section
 from latentmem.errors import ConfigError, suggest
@@ -142,7 +143,7 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
     # A misspelt key that is required is both missing and unknown; the second tells what to do.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # The discriminator of a union stands in the location although no user wrote it.
-    location = [str(part) for part in first["loc"] if part not in _KINDS]
+    location = [str(part) for part in first["loc"] if part not in _KINDS and part not in ENGINES]
     key = ".".join(location)
     found = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -157,6 +158,8 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
         return f"{key} is {found!r} ({type(found).__name__}); {_EXPECTED['model_type']}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         kind = found.get("kind") if isinstance(found, dict) else found
+        if location[-1] == "engine":
+            return f"{key}.kind is {kind!r}; {suggest(str(kind), ENGINES)}"
         known = [kind for kind in _KINDS if kind != "own"]
         return f"{key}.kind is {kind!r}; {suggest(str(kind), known)}, or `module:Name` of a class of your own"
     if first["type"] == "literal_error":
@@ -196,6 +199,9 @@ def _known_keys(location: list[str], values: Any, schema: type[Section]) -> list
             continue
         if part == "data":
             section = _KINDS.get(values["kind"], OwnDataSection)
+            continue
+        if part == "engine":
+            section = ENGINES[values["kind"]]
             continue
         annotation = section.model_fields[part].annotation
         arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]

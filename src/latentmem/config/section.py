@@ -2,6 +2,7 @@
 
 from datetime import date, datetime
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -35,6 +36,21 @@ def _names_a_bank(value: str) -> str:
 
 BankText = Annotated[Text, AfterValidator(_names_a_bank), PlainSerializer(without_password)]
 """The path of a bank's file, or the URL of a server; what is written down has no password."""
+
+
+def _is_http(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"is {value!r}; expected a web address such as http://127.0.0.1:8000")
+    return value
+
+
+WebAddress = Annotated[Text, AfterValidator(_is_http)]
+"""The address of a server, without a query or a password."""
 
 
 class Section(BaseModel):

@@ -95,8 +95,8 @@ class GroupFields(Section):
     """Weight of the KL divergence to the composer, or the agents, as they were before this training."""
     importance_cap: PositiveFloat | None = None
     """Largest weight of a token in truncated importance sampling; 2 is usual. It corrects for sampling probabilities
-    that differ slightly from those that training computes, as in bfloat16, and costs one forward pass a step. null: no
-    correction."""
+    that differ slightly from those that training computes, as in bfloat16, and costs one forward pass a step. null: 2
+    if servers sample (`model.engine`) and the model is in bfloat16, else no correction."""
     max_resamples: Annotated[int, Field(ge=0)] = 0
     """Largest number of extra draws of `tasks_per_step` tasks while fewer than that many groups have rewards that
     differ (dynamic sampling)."""

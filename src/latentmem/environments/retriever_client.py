@@ -6,10 +6,8 @@ connection for each request. Proxies in the environment are ignored, because the
 """
 
 import http.client
-import io
 import json
 import logging
-import socket
 import ssl
 import threading
 import time
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 
 from latentmem.errors import RetrieverError
 from latentmem.outside import one_line, well_formed
+from latentmem.posting import TooLong, ask
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ MAX_REMEMBERED = 16_384
 MAX_ANSWER_BYTES = 16 << 20
 MAX_TITLE_CHARACTERS = 200
 """What is shown of a longer title."""
-_BLOCK = 1 << 16
 _PATIENT_STATUSES = (408, 425, 429)
 """Client error statuses after which asking again may succeed."""
 
@@ -84,8 +82,6 @@ class RetrieverClient:
         parts = urlsplit(url)
         self.url = url if parts.path.strip("/") else f"{url.rstrip('/')}/retrieve"
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._netloc = parts.netloc
-        self._path = urlsplit(self.url).path
         self._topk = topk
         self._timeout_seconds = timeout_seconds
         self._retries = retries
@@ -149,9 +145,11 @@ class RetrieverClient:
         self._count("requests")
         request = json.dumps({"queries": [query], "topk": self._topk, "return_scores": True}).encode()
         try:
-            status, body = self._post(request)
+            status, body = ask(self.url, request, self._timeout_seconds, MAX_ANSWER_BYTES, self._tls)
         except TimeoutError:
             raise _BadAnswer(f"no whole answer within {self._timeout_seconds:g} s") from None
+        except TooLong as error:
+            raise _BadAnswer(str(error)) from None
         except (OSError, http.client.HTTPException) as error:
             raise _BadAnswer(f"{type(error).__name__}: {one_line(str(error))}") from None
         if status != 200:
@@ -159,84 +157,6 @@ class RetrieverClient:
             refused = 400 <= status < 500 and status not in _PATIENT_STATUSES
             raise (_Refused if refused else _BadAnswer)(f"status {status}: {said}")
         return _passages(body)[: self._topk]
-
-    def _post(self, request: bytes) -> tuple[int, bytes]:
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._netloc)
-        else:
-            connection = http.client.HTTPSConnection(self._netloc, context=self._tls)
-        with _Wire(connection.host, connection.port, self._tls, self._timeout_seconds) as wire:
-            connection.sock = wire
-            connection.request("POST", self._path, request, {"Content-Type": "application/json", "Connection": "close"})
-            body = bytearray()
-            with connection.getresponse() as response:
-                while block := response.read1(_BLOCK):
-                    body += block
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise _BadAnswer(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-                return response.status, bytes(body)
-
-
-class _Wire(io.RawIOBase):
-    """A connection that ends at one moment, whatever comes over it: a socket's own timeout begins anew at each read.
-
-    To `http.client` it is a socket, and the file that it reads from.
-    """
-
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._socket = self._connect(host, port)
-        if tls is not None:
-            try:
-                self._socket = tls.wrap_socket(self._limited(), server_hostname=host)
-            except BaseException:
-                self._socket.close()
-                raise
-
-    def _connect(self, host: str, port: int) -> socket.socket:
-        error: OSError = OSError(f"no address of {host}")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            self._socket = socket.socket(family, kind, protocol)
-            try:
-                self._limited().connect(address)
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as found:
-                self._socket.close()
-                error = found
-            else:
-                return self._socket
-        raise error
-
-    def _limited(self) -> socket.socket:
-        """The socket, for as long as is left."""
-        seconds = self._end - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        self._socket.settimeout(seconds)
-        return self._socket
-
-    def sendall(self, data: bytes) -> None:
-        """Send it."""
-        self._limited().sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What answers are read from."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Take what comes next."""
-        return self._limited().recv_into(buffer)
-
-    def close(self) -> None:
-        """Do nothing: `http.client` closes what it was given before it has read the answer."""
-
-    def __exit__(self, *_: object) -> None:
-        """Let go of the connection."""
-        self._socket.close()
 
 
 def _passages(body: bytes) -> tuple[Passage, ...]:

@@ -45,6 +45,10 @@ class AgentModel(Protocol):
     def name(self) -> str:
         """The model's name, as written into the trajectories."""
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask at the same time."""
+
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Sample one response per prompt, in the order of the prompts."""
 
@@ -56,6 +60,7 @@ class ScriptedModel:
     """
 
     name = "scripted"
+    concurrent = False
 
     def __init__(self, responses: Mapping[str, Sequence[str]]) -> None:
         self.responses = {role: list(texts) for role, texts in responses.items()}

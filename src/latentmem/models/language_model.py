@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latentmem.config import ModelSection, Sampling
 from latentmem.errors import ModelError
 from latentmem.models.adapters import Adapters
-from latentmem.models.agent import Prompt, Sampled
+from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.models.chat import Chat
 from latentmem.models.decoding import decode, draw_uniform, stack_latents
 from latentmem.models.fused import pays
@@ -65,6 +65,8 @@ class LanguageModel:
         self.chat = Chat(tokenizer, name, today, thinking)
         self._reader = choose_reader(self.model, name, fused)
         self.adapters = Adapters(self.model, name)
+        self.engine: AgentModel | None = None
+        """Samples in place of the weights here, which then only compose and score; None: the weights here sample."""
 
     @classmethod
     def from_pretrained(
@@ -110,6 +112,11 @@ class LanguageModel:
         return loaded
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask for responses at the same time; the weights here serve one at a time."""
+        return self.engine is not None and self.engine.concurrent
+
+    @property
     def width(self) -> int:
         """d_agent, the width of the token embeddings."""
         return int(self.model.get_input_embeddings().weight.shape[1])
@@ -148,11 +155,17 @@ class LanguageModel:
         Args:
             prompts: what the agents are asked.
             sampling: how responses are drawn.
-            kept: receives the common beginnings of each group's prompts, as the frozen model has read them.
+            kept: receives the common beginnings of each group's prompts, as the frozen model has read them; with an
+                engine it receives none.
 
         Raises:
             ModelError: a prompt does not fit the context window, or the model's values are not finite.
+            EngineError: the engine cannot be reached, or answers something else than was asked.
         """
+        return self.sample(prompts, sampling, kept) if self.engine is None else self.engine.respond(prompts, sampling)
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None = None) -> list[Sampled]:
+        """Sample with the weights here, even if there is an engine; otherwise the same as `respond`."""
         sampled: list[Sampled] = []
         for start in range(0, len(prompts), self.max_batch_size):
             sampled += self._respond(prompts[start : start + self.max_batch_size], sampling, kept)
@@ -220,6 +233,11 @@ class KeepingModel:
     def name(self) -> str:
         """The model's name."""
         return self.model.name
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask at the same time."""
+        return self.model.concurrent
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Return the model's responses."""

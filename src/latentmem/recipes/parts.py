@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank, bank_exists
 from latentmem.bank_place import Place, bank_place
-from latentmem.config import Config, OptimizerFields, SFTSection
+from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
+from latentmem.engines.probe import CheckedEngine
+from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
@@ -138,27 +140,16 @@ class Parts:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The agents' model."""
-        return self._load("agents", self.config.model.name)
+        """The agents' model, with the engine that samples for it."""
+        model = self._load("agents", self.config.model.name)
+        if model.engine is None and (engine := engine_of(model, self.config.model.engine)) is not None:
+            model.engine = CheckedEngine(engine)
+        return model
 
     def _load(self, use: str, name: str) -> LanguageModel:
         section = self.config.model
         place = _spread if self.sharding == "fsdp" else None
-        return self.shared.get(
-            lambda: LanguageModel.from_pretrained(
-                name,
-                section.device,
-                section.dtype,
-                section.max_batch_size,
-                section.fused,
-                place,
-                section.date,
-                section.thinking,
-            ),
-            use,
-            name,
-            section,
-        )
+        return self.shared.get(lambda: load_model(section, name, place), use, name, section)
 
     @cached_property
     def embedder(self) -> Embedder | HashingEmbedder:
@@ -190,7 +181,16 @@ class Parts:
         return composer
 
     def parametric_memory(self) -> ParametricMemory:
-        """Make a parametric memory: the agents with a new, untrained adapter."""
+        """Make a parametric memory: the agents with a new, untrained adapter.
+
+        Raises:
+            ConfigError: servers sample for the agents; they would have to be sent the adapter after each step.
+        """
+        if not isinstance(self.config.model.engine, LocalEngineSection):
+            raise ConfigError(
+                f"grpo trains the agents themselves, and model.engine {self.config.model.engine.kind} samples from "
+                "agents that do not change; set model.engine={kind: local}, or leave grpo out"
+            )
         section = self.config.grpo
         memory = ParametricMemory(
             self.model,
@@ -275,6 +275,29 @@ class Parts:
         for adapted in self._adapted:
             adapted.detach()
         self._adapted.clear()
+
+
+def load_model(
+    section: ModelSection, name: str, place: Callable[[PreTrainedModel, torch.device], object] | None = None
+) -> LanguageModel:
+    """Load a model as the agents' section says, under a name that may be another."""
+    return LanguageModel.from_pretrained(
+        name,
+        section.device,
+        section.dtype,
+        section.max_batch_size,
+        section.fused,
+        place,
+        section.date,
+        section.thinking,
+    )
+
+
+def engine_of(model: LanguageModel, section: EngineSection) -> VLLMEngine | None:
+    """Return what samples in place of the model's weights here; None: these sample. Nothing is asked yet."""
+    if isinstance(section, LocalEngineSection):
+        return None
+    return VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from latentmem.config import Config, dump_config, parse_config
+from latentmem.config import ENGINE_FREE, Config, dump_config, parse_config
 from latentmem.environments.environment import Domain, Split
 from latentmem.errors import ConfigError
 from latentmem.evaluation import check_online
@@ -88,7 +88,7 @@ def say_once(text: str) -> None:
 def open_run(config: Config, phase: str, domain: Domain) -> Run:
     """Open the run of a configuration, with the settings that the phase was started with."""
     # Each memory is played separately and keeps its own files, so the list of memories may change.
-    free = ["evaluate.memories"]
+    free = ["evaluate.memories", *(f"model.engine.{key}" for key in ENGINE_FREE)]
     if not _plays_itself(config, phase):
         free.append("team")
     skipped = {split: domain.skipped(split) for split in get_args(Split)}

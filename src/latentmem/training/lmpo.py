@@ -39,6 +39,8 @@ from latentmem.training.scoring import Example
 from latentmem.training.tasks import Passes, tasks_aside, without
 from latentmem.trajectory import Task, Trajectory
 
+ENGINE_CAP = 2.0
+"""`importance_cap` if none is set and an engine samples in less than float32, so that it rounds otherwise."""
 Logps = tuple[float, ...]
 """Log-probabilities of the tokens of one message."""
 
@@ -127,7 +129,8 @@ class LMPOTrainer:
             fields: fields of `settings` to replace.
 
         Raises:
-            ConfigError: a field is unknown or has a wrong value; or sampling is greedy, so nothing could be compared.
+            ConfigError: a field is unknown or has a wrong value; or sampling is greedy, so nothing could be compared;
+                or it leaves tokens out, and an engine's log-probabilities are of the others.
             TrainingError: there are no tasks to train on, or none to evaluate on.
         """
         self.phase = "grpo" if isinstance(memory, ParametricMemory) else "lmpo"
@@ -136,6 +139,11 @@ class LMPOTrainer:
         if sampling.temperature == 0:
             raise ConfigError(
                 "sampling.temperature is 0; greedy rollouts of one task are all equal, set it to 0.6 or more"
+            )
+        if model.engine is not None and (sampling.top_p < 1 or sampling.top_k):
+            raise ConfigError(
+                "sampling.top_p and sampling.top_k leave tokens out, and the engine's log-probabilities are then of "
+                "the tokens that are left; to train, set sampling.top_p=1 and sampling.top_k=0"
             )
         tasks = domain.tasks("train") if tasks is None else tasks
         if aside is None:
@@ -152,6 +160,9 @@ class LMPOTrainer:
         self.processes = processes or Processes()
         self.optimization = Optimization.of(self.policy.trained, self.settings, self.settings.num_steps, self.processes)
         self.sampling = sampling
+        self.importance_cap = self.settings.importance_cap
+        if self.importance_cap is None and model.engine is not None and model.model.dtype != torch.float32:
+            self.importance_cap = ENGINE_CAP
         self.max_turns = max_turns
         self.seed = seed
         self.passes = Passes(tasks, seed)
@@ -322,10 +333,10 @@ class LMPOTrainer:
         old_logps, weights, importance, ref_logps = sampled, None, dict[str, float](), None
         if sums["messages"] and self.settings.beta:
             ref_logps = self._reference_logps(examples, rolled.kept)
-        if sums["messages"] and self.settings.importance_cap is not None:
+        if sums["messages"] and self.importance_cap is not None:
             # If sampling and scoring round differently, the ratio starts from the scored values, and a weight corrects.
             old_logps = self._logps(examples, rolled.kept, rolled.composed)
-            weights, importance = self._importance(old_logps, sampled, self.settings.importance_cap)
+            weights, importance = self._importance(old_logps, sampled, self.importance_cap)
         advantages = [advantage for _, advantage in messages]
         counts = (int(sums["messages"]), int(sums["tokens"]))
         return Batch(examples, advantages, old_logps, weights, ref_logps, *counts), importance

@@ -1,0 +1,1 @@
+"""Servers that sample for the agents, in place of the model in this process."""

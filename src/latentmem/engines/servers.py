@@ -1,0 +1,158 @@
+"""Servers that serve the same model: which one is asked, and what happens when one is down, slow, full or wrong."""
+
+import http.client
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from latentmem.engines.answers import BadAnswer, Refused, refusal
+from latentmem.errors import EngineError
+from latentmem.outside import one_line
+from latentmem.posting import TooLong, ask
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES = 64 << 20
+REST_SECONDS = 10.0
+"""How long a server that failed is asked only if no other is left."""
+MAX_PAUSE_SECONDS = 30.0
+_PATIENT_STATUSES = (408, 425, 429)
+"""Client error statuses after which asking again may succeed."""
+
+
+class Abandoned(Exception):  # noqa: N818 - names what happened to a request
+    """The caller no longer wants the answer."""
+
+
+class Call:
+    """Some requests that belong together; all of them can be ended early from another thread."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+
+    def hold(self, opened: socket.socket) -> None:
+        """Remember a connection.
+
+        Raises:
+            Abandoned: the call has ended.
+        """
+        with self._lock:
+            if self._ended.is_set():
+                raise Abandoned
+            self._sockets.append(opened)
+
+    def pause(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            Abandoned: the call has ended, before or meanwhile.
+        """
+        if self._ended.wait(seconds):
+            raise Abandoned
+
+    def end(self) -> None:
+        """End all requests; each raises `Abandoned`."""
+        with self._lock:
+            self._ended.set()
+            for opened in self._sockets:
+                with suppress(OSError):  # it is closed already
+                    opened.shutdown(socket.SHUT_RDWR)
+
+
+class Servers:
+    """A list of addresses; many threads may ask at the same time."""
+
+    def __init__(self, urls: Sequence[str], timeout_seconds: float, retries: int, backoff_seconds: float = 0.5) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Args:
+            urls: addresses, without a path.
+            timeout_seconds: wall-clock limit of one attempt, from connecting to the last byte.
+            retries: attempts after the first.
+            backoff_seconds: pause before the first retry at an address that just failed; each further pause is twice as
+                long, at most `MAX_PAUSE_SECONDS`.
+        """
+        self.urls = [url.rstrip("/") for url in urls]
+        self.timeout_seconds = timeout_seconds
+        self.retries = retries
+        self.backoff_seconds = backoff_seconds
+        secure = any(urlsplit(url).scheme == "https" for url in urls)
+        self._tls = ssl.create_default_context() if secure else None
+        self._resting: dict[str, float] = {}
+
+    def insist(self, path: str, request: bytes, home: int, read: Callable[[bytes], T], call: Call) -> T:
+        """Ask until a server gives an answer that can be read.
+
+        Args:
+            path: the part of the address behind the server.
+            request: the body, in JSON.
+            home: any number that requests which begin alike share; they go to one server while it answers.
+            read: reads the answer, or raises `BadAnswer`.
+            call: what the request belongs to.
+
+        Raises:
+            EngineError: no attempt got a usable answer, or a server refuses the request.
+            Abandoned: the call has ended.
+        """
+        pauses = 0
+        for attempt in range(self.retries + 1):
+            url, is_fresh = self._choose(home + attempt, home)
+            if attempt and not is_fresh:
+                call.pause(min(self.backoff_seconds * 2**pauses, MAX_PAUSE_SECONDS))
+                pauses += 1
+            try:
+                return read(self.once(url, path, request, call))
+            except Refused as error:
+                raise EngineError(f"{url}: the server refuses the request: {error}") from None
+            except BadAnswer as error:
+                cause = error
+                self._let_rest(url, cause)
+        raise EngineError(
+            f"{url}: no usable answer after {self.retries + 1} attempts ({cause}); see to the server "
+            "(`latentmem engine check`), and run the same command again"
+        )
+
+    def once(self, url: str, path: str, request: bytes | None, call: Call) -> bytes:
+        """Make one attempt at one address and return the body of the answer.
+
+        Raises:
+            BadAnswer: there is none; a `Refused` says that asking again is of no use.
+            Abandoned: the call has ended.
+        """
+        tls = self._tls if url.startswith("https:") else None
+        try:
+            status, body = ask(f"{url}{path}", request, self.timeout_seconds, MAX_ANSWER_BYTES, tls, call.hold)
+        except (OSError, http.client.HTTPException, TooLong) as error:
+            call.pause(0)  # the caller may have shut the connection
+            if isinstance(error, TimeoutError):
+                raise BadAnswer(f"no whole answer within {self.timeout_seconds:g} s") from None
+            raise BadAnswer(f"{type(error).__name__}: {one_line(str(error))}") from None
+        if status != 200:
+            said = refusal(body)
+            refused = 400 <= status < 500 and status not in _PATIENT_STATUSES
+            raise (Refused if refused else BadAnswer)(f"status {status}: {said}")
+        return body
+
+    def _choose(self, next_one: int, home: int) -> tuple[str, bool]:
+        """Return an address, and whether it is not resting: the home address, or the next that is not."""
+        now = time.monotonic()
+        for i in range(len(self.urls)):
+            url = self.urls[(home + i) % len(self.urls)]
+            if self._resting.get(url, 0.0) <= now:
+                return url, True
+        return self.urls[next_one % len(self.urls)], False
+
+    def _let_rest(self, url: str, cause: BadAnswer) -> None:
+        now = time.monotonic()
+        if self._resting.get(url, 0.0) <= now:
+            logger.warning("%s gives no usable answer (%s); what it was asked is asked again", url, cause)
+        self._resting[url] = now + REST_SECONDS

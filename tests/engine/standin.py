@@ -1,0 +1,183 @@
+"""A server that speaks as vLLM does, with a small model in a thread of this process, and that can misbehave.
+
+It decodes token by token through transformers alone: none of our prefixes, caches or samplers has a part in it.
+"""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+MODEL_LOCK = threading.Lock()
+
+
+class StandIn:
+    """A server of one model. Its attributes may be changed while it runs."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.max_model_len = 2048
+        self.takes_embeds = True
+        self.processed_logprobs = True
+        self.sees_latents = True
+        self.mixes_up_latents = False
+        """Whether it answers with the rows of the first prompt it saw, as a broken cache does."""
+        self.repeats_seeds = True
+        self.misdeeds: list[str] = []
+        """What is done to the next requests, in order: a status, `garbage`, `slow`, `nan`, `drop` or `die`."""
+        self.gate = threading.Event()
+        """What `slow` waits for."""
+        self.requests: list[dict[str, Any]] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._count = threading.Lock()
+        self._http = self._listen(0)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def _listen(self, port: int) -> ThreadingHTTPServer:
+        standin = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                row = {"id": standin.name, "max_model_len": standin.max_model_len}
+                self.answer(200, json.dumps({"object": "list", "data": [row]}).encode())
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                standin.serve(self, asked)
+
+            def answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # the client may have gone
+
+        server = Server(("127.0.0.1", port), Handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return server
+
+    def kill(self) -> None:
+        """Stop listening; connections are refused from now on."""
+        self._http.shutdown()
+        self._http.server_close()
+
+    def revive(self) -> None:
+        """Listen again at the same port."""
+        self._http = self._listen(int(self.url.rpartition(":")[2]))
+
+    def serve(self, handler: Any, asked: dict[str, Any]) -> None:
+        with self._count:
+            self.requests.append(asked)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            misdeed = self.misdeeds.pop(0) if self.misdeeds else ""
+        try:
+            status, body = self._answer(asked, misdeed)
+        finally:
+            with self._count:
+                self._at_once -= 1
+        if status:
+            handler.answer(status, body)
+        else:
+            handler.connection.close()
+
+    def _answer(self, asked: dict[str, Any], misdeed: str) -> tuple[int, bytes]:
+        """The status and the body of an answer; a status of 0 hangs up."""
+        if misdeed == "die":
+            threading.Thread(target=self.kill).start()
+        if misdeed in ("drop", "die"):
+            return 0, b""
+        if misdeed == "slow":
+            self.gate.wait(30)
+        if misdeed.isdigit():
+            return int(misdeed), _error("no room")
+        if misdeed == "garbage":
+            return 200, b"<html>welcome</html>"
+        if asked["model"] != self.name:
+            return 404, _error(f"The model `{asked['model']}` does not exist.")
+        if "prompt_embeds" in asked and not self.takes_embeds:
+            return 400, _error("You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+        return 200, json.dumps(self._complete(asked, misdeed)).encode()
+
+    @torch.no_grad()
+    def _complete(self, asked: dict[str, Any], misdeed: str) -> dict[str, Any]:
+        assert asked["logprobs"] == 0
+        assert asked["return_token_ids"]
+        assert not asked["add_special_tokens"]
+        embed = self.model.get_input_embeddings()
+        if "prompt_embeds" in asked:
+            rows = torch.load(io.BytesIO(base64.b64decode(asked["prompt_embeds"])), weights_only=True)
+            if not self.sees_latents:
+                rows = torch.cat([rows[:-4], torch.zeros_like(rows[-4:])])
+            if self.mixes_up_latents:
+                rows = self._first = getattr(self, "_first", rows)
+            rows = rows.to(embed.weight.dtype)
+        else:
+            rows = embed(torch.tensor(asked["prompt"]))
+        num_rows, ids, logps = len(rows), [], []
+        generator = torch.Generator()
+        generator.manual_seed(asked["seed"]) if self.repeats_seeds else generator.seed()
+        with MODEL_LOCK:
+            cache, now = None, rows[None]
+            while len(ids) < asked["max_tokens"]:
+                output = self.model(inputs_embeds=now, past_key_values=cache, use_cache=True)
+                cache, logits = output.past_key_values, output.logits[0, -1].float()
+                tempered = (logits / (asked["temperature"] or 1.0)).log_softmax(0)
+                if asked["temperature"] == 0:
+                    token = int(logits.argmax())
+                else:
+                    token = int(torch.multinomial(tempered.exp(), 1, generator=generator))
+                ids.append(token)
+                logps.append(float((tempered if self.processed_logprobs else logits.log_softmax(0))[token]))
+                if token in asked["stop_token_ids"]:
+                    break
+                now = embed(torch.tensor([[token]]))
+        if misdeed == "nan":
+            logps[0] = float("nan")
+        finish = "stop" if ids[-1] in asked["stop_token_ids"] else "length"
+        return {
+            "object": "text_completion",
+            "model": self.name,
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "not looked at",
+                    "logprobs": {"token_logprobs": logps, "tokens": ["?"] * len(ids)},
+                    "finish_reason": finish,
+                    "token_ids": ids,
+                }
+            ],
+            "usage": {"prompt_tokens": num_rows, "completion_tokens": len(ids)},
+        }
+
+
+def _error(message: str) -> bytes:
+    return json.dumps({"error": {"message": message}}).encode()
+
+
+@contextmanager
+def stand_in(model: Any, name: str) -> Iterator[StandIn]:
+    """A running stand-in."""
+    server = StandIn(model, name)
+    try:
+        yield server
+    finally:
+        server.gate.set()
+        server.kill()

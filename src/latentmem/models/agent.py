@@ -42,6 +42,10 @@ class AgentModel(Protocol):
     """The interface of a model that a rollout uses."""
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may call `respond` at the same time."""
+
+    @property
     def name(self) -> str:
         """The model's name, as written into the trajectories."""
 
@@ -56,6 +60,7 @@ class ScriptedModel:
     """
 
     name = "scripted"
+    concurrent = False
 
     def __init__(self, responses: Mapping[str, Sequence[str]]) -> None:
         self.responses = {role: list(texts) for role, texts in responses.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +32,8 @@ DEFAULTS = ModelSection()
 
 class LanguageModel:
     """A Hugging Face causal LM with its tokenizer, frozen."""
+
+    concurrent = False
 
     def __init__(
         self,
@@ -215,6 +217,7 @@ class KeepingModel:
 
     model: LanguageModel
     kept: Kept = field(default_factory=Kept)
+    concurrent: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -128,6 +129,11 @@ def test_a_fast_episode_ends_while_a_slow_one_has_not_acted_once():
     assert slow.error is fast.error is None
 
 
+def _pause(turn):
+    """Leave the processor to the others: an episode that never ends would be very long."""
+    time.sleep(0.005)
+
+
 def _wait(event):
     if not event.wait(PATIENCE):
         raise TimeoutError("nothing happened")
@@ -185,9 +191,8 @@ class Failing(Engine):
 
 def test_an_error_of_the_model_ends_the_rollout_and_leaves_no_thread():
     model = Failing()
-    # More worlds than anything would do with: the episodes would go on for ever.
     with pytest.raises(ModelError, match="the server is gone"):
-        play(model, 8, lambda task: Toy(-1), max_turns=10**9)
+        play(model, 8, lambda task: Toy(-1, _pause), max_turns=10**9)
     assert episode_threads() == []
 
 
@@ -195,7 +200,7 @@ def test_a_mistake_that_an_environment_tells_ends_the_rollout():
     def start(task):
         if task.id == "5":
             raise DataError("row 5: no answer")
-        return Toy(-1)
+        return Toy(-1, _pause)
 
     with pytest.raises(DataError, match="row 5"):
         play(num_tasks=8, start=start, max_turns=10**9)
@@ -215,13 +220,15 @@ def test_episodes_that_did_not_begin_before_an_error_never_do():
 
 
 def test_ctrl_c_ends_the_rollout_and_leaves_no_thread():
-    begun = threading.Barrier(8, lambda: os.kill(os.getpid(), signal.SIGINT), timeout=PATIENCE)
+    begun = threading.Barrier(4, lambda: os.kill(os.getpid(), signal.SIGINT), timeout=PATIENCE)
 
     def start(task):
-        return Toy(-1, lambda turn: begun.wait() if turn == 1 else None)
+        if int(task.id) < 4:
+            return Toy(1)
+        return Toy(-1, lambda turn: begun.wait() if turn == 1 else _pause(turn))
 
-    with pytest.raises(KeyboardInterrupt):
-        play(num_tasks=8, start=start, max_turns=10**9)
+    with pytest.raises(KeyboardInterrupt):  # in the last four episodes, for which no thread is made any more
+        play(num_tasks=8, start=start, max_turns=10**9, workers=4)
     assert episode_threads() == []
 
 

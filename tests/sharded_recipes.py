@@ -14,6 +14,7 @@ import numpy as np
 
 import latentmem.models.embedder
 import test_recipes
+from conftest import OddLength
 from latentmem import processes, recipes
 from latentmem.cli import main
 from latentmem.environments.reasoning import ReasoningDomain
@@ -34,7 +35,7 @@ def prepare(deeds: list) -> None:
     def start(self, task):
         if task in [self.tasks("train")[i] for i in mistaken]:
             raise DataError(f"task {task.key} stumbles")
-        return test_recipes.OddLength()
+        return OddLength()
 
     ReasoningDomain.start = start
     really, words = processes.Processes._gather, []

@@ -26,7 +26,7 @@ from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Action, Call, Team, Teams, Turn
-from latentmem.trajectory import Message, Step, Task, Trajectory
+from latentmem.trajectory import Message, Role, Step, Task, Trajectory
 
 Ask = Callable[[Sequence[Prompt]], list[Sampled]]
 """A function: prompts -> one response each, in their order."""
@@ -175,14 +175,13 @@ def rollout(
             episodes do not wait for each other, the first error ends the others at their next message.
     """
     began = time.perf_counter()
-    played_by = {task.key: team.of(task) if isinstance(team, Teams) else team for task in tasks}
-    queries = [(task, role) for task in tasks for role in played_by[task.key].roles]
+    queries = queries_of(team, tasks)
     found = memory.recall_many(queries)
     recalls = {(task.key, role.name): recall for (task, role), recall in zip(queries, found, strict=True)}
     searching = time.perf_counter() - began - found.spent.composing_seconds
 
     episodes = [
-        _Episode(task, played_by[task.key], stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)
+        _Episode(task, _player(team, task), stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)
     ]
     play = partial(_play, start=start, recalls=recalls, temperature=sampling.temperature, max_turns=max_turns)
     ask = partial(model.respond, sampling=sampling)
@@ -208,6 +207,15 @@ def rollout(
     groups = [finished[i : i + group_size] for i in range(0, len(finished), group_size)]
     seconds = Seconds(searching, found.spent.composing_seconds, generation, environment)
     return Rollouts(groups, seconds, found.spent, recalls)
+
+
+def queries_of(team: Team | Teams, tasks: Sequence[Task]) -> list[tuple[Task, Role]]:
+    """Return what a rollout asks its memory: each task with each role of the team that plays it."""
+    return [(task, role) for task in tasks for role in _player(team, task).roles]
+
+
+def _player(team: Team | Teams, task: Task) -> Team:
+    return team.of(task) if isinstance(team, Teams) else team
 
 
 def _play_apart(

@@ -42,12 +42,12 @@ class AgentModel(Protocol):
     """The interface of a model that a rollout uses."""
 
     @property
-    def concurrent(self) -> bool:
-        """Whether several threads may call `respond` at the same time."""
-
-    @property
     def name(self) -> str:
         """The model's name, as written into the trajectories."""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask at the same time."""
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Sample one response per prompt, in the order of the prompts."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -217,12 +217,16 @@ class KeepingModel:
 
     model: LanguageModel
     kept: Kept = field(default_factory=Kept)
-    concurrent: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.model.name
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask at the same time."""
+        return self.model.concurrent
 
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Return the model's responses."""

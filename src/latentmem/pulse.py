@@ -15,8 +15,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
-from torch.distributed import TCPStore
-
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 120.0
 """A process whose number stays the same for this long is gone. Nothing that we call holds Python's lock so long."""
@@ -71,7 +69,7 @@ class Pulse:
             number = self.store.get(_key(other)) if self.store.check([_key(other)]) else b""
             if number == _OVER:
                 del self.heard[other]
-            elif number != self._numbers.get(other):
+            elif number != self._numbers.get(other, b""):
                 self._numbers[other], self.heard[other] = number, time.monotonic()
 
     def watch(self) -> None:
@@ -102,7 +100,9 @@ class Pulse:
 def watch_others(rank: int, size: int) -> None:
     """Begin to give signs of life and to watch for those of the others; end this process when one is gone."""
     where, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(where, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SECONDS))
+    store = distributed.TCPStore(
+        where, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SECONDS)
+    )
     Pulse(store, rank, size, _leave).start()
 
 

@@ -31,6 +31,7 @@ from latentmem.training.scoring import Example
 from peers import together
 
 PATIENCE = 60
+SHORT = Sampling(temperature=0.7, max_response_tokens=2)
 
 
 class Engine:
@@ -148,7 +149,7 @@ def test_the_rollouts_go_on_while_the_step_updates(
                 assert updated.wait(PATIENCE)
             return super().step(action)
 
-    trainer = ahead_of(world, start=Waiting, num_steps=2, group_size=2)
+    trainer = ahead_of(world, start=Waiting, num_steps=2, group_size=2, tasks_per_step=1)
     go_ahead, update = trainer._go_ahead, trainer._update
 
     def update_once_acted(*args: Any) -> Any:
@@ -163,10 +164,18 @@ def test_the_rollouts_go_on_while_the_step_updates(
 
 
 def test_resumed_training_equals_an_uninterrupted_one(make_served: Callable[[], World], tmp_path: Path) -> None:
-    options = {"num_steps": 4, "save_every": 2, "eval_every": 3, "aside": TASKS[6:7], "group_size": 2}
+    options = {
+        "num_steps": 4,
+        "save_every": 2,
+        "eval_every": 3,
+        "aside": TASKS[6:7],
+        "group_size": 3,
+        "tasks_per_step": 1,
+    }
     whole = make_served()
     expected: list[dict[str, Any]] = []
     progress = run(ahead_of(whole, **options), tmp_path / "whole", expected)
+    assert sum(line.get("updated", 0) for line in expected) > 1
     stale = [line["staleness"] for line in expected if "staleness" in line]
     assert stale == [0, 1, 0, 0]  # none is ahead after two steps, which are saved, and after three, which are evaluated
     lines: list[dict[str, Any]] = []
@@ -185,7 +194,7 @@ def test_a_checkpoint_does_not_count_tasks_whose_rollouts_were_not_used(
     both = []
     for staleness in (0, 1):
         world = make_served()
-        trainer = ahead_of(world, num_steps=3, max_staleness=staleness, group_size=2, tasks_per_step=1)
+        trainer = ahead_of(world, num_steps=3, max_staleness=staleness, group_size=2, tasks_per_step=1, sampling=SHORT)
         groups = recorded(trainer, monkeypatch)
         progress, positions = Progress(), []
         for _ in range(2):
@@ -202,7 +211,7 @@ def test_an_error_of_the_server_is_told_after_the_update_that_it_did_not_concern
     make_served: Callable[[], World], tmp_path: Path
 ) -> None:
     world = make_served()
-    trainer = ahead_of(world, num_steps=3)
+    trainer = ahead_of(world, num_steps=3, tasks_per_step=1)
     answered = world.model.respond
     going = threading.Event()
 
@@ -220,6 +229,7 @@ def test_an_error_of_the_server_is_told_after_the_update_that_it_did_not_concern
     assert [line["updated"] for line in lines] == [1]
 
 
+@pytest.mark.slow
 def test_two_processes_go_ahead_as_one_does(make_served: Callable[[], World], tmp_path: Path) -> None:
     worlds = [make_served() for _ in range(3)]
     options = {"num_steps": 2, "group_size": 2}

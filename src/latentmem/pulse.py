@@ -15,6 +15,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 120.0
 """A process whose number stays the same for this long is gone. Nothing that we call holds Python's lock so long."""
@@ -100,9 +102,7 @@ class Pulse:
 def watch_others(rank: int, size: int) -> None:
     """Begin to give signs of life and to watch for those of the others; end this process when one is gone."""
     where, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(
-        where, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SECONDS)
-    )
+    store = TCPStore(where, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SECONDS))
     Pulse(store, rank, size, _leave).start()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from killing import killed_at_sync
 from latentmem import evaluation, processes, recipes
@@ -39,6 +40,7 @@ from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.sft import SFTTrainer
 from latentmem.trajectory import Step, Task, Trajectory
+from models.architectures import tiny
 from peers import together
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -476,7 +478,7 @@ def test_demonstrations_that_cannot_be_used_are_told(configure, tmp_path, monkey
             TrainingError,
             "none of its 1 demonstrations is of a task that is left to train on",
         ),
-        (alone, "seed=0", DataError, "said.jsonl:1: 'user proxy' of team autogen speaks, and no response"),
+        (alone, "seed=0", DataError, "said.jsonl:1: role 'user proxy' of team autogen has no demonstrated"),
         ([{"task": "x", "responses": {}}], "seed=0", DataError, "said.jsonl:1: task 'x' is not in the data; expected"),
     ]:
         path = written(tmp_path, *rows)
@@ -814,6 +816,10 @@ def test_what_each_memory_carries_is_measured_once_and_again_when_what_it_is_mad
     parts.bank.add(played.trajectories)
     do(config, "evaluate")
     assert sorted(measured) == ["latent", "text", "voyager"]
+    kept = json.loads((folder / "text.carried.json").read_text())
+    (folder / "text.carried.json").write_text(json.dumps(kept | {"carried": {"nats": "much"}}))
+    with pytest.raises(RunError, match=r"text\.carried\.json: damaged \(carried\.nats: .*\); remove it, and it is"):
+        do(config, "evaluate")
 
 
 def test_what_the_data_demonstrate_is_measured_by_in_place_of_what_was_played(configure, monkeypatch):
@@ -1440,3 +1446,27 @@ def test_experience_is_recalled_and_not_trained_on(configure):
     do(config, "collect")
     with pytest.raises(TrainingError, match=r"only episodes of experience tasks, .* set sft.demonstrations"):
         do(config, "sft")
+
+
+# A model that is read the plain way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma2", "mamba", "qwen3_next", "gpt_oss"])
+def test_a_model_on_the_plain_path_goes_through_all_phases(configure, tiny_model_dir, tmp_path, kind):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tiny(kind, len(tokenizer)).save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    target = "in_proj" if kind == "mamba" else "q_proj"
+    words = [f"model.name={tmp_path / kind}", f"composer.target_modules=[{target}]", f"grpo.target_modules=[{target}]"]
+    path = written(tmp_path, *said(configure("whole"), (0, 3, 9)))
+    config = configure(
+        kind, *words, f"sft.demonstrations={path}", "sampling.temperature=9"
+    )  # or it says one token only
+    do(config, "collect", "sft", "lmpo", "grpo", "evaluate")
+    rows = metrics(config)
+    assert {row["phase"] for row in rows} == {"collect", "sft", "lmpo", "grpo"}
+    ratios = [row["first_ratio_max"] for row in rows if "first_ratio_max" in row]
+    assert len(ratios) >= 2
+    assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-4)
+    assert len(results(config)["memories"]) == len(config.evaluate.memories)

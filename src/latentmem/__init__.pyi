@@ -37,6 +37,7 @@ from .teams.turn import Call as Call
 from .teams.turn import Team as Team
 from .teams.turn import Teams as Teams
 from .teams.turn import Turn as Turn
+from .teams.turn import describe_history as describe_history
 from .training.demonstrations import Demonstration as Demonstration
 from .training.demonstrations import demonstrate as demonstrate
 from .training.lmpo import LMPOTrainer as LMPOTrainer

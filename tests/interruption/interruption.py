@@ -461,9 +461,14 @@ def full_disks(world: World) -> int:
     """Fill the disk while each kind of file is written; returns the number of differences from the undisturbed run."""
     whole, disk = world.whole(), world.folder / "small-disk"
     disk.mkdir(exist_ok=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True
-    )  # ends with the namespace
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        return _full_disks(world, whole, disk)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def _full_disks(world: World, whole: Path, disk: Path) -> int:
     run, ballast = disk / "run", disk / "ballast"
     print(f"a disk of 24 MB that fills up {len(FULL)} times")
     problems: list[str] = []

@@ -237,7 +237,10 @@ def test_notes_of_other_settings_or_of_a_changed_bank_are_made_again_with_a_warn
         ({"version": 2}, "version 2 of a memory's notes; this version of latentmem reads 1; remove the file, and it"),
         ({"version": None}, "version None of a memory's notes"),
         ({"memory": "gmemory"}, "notes of memory 'gmemory', expected 'voyager'; remove the file"),
-        ({"notes": ...}, "'notes' is missing; remove the file"),
+        ({"notes": ...}, "damaged (input should be an object); remove the file, and it"),
+        ({"notes": {"summaries": {"x": 1}}}, "damaged (summaries.x: input should be a valid string)"),
+        ({"learned": [None]}, "damaged (learned.0: input should be a valid string)"),
+        ({"costs": []}, "damaged (costs: input should be an object)"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(
@@ -255,6 +258,29 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(
     path.write_text("{")
     with pytest.raises(RunError, match="not valid JSON"):
         make("voyager", bank, path, Answering())
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("generative", {"importance": {"x": None}}),
+        ("oagents", {"insights": [{"text": "t", "score": 0, "sources": []}]}),
+        ("oagents", {"insights": [{"text": "t", "score": 2}]}),
+        (
+            "gmemory",
+            {"nodes": [{"id": "a", "task": "t", "solved": True, "links": [0], "condensed": "c"}], "insights": []},
+        ),
+        ("gmemory", {"nodes": {}, "insights": []}),
+    ],
+)
+def test_notes_of_another_form_are_refused(bank: ExperienceBank, tmp_path: Path, name: str, notes: Any) -> None:
+    path = tmp_path / "n.json"
+    bank.add(lived(1))
+    make(name, bank, path, Answering()).learn()
+    assert make(name, bank, path, Answering()).learned, "what it writes itself cannot be read"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": notes}))
+    with pytest.raises(RunError, match=r"n\.json: damaged \(.*\); remove the file, and it is made again"):
+        make(name, bank, path, Answering())
 
 
 @pytest.mark.parametrize("name", ALL)

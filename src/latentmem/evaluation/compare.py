@@ -18,12 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from latentmem.bank import ExperienceBank
 from latentmem.carrying import measure_carried
 from latentmem.config import EvaluateSection, Sampling
 from latentmem.environments.environment import Domain
-from latentmem.errors import ConfigError
+from latentmem.errors import ConfigError, RunError
 from latentmem.evaluation.batches import commit, kept_tasks, play, resume
 from latentmem.evaluation.results import Results
 from latentmem.evaluation.rows import Played, retrieval, row_of, tasks_of_sources
@@ -32,6 +33,7 @@ from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
+from latentmem.parsing import Form, checked
 from latentmem.processes import Processes
 from latentmem.progress import on_terminal, progress
 from latentmem.teams.turn import Team
@@ -223,6 +225,19 @@ def check_online(online: bool, processes: Processes) -> None:
         )
 
 
+class _CarriedNumbers(Form):
+    nats: FiniteFloat
+    low: float | None
+    high: float | None
+    num_tasks: int
+
+
+class _KeptCarried(Form):
+    """What is relied on in the file of what a memory carries."""
+
+    carried: _CarriedNumbers | None
+
+
 def forget(folder: Path, name: MemoryName) -> None:
     """Remove the files of a memory, so that it is played again from the first task."""
     for path in folder.glob(f"{name.file_stem}.*"):
@@ -250,6 +265,10 @@ def _carried(
     of = hashlib.sha256(json.dumps([seed, model.name, [t.id for t in trajectories]]).encode()).hexdigest()
     kept = processes.from_first(lambda: read_json(path) if path.exists() else {})
     if kept.get("of") == of:
+        try:
+            checked(kept, _KeptCarried)
+        except ValueError as error:
+            raise RunError(f"{path}: damaged ({error}); remove it, and it is measured again") from None
         known: dict[str, Any] | None = kept["carried"]
         return known
     roles = {role.name: role for role in team.roles}

@@ -18,16 +18,18 @@ Before a search, the nodes of the same task are taken out of the graph, together
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, GMemorySection, InsightsSection, MemorySection
-from latentmem.memory.insights import Insight, mend, numbered, ranked
+from latentmem.memory.insights import Insight, InsightForm, mend, numbered, ranked
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity
 from latentmem.memory.memory import Spent
 from latentmem.memory.retrieval import Rate, best_rated
+from latentmem.parsing import Form
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -37,14 +39,35 @@ _LEARNED = {"threshold", "max_links", "opening", "reading", "condense", "condens
 """Keys of the section that affect what is learned."""
 
 
-class Graph:
-    """The method of G-Memory.
+class _Node(Form):
+    """An episode; its place in the list is its number."""
 
-    Its notes are {"nodes": [{"id", "task", "solved", "links", "condensed"}], "insights": a list of `Insight`}. A node's
-    place in the list is its number; its links are the numbers of older nodes. `task` is the task's text.
-    """
+    id: str
+    task: str
+    """The task's text."""
+    solved: bool
+    links: tuple[Annotated[int, Field(ge=0)], ...]
+    """The numbers of older nodes."""
+    condensed: str
+
+
+class _Notes(Form):
+    nodes: tuple[_Node, ...]
+    insights: tuple[InsightForm, ...]
+
+    @model_validator(mode="after")
+    def _links_lead_to_older_nodes(self) -> Self:
+        for number, node in enumerate(self.nodes):
+            if any(link >= number for link in node.links):
+                raise ValueError(f"node {number} is linked to one that is not older")
+        return self
+
+
+class Graph:
+    """The method of G-Memory."""
 
     kind = "gmemory"
+    form = _Notes
 
     def __init__(
         self,

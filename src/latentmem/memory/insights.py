@@ -17,12 +17,15 @@ wrote another.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, InsightsSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe
 from latentmem.memory.memory import Spent, describe, tell
+from latentmem.parsing import Form
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
@@ -36,7 +39,22 @@ MAX_CHARACTERS = 300
 """The most characters kept of an insight; a model that rambles would fill every later prompt."""
 
 Insight = dict[str, Any]
-"""{"text": one line, "score": at least 1, "sources": ids of trajectories}"""
+"""As `InsightForm` says."""
+
+
+class InsightForm(Form):
+    """One insight in the notes."""
+
+    text: str
+    """One line."""
+    score: Annotated[int, Field(ge=1)]
+    sources: tuple[str, ...]
+    """Ids of the trajectories that had a part in it."""
+
+
+class _Notes(Form):
+    insights: tuple[InsightForm, ...]
+
 
 _BULLET = r"[\s>*#-]*(?:[0-9]{1,3}[.)]\s*)?\**"
 _OPERATION = re.compile(_BULLET + r"(ADD|EDIT|AGREE|REMOVE)\b\**\s*#?([0-9]{0,4})[\s*]*(:?)\s*(.*)")
@@ -46,6 +64,7 @@ class Insights:
     """The method of insights and nearest episodes, by default successes; notes: {"insights": a list of `Insight`}."""
 
     kind = "oagents"
+    form = _Notes
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from latentmem.errors import RunError
 from latentmem.files import read_json, write_atomic
 from latentmem.memory.memory import Recall, Recalls, Spent
 from latentmem.models.agent import AgentModel, Prompt
+from latentmem.parsing import Form, checked
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,32 @@ _DECIMALS = 6
 """Decimals of a similarity. Batched arithmetic is off in the seventh, and equal texts must be equally near."""
 
 
+class _Costs(Form):
+    num_asked: int
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    num_shortened: int
+    malformed: dict[str, int]
+
+
+class _Learned(Form):
+    """What is relied on in the file, whatever the method."""
+
+    learned: tuple[str, ...]
+    costs: _Costs
+
+
 class Method(Protocol):
     """A way to learn from episodes and to tell what was learned."""
 
     @property
     def kind(self) -> str:
         """The method's name in stored messages."""
+
+    @property
+    def form(self) -> type[Form]:
+        """What the method relies on in its notes; checked when they are read from the file."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -166,9 +187,11 @@ class LearnedMemory:
         if found.get("settings") != _plain(self.method.settings):
             return "other settings"
         try:
-            self.learned, self.notes, self.costs = found["learned"], found["notes"], found["costs"]
-        except KeyError as error:
-            raise RunError(f"{self.path}: {error} is missing; {remedy}") from None
+            checked(found, _Learned)
+            checked(found.get("notes"), self.method.form)
+        except ValueError as error:
+            raise RunError(f"{self.path}: damaged ({error}); {remedy}") from None
+        self.learned, self.notes, self.costs = found["learned"], found["notes"], found["costs"]
         return ""
 
     def _save(self) -> None:

@@ -12,20 +12,29 @@ the candidates, and they are added up, all with weight 1. What differs here:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import FiniteFloat
+
 from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, GenerativeSection, MemorySection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, failures_too
 from latentmem.memory.memory import Spent, tell
 from latentmem.memory.retrieval import Rate
+from latentmem.parsing import Form
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 DEFAULTS = BankSection()
 
 
+class _Notes(Form):
+    importance: dict[str, FiniteFloat]
+    """The rating of each episode, from 1 to 10, by the trajectory's id, in the order of storing."""
+
+
 class Stream:
-    """The method of generative agents; notes: {"importance": {trajectory id: 1 to 10}}, in the order of storing."""
+    """The method of generative agents: a rating of each episode."""
 
     kind = "generative"
+    form = _Notes
 
     def __init__(
         self,

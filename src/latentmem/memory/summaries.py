@@ -15,16 +15,23 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, MemorySection, VoyagerSection
 from latentmem.memory.learned import EPISODE_WORDS, Notes, Scribe, Similarity, failures_too
 from latentmem.memory.memory import Spent, describe, tell
+from latentmem.parsing import Form
 from latentmem.templates import fill
 from latentmem.trajectory import Recalled, Role, Task, Trajectory
 
 DEFAULTS = BankSection()
 
 
+class _Notes(Form):
+    summaries: dict[str, str]
+    """A description of each episode, by the trajectory's id."""
+
+
 class Summaries:
-    """The method of Voyager: a description for each episode; notes: {"summaries": {trajectory id: text}}."""
+    """The method of Voyager: a description for each episode."""
 
     kind = "voyager"
+    form = _Notes
 
     def __init__(
         self,

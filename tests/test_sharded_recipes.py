@@ -142,8 +142,8 @@ def test_one_task_keeps_two_processes_together_and_a_composer_gives_the_same(lau
 
 @pytest.mark.parametrize(
     ("phase", "rank", "word"),
-    # Words in collect: two to begin, two a round, one to end; in evaluate: two, and for each memory one and two rounds.
-    [("collect", 0, 5), ("collect", 1, 5), ("evaluate", 0, 5), ("evaluate", 1, 4)],
+    # The word is one behind the first stored batch and before the last.
+    [("collect", 0, 5), ("collect", 1, 5), ("evaluate", 0, 7), ("evaluate", 1, 7)],
 )
 def test_a_killed_process_takes_the_other_along_and_one_process_finishes_the_run(launch, alone, phase, rank, word):
     config = launch.config(

@@ -144,17 +144,21 @@ def no_embedding_model(monkeypatch: pytest.MonkeyPatch, fake_embed: Callable[[li
     monkeypatch.setattr("latentmem.models.embedder.Embedder", FakeEmbedder)
 
 
+class OddLength:
+    """Pays for an action with an odd number of characters."""
+
+    instructions = "Say something."
+
+    def step(self, action: str) -> Any:
+        from latentmem.environments.environment import Outcome
+
+        return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
+
+
 @pytest.fixture
 def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numeric tasks pay for an odd number of characters: a random model never solves a sum."""
-    from latentmem.environments.environment import Outcome
     from latentmem.environments.reasoning import ReasoningDomain
-
-    class OddLength:
-        instructions = "Say something."
-
-        def step(self, action: str) -> Outcome:
-            return Outcome("", float(len(action) % 2), True, {"extracted": action or None})
 
     monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
 

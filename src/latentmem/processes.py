@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed import DistError
 
-from latentmem.errors import ConfigError, LatentMemError
+from latentmem.errors import ConfigError, LatentMemError, RunError
 from latentmem.models.sharding import PATIENCE, end_passes
+from latentmem.pulse import GONE, watch_others
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,6 +70,14 @@ def sharding_asked() -> Sharding:
     return "fsdp"
 
 
+_watch_once = cache(watch_others)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Return whether an error says that another process no longer answers."""
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
+
+
 class Processes:
     """One process among its peers."""
 
@@ -75,6 +86,8 @@ class Processes:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
+        if self.size > 1:
+            _watch_once(self.rank, self.size)
 
     @property
     def is_first(self) -> bool:
@@ -131,13 +144,24 @@ class Processes:
 
         The process that met it raises it; if several did, the first of them. The others exit with status 2 at their
         next exchange, at the latest at the end of the block, where all processes meet. These blocks must not be nested.
+
+        Raises:
+            RunError: another process was killed, or its host is gone.
         """
         try:
-            yield
-            self.wait()
-        except LatentMemError:
-            self._exchange(_Mistake())
-            raise
+            try:
+                yield
+                self.wait()
+            except LatentMemError:
+                self._exchange(_Mistake())
+                raise
+        except RuntimeError as error:
+            if not _is_lost(error):
+                raise
+            time.sleep(_SILENT_SECONDS)  # a launcher on the same machine tells more: which one died, and of what
+            raise RunError(
+                f"another process of this command has died; its own output may say why. Then {GONE}"
+            ) from None
 
     def _exchange(self, part: Any) -> list[Any]:
         """Return what each process brought, by rank."""

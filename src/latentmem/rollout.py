@@ -1,16 +1,20 @@
 """The one loop in which a team plays: team x memory x environment -> trajectories.
 
-Many episodes advance side by side. In each round, every episode's team names the agents that can speak now; together
-they form one batch for the model. A single-turn task is an episode of one step.
+A single-turn task is an episode of one step. Episodes of a local model advance in step: in each round, every episode's
+team names the agents that can speak now, and together they form one batch. A model that many threads may ask at once
+makes its batches itself. Then no episode waits for another, and a slow environment holds up its own episode only. Both
+ways are the same loop, and they give the same trajectories.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Event
 
 from torch import Tensor
 
@@ -18,16 +22,26 @@ from latentmem.config import Sampling
 from latentmem.environments.environment import Environment, Listener, Outcome
 from latentmem.errors import ConfigError, LatentMemError, suggest
 from latentmem.memory.memory import Memory, Recall, Spent
-from latentmem.models.agent import AgentModel, Prompt
+from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Action, Call, Team, Teams, Turn
-from latentmem.trajectory import Message, Step, Task, Trajectory
+from latentmem.trajectory import Message, Role, Step, Task, Trajectory
+
+Ask = Callable[[Sequence[Prompt]], list[Sampled]]
+"""A function: prompts -> one response each, in their order."""
+
+EPISODES_AT_ONCE = 256
+"""How many episodes of a model with `concurrent` are played at the same time, each in a thread."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time of a rollout went, in seconds of wall clock."""
+    """Where the time of a rollout went, in seconds of wall clock.
+
+    Where episodes do not wait for each other, generation and environment are sums over the episodes, so they may be
+    far more than the time that passed.
+    """
 
     recall: float
     """Searching the bank, calling a language model for the memory, and writing out what was found."""
@@ -151,47 +165,31 @@ def rollout(
         group_size: G, the number of episodes for each task.
         seed: seed of all random streams.
         max_turns: number of steps after which an episode ends with its last reward.
-        workers: environments stepped at once, each in a thread; None means one for each CPU.
+        workers: environments stepped at once, each in a thread; None means one for each CPU. For a model with
+            `concurrent`: episodes played at once; None means `EPISODES_AT_ONCE`. Then `start` is called in these
+            threads too.
 
     Raises:
         ConfigError: a team lets a role speak that is not among its `roles`.
-        LatentMemError: any such error of a part passes through, as when a prompt exceeds the model's window.
+        LatentMemError: any such error of a part passes through, as when a prompt exceeds the model's window. Where
+            episodes do not wait for each other, the first error ends the others at their next message.
     """
     began = time.perf_counter()
-    played_by = {task.key: team.of(task) if isinstance(team, Teams) else team for task in tasks}
-    queries = [(task, role) for task in tasks for role in played_by[task.key].roles]
+    queries = queries_of(team, tasks)
     found = memory.recall_many(queries)
     recalls = {(task.key, role.name): recall for (task, role), recall in zip(queries, found, strict=True)}
     searching = time.perf_counter() - began - found.spent.composing_seconds
-    generation = environment = 0.0
 
     episodes = [
-        _Episode(task, played_by[task.key], stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)
+        _Episode(task, _player(team, task), stream_seed(seed, task.key, i)) for task in tasks for i in range(group_size)
     ]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        began = time.perf_counter()
-        for episode in episodes:
-            episode.begin(start)
-        environment += time.perf_counter() - began
-        while playing := [episode for episode in episodes if not episode.done]:
-            began = time.perf_counter()
-            _speak(playing, model, recalls, sampling)
-            generation += time.perf_counter() - began
-            began = time.perf_counter()
-            for episode, outcome in zip(playing, pool.map(_Episode.act, playing), strict=True):
-                assert episode.action is not None
-                episode.steps.append(
-                    Step(
-                        messages=tuple(episode.messages),
-                        action=episode.action.text,
-                        observation=outcome.observation,
-                        info=outcome.info | ({"team": dict(episode.action.record)} if episode.action.record else {}),
-                    )
-                )
-                episode.messages, episode.action = [], None
-                episode.done = episode.done or outcome.done or len(episode.steps) == max_turns
-                episode.reward = outcome.reward
-            environment += time.perf_counter() - began
+    play = partial(_play, start=start, recalls=recalls, temperature=sampling.temperature, max_turns=max_turns)
+    ask = partial(model.respond, sampling=sampling)
+    if model.concurrent:
+        generation, environment = _play_apart(episodes, play, ask, workers or EPISODES_AT_ONCE)
+    else:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            generation, environment = play(episodes, ask, pool.map)
 
     finished = [
         Trajectory(
@@ -211,11 +209,94 @@ def rollout(
     return Rollouts(groups, seconds, found.spent, recalls)
 
 
+def queries_of(team: Team | Teams, tasks: Sequence[Task]) -> list[tuple[Task, Role]]:
+    """Return what a rollout asks its memory: each task with each role of the team that plays it."""
+    return [(task, role) for task in tasks for role in _player(team, task).roles]
+
+
+def _player(team: Team | Teams, task: Task) -> Team:
+    return team.of(task) if isinstance(team, Teams) else team
+
+
+def _play_apart(
+    episodes: Sequence[_Episode], play: Callable[..., tuple[float, float]], ask: Ask, num_threads: int
+) -> tuple[float, float]:
+    """Play each episode in a thread of its own; return their seconds of generation and environment, summed.
+
+    When one fails, or on Ctrl-C, those that wait are dropped and the others end at their next message. This returns
+    when all threads have ended.
+    """
+    stopped = Event()
+
+    def ask_unless_stopped(prompts: Sequence[Prompt]) -> list[Sampled]:
+        if stopped.is_set():
+            raise CancelledError
+        return ask(prompts)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            playing = [pool.submit(play, [episode], ask_unless_stopped, map) for episode in episodes]
+            seconds = [done.result() for done in as_completed(playing)]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sum(generation for generation, _ in seconds), sum(environment for _, environment in seconds)
+
+
+def _play(
+    episodes: Sequence[_Episode],
+    ask: Ask,
+    each: Callable[[Callable[[_Episode], Outcome], Sequence[_Episode]], Iterable[Outcome]],
+    *,
+    start: Callable[[Task], Environment],
+    recalls: dict[tuple[str, str], Recall],
+    temperature: float,
+    max_turns: int,
+) -> tuple[float, float]:
+    """Play episodes to their ends, in step with each other; return the seconds of generation and of environment.
+
+    Args:
+        episodes: what is played.
+        ask: gets the prompts of all episodes that can speak at the same time.
+        each: lets several environments act, as `map` does.
+        start: makes a fresh environment for a task.
+        recalls: what was recalled, by the task's key and the role's name.
+        temperature: written into the messages.
+        max_turns: number of steps after which an episode ends.
+    """
+    generation = 0.0
+    began = time.perf_counter()
+    for episode in episodes:
+        episode.begin(start)
+    environment = time.perf_counter() - began
+    while playing := [episode for episode in episodes if not episode.done]:
+        began = time.perf_counter()
+        _speak(playing, ask, recalls, temperature)
+        generation += time.perf_counter() - began
+        began = time.perf_counter()
+        for episode, outcome in zip(playing, each(_Episode.act, playing), strict=True):
+            assert episode.action is not None
+            episode.steps.append(
+                Step(
+                    messages=tuple(episode.messages),
+                    action=episode.action.text,
+                    observation=outcome.observation,
+                    info=outcome.info | ({"team": dict(episode.action.record)} if episode.action.record else {}),
+                )
+            )
+            episode.messages, episode.action = [], None
+            episode.done = episode.done or outcome.done or len(episode.steps) == max_turns
+            episode.reward = outcome.reward
+        environment += time.perf_counter() - began
+    return generation, environment
+
+
 def _speak(
     episodes: Sequence[_Episode],
-    model: AgentModel,
+    ask: Ask,
     recalls: dict[tuple[str, str], Recall],
-    sampling: Sampling,
+    temperature: float,
 ) -> None:
     """Play one turn of each episode up to its action."""
     for episode in episodes:
@@ -234,7 +315,7 @@ def _speak(
                 pending.append((episode, call, recall, _prompt(episode, call, recall, number)))
         # Rows of one role and task stand side by side, because their prompts begin alike.
         order = sorted(range(len(pending)), key=lambda i: pending[i][3].group)
-        responses = model.respond([pending[i][3] for i in order], sampling)
+        responses = ask([pending[i][3] for i in order])
         by_row = dict(zip(order, responses, strict=True))
         for row, (episode, call, recall, _) in enumerate(pending):
             sampled = by_row[row]
@@ -247,7 +328,7 @@ def _speak(
                     token_ids=sampled.token_ids,
                     logps=sampled.logps,
                     finish=sampled.finish,
-                    temperature=sampling.temperature,
+                    temperature=temperature,
                     num_prompt_tokens=sampled.num_prompt_tokens,
                     reads=call.reads,
                     recalled=recall.record,

@@ -4,10 +4,14 @@ import ast
 import json
 import os
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from latentmem.config import Rows, SandboxSection
+from latentmem.environments.code import domain as module
 from latentmem.environments.code.domain import CodeDomain
 from latentmem.environments.code.extraction import complete, extract_code
 from latentmem.environments.code.judging.inside import sign
@@ -261,6 +265,27 @@ def test_no_code_is_not_run_and_scores_0(tmp_path, monkeypatch):
     monkeypatch.setattr(Sandbox, "run", lambda *_, **__: pytest.fail("ran"))
     outcome = play(tmp_path, "mbpp", mbpp(), "I do not know.")
     assert (outcome.reward, outcome.info["extracted"], outcome.info["cause"]) == (0.0, None, "no_code")
+
+
+def test_solutions_are_judged_one_for_each_cpu_however_many_threads_ask(tmp_path, monkeypatch):
+    under_way, most, lock = [], [], threading.Lock()
+
+    def ask(*_):
+        with lock:
+            under_way.append(1)
+            most.append(len(under_way))
+        time.sleep(0.005)  # so that others would come meanwhile
+        under_way.pop()
+        return {"cause": None}
+
+    monkeypatch.setattr(module, "ask_for_verdict", ask)
+    monkeypatch.setattr(module, "_ROOM", threading.BoundedSemaphore(2))
+    made = domain(tmp_path, "mbpp", [mbpp()])
+    (task,) = made.tasks("train")
+    with ThreadPoolExecutor(12) as pool:
+        played = pool.map(lambda i: made.start(task).step(fenced(f"def twice(x): {i}")).reward, range(12))
+        assert list(played) == [1.0] * 12
+    assert max(most) <= 2
 
 
 def ended(status="exited", exit_code=0, result=None, stderr="", cause=""):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,15 @@ def test_what_a_normalizer_makes_a_control_token_of_stays_text(chat_of: Callable
         assert number not in chat.encode(f"x {alike} y")
         assert number not in chat.encode_prompt("s", alike)
         assert re.sub(r"\W", "", chat.decode(chat.encode(alike))) == "tool"
+
+
+def test_many_threads_may_encode_and_decode_at_the_same_time(chat_of: Callable[..., Chat]) -> None:
+    chat = chat_of()
+
+    def there_and_back(number: int) -> tuple[list[int], str]:
+        ids = chat.encode_prompt("Be brief.", f"task {number} <|im_end|> " * (1 + number % 5))
+        return ids, chat.spell(ids)
+
+    one_by_one = [there_and_back(number) for number in range(200)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(there_and_back, range(200))) == one_by_one

@@ -189,6 +189,18 @@ class LMPOSection(GroupFields, ComposerOptimizerFields):
 
     initial: PathText = "sft"
     """Where training starts: `sft` or `warmup` (this run's), `untrained`, or a composer's folder."""
+    max_staleness: Literal[0, 1] = 0
+    """1 plays the rollouts of the next step while a step updates, so their latents are one update old. It needs a
+    server that samples (`model.engine`). 0 plays them after the update."""
+
+    @model_validator(mode="after")
+    def _one_draw_ahead(self) -> Self:
+        if self.max_staleness and self.max_resamples:
+            raise ValueError(
+                f"has max_staleness 1 and max_resamples {self.max_resamples}; a step that is played ahead cannot draw "
+                "further tasks, set one of the two to 0"
+            )
+        return self
 
 
 class GRPOSection(GroupFields, OptimizerFields):

@@ -31,7 +31,7 @@ MAX_KEPT_TASKS = 64
 
 @dataclass(frozen=True)
 class Cost:
-    """What one batch cost the process that played it; times in wall-clock seconds, as in `rollout.Seconds`."""
+    """What one batch cost the process that played it; times in seconds, as in `rollout.Seconds`."""
 
     num_tasks: Annotated[int, Field(gt=0)]
     recall: float

@@ -21,21 +21,24 @@ from latentmem.config import GRPOSection, LMPOSection, Sampling, with_fields
 from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, TrainingError
 from latentmem.memory.latent import LatentMemory
+from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import KeepingModel, LanguageModel
 from latentmem.models.prefix import Kept
 from latentmem.processes import Processes
-from latentmem.rollout import Rollouts, rollout
+from latentmem.rollout import Rollouts, queries_of, rollout
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Team, Teams
+from latentmem.training.ahead import Ahead
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
-from latentmem.training.losses import group_advantages, importance_weights, lmpo_loss
+from latentmem.training.losses import importance_weights, lmpo_loss
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.policies import policy_of
 from latentmem.training.scoring import Example
+from latentmem.training.signal import Group, measure, signal_of
 from latentmem.training.tasks import Passes, tasks_aside, without
 from latentmem.trajectory import Task, Trajectory
 
@@ -43,14 +46,6 @@ ENGINE_CAP = 2.0
 """`importance_cap` if none is set and an engine samples in less than float32, so that it rounds otherwise."""
 Logps = tuple[float, ...]
 """Log-probabilities of the tokens of one message."""
-
-
-class Group(NamedTuple):
-    """Rollouts of one task that differ in their reward."""
-
-    trajectories: list[Trajectory]
-    advantages: list[float]
-    """The advantage of each trajectory."""
 
 
 class Rolled(NamedTuple):
@@ -64,6 +59,8 @@ class Rolled(NamedTuple):
     """The beginnings of prompts, as the agents read them."""
     metrics: dict[str, float]
     """Metrics over all groups of all processes."""
+    stale: bool = False
+    """Whether the trained parameters were updated since the latents were composed."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,9 @@ class LMPOTrainer:
             fields: fields of `settings` to replace.
 
         Raises:
-            ConfigError: a field is unknown or has a wrong value; or sampling is greedy, so nothing could be compared;
-                or it leaves tokens out, and an engine's log-probabilities are of the others.
+            ConfigError: a field is unknown or has a wrong value; sampling is greedy, so nothing could be compared; it
+                leaves tokens out, and an engine's log-probabilities are of the others; or `max_staleness` is 1 and the
+                agents cannot sample while training goes on.
             TrainingError: there are no tasks to train on, or none to evaluate on.
         """
         self.phase = "grpo" if isinstance(memory, ParametricMemory) else "lmpo"
@@ -154,6 +152,15 @@ class LMPOTrainer:
                 f"{len(tasks)} tasks to train on and {len(aside)} set aside to evaluate on; give at least one of each"
             )
         self.policy = policy_of(memory, model)
+        self.ahead: Ahead | None = None
+        """Plays the rollouts of the next step, if `max_staleness` allows it."""
+        if isinstance(self.settings, LMPOSection) and self.settings.max_staleness:
+            if not model.concurrent:
+                raise ConfigError(
+                    "lmpo.max_staleness is 1, but this process samples for the agents and cannot train meanwhile; set "
+                    "it to 0, or let a server sample (model.engine)"
+                )
+            self.ahead = Ahead(self.policy.memory, model)
         self.team = team
         self.start = domain.start
         self.aside = list(aside)
@@ -181,7 +188,11 @@ class LMPOTrainer:
         with journal_of(
             journal, folder, self.settings.num_steps, self.phase, "reward", self.processes.is_first
         ) as told:
-            return self._train(folder, told)
+            try:
+                return self._train(folder, told)
+            finally:
+                if self.ahead is not None:
+                    self.ahead.stop()
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         return train(
@@ -202,6 +213,7 @@ class LMPOTrainer:
         began = time.perf_counter()
         rolled = self._rollouts(progress)
         middle = time.perf_counter()
+        self._go_ahead(progress)
         result = self._update(rolled, progress.step)
         seconds = {"rollout_seconds": middle - began, "update_seconds": time.perf_counter() - middle}
         return replace(result, metrics=rolled.metrics | result.metrics | seconds)
@@ -209,7 +221,8 @@ class LMPOTrainer:
     def evaluate(self) -> float:
         """Return the mean reward of greedy responses on the tasks set aside."""
         greedy = Sampling(temperature=0.0, max_response_tokens=self.sampling.max_response_tokens)
-        played = self._play(self.policy.model, self.processes.shard(self.aside), greedy, 1, "eval")
+        aside = self.processes.shard(self.aside)
+        played = self._play(self.policy.memory, self.policy.model, aside, greedy, 1, "eval")
         rewards = self.processes.gather([trajectory.reward for trajectory in played.trajectories])
         return sum(rewards) / len(rewards)
 
@@ -217,12 +230,35 @@ class LMPOTrainer:
         reward = self.evaluate()
         return reward, {"eval_reward": reward, **self.carried()}
 
+    def _go_ahead(self, progress: Progress) -> None:
+        """Begin to play the next step, unless its latents have to be composed after this step's update.
+
+        That is so after a checkpoint, from which the same command may go on: a resumed run does the very same then.
+        """
+        settings, step = self.settings, progress.step + 1
+        saved = step % settings.save_every == 0 or (settings.eval_every and step % settings.eval_every == 0)
+        if self.ahead is None or saved or step == settings.num_steps:
+            return
+        tasks, _ = self.passes.take(progress.position, settings.tasks_per_step)
+        mine = self.processes.shard(tasks)
+        stream = _stream(step)
+        self.ahead.begin(
+            queries_of(self.team, mine),
+            lambda memory, model: self._play(memory, model, mine, self.sampling, settings.group_size, stream),
+        )
+
     def _play(
-        self, model: AgentModel, tasks: Sequence[Task], sampling: Sampling, group_size: int, stream: str
+        self,
+        memory: Memory,
+        model: AgentModel,
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        group_size: int,
+        stream: str,
     ) -> Rollouts:
         return rollout(
             self.team,
-            self.policy.memory,
+            memory,
             model,
             tasks,
             self.start,
@@ -240,53 +276,23 @@ class LMPOTrainer:
         played: list[list[Trajectory]] = []
         composed: dict[str, Tensor] = {}
         num_kept = 0
+        begun = self.ahead.take() if self.ahead is not None else None
         for draw in range(1 + settings.max_resamples):
             tasks, progress.position = self.passes.take(progress.position, settings.tasks_per_step)
-            stream = f"step {progress.step} draw {draw}"
-            rollouts = self._play(model, self.processes.shard(tasks), self.sampling, settings.group_size, stream)
+            rollouts = begun or self._play(
+                *(self.policy.memory, model, self.processes.shard(tasks)),
+                *(self.sampling, settings.group_size, _stream(progress.step, draw)),
+            )
             played += rollouts.groups
             composed |= rollouts.composed
-            for group in rollouts.groups:
-                fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is not a low reward
-                if len({trajectory.reward for trajectory in fair}) > 1:
-                    rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
-                    kept.append(Group(fair, group_advantages(rewards, settings.scale_advantages)[0].tolist()))
+            kept += signal_of(rollouts.groups, settings.scale_advantages)
             num_kept = int(self.processes.sum({"kept": len(kept)})["kept"])
             if num_kept >= settings.tasks_per_step:
                 break
-        everything = [trajectory for group in played for trajectory in group]
-        messages = [message for trajectory in everything for message in trajectory.messages]
-        spread = [float(torch.tensor([t.reward for t in group]).std()) for group in played]
-        sums = self.processes.sum(
-            {
-                "groups": len(played),
-                "episodes": len(everything),
-                "reward": sum(t.reward for t in everything),
-                "success": sum(t.success for t in everything),
-                "reward_std": sum(spread),
-                "errors": sum(t.error is not None for t in everything),
-                "messages": len(messages),
-                "truncated": sum(message.finish == "length" for message in messages),
-                "response_tokens": sum(len(message.token_ids) for message in messages),
-                "no_answer": sum(
-                    "extracted" in s.info and s.info["extracted"] is None for t in everything for s in t.steps[-1:]
-                ),
-            }
-        )
-        spreads = self.processes.gather([advantage for _, advantages in kept for advantage in advantages])
-        metrics = {
-            "groups": sums["groups"],
-            "signal_groups": float(num_kept),
-            "reward": sums["reward"] / sums["episodes"],
-            "success": sums["success"] / sums["episodes"],
-            "reward_std": sums["reward_std"] / sums["groups"],
-            "advantage_std": float(torch.tensor(spreads).std()) if spreads else 0.0,
-            "no_answer": sums["no_answer"] / sums["episodes"],
-            "errors": sums["errors"],
-            "truncated": sums["truncated"] / sums["messages"],
-            "response_tokens": sums["response_tokens"] / sums["messages"],
-        }
-        return Rolled(kept, composed, model.kept, metrics)
+        metrics = measure(played, kept, self.processes)
+        if self.ahead is not None:
+            metrics["staleness"] = float(begun is not None)
+        return Rolled(kept, composed, model.kept, metrics, stale=begun is not None)
 
     def _update(self, rolled: Rolled, step: int) -> StepResult:
         """Move the trained parameters towards the better rollouts of each group."""
@@ -301,7 +307,8 @@ class LMPOTrainer:
                 mine = len(self.policy.micro_batches(batch.examples, settings.micro_batch_positions))
                 num_micro_batches = int(self.processes.sum({"n": mine})["n"])
             loss_of = partial(self._loss, batch, num_micro_batches, parts)
-            composed = rolled.composed if iteration == 0 else None  # the update has changed the composer
+            # An update has changed the composer since then, this step's or the one before.
+            composed = rolled.composed if iteration == 0 and not rolled.stale else None
             loss = self.policy.accumulate(
                 batch.examples, loss_of, settings.micro_batch_positions, composed, rolled.kept
             )
@@ -410,6 +417,11 @@ class LMPOTrainer:
         finally:
             for name, parameter in parameters.items():
                 parameter.copy_(now[name])
+
+
+def _stream(step: int, draw: int = 0) -> str:
+    """Name the random stream of a step's rollouts."""
+    return f"step {step} draw {draw}"
 
 
 def _read(parts: Sequence[dict[str, Tensor]], key: str) -> list[float]:

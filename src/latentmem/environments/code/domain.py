@@ -8,10 +8,12 @@ complete, a module of tests, and optionally the calls that are the tests.
 import ast
 import builtins
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from threading import BoundedSemaphore
 from typing import Literal
 
 from pydantic import JsonValue
@@ -31,6 +33,9 @@ _ONE_BLOCK = "Give the whole code, imports included, in one block that begins wi
 INSTRUCTIONS = f"Solve the problem in Python, with the names it asks for and the standard library only. {_ONE_BLOCK}"
 WITH_LIBRARIES = f"Solve the problem in Python, with the names and the libraries it asks for. {_ONE_BLOCK}"
 """Instructions for BigCodeBench, whose problems name libraries."""
+_ROOM = BoundedSemaphore(os.cpu_count() or 1)
+"""Solutions are judged against the clock, so however many episodes play at once, one for each CPU is judged at a time.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class CodeEnvironment:
                 info.update(cause="syntax", detail=problem)
             else:
                 tests = TaskTests(self.module, self.calls, asked, self.appended)
-                info.update(ask_for_verdict(self.sandbox, program, tests))
+                with _ROOM:
+                    info.update(ask_for_verdict(self.sandbox, program, tests))
         return Outcome(observation="", reward=float(info["cause"] is None), done=True, info=info)
 
 

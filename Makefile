@@ -15,7 +15,7 @@ quickstart: .venv/.installed
 
 # Tests of banks on a server start one of their own, where there is one: apt-get install postgresql. Else they skip.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3
 
 check: .venv/.installed docs
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ hide.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,8 @@ import pytest
 
 import latentmem
 from postgres_server import TestServer, running_server
+from tiny_models import SENTENCES, llama_config, save_model, save_tokenizer
 from wordy import WORDS
-
-SENTENCES = [
-    "What is 12 + 7? The answer is 19.",
-    "What is 40 - 15? Subtract the tens, then the ones; the answer is 25.",
-    "You are the assistant. Solve the task and give the final answer only.",
-    "You are the user proxy. Check what the assistant said and answer the task.",
-    "The capital of the country is the city where its government sits.",
-    "Plan the steps, write the program, run the tests, and report the result.",
-    "A memory of similar tasks that the team has solved before may help here.",
-]
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 assert latentmem.Embedder  # the package keeps what it loads first; a test may put another in its place
 
@@ -51,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers and width 32: 4 heads, 2 of keys and values, tied embeddings, float32, 320 tokens."""
     folder = tmp_path_factory.mktemp("tiny_llama")
-    config = llama_config(_save_tokenizer(folder, vocab_size=320))
-    _save_model(folder, config, seed=1)
+    config = llama_config(save_tokenizer(folder, vocab_size=320))
+    save_model(folder, config, seed=1)
     return folder
 
 
@@ -63,7 +49,7 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny_qwen3")
     config = Qwen3Config(
-        vocab_size=_save_tokenizer(folder, vocab_size=300),
+        vocab_size=save_tokenizer(folder, vocab_size=300),
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=3,
@@ -77,7 +63,7 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         pad_token_id=0,
     )
-    _save_model(folder, config, seed=2)
+    save_model(folder, config, seed=2)
     return folder
 
 
@@ -85,10 +71,8 @@ def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wordy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers and width 32 with tied embeddings, of whose tokens some 180 are words."""
     folder = tmp_path_factory.mktemp("wordy_llama")
-    config = llama_config(
-        _save_tokenizer(folder, vocab_size=1200, sentences=[*SENTENCES, *(f"{w} {w}" for w in WORDS)])
-    )
-    _save_model(folder, config, seed=3)
+    config = llama_config(save_tokenizer(folder, vocab_size=1200, sentences=[*SENTENCES, *(f"{w} {w}" for w in WORDS)]))
+    save_model(folder, config, seed=3)
     return folder
 
 
@@ -161,66 +145,3 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     from latentmem.environments.reasoning import ReasoningDomain
 
     monkeypatch.setattr(ReasoningDomain, "start", lambda self, task: OddLength())
-
-
-def llama_config(vocab_size: int, tied: bool = True) -> Any:
-    """Of a Llama of 2 layers and width 32, with 4 heads, 2 of keys and values."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-
-
-def _save_tokenizer(folder: Path, vocab_size: int, sentences: Sequence[str] = SENTENCES) -> int:
-    """Byte-level BPE trained on sentences, ChatML specials first; every text can be encoded and decoded exactly."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(sentences, trainer)
-    assert sentences is not SENTENCES or bpe.get_vocab_size() == vocab_size
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return int(bpe.get_vocab_size())
-
-
-def _save_model(folder: Path, config: object, seed: int) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from latentmem.models.assets import quiet_loading
-
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(), quiet_loading():
-        torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
-from conftest import _save_tokenizer
 from latentmem import (
     Composer,
     ExperienceBank,
@@ -48,6 +47,7 @@ from latentmem.models.agent import Prompt
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.recipes import Planner
 from latentmem.training.checkpoint_folder import Progress
+from tiny_models import save_tokenizer
 
 DENSE_BF16 = {"H100 80GB HBM3": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 """TFLOP/s of bfloat16 products, dense, by a part of the card's name: from NVIDIA's data sheets. Others have no MFU."""
@@ -126,7 +126,7 @@ class World:
 
     def __init__(self, device: str, size: SimpleNamespace, folder: Path) -> None:
         self.device, self.size, self.folder = device, size, folder
-        _save_tokenizer(folder, vocab_size=320)
+        save_tokenizer(folder, vocab_size=320)
         ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         shape = Qwen3Config(**size.model, max_position_embeddings=8192, tie_word_embeddings=True, **ends)
         shape.save_pretrained(folder)

@@ -17,7 +17,6 @@ def test_the_whole_path_on_the_cpu(tmp_path, monkeypatch, capsys):
     assert found["machine"]["card"] is None
     assert "tests" not in found  # those are for GPUs
     assert found["generation"]["tokens"] == 4 * 4
-    assert found["lmpo"]["seconds_a_step"] > 0
     assert found["lmpo"]["update_mfu"] is None
     assert found["lmpo"]["peak_mib"] is None
     assert found["lmpo"]["response_tokens"] == 2 * 2 * 2 * 4

@@ -267,7 +267,7 @@ def test_collect_killed_at_any_write_goes_on_to_the_same_bank_and_metrics(config
     assert stored_but_not_counted
 
 
-@pytest.mark.parametrize("phase", ["sft", "lmpo"])
+@pytest.mark.parametrize("phase", [pytest.param("sft", marks=pytest.mark.slow), "lmpo"])
 def test_training_interrupted_at_some_writes_goes_on_to_the_same_weights(configure, monkeypatch, phase):
     whole = configure("whole")
     do(whole, "collect", phase)
@@ -518,6 +518,7 @@ def test_sft_and_lmpo_start_where_they_are_told(configure):
 # Evaluation of what has changed, and while learning
 
 
+@pytest.mark.slow
 def test_a_memory_whose_composer_was_trained_on_is_evaluated_again_and_no_other(configure, caplog):
     options = ("evaluate.memories=[none, latent:lmpo]",)
     config = configure("run", "lmpo.num_steps=1", *options)
@@ -565,6 +566,7 @@ def test_an_online_evaluation_learns_into_copies_and_leaves_the_runs_bank_alone(
     assert not list((Path(offline.run) / "evaluate").glob("*.sqlite"))
 
 
+@pytest.mark.slow
 def test_checkpoints_by_folder_keep_files_of_their_own_and_the_report_finds_them(configure, tmp_path):
     config = configure("run")
     do(config, "collect", "sft", "lmpo")
@@ -932,7 +934,7 @@ def test_collect_interrupted_in_several_processes_goes_on_in_any_number(configur
     assert len(reached) > 2
 
 
-@pytest.mark.parametrize("num_tasks", [1, 3])
+@pytest.mark.parametrize("num_tasks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_several_processes_evaluate_to_the_very_results_of_one(configure, peers, capfd, num_tasks):
     options = ("evaluate.memories=[none, text]", f"evaluate.num_tasks={num_tasks}")
     alone, shared = configure("alone", *options), configure("shared", *options)

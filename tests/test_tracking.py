@@ -150,7 +150,7 @@ def test_a_phase_that_goes_on_is_the_same_run_of_a_tracker_and_another_folder_is
     assert len({first, id_(tmp_path / "a", "sft"), id_(tmp_path / "b", "lmpo")}) == 3
 
 
-@pytest.mark.parametrize("obstacle", ["folder", "disk"])
+@pytest.mark.parametrize("obstacle", ["folder", pytest.param("disk", marks=pytest.mark.slow)])
 def test_tensorboard_that_cannot_write_ends_no_phase(tmp_path, obstacle):
     """With a limit on the size of files as a disk that is full, in a process of its own."""
     pytest.importorskip("tensorboard")

@@ -133,7 +133,9 @@ def test_a_task_stays_with_one_server_and_requests_stay_within_the_limit(model, 
     assert max(server.most_at_once, second.most_at_once) <= 3
 
 
-@pytest.mark.parametrize("misdeed", ["500", "503", "429", "garbage", "nan", "drop", "slow"])
+@pytest.mark.parametrize(
+    "misdeed", ["500", "503", "429", "garbage", "nan", "drop", pytest.param("slow", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_bad_answer_is_asked_again_and_the_result_is_the_same(model, server, second, engine_of, misdeed, alone):
     prompts = prompts_of(model)

@@ -513,10 +513,10 @@ def make_model(folder: Path) -> None:
     from transformers import LlamaForCausalLM
 
     sys.path.append(str(HERE.parent))
-    from conftest import _save_tokenizer, llama_config
+    from tiny_models import llama_config, save_tokenizer
 
     folder.mkdir()
-    config = llama_config(_save_tokenizer(folder, vocab_size=320), tied=False)
+    config = llama_config(save_tokenizer(folder, vocab_size=320), tied=False)
     torch.set_num_threads(1)
     torch.manual_seed(1)
     model = LlamaForCausalLM(config)

@@ -267,7 +267,7 @@ for last in range(1, 500, step):
 """
 
 
-@pytest.mark.parametrize(("method", "step"), [("bm25", 4), ("dense", 2)])
+@pytest.mark.parametrize(("method", "step"), [("bm25", 4), pytest.param("dense", 2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_resumes_or_begins_again_and_ends_the_same(passages, tmp_path, method, step):
     """In a process of its own, whose children are killed a few file operations later each time."""
     (tmp_path / "runs").mkdir()

@@ -16,6 +16,7 @@ import pytest
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import Rows
+from latentmem.environments import retriever_client
 from latentmem.environments.qa import QADomain, normalise
 from latentmem.environments.retriever_client import Passage, RetrieverClient
 from latentmem.environments.search import SearchEnvironment
@@ -474,7 +475,7 @@ def test_a_server_that_dies_meanwhile_is_counted_and_not_taken_for_nothing_found
 
 @pytest.mark.usefixtures("no_embedding_model")
 def test_half_a_surrogate_pair_in_a_passage_or_a_question_is_no_end_of_a_run(configure, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(RetrieverClient, "_post", lambda self, request: (200, HALVED))
+    monkeypatch.setattr(retriever_client, "ask", lambda *_: (200, HALVED))
     step = SearchEnvironment.step
     monkeypatch.setattr(SearchEnvironment, "step", lambda self, action: step(self, "<search>canal</search>"))
     config = configure("http://127.0.0.1:1")

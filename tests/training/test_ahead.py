@@ -163,6 +163,7 @@ def test_the_rollouts_go_on_while_the_step_updates(
     assert [row["errors"] for row in steps(trainer, 2)] == [0, 0]
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_an_uninterrupted_one(make_served: Callable[[], World], tmp_path: Path) -> None:
     options = {
         "num_steps": 4,

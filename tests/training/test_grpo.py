@@ -284,6 +284,7 @@ def test_step_does_not_depend_on_micro_batch_positions(make_world: Callable) -> 
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:
     options = {"num_steps": 2, "eval_every": 2, "beta": 0.1, "num_iterations": 2, "micro_batch_positions": 1000}
     world = make_world()

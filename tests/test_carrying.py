@@ -126,7 +126,7 @@ class Fixed:
 
 
 @pytest.mark.parametrize("kind", ["latent", "text"])
-@pytest.mark.parametrize("positions", [1, 8192])
+@pytest.mark.parametrize("positions", [pytest.param(1, marks=pytest.mark.slow), 8192])
 def test_it_is_the_slow_difference_of_surprises_by_task_and_its_interval(
     model, held_out, bank, latent, kind, positions
 ):

@@ -77,7 +77,7 @@ def domain() -> HiddenFactsDomain:
     return HiddenFactsDomain(**{key: value for key, value in section if key != "kind"})
 
 
-@pytest.mark.parametrize("needs_memory", [True, False])
+@pytest.mark.parametrize("needs_memory", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_composer_carries_facts_of_places_it_never_saw_if_and_only_if_its_training_needed_them(
     tiny_model_dir: Path, tmp_path: Path, domain: HiddenFactsDomain, needs_memory: bool
 ) -> None:

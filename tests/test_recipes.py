@@ -319,6 +319,7 @@ def test_a_warm_up_interrupted_at_some_writes_goes_on_to_the_same_weights(config
     assert "warmup: finished already, 4 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_trainings_start_from_the_warm_up_and_its_composer_is_evaluated(configure_wordy):
     config = configure_wordy("run", "sft.num_steps=1", "sft.eval_every=1", "sft.eval_tasks=1", "sft.learning_rate=1e-9",
                              "evaluate.memories=[latent:warmup]")  # fmt: skip
@@ -331,6 +332,7 @@ def test_trainings_start_from_the_warm_up_and_its_composer_is_evaluated(configur
     assert [row["name"] for row in results(config)["memories"]] == ["latent:warmup"]
 
 
+@pytest.mark.slow
 def test_evaluation_killed_at_some_writes_goes_on_to_the_same_results(configure, monkeypatch):
     options = ("evaluate.memories=[none, text, latent:untrained]",)
     whole = configure("whole", *options)
@@ -357,6 +359,7 @@ def test_a_process_killed_while_it_tidied_up_leaves_nothing_for_good(configure):
     ]
 
 
+@pytest.mark.slow
 def test_a_bank_that_cannot_be_copied_is_named_and_copied_by_the_next_command(configure, monkeypatch):
     options = ("evaluate.online=true", "evaluate.memories=[text]")
     config, whole = configure("run", *options), configure("whole", *options)
@@ -710,6 +713,7 @@ def test_controls_are_played_with_the_composer_they_control_and_mapped_ones_are_
     assert kept.domains == ("chain_sum",) * 4
 
 
+@pytest.mark.slow
 def test_what_latents_say_is_kept_read_once_and_forgotten_with_an_outdated_memory(configure, monkeypatch):
     config = configure("run", 'evaluate.memories=["none","latent:untrained","latent:lmpo","latent:lmpo:random"]')
     do(config, "collect", "lmpo", "evaluate")
@@ -1213,6 +1217,7 @@ def test_several_processes_compare_a_memory_that_only_the_first_lets_learn(confi
         assert notes(shared, name) == notes(alone, name)
 
 
+@pytest.mark.slow
 def test_while_it_is_compared_online_a_memory_learns_into_a_copy_of_its_notes(configure):
     options = (*LEARN, "evaluate.memories=[oagents, gmemory]", "evaluate.online=true")
     config = configure("run", *options)

@@ -265,6 +265,7 @@ def test_tasks_on_which_memories_disagree_come_first(run: Path, page: Page) -> N
     assert [len(outcomes) > 1 for outcomes in shown] == [True] * min(disagree, 24) + [False] * max(0, 24 - disagree)
 
 
+@pytest.mark.slow
 def test_several_runs_share_curves_and_have_a_table_each(run: Path, tmp_path: Path) -> None:
     second = make_run(tmp_path / "second $^$ 中", seed=3, num_steps=8)
     path = write_report([run, second], tmp_path / "both")

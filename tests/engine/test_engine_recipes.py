@@ -86,6 +86,7 @@ def test_collect_lmpo_and_evaluate_sample_through_the_server_alone(configure, se
     assert [row["name"] for row in results["memories"]] == ["none", "latent:lmpo", "voyager"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_dies_goes_on_with_the_same_command_at_another_address(configure, server, loaded, tmp_path):
     straight = configure("straight")
     recipes.collect(straight)

@@ -259,6 +259,7 @@ def test_what_a_user_has_deleted_to_make_room_is_computed_again_by_whoever_needs
     assert trained == ["sft"]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_begun_is_gone_on_with_and_not_overwritten(make, monkeypatch):
     axes = {"teams": ["autogen", "macnet"], "memories": ["latent:sft"], "sections": {"train_teams": ["camel"]}}
     grid = make(**axes)
@@ -340,6 +341,7 @@ def test_runs_that_warm_up_alike_share_one_whatever_their_data_and_what_follows(
     assert found["one"] == found["two"] != found["k2"]
 
 
+@pytest.mark.slow
 def test_what_was_warmed_up_otherwise_is_not_trained_on_alike(warm, trained):
     variants = {"one": {}, "two": {"warmup.copy_steps": 2}}
     play_grid(warm(memories=["latent:sft"], variants=variants, sections={"train_teams": ["autogen"]}))
@@ -372,6 +374,7 @@ def test_a_control_without_its_memory_is_compared_as_any_other(make):
 # Interruptions
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_killed_goes_on_to_the_same_table(make, monkeypatch):
     axes = {"teams": ["autogen", "macnet"], "variants": {"a": {}, "b": {"bank.num_retrieved": 1}}}
     whole = make("whole", **axes)
@@ -423,6 +426,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_go_on_until_it_is_mended(make, m
     assert json.loads((tmp_path / "g" / "grid.json").read_text())["failures"] == []
 
 
+@pytest.mark.slow
 def test_a_phase_that_fails_takes_with_it_only_the_memories_that_need_it(make, monkeypatch):
     def fail(config, parts):
         raise DataError("nothing to learn from")
@@ -532,6 +536,7 @@ def test_no_run_learns_from_the_benchmark_that_it_is_evaluated_on(make, learned_
         assert recalled <= {trajectory.id for trajectory in stored}
 
 
+@pytest.mark.slow
 def test_no_run_learns_with_the_team_that_it_evaluates(make, learned_from):
     teams = ("autogen", "macnet", "camel")
     grid = make(

@@ -157,7 +157,10 @@ def test_what_rollouts_share_of_their_prompts_is_read_once(world: World, monkeyp
     assert sum(positions) < 0.55 * alone
 
 
-@pytest.mark.parametrize("team", ["autogen", "camel", pytest.param("dylan", marks=pytest.mark.slow), "macnet"])
+@pytest.mark.parametrize(
+    "team",
+    ["autogen", "camel", pytest.param("dylan", marks=pytest.mark.slow), pytest.param("macnet", marks=pytest.mark.slow)],
+)
 def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     make_world: Callable, monkeypatch: pytest.MonkeyPatch, team: str
 ) -> None:

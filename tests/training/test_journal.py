@@ -43,6 +43,7 @@ def test_a_domain_is_enough_its_dev_tasks_choose_and_numbers_stand_beside_the_ch
     assert [row["step"] for row in found if "eval_reward" in row] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_same_lines_go_on_where_they_stopped(world: World, tmp_path: Path) -> None:
     trainer = lmpo_of(world, num_steps=3)
     step = trainer.step

@@ -149,7 +149,7 @@ def test_first_ratio_is_one_and_the_loss_that_of_the_advantages(world: World, mo
     assert metrics["response_tokens"] == pytest.approx(tokens / 24)
 
 
-@pytest.mark.parametrize("team", ["autogen", "camel", "dylan", "macnet"])
+@pytest.mark.parametrize("team", ["autogen", "camel", pytest.param("dylan", marks=pytest.mark.slow), "macnet"])
 def test_first_ratio_of_every_token_is_one_in_all_turns_of_every_team(
     make_world: Callable, monkeypatch: pytest.MonkeyPatch, team: str
 ) -> None:
@@ -505,6 +505,7 @@ def test_non_finite_loss_stops_the_step_and_three_in_a_row_the_training(
     assert moved(stopped, world) == set()
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(make_world: Callable, tmp_path: Path) -> None:
     options = {"num_steps": 3, "eval_every": 2, "beta": 0.1, "num_iterations": 2, "max_resamples": 1}
     whole = make_world()

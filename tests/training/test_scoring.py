@@ -42,7 +42,7 @@ def plain_loss(composer: Composer, model: LanguageModel, examples: list[Example]
     return total
 
 
-@pytest.mark.parametrize("other_base", [False, True])
+@pytest.mark.parametrize("other_base", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulated_gradients_equal_one_plain_backward_pass(make_world: Callable, other_base: bool) -> None:
     world = make_world(other_base=other_base)
     wake(world.composer)

@@ -170,7 +170,7 @@ FAST = [
     "xglm",
     "youtu",
 ]
-"""Architectures that are read the fast way."""
+"""Architectures that are read the fast path."""
 PLAIN = [
     "bailing_hybrid",
     "bamba",
@@ -217,4 +217,4 @@ PLAIN = [
     "vaultgemma",
     "xlstm",
 ]
-"""Architectures that are read the plain way."""
+"""Architectures that are read the plain path."""

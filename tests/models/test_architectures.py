@@ -1,4 +1,4 @@
-"""Causal language models of every kind: each is read right, by the fast way or by the plain one, or refused."""
+"""Causal language models of every kind: each is read right, by the fast path or by the plain one, or refused."""
 
 import logging
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""The plain way through a causal LM: whole sequences, the model's own attention and its own logits.
+"""The plain path through a causal LM: whole sequences, the model's own attention and its own logits.
 
 It is right for any model that takes input embeddings and looks at no later column: state-space and hybrid layers,
 attention in chunks, capped scores, scaled logits. It keeps nothing between two passes, so each sampled token costs a
-pass over all that stands before it. The fast way (`reader.py`) is taken wherever it gives the same numbers.
+pass over all that stands before it. The fast path (`reader.py`) is taken wherever it gives the same numbers.
 """
 
 import inspect

@@ -1,6 +1,6 @@
-"""How a causal LM is read: one seam behind which the fast way and the plain way stand.
+"""How a causal LM is read: one seam behind which the fast path and the plain path stand.
 
-The fast way reads prompts beforehand and keeps their keys and values (`prefix.py`, `branches.py`); the plain way runs
+The fast path reads prompts beforehand and keeps their keys and values (`prefix.py`, `branches.py`); the plain path runs
 whole sequences (`plain.py`). Both give the same numbers, to rounding; `self_test.py` finds out which way a model takes.
 """
 

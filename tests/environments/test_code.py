@@ -202,6 +202,14 @@ def test_kodcode_problems_without_declarations_ask_for_the_names_that_the_tests_
     assert play(tmp_path, "kodcode", row, fenced(flip)).info["cause"] == "test_error"
 
 
+def test_tests_that_never_name_the_solution_pay_for_nothing(tmp_path):
+    test = "import unittest\nclass TestCases(unittest.TestCase):\n    def test(self):\n        self.assertEqual(1, 1)\n"
+    made = domain(tmp_path, "bigcodebench", [bigcodebench() | {"test": test}])
+    outcome = made.start(made.tasks("train")[0]).step(fenced("    return str(2 * x)"))
+    assert (outcome.reward, outcome.info["cause"]) == (0.0, "unsupported_test")
+    assert outcome.info["detail"] == "no test names task_func, so any program would pass"
+
+
 def test_bigcodebench_asks_in_words_or_with_a_function_to_complete(tmp_path):
     row = bigcodebench()
     for options, field in (({}, "instruct_prompt"), ({"prompt": "complete"}, "complete_prompt")):
@@ -436,6 +444,7 @@ BIGCODEBENCH_FAILS = {
     "BigCodeBench/147",  # opens a socket
     "BigCodeBench/176",  # asks a name server
     "BigCodeBench/201",  # its tests sort a read-only array of pandas 3
+    "BigCodeBench/272",  # its tests never call the solution, so any program would pass
     "BigCodeBench/785",  # writes /tmp/archive; passes where /tmp is private
     "BigCodeBench/812",  # reads what it may not; only root's own interpreter in a private folder lets it
     "BigCodeBench/1028",  # runs top, which needs /proc

@@ -207,7 +207,12 @@ def ask_for_verdict(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[st
     """
     if tests.names and not any(_is_named(name, tests) for name in tests.names):
         detail = f"no test names {' or '.join(tests.names)}, so any program would pass"
-        counts = {"num_tests": 0, "num_tests_passed": 0, "cause": "unsupported_test", "detail": detail}
+        counts: dict[str, JsonValue] = {
+            "num_tests": 0,
+            "num_tests_passed": 0,
+            "cause": "unsupported_test",
+            "detail": detail,
+        }
         return {**counts, "sandbox": sandbox.level, "judged": "apart"}
     if needs_one_process(tests) is None:
         return {**_judged_apart(sandbox, program, tests), "judged": "apart"}

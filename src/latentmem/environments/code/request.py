@@ -205,22 +205,20 @@ def ask_for_verdict(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[st
     Raises:
         SandboxError: a sandbox could not start its program, which is no fault of the solution.
     """
-    if tests.names and not any(_is_named(name, tests) for name in tests.names):
+    if _ask_for_nothing(tests):
         detail = f"no test names {' or '.join(tests.names)}, so any program would pass"
-        counts: dict[str, JsonValue] = {
-            "num_tests": 0,
-            "num_tests_passed": 0,
-            "cause": "unsupported_test",
-            "detail": detail,
-        }
-        return {**counts, "sandbox": sandbox.level, "judged": "apart"}
+        verdict = {"num_tests": 0, "num_passed": 0, "cause": "unsupported_test", "detail": detail}
+        return {**_said(verdict, sandbox.level), "judged": "apart"}
     if needs_one_process(tests) is None:
         return {**_judged_apart(sandbox, program, tests), "judged": "apart"}
     return {**_judged_inside(sandbox, program, tests), "judged": "inside"}
 
 
-def _is_named(name: str, tests: TaskTests) -> bool:
-    return any(re.search(rf"\b{re.escape(name)}\b", text) for text in tests.texts)
+@cache
+def _ask_for_nothing(tests: TaskTests) -> bool:
+    """Whether no test names what the solution is asked for."""
+    named = [rf"\b{re.escape(name)}\b" for name in tests.names]
+    return bool(named) and not any(re.search(name, text) for name in named for text in tests.texts)
 
 
 def _judged_apart(sandbox: Sandbox, program: str, tests: TaskTests) -> dict[str, JsonValue]:

@@ -34,17 +34,6 @@ evaluate: {batch_size: 2, num_bootstraps: 20, memories: [none, 'latent:lmpo', vo
 """
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_model_dir):
-    return LanguageModel.from_pretrained(str(tiny_model_dir))
-
-
-@pytest.fixture
-def server(loaded):
-    with stand_in(loaded.model, loaded.name) as running:
-        yield running
-
-
 @pytest.fixture
 def configure(tmp_path, tiny_model_dir, server):
     def make(run="run", engine=None, **sections):
@@ -87,7 +76,7 @@ def test_collect_lmpo_and_evaluate_sample_through_the_server_alone(configure, se
 
 
 @pytest.mark.slow
-def test_a_run_whose_server_dies_goes_on_with_the_same_command_at_another_address(configure, server, loaded, tmp_path):
+def test_a_run_whose_server_dies_goes_on_with_the_same_command_at_another_address(configure, server, model, tmp_path):
     straight = configure("straight")
     recipes.collect(straight)
     recipes.train_lmpo(straight)
@@ -99,7 +88,7 @@ def test_a_run_whose_server_dies_goes_on_with_the_same_command_at_another_addres
         recipes.train_lmpo(broken)
     assert len(server.requests) > num_asked + 30
     assert 0 < len(rows(broken, "lmpo")) < 3
-    with stand_in(loaded.model, loaded.name) as other:
+    with stand_in(model.model, model.name) as other:
         recipes.train_lmpo(configure("broken", {"kind": "vllm", "urls": [other.url], "parallel": 2}))
     assert rows(broken, "lmpo") == rows(straight, "lmpo")
     with pytest.raises(RunError, match=r"model\.engine\.kind was 'vllm'.* is 'local' now"):

@@ -11,17 +11,6 @@ from latentmem.errors import EngineError
 from latentmem.models.language_model import LanguageModel
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return LanguageModel.from_pretrained(str(tiny_model_dir))
-
-
-@pytest.fixture
-def server(model):
-    with stand_in(model.model, model.name) as running:
-        yield running
-
-
 def engine_at(model, *urls):
     return VLLMEngine(model, urls, 4, 20.0, retries=0, backoff_seconds=0.01)
 

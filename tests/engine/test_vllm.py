@@ -22,17 +22,6 @@ GREEDY = Sampling(temperature=0, max_response_tokens=10)
 WARM = Sampling(temperature=0.7, max_response_tokens=10)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_dir) -> LanguageModel:
-    return LanguageModel.from_pretrained(str(tiny_model_dir))
-
-
-@pytest.fixture
-def server(model) -> Iterator[StandIn]:
-    with stand_in(model.model, model.name) as running:
-        yield running
-
-
 @pytest.fixture
 def second(model) -> Iterator[StandIn]:
     with stand_in(model.model, model.name) as running:

@@ -6,6 +6,7 @@ makes its batches itself. Then no episode waits for another, and a slow environm
 ways are the same loop, and they give the same trajectories.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -25,8 +26,8 @@ from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
-from latentmem.teams.turn import Action, Call, Team, Teams, Turn
-from latentmem.trajectory import Message, Role, Step, Task, Trajectory
+from latentmem.teams.turn import Action, Call, ServedCall, Team, Teams, Turn
+from latentmem.trajectory import Message, Role, Served, Step, Task, Trajectory
 
 Ask = Callable[[Sequence[Prompt]], list[Sampled]]
 """A function: prompts -> one response each, in their order."""
@@ -319,35 +320,69 @@ def _speak(
         by_row = dict(zip(order, responses, strict=True))
         for row, (episode, call, recall, _) in enumerate(pending):
             sampled = by_row[row]
-            episode.messages.append(
-                Message(
-                    role=call.role.name,
-                    system=call.system,
-                    user=call.user,
-                    response=sampled.text,
-                    token_ids=sampled.token_ids,
-                    logps=sampled.logps,
-                    finish=sampled.finish,
-                    temperature=temperature,
-                    num_prompt_tokens=sampled.num_prompt_tokens,
-                    reads=call.reads,
-                    recalled=recall.record,
-                )
-            )
+            episode.messages.append(message_of(call, sampled, recall, temperature))
         for episode in speaking:
             episode.advance([m.response for m in episode.messages[-len(episode.calls) :]])
 
 
 def _prompt(episode: _Episode, call: Call, recall: Recall, number: int) -> Prompt:
+    group = f"task {_label(episode.task)}, {call.role.name}"
+    return prompt_of(call, recall, group, stream_seed(episode.seed, len(episode.steps), number))
+
+
+def prompt_of(call: Call, recall: Recall, group: str, seed: int) -> Prompt:
+    """Return the prompt of a call, with the memory in it."""
+    served = call.served
+    memory = "" if recall.record.num_latents else recall.record.text
     return Prompt(
         role=call.role.name,
         system=call.system,
         user=recall.record.before(call.user),
-        group=f"task {_label(episode.task)}, {call.role.name}",
-        seed=stream_seed(episode.seed, len(episode.steps), number),
+        group=group,
+        seed=seed,
         latents=recall.latents,
         adapter=recall.adapter,
+        conversation=None if served is None else served.conversation.before(memory),
+        limit=None if served is None else served.limit,
+        stop=() if served is None else served.stop,
+        on_tokens=None if served is None else served.on_tokens,
     )
+
+
+def message_of(call: Call, sampled: Sampled, recall: Recall, temperature: float) -> Message:
+    """Return the message that answers a call."""
+    served = call.served
+    return Message(
+        role=call.role.name,
+        system=call.system,
+        user=call.user,
+        response=sampled.text,
+        token_ids=sampled.token_ids,
+        logps=sampled.logps,
+        finish=sampled.finish,
+        temperature=temperature,
+        num_prompt_tokens=sampled.num_prompt_tokens,
+        reads=call.reads,
+        recalled=recall.record,
+        served=None if served is None else _served(served, sampled, recall),
+    )
+
+
+def _served(asked: ServedCall, sampled: Sampled, recall: Recall) -> Served:
+    return Served(
+        call=asked.call,
+        conversation=asked.conversation,
+        prompt_ids=sampled.prompt_ids,
+        lineage=asked.lineage,
+        weights=sampled.weights,
+        composer=recall.composer,
+        latents="" if recall.latents is None else digest_of(recall.latents),
+    )
+
+
+def digest_of(latents: Tensor) -> str:
+    """Return a hash of latents [K, d_agent]."""
+    return hashlib.sha256(latents.float().cpu().numpy().tobytes()).hexdigest()[:32]
 
 
 def _label(task: Task) -> str:

@@ -7,6 +7,7 @@ memory it was given, so that training composes from exactly what the rollout com
 
 import hashlib
 import json
+from collections.abc import Mapping, Sized
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -15,9 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from latentmem.errors import DataError
 from latentmem.parsing import parse_json
 
-SCHEMA_VERSION = 2
-"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 1 has the same fields, but its ids do
-not depend on observations."""
+SCHEMA_VERSION = 3
+"""Version of the trajectory's JSON form; a reader refuses a newer one. Version 2 lacks `origin`, `rewards` and what is
+known of messages that came over HTTP. Version 1 has the fields of version 2, but its ids do not depend on
+observations."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_empty(value: Sized) -> bool:
+    return not len(value)
+
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -73,6 +84,88 @@ class Recalled(Record):
         return f"{self.text}\n\n{user}" if self.text and not self.num_latents else user
 
 
+class Conversation(Record):
+    """A chat of any form, as a program sent it: its messages and tools, in the form of OpenAI's chat completions."""
+
+    messages: tuple[dict[str, JsonValue], ...]
+    """Messages with `role` and `content`; content is text, or a list of parts of text."""
+    tools: tuple[dict[str, JsonValue], ...] = ()
+    """Tools that the agent may call: `{"type": "function", "function": {...}}`."""
+
+    @property
+    def system(self) -> str:
+        """The texts of all system and developer messages."""
+        return "\n\n".join(text_of(m) for m in self.messages if m.get("role") in SYSTEM_ROLES)
+
+    @property
+    def user(self) -> str:
+        """All other messages as text: the only one as it is, several with their roles before them."""
+        others = [m for m in self.messages if m.get("role") not in SYSTEM_ROLES]
+        if len(others) == 1 and others[0].get("role") == "user":
+            return text_of(others[0])
+        return "\n\n".join(f"{m.get('role')}: {told(m)}" for m in others)
+
+    def before(self, memory: str) -> "Conversation":
+        """Return the chat with a memory's text before the text of its first user message."""
+        first = next((i for i, m in enumerate(self.messages) if m.get("role") == "user"), None)
+        if not memory:
+            return self
+        messages = list(self.messages)
+        if first is None:
+            messages.append({"role": "user", "content": memory})
+        else:
+            messages[first] = {**messages[first], "content": f"{memory}\n\n{text_of(messages[first])}"}
+        return Conversation(messages=tuple(messages), tools=self.tools)
+
+
+SYSTEM_ROLES = ("system", "developer")
+
+
+def text_of(message: Mapping[str, JsonValue]) -> str:
+    """Return the text of a chat message; of a list of parts, the text of all of them."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def told(message: Mapping[str, JsonValue]) -> str:
+    """Return the text of a chat message, and the tools that it calls."""
+    calls = message.get("tool_calls")
+    named = [json.dumps(call, ensure_ascii=False, sort_keys=True) for call in calls] if isinstance(calls, list) else []
+    return "\n".join(part for part in (text_of(message), *named) if part)
+
+
+class Served(Record):
+    """What is known of a message that a program asked for over HTTP."""
+
+    call: str
+    """Id of the request's answer."""
+    conversation: Conversation
+    """The chat that was sent, without any memory."""
+    prompt_ids: tuple[int, ...]
+    """The prompt's tokens as the model read them, a memory's text included and latents left out; empty if a server of
+    another model was asked, which tells no tokens."""
+    lineage: str
+    """Names the conversation within the episode: a request belongs to the longest earlier one that it continues."""
+    weights: str = ""
+    """Version of the agents' weights."""
+    composer: str = ""
+    """Version of the composer's weights; empty without latents."""
+    latents: str = ""
+    """Digest of the latents that were given; empty without latents."""
+
+
+class Origin(Record):
+    """Where a served episode came from."""
+
+    tenant: str
+    """Whose it is; empty for the common pool, which every tenant recalls."""
+    session: str
+    is_judged: bool
+    """Whether its reward was told; else the reward says nothing."""
+
+
 class Message(Record):
     """One agent's turn: its prompt, its response and the tokens the response was sampled as."""
 
@@ -85,14 +178,17 @@ class Message(Record):
     """The sampled tokens, including the closing EOS if there was one."""
     logps: tuple[Finite, ...]
     """Natural log-probability of each token when it was sampled, at `temperature`."""
-    finish: Literal["stop", "length"]
-    """`stop`: the last token is an EOS. `length`: the limit cut the response, so it has no EOS."""
+    finish: Literal["stop", "length", "cut"]
+    """`stop`: the last token is an EOS. `length`: the limit cut the response, so it has no EOS. `cut`: a text that the
+    program had named to stop at cut it."""
     temperature: Finite
     """Temperature of the log-probabilities; 0 means greedy sampling, with the log-probabilities of temperature 1."""
     num_prompt_tokens: int
     reads: tuple[int, ...] = ()
     """Positions, within the step's messages, of the messages that this prompt quotes."""
     recalled: Recalled
+    served: Served | None = Field(default=None, exclude_if=_is_none)
+    """Of a message that a program asked for over HTTP; then `system` and `user` only show its chat as text."""
 
     @model_validator(mode="after")
     def _tokens_match(self) -> Self:
@@ -134,6 +230,14 @@ class Trajectory(Record):
     error: str | None = None
     """Why the episode failed if not because of its answer, such as a crashed environment."""
     seed: int
+    rewards: dict[str, Annotated[Finite, Field(ge=0, le=1)]] = Field(default_factory=dict, exclude_if=_is_empty)
+    """Rewards of single roles, by name; they stand in place of the team's `reward` for that role's messages."""
+    origin: Origin | None = Field(default=None, exclude_if=_is_none)
+    """Of a served episode; None for an episode that this package's own loop played."""
+
+    def reward_of(self, role: str) -> float:
+        """Return the reward that counts for a role's messages: its own, or the team's."""
+        return self.rewards.get(role, self.reward)
 
     @model_validator(mode="after")
     def _success_is_full_reward(self) -> Self:
@@ -146,12 +250,14 @@ class Trajectory(Record):
         """Content hash of the task, the messages' texts and the observations; equal for duplicates.
 
         Log-probs do not count. Observations count from schema version 2 on, and only where there are any. So a stored
-        trajectory keeps the id it was stored under, and one without observations has the same id in both versions.
+        trajectory keeps the id it was stored under, and one without observations has the same id in both versions. The
+        session of a served episode counts too, so that nobody's episode passes for a duplicate of somebody else's.
         """
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
         observed = [step.observation for step in self.steps]
-        told = [observed] if self.schema_version >= 2 and any(observed) else []
-        content = json.dumps([self.task.key, said, *told], ensure_ascii=False, separators=(",", ":"))
+        seen = [observed] if self.schema_version >= 2 and any(observed) else []
+        whose = [] if self.origin is None else [[self.origin.tenant, self.origin.session]]
+        content = json.dumps([self.task.key, said, *seen, *whose], ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property

@@ -224,7 +224,7 @@ def test_the_text_of_a_response_leaves_its_eos_out(tiny: LanguageModel, monkeypa
 
     monkeypatch.setattr(module, "pick", always_eos)
     (sampled,) = tiny.respond([make_prompts(tiny)[0]], Sampling())
-    assert sampled == Sampled("", (2,), (0.0,), "stop", sampled.num_prompt_tokens)
+    assert (sampled.text, sampled.token_ids, sampled.logps, sampled.finish) == ("", (2,), (0.0,), "stop")
 
 
 def test_no_prompts_give_no_responses(lm: LanguageModel) -> None:

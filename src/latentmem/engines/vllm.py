@@ -70,7 +70,7 @@ class VLLMEngine:
             ModelError: a prompt does not fit the context window, its latents are not finite, or it wants an adapter.
             EngineError: a server refuses a prompt, or no server gives a usable answer to it.
         """
-        ids = [self.model.encode_prompt(prompt.system, prompt.user) for prompt in prompts]
+        ids = [self.model.prompt_ids(prompt) for prompt in prompts]
         self._check(prompts, ids, sampling.max_response_tokens)
         # Rollouts of one task ask the same with the same latents: their rows, which may be megabytes, are written once.
         first = {(tuple(row), id(prompt.latents)): i for i, (row, prompt) in enumerate(zip(ids, prompts, strict=True))}
@@ -84,7 +84,7 @@ class VLLMEngine:
         def sample(i: int) -> Sampled:
             how = json.dumps(self._how(prompts[i].seed, sampling)).encode()
             rows = rows_of(first[tuple(ids[i]), id(prompts[i].latents)])
-            return self._sample(prompts[i], len(ids[i]), b"%b, %b" % (rows[:-1], how[1:]), sampling, call)
+            return self._sample(prompts[i], ids[i], b"%b, %b" % (rows[:-1], how[1:]), sampling, call)
 
         waiting = [self._pool.submit(sample, i) for i in range(len(prompts))]
         try:
@@ -152,13 +152,13 @@ class VLLMEngine:
             "add_special_tokens": False,
         }
 
-    def _sample(self, prompt: Prompt, num_tokens: int, request: bytes, sampling: Sampling, call: Call) -> Sampled:
+    def _sample(self, prompt: Prompt, ids: Sequence[int], request: bytes, sampling: Sampling, call: Call) -> Sampled:
         expected = Expected(
             model=self.name,
             vocab_size=len(self.model.model.get_input_embeddings().weight),
             eos_ids=self.model.eos_ids,
             max_tokens=sampling.max_response_tokens,
-            num_prompt_rows=num_tokens + (0 if prompt.latents is None else len(prompt.latents)),
+            num_prompt_rows=len(ids) + (0 if prompt.latents is None else len(prompt.latents)),
         )
         home = crc32(prompt.group.encode("utf-8", "replace"))
         answer = self.servers.insist(COMPLETIONS, request, home, lambda body: read_answer(body, expected), call)
@@ -167,7 +167,8 @@ class VLLMEngine:
             token_ids=answer.token_ids,
             logps=answer.logps,
             finish="stop" if answer.is_finished else "length",
-            num_prompt_tokens=num_tokens,
+            num_prompt_tokens=len(ids),
+            prompt_ids=tuple(ids),
         )
 
 

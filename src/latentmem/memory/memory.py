@@ -67,6 +67,8 @@ class Recall:
     """[K, d_agent] float32, placed after the agent's prompt; None for a memory without latents."""
     adapter: str | None = None
     """The adapter that the agents speak with, if the memory lies in their weights."""
+    composer: str = ""
+    """Version of the composer's weights, if it is known."""
 
 
 @dataclass(frozen=True)

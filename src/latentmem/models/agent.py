@@ -1,11 +1,12 @@
 """The interface of a model that a rollout uses, and a scripted stand-in; loads no torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from latentmem.config import Sampling
 from latentmem.outside import well_formed
+from latentmem.trajectory import Conversation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,14 @@ class Prompt:
     """The latents [K, d_agent], placed after the prompt."""
     adapter: str | None = None
     """The adapter to respond with; None for the frozen model alone."""
+    conversation: Conversation | None = None
+    """The chat to encode in place of `system` and `user`, which then only describe it; a memory's text is in it."""
+    limit: int | None = None
+    """Longest response, if that is less than the sampling's `max_response_tokens`."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the response where the first of them begins."""
+    on_tokens: Callable[[Sequence[int]], bool] | None = field(default=None, compare=False)
+    """Called with new tokens of the response as they are sampled; False: nobody waits for the rest any more."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,12 @@ class Sampled:
     text: str
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "cut"]
     num_prompt_tokens: int
+    prompt_ids: tuple[int, ...] = ()
+    """The prompt's tokens, latents left out; empty if the model does not tell."""
+    weights: str = ""
+    """Version of the weights that sampled; empty if it is not known."""
 
 
 class AgentModel(Protocol):

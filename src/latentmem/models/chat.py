@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
 from latentmem.outside import well_formed
+from latentmem.trajectory import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,13 @@ class Chat:
         They equal the tokenizer's own encoding of the rendered chat, but for control tokens in the two texts.
         """
         return self._encode_pieces(self._render(self._guard(system), self._guard(user)))
+
+    def encode_conversation(self, conversation: Conversation) -> list[int]:
+        """Return the token ids of a chat of any form, with its tools and the generation prompt.
+
+        A control token that is written in any of its texts stays text.
+        """
+        return self.encode_prompt(conversation.system, conversation.user)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of sampled tokens, control tokens left out."""

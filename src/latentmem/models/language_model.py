@@ -135,6 +135,12 @@ class LanguageModel:
         """Return the token ids of the chat prompt, generation prompt included; see `Chat.encode_prompt`."""
         return self.chat.encode_prompt(system, user)
 
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt, whichever form it has."""
+        if prompt.conversation is not None:
+            return self.chat.encode_conversation(prompt.conversation)
+        return self.encode_prompt(prompt.system, prompt.user)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of sampled tokens, without control tokens."""
         return self.chat.decode(token_ids)
@@ -176,7 +182,7 @@ class LanguageModel:
         latents = stack_latents([prompt.latents for prompt in prompts])
         (adapter,) = {prompt.adapter for prompt in prompts}
         num_latents = 0 if latents is None else latents.shape[1]
-        ids = [self.encode_prompt(prompt.system, prompt.user) for prompt in prompts]
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
         room = num_latents + sampling.max_response_tokens
         what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
@@ -217,6 +223,7 @@ class LanguageModel:
                     logps=tuple(row_logps[:length]),
                     finish="stop" if end else "length",
                     num_prompt_tokens=len(prompt_ids),
+                    prompt_ids=tuple(prompt_ids),
                 )
             )
         return results

@@ -7,14 +7,14 @@ episodes, are one batch of the model. What the team wants recorded of a turn goe
 
 import hashlib
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
 from latentmem.templates import fill
-from latentmem.trajectory import Role, Step, Task
+from latentmem.trajectory import Conversation, Message, Role, Step, Task
 
 PAST = "Turn {number}\nWe answered: {action}\nReply: {observation}"
 """How an earlier turn of the episode is told, unless the team's file says otherwise."""
@@ -30,6 +30,24 @@ class Call:
     user: str
     reads: tuple[int, ...] = ()
     """The earlier responses of this turn that the prompt quotes, numbered in the order they were asked for."""
+    served: "ServedCall | None" = None
+    """What a program asked for over HTTP; `system` and `user` then only show its chat."""
+
+
+@dataclass(frozen=True)
+class ServedCall:
+    """One request of a program, and what is to be done with it."""
+
+    call: str
+    """Id of its answer."""
+    conversation: Conversation
+    lineage: str
+    limit: int | None = None
+    """Longest response in tokens, if the program sets one."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the response."""
+    on_tokens: Callable[[Sequence[int]], bool] | None = None
+    """See `Prompt.on_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,30 @@ class Team(Protocol):
             task: the task's text.
             instructions: the form an answer must have, from the environment.
             history: the steps of this episode so far.
+        """
+
+
+Speak = Callable[[Sequence[Call]], list[Message]]
+"""A function that lets agents speak now, from any thread: calls -> their messages, in the order of the calls."""
+
+
+@runtime_checkable
+class Program(Protocol):
+    """A team with a control flow of its own: it runs by itself and lets its agents speak when it wants."""
+
+    @property
+    def name(self) -> str:
+        """The team's name, as written into the trajectories."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The members that are known beforehand; others may speak too."""
+
+    def play(self, task: Task, instructions: str, seed: int, speak: Speak) -> Action:
+        """Play a whole episode and return the action.
+
+        Raises:
+            Exception: the program failed. The cause is written into the trajectory; the episode has reward 0.
         """
 
 

@@ -36,7 +36,13 @@ class Example:
         Its prompt is encoded as a rollout with latent memory encodes it: text that another memory had put into the
         prompt is left out.
         """
-        prompt_ids = model.encode_prompt(message.system, message.user)
+        served = message.served
+        if served is None:
+            prompt_ids = model.encode_prompt(message.system, message.user)
+        elif message.recalled.text and not message.recalled.num_latents:  # the memory's text is in the stored prompt
+            prompt_ids = model.chat.encode_conversation(served.conversation)
+        else:
+            prompt_ids = list(served.prompt_ids)
         return cls(composer_text, tuple(prompt_ids), message.token_ids, temperature)
 
 

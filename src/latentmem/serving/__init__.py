@@ -1,0 +1,1 @@
+"""Agent programs of any framework, served with a memory: an OpenAI-compatible server and what stands behind it."""

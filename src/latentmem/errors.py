@@ -10,6 +10,7 @@
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
     |-- RetrieverError        a search server that does not answer, or cannot be started
+    |-- ServingError        a server of agent programs that cannot be started, or whose store cannot be used
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
     `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
@@ -63,6 +64,10 @@ class HubError(LatentMemError):
 
 class RetrieverError(LatentMemError):
     """A search server does not answer as it should, or cannot be started."""
+
+
+class ServingError(LatentMemError):
+    """A server of agent programs cannot be started, or its store cannot be used."""
 
 
 class SandboxError(LatentMemError):

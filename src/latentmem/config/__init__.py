@@ -48,6 +48,7 @@ from latentmem.config.read import (
     with_fields,
 )
 from latentmem.config.section import Section, default
+from latentmem.config.serve import ServedRole, ServeSection
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -96,6 +97,8 @@ __all__ = [
     "SandboxSection",
     "SearchSection",
     "Section",
+    "ServeSection",
+    "ServedRole",
     "VLLMEngineSection",
     "VoyagerSection",
     "WarmupSection",

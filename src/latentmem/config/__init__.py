@@ -40,6 +40,7 @@ from latentmem.config.memory import (
 from latentmem.config.read import (
     dump_config,
     load_config,
+    load_serving_config,
     packaged_configs,
     packaged_grids,
     parse_config,
@@ -105,6 +106,7 @@ __all__ = [
     "default",
     "dump_config",
     "load_config",
+    "load_serving_config",
     "packaged_configs",
     "packaged_grids",
     "parse_config",

@@ -39,7 +39,7 @@ class Remembered:
     """What a memory gave, and how long that took."""
 
     recall: Recall
-    timings: Timings = Timings()
+    timings: Timings = field(default_factory=Timings)
 
 
 class Recalling(Protocol):
@@ -249,6 +249,9 @@ class ServingTurn:
     _remembering: threading.Lock = field(default_factory=threading.Lock)
     _is_over: bool = False
 
+    def __post_init__(self) -> None:
+        self._is_over = self.known is not None
+
     @property
     def session(self) -> str:
         """The session that it belongs to."""
@@ -336,6 +339,8 @@ class ServingTurn:
 
     def lost(self, reason: str) -> None:
         """Take note that the request got no answer."""
+        if self._is_over:
+            return
         try:
             self.shop.store.lost(self.begun.id, reason).result()
         except StoreFailed as error:

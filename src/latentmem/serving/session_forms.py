@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from latentmem.serving.sessions import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
@@ -65,12 +65,19 @@ class RewardEvent(Form):
 class OtherEvent(Form):
     """Anything else that is to be kept with the session."""
 
-    event_type: Annotated[str, Field(min_length=1, max_length=100, pattern="^(?!reward$)")]
+    event_type: Annotated[str, Field(min_length=1, max_length=100, json_schema_extra={"not": {"const": "reward"}})]
     data: dict[str, JsonValue] = Field(default_factory=dict)
     id: Label | None = None
 
 
-Event = RewardEvent | OtherEvent
+def _kind(event: Any) -> str:
+    kind = event.get("event_type") if isinstance(event, dict) else getattr(event, "event_type", None)
+    return "reward" if kind == "reward" else "other"
+
+
+Event = Annotated[
+    Annotated[RewardEvent, Tag("reward")] | Annotated[OtherEvent, Tag("other")], Discriminator(_kind)
+]
 
 
 class EventKept(Form):

@@ -163,7 +163,7 @@ def end(session: Session, calls: Sequence[KeptCall], storing: Storing) -> Ended:
     if not messages:
         return Ended(State.FAILED, "not stored: no call of it was answered")
     is_judged = ending.is_judged and not num_lost
-    failed = num_lost or ending.error is not None or ending.cause == "idle" and not ending.is_judged
+    failed = num_lost or ending.error is not None or (ending.cause == "idle" and not ending.is_judged)
     state = State.FAILED if failed else State.SUCCEEDED
     if session.mode == "val":
         return Ended(state, "not stored: its mode is val")

@@ -300,9 +300,7 @@ def _session(row: Sequence[Any]) -> Session:
     )
 
 
-def _kept_call(
-    call: str, lineage: str, seed: int, began: float, answer: str | None, lost: str | None
-) -> KeptCall:
+def _kept_call(call: str, lineage: str, seed: int, began: float, answer: str | None, lost: str | None) -> KeptCall:
     return KeptCall(call, lineage, seed, began, None if answer is None else _ANSWER.validate_json(answer), lost)
 
 

@@ -84,7 +84,7 @@ class KeptProgram:
         """Read the outputs until the program and all that it started have ended, at most for so many seconds."""
         assert self._keeper.stdout is not None
         assert self._keeper.stderr is not None
-        tails = {self._keeper.stdout: _Tail(), self._keeper.stderr: _Tail()}
+        tails = {pipe.fileno(): _Tail() for pipe in (self._keeper.stdout, self._keeper.stderr)}
         deadline = time.monotonic() + seconds
         is_late = False
         with selectors.DefaultSelector() as waiting:
@@ -93,10 +93,8 @@ class KeptProgram:
             while waiting.get_map():
                 ready = waiting.select(max(0.0, deadline - time.monotonic()))
                 for key, _ in ready:
-                    pipe = key.fileobj
-                    assert not isinstance(pipe, int)
-                    if not tails[pipe].read(key.fd):  # type: ignore[index]
-                        waiting.unregister(pipe)
+                    if not tails[key.fd].read(key.fd):
+                        waiting.unregister(key.fd)
                 if time.monotonic() >= deadline:
                     if is_late:
                         break  # what holds the outputs open cannot be ended

@@ -127,7 +127,7 @@ class _Worker:
             ProgramFailed: it says nothing in time; the worker has ended then.
         """
         request = {"task": task, "environment": {**variables, "LATENTMEM_TASK": json.dumps(task, ensure_ascii=False)}}
-        late = []
+        late: list[bool] = []
         said: Mapping[str, Any] | None = None
         try:
             self._out.write(json.dumps(request).encode() + b"\n")

@@ -18,10 +18,10 @@ from latentmem.models.agent import ScriptedModel
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.serving.app import create_app
 from latentmem.serving.desk import ServingDesk, Shop, nothing_recalled
-from latentmem.serving.endings import Endings
-from latentmem.serving.sessions import Storing
-from latentmem.serving.store import SessionStore
-from latentmem.serving.tokens import Tokens
+from latentmem.serving.sessions.endings import Endings
+from latentmem.serving.sessions.session import Storing
+from latentmem.serving.sessions.store import SessionStore
+from latentmem.serving.sessions.tokens import Tokens
 
 
 def spelled(token_ids: Sequence[int]) -> str:

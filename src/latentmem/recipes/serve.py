@@ -1,41 +1,27 @@
 """Serve agent programs: build the parts of the server, and answer until a signal comes."""
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from threading import Lock
 
-from latentmem.config import Config, Sampling
+from latentmem.config import Config
+from latentmem.engines.batching import Batcher
 from latentmem.errors import RunError, ServingError
 from latentmem.listening import take_port
-from latentmem.models.agent import AgentModel, Prompt, Sampled
+from latentmem.models.agent import AgentModel
+from latentmem.models.language_model import LanguageModel
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
 from latentmem.serving.app import create_app
 from latentmem.serving.desk import ServingDesk, Shop, nothing_recalled
-from latentmem.serving.endings import Endings
 from latentmem.serving.identity import KnownRole
 from latentmem.serving.serve import is_this_machine, run
-from latentmem.serving.sessions import Storing
-from latentmem.serving.store import SessionStore
-from latentmem.serving.tokens import Tokens
+from latentmem.serving.sessions.endings import Endings
+from latentmem.serving.sessions.session import Storing
+from latentmem.serving.sessions.store import SessionStore
+from latentmem.serving.sessions.tokens import Tokens
 from latentmem.trajectory import Role
-
-
-class _InTurn:
-    """A model that serves one at a time, for many threads."""
-
-    concurrent = True
-
-    def __init__(self, model: AgentModel) -> None:
-        self.name = model.name
-        self._model = model
-        self._lock = Lock()
-
-    def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
-        with self._lock:
-            return self._model.respond(prompts, sampling)
 
 
 def serve(config: Config, announce: Callable[[str], object]) -> None:
@@ -63,9 +49,10 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         lock(folder),
         closing(SessionStore(folder / "sessions.sqlite")) as store,
         closing(parts),
+        ExitStack() as stack,
     ):
         language_model = parts.model
-        model: AgentModel = language_model if language_model.concurrent else _InTurn(language_model)
+        model = stack.enter_context(concurrent_model(language_model, section.queue))
         shop = Shop(
             store=store,
             model=model,
@@ -81,6 +68,19 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         endings = Endings(store, parts.bank.add, storing, section.session_seconds)
         app = create_app(desk, endings, Tokens(store.secret))
         run(app, desk, listener, section.host, lambda where: announce(f"serve: {language_model.name} at {where}/v1"))
+
+
+@contextmanager
+def concurrent_model(model: LanguageModel, max_waiting: int) -> Iterator[AgentModel]:
+    """Yield a model that many threads may ask at the same time: the engine's, or a batcher before the weights here."""
+    if model.concurrent:
+        yield model
+        return
+    batcher = Batcher(model, max_waiting=max_waiting)
+    try:
+        yield batcher
+    finally:
+        batcher.close()
 
 
 def serving_folder(config: Config) -> Path:

@@ -19,12 +19,12 @@ from latentmem.errors import LatentMemError
 from latentmem.outside import one_line
 from latentmem.serving.asks import Desk, Refused, Who
 from latentmem.serving.desk import DRAIN_RETRY_SECONDS, ServingDesk, unstored
-from latentmem.serving.endings import Endings
 from latentmem.serving.face.errors import refuse
 from latentmem.serving.face.routes import openai_routes
-from latentmem.serving.session_routes import session_routes
-from latentmem.serving.tokens import Tokens
-from latentmem.serving.writer import StoreFailed
+from latentmem.serving.sessions.endings import Endings
+from latentmem.serving.sessions.routes import session_routes
+from latentmem.serving.sessions.tokens import Tokens
+from latentmem.serving.sessions.writer import StoreFailed
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spok
 from latentmem.serving.identity import KnownRole, role_of
 from latentmem.serving.lineage import chain
 from latentmem.serving.places import RETRY_SECONDS, Load, Places
-from latentmem.serving.store import Begun, Context, Opening, Sent, SessionStore
-from latentmem.serving.writer import StoreFailed
+from latentmem.serving.sessions.store import SessionStore
+from latentmem.serving.sessions.tables import Begun, Context, Opening, Sent
+from latentmem.serving.sessions.writer import StoreFailed
 from latentmem.teams.turn import Call, ServedCall
 from latentmem.trajectory import Conversation, Recalled, Role, Task, text_of
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Header, Query, Request
 
 from latentmem.serving.asks import Refused, Who
 from latentmem.serving.desk import ServingDesk
-from latentmem.serving.endings import Endings, merged
-from latentmem.serving.session_forms import (
+from latentmem.serving.sessions.endings import Endings, merged
+from latentmem.serving.sessions.forms import (
     CompleteRequest,
     Event,
     EventKept,
@@ -21,9 +21,9 @@ from latentmem.serving.session_forms import (
     traces_of,
     view_of,
 )
-from latentmem.serving.sessions import Ending, Session
-from latentmem.serving.store import Opening
-from latentmem.serving.tokens import Opened, Tokens
+from latentmem.serving.sessions.session import Ending, Session
+from latentmem.serving.sessions.tables import Opening
+from latentmem.serving.sessions.tokens import Opened, Tokens
 
 T = TypeVar("T")
 Caller = Callable[[Request], Awaitable[Who]]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from latentmem.serving.sessions import Counts, Ending, KeptCall, Mode, Session, State
+from latentmem.serving.sessions.session import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
 
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/?#]+$")]
@@ -75,9 +75,7 @@ def _kind(event: Any) -> str:
     return "reward" if kind == "reward" else "other"
 
 
-Event = Annotated[
-    Annotated[RewardEvent, Tag("reward")] | Annotated[OtherEvent, Tag("other")], Discriminator(_kind)
-]
+Event = Annotated[Annotated[RewardEvent, Tag("reward")] | Annotated[OtherEvent, Tag("other")], Discriminator(_kind)]
 
 
 class EventKept(Form):

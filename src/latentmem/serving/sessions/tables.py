@@ -1,28 +1,20 @@
-"""Sessions on disk: each session, call and event is on stable storage before anybody is told of it.
-
-What a session is, and which of its moves are legal, stands in `sessions`; here are its tables. A call is written when
-it begins and again when it is answered, so that a call which a crash cut short is known, and masks its session.
-"""
+"""The tables of the store of sessions, and what is done with them; every function here runs inside one transaction."""
 
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
-from latentmem.parsing import parse_json
 from latentmem.serving.asks import Answer, Refused
-from latentmem.serving.sessions import MOVES, Counts, Ended, Ending, KeptCall, Mode, Session, State
-from latentmem.serving.writer import Writer
+from latentmem.serving.sessions.session import MOVES, Counts, Ended, Ending, KeptCall, Mode, Session, State
 
-_APPLICATION_ID = 0x4C4D5353
-_VERSION = 1
-_TABLES = (
+APPLICATION_ID = 0x4C4D5353
+VERSION = 1
+TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     """CREATE TABLE sessions (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -80,8 +72,8 @@ _TABLES = (
     )""",
     "CREATE INDEX events_by_session ON events (session)",
 )
-_OPEN = "state IN ('queuing', 'running')"
-_ANSWER = TypeAdapter(Answer)
+OPEN = "state IN ('queuing', 'running')"
+ANSWER = TypeAdapter(Answer)
 
 
 @dataclass(frozen=True)
@@ -132,166 +124,15 @@ class Begun:
     """Whether the same call is running already; then this one has to wait for its end."""
 
 
-class SessionStore:
-    """Sessions, their calls and their events; threads may share it."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the store, or begin one; calls that ran when the last process ended are lost.
-
-        Raises:
-            ServingError: the file cannot be used.
-        """
-        self.path = path
-        self._writer = Writer(path, _TABLES, _APPLICATION_ID, _VERSION)
-        self._writer.write(_lose_running)
-
-    def close(self) -> None:
-        """Write what was asked for, and close the file."""
-        self._writer.close()
-
-    @property
-    def secret(self) -> bytes:
-        """The secret that tokens of sessions are made with."""
-        return self._writer.write(_secret)
-
-    # Sessions
-
-    def open(self, opening: Opening) -> "Future[Session]":
-        """Open a session.
-
-        Raises:
-            Refused: there is one of that id; its tenant is the same.
-        """
-        return self._writer.submit(lambda db: _open(db, opening, is_named=True))
-
-    def get(self, tenant: str, id_: str) -> Session | None:
-        """Return a session of a tenant."""
-        with self._writer.read() as db:
-            return _find(db, tenant, id_)
-
-    def counts(self, session: Session) -> Counts:
-        """Count the session's calls."""
-        with self._writer.read() as db:
-            return _counts(db, _seq(db, session))
-
-    def num_by_state(self) -> dict[State, int]:
-        """Count all sessions."""
-        with self._writer.read() as db:
-            found = dict(db.execute("SELECT state, count(*) FROM sessions GROUP BY state").fetchall())
-        return {state: found.get(state.value, 0) for state in State}
-
-    def idle_since(self, moment: float) -> list[Session]:
-        """Return open sessions in which nothing was asked or told since a moment, and nothing runs."""
-        query = f"""SELECT {_COLUMNS} FROM sessions WHERE {_OPEN} AND touched < ? AND ending IS NULL AND NOT EXISTS
-            (SELECT 1 FROM calls WHERE session = sessions.seq AND answer IS NULL AND lost IS NULL)"""  # noqa: S608
-        with self._writer.read() as db:
-            return [_session(row) for row in db.execute(query, (moment,))]
-
-    def half_ended(self) -> list[Session]:
-        """Return sessions that were ended but not stored yet."""
-        query = f"SELECT {_COLUMNS} FROM sessions WHERE {_OPEN} AND ending IS NOT NULL"  # noqa: S608
-        with self._writer.read() as db:
-            return [_session(row) for row in db.execute(query)]
-
-    # Calls
-
-    def begin(
-        self,
-        opening: Opening,
-        sent: Sent,
-        contexts: Sequence[Context],
-        seed: int | None,
-        task_text: str,
-    ) -> "Future[Begun]":
-        """Begin a call, in its session or in a new one.
-
-        Args:
-            opening: whose it is, and what a new session is told. Without an id, the call belongs to the open session,
-                of the same key, that sampled the longest beginning of its conversation; else it opens one.
-            sent: tells whether it is an earlier request that is sent again.
-            contexts: the beginnings of the conversation, the whole of it last.
-            seed: the request's seed; None makes one.
-            task_text: the task's text if the session has none yet.
-
-        Raises:
-            Refused: the session has ended.
-        """
-        return self._writer.submit(lambda db: _begin(db, opening, sent, contexts, seed, task_text))
-
-    def answered(self, call: str, answer: Answer, contexts: Sequence[Context]) -> "Future[None]":
-        """Keep the answer of a call, with what the conversation may now begin with.
-
-        Raises:
-            Refused: its session has ended meanwhile.
-        """
-        return self._writer.submit(lambda db: _answered(db, call, answer, contexts))
-
-    def lost(self, call: str, reason: str) -> "Future[None]":
-        """Take note that a call gets no answer."""
-        change = "UPDATE calls SET lost = ? WHERE id = ? AND answer IS NULL AND lost IS NULL"
-        return self._writer.submit(lambda db: _nothing(db.execute(change, (reason, call))))
-
-    def calls(self, session: Session, after: int = 0, limit: int = -1) -> list[KeptCall]:
-        """Return the calls of a session: those with an answer in the order of their answers, then the others.
-
-        Args:
-            session: the session.
-            after: how many to leave out at the beginning.
-            limit: how many to return at most; -1: all.
-        """
-        query = """SELECT id, lineage, seed, began, answer, lost FROM calls WHERE session = ?
-            ORDER BY place IS NULL, place, seq LIMIT ? OFFSET ?"""
-        with self._writer.read() as db:
-            rows = db.execute(query, (_seq(db, session), limit, after)).fetchall()
-        return [_kept_call(*row) for row in rows]
-
-    def answered_call(self, tenant: str, session: str | None, call: str) -> Answer | None:
-        """Return the answer of a call of a tenant; with a session, of a call in it."""
-        query = """SELECT answer FROM calls JOIN sessions ON sessions.seq = calls.session
-            WHERE calls.id = ? AND tenant = ? AND (? IS NULL OR sessions.id = ?) AND answer IS NOT NULL"""
-        with self._writer.read() as db:
-            row = db.execute(query, (call, tenant, session, session)).fetchone()
-        return None if row is None else _ANSWER.validate_json(row[0])
-
-    # Events and ends
-
-    def tell(self, session: Session, event: Mapping[str, JsonValue], retry_key: str | None) -> "Future[int]":
-        """Add an event and return its number in the session, from 1; one with a known retry key is not added again.
-
-        Raises:
-            Refused: the session has ended.
-        """
-        return self._writer.submit(lambda db: _tell(db, session, event, retry_key))
-
-    def events(self, session: Session) -> list[dict[str, Any]]:
-        """Return the events of a session in their order."""
-        with self._writer.read() as db:
-            rows = db.execute("SELECT body FROM events WHERE session = ? ORDER BY seq", (_seq(db, session),)).fetchall()
-        return [parse_json(body) for (body,) in rows]
-
-    def end(self, session: Session, ending: Ending) -> "Future[Session]":
-        """Keep how a session was ended, if it was not before, and return it; calls that still run are lost."""
-        return self._writer.submit(lambda db: _end(db, session, ending))
-
-    def move(self, session: Session, ended: Ended) -> "Future[Session]":
-        """Let an ended session move to its last state."""
-        return self._writer.submit(lambda db: _move(db, session, ended))
-
-    def forget(self, sessions: Collection[tuple[str, str]]) -> int:
-        """Delete sessions, by tenant and id, with all that belongs to them, and return their number."""
-        return self._writer.write(lambda db: sum(_forget(db, tenant, id_) for tenant, id_ in sessions))
-
-
-# Changes and queries; all run inside a transaction
-
-_COLUMNS = (
+COLUMNS = (
     "tenant, id, key, state, mode, is_named, domain, task_id, task_text, seed, opened, touched, shares, ending, "
     "trajectory, outcome"
 )
 
 
-def _session(row: Sequence[Any]) -> Session:
-    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+def session_of(row: Sequence[Any]) -> Session:
+    """Return the session that a row of `COLUMNS` holds."""
+    values = dict(zip(COLUMNS.split(", "), row, strict=True))
     ending = values.pop("ending")
     flags = {name: bool(values.pop(name)) for name in ("is_named", "shares")}
     return Session(
@@ -300,39 +141,49 @@ def _session(row: Sequence[Any]) -> Session:
     )
 
 
-def _kept_call(call: str, lineage: str, seed: int, began: float, answer: str | None, lost: str | None) -> KeptCall:
-    return KeptCall(call, lineage, seed, began, None if answer is None else _ANSWER.validate_json(answer), lost)
+def kept_call(call: str, lineage: str, seed: int, began: float, answer: str | None, lost: str | None) -> KeptCall:
+    """Return the call that a row of `calls` holds."""
+    return KeptCall(call, lineage, seed, began, None if answer is None else ANSWER.validate_json(answer), lost)
 
 
-def _find(db: sqlite3.Connection, tenant: str, id_: str) -> Session | None:
-    query = f"SELECT {_COLUMNS} FROM sessions WHERE tenant = ? AND id = ?"  # noqa: S608
+def find_session(db: sqlite3.Connection, tenant: str, id_: str) -> Session | None:
+    """Return a session of a tenant."""
+    query = f"SELECT {COLUMNS} FROM sessions WHERE tenant = ? AND id = ?"  # noqa: S608
     row = db.execute(query, (tenant, id_)).fetchone()
-    return None if row is None else _session(row)
+    return None if row is None else session_of(row)
 
 
-def _seq(db: sqlite3.Connection, session: Session) -> int:
+def seq_of(db: sqlite3.Connection, session: Session) -> int:
+    """Return the number of a session.
+
+    Raises:
+        Refused: it was deleted.
+    """
     row = db.execute("SELECT seq FROM sessions WHERE tenant = ? AND id = ?", (session.tenant, session.id)).fetchone()
     if row is None:
         raise Refused(404, f"no session {session.id!r}; it was deleted")
     return int(row[0])
 
 
-def _nothing(_: object) -> None:
-    return None
-
-
-def _lose_running(db: sqlite3.Connection) -> None:
+def lose_running(db: sqlite3.Connection) -> None:
+    """Take note that the calls which ran in an earlier process get no answer."""
     db.execute("UPDATE calls SET lost = 'the server ended' WHERE answer IS NULL AND lost IS NULL")
 
 
-def _secret(db: sqlite3.Connection) -> bytes:
+def secret_of(db: sqlite3.Connection) -> bytes:
+    """Return the secret that tokens are made with; it is made once."""
     db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
     return bytes(db.execute("SELECT value FROM meta WHERE key = 'secret'").fetchone()[0])
 
 
-def _open(db: sqlite3.Connection, opening: Opening, *, is_named: bool) -> Session:
+def open_session(db: sqlite3.Connection, opening: Opening, *, is_named: bool) -> Session:
+    """Open a session.
+
+    Raises:
+        Refused: the tenant has one of that id.
+    """
     id_ = opening.id or f"s-{secrets.token_urlsafe(18)}"
-    if _find(db, opening.tenant, id_) is not None:
+    if find_session(db, opening.tenant, id_) is not None:
         raise Refused(409, f"there is a session {id_!r} already; give another id, or none", "session")
     now = time.time()
     values = (
@@ -340,13 +191,13 @@ def _open(db: sqlite3.Connection, opening: Opening, *, is_named: bool) -> Sessio
         *(opening.task_id, opening.task_text, secrets.randbits(62), now, now, opening.shares, None, None, None),
     )
     places = ", ".join("?" * len(values))
-    db.execute(f"INSERT INTO sessions ({_COLUMNS}) VALUES ({places})", values)  # noqa: S608
-    found = _find(db, opening.tenant, id_)
+    db.execute(f"INSERT INTO sessions ({COLUMNS}) VALUES ({places})", values)  # noqa: S608
+    found = find_session(db, opening.tenant, id_)
     assert found is not None
     return found
 
 
-def _begin(
+def begin_call(
     db: sqlite3.Connection,
     opening: Opening,
     sent: Sent,
@@ -354,17 +205,22 @@ def _begin(
     seed: int | None,
     task_text: str,
 ) -> Begun:
+    """Begin a call; see `SessionStore.begin`.
+
+    Raises:
+        Refused: its session has ended.
+    """
     if opening.id is not None:
-        session = _find(db, opening.tenant, opening.id)
+        session = find_session(db, opening.tenant, opening.id)
     else:
         session = _sent_before(db, opening, sent) or _continued(db, opening, contexts)
     if session is None:
-        session = _open(db, opening, is_named=opening.id is not None)
-    seq = _seq(db, session)
+        session = open_session(db, opening, is_named=opening.id is not None)
+    seq = seq_of(db, session)
     if (before := _same_request(db, seq, sent)) is not None:
         call, lineage, its_seed, answer, lost = before
         if answer is not None:
-            return Begun(session, call, lineage, its_seed, known=_ANSWER.validate_json(answer))
+            return Begun(session, call, lineage, its_seed, known=ANSWER.validate_json(answer))
         if lost is None:
             return Begun(session, call, lineage, its_seed, runs=True)
         if not session.is_over:  # it is sent again, so it is not lost any more
@@ -388,7 +244,7 @@ def _begin(
         (seq, sent.call, sent.key, sent.digest, lineage, chosen, time.time()),
     )
     _remember(db, seq, lineage, contexts[-1:], is_answered=False)
-    now = _find(db, session.tenant, session.id)
+    now = find_session(db, session.tenant, session.id)
     assert now is not None
     return Begun(now, sent.call, lineage, chosen)
 
@@ -398,9 +254,9 @@ def _continued(db: sqlite3.Connection, opening: Opening, contexts: Sequence[Cont
     digests = [context.digest for context in contexts]
     query = f"""SELECT sessions.tenant, sessions.id FROM contexts JOIN sessions ON sessions.seq = contexts.session
         WHERE contexts.digest IN ({", ".join("?" * len(digests))}) AND is_answered AND NOT is_named AND tenant = ?
-        AND key = ? AND {_OPEN} AND ending IS NULL ORDER BY length DESC, contexts.session DESC LIMIT 1"""  # noqa: S608
+        AND key = ? AND {OPEN} AND ending IS NULL ORDER BY length DESC, contexts.session DESC LIMIT 1"""  # noqa: S608
     row = db.execute(query, (*digests, opening.tenant, opening.key)).fetchone()
-    return None if row is None else _find(db, *row)
+    return None if row is None else find_session(db, *row)
 
 
 def _sent_before(db: sqlite3.Connection, opening: Opening, sent: Sent) -> Session | None:
@@ -411,7 +267,7 @@ def _sent_before(db: sqlite3.Connection, opening: Opening, sent: Sent) -> Sessio
     query = f"""SELECT sessions.tenant, sessions.id FROM calls JOIN sessions ON sessions.seq = calls.session
         WHERE calls.{same} = ? AND NOT is_named AND tenant = ? AND key = ? ORDER BY calls.seq DESC LIMIT 1"""  # noqa: S608
     row = db.execute(query, (value, opening.tenant, opening.key)).fetchone()
-    return None if row is None else _find(db, *row)
+    return None if row is None else find_session(db, *row)
 
 
 def _same_request(db: sqlite3.Connection, seq: int, sent: Sent) -> tuple[str, str, int, str | None, str | None] | None:
@@ -453,7 +309,12 @@ def _touch(db: sqlite3.Connection, seq: int) -> None:
     db.execute("UPDATE sessions SET touched = ? WHERE seq = ?", (time.time(), seq))
 
 
-def _answered(db: sqlite3.Connection, call: str, answer: Answer, contexts: Sequence[Context]) -> None:
+def keep_answer(db: sqlite3.Connection, call: str, answer: Answer, contexts: Sequence[Context]) -> None:
+    """Keep the answer of a call, and the conversations that now end with it.
+
+    Raises:
+        Refused: its session has ended, or was deleted.
+    """
     row = db.execute("SELECT session, lineage, lost FROM calls WHERE id = ?", (call,)).fetchone()
     if row is None or row[2] is not None:
         raise Refused(409, "the session of this call ended before its answer", "session")
@@ -461,27 +322,33 @@ def _answered(db: sqlite3.Connection, call: str, answer: Answer, contexts: Seque
     db.execute(
         """UPDATE calls SET answer = ?, place = (SELECT coalesce(max(place), 0) + 1 FROM calls WHERE session = ?)
         WHERE id = ?""",
-        (_ANSWER.dump_json(answer).decode(), seq, call),
+        (ANSWER.dump_json(answer).decode(), seq, call),
     )
     _remember(db, seq, lineage, contexts, is_answered=True)
     _touch(db, seq)
 
 
-def _counts(db: sqlite3.Connection, seq: int) -> Counts:
+def counts_of(db: sqlite3.Connection, seq: int) -> Counts:
+    """Count the calls of a session."""
     query = """SELECT count(answer), count(lost), sum(answer IS NULL AND lost IS NULL) FROM calls WHERE session = ?"""
     answered, lost, running = db.execute(query, (seq,)).fetchone()
     return Counts(answered, lost, running or 0)
 
 
-def _tell(db: sqlite3.Connection, session: Session, event: Mapping[str, JsonValue], retry_key: str | None) -> int:
-    seq = _seq(db, session)
+def tell_event(db: sqlite3.Connection, session: Session, event: Mapping[str, JsonValue], retry_key: str | None) -> int:
+    """Keep an event and return its number in the session.
+
+    Raises:
+        Refused: the session has ended.
+    """
+    seq = seq_of(db, session)
     if retry_key is not None:
         query = "SELECT (SELECT count(*) FROM events AS e WHERE e.session = ? AND e.seq <= events.seq) FROM events \
             WHERE session = ? AND retry_key = ?"
         known = db.execute(query, (seq, seq, retry_key)).fetchone()
         if known is not None:
             return int(known[0])
-    now = _find(db, session.tenant, session.id)
+    now = find_session(db, session.tenant, session.id)
     if now is None or now.is_over:
         raise Refused(409, f"session {session.id!r} has ended; it takes no more events", "session")
     body = _JSON.dump_json(dict(event)).decode()
@@ -495,9 +362,10 @@ def _tell(db: sqlite3.Connection, session: Session, event: Mapping[str, JsonValu
 _JSON: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
 
 
-def _end(db: sqlite3.Connection, session: Session, ending: Ending) -> Session:
-    seq = _seq(db, session)
-    now = _find(db, session.tenant, session.id)
+def end_session(db: sqlite3.Connection, session: Session, ending: Ending) -> Session:
+    """Keep how a session was ended, if it was not before, and return it as it is."""
+    seq = seq_of(db, session)
+    now = find_session(db, session.tenant, session.id)
     assert now is not None
     if not now.is_over:
         db.execute(
@@ -507,14 +375,15 @@ def _end(db: sqlite3.Connection, session: Session, ending: Ending) -> Session:
             "UPDATE calls SET lost = 'the session ended first' WHERE session = ? AND answer IS NULL AND lost IS NULL",
             (seq,),
         )
-        now = _find(db, session.tenant, session.id)
+        now = find_session(db, session.tenant, session.id)
         assert now is not None
     return now
 
 
-def _move(db: sqlite3.Connection, session: Session, ended: Ended) -> Session:
-    seq = _seq(db, session)
-    now = _find(db, session.tenant, session.id)
+def move_session(db: sqlite3.Connection, session: Session, ended: Ended) -> Session:
+    """Let an ended session move to its last state, if it has not, and return it as it is."""
+    seq = seq_of(db, session)
+    now = find_session(db, session.tenant, session.id)
     assert now is not None
     if MOVES[now.state]:
         if ended.state not in MOVES[now.state]:
@@ -525,12 +394,13 @@ def _move(db: sqlite3.Connection, session: Session, ended: Ended) -> Session:
             (ended.state.value, ended.outcome, trajectory, seq),
         )
         db.execute("DELETE FROM contexts WHERE session = ?", (seq,))
-        now = _find(db, session.tenant, session.id)
+        now = find_session(db, session.tenant, session.id)
         assert now is not None
     return now
 
 
-def _forget(db: sqlite3.Connection, tenant: str, id_: str) -> int:
+def forget_session(db: sqlite3.Connection, tenant: str, id_: str) -> int:
+    """Delete a session with all that belongs to it; return 1, or 0 if there is none."""
     found = db.execute("SELECT seq FROM sessions WHERE tenant = ? AND id = ?", (tenant, id_)).fetchone()
     if found is None:
         return 0

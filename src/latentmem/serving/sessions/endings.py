@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from latentmem.serving.sessions import Ending, Session, Storing, end
-from latentmem.serving.store import SessionStore
+from latentmem.serving.sessions.session import Ending, Session, Storing, end
+from latentmem.serving.sessions.store import SessionStore
 from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,9 @@
     |   `-- BadRowError       one row of a data set; the configuration may say to skip such rows
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
+    |   `-- WindowError       one prompt does not fit the model's window
     |-- EngineError           a server that samples for the agents does not answer as it should
+    |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
     |-- RetrieverError        a search server that does not answer, or cannot be started
@@ -49,8 +51,16 @@ class ModelError(LatentMemError):
     """A language model or an embedder cannot be loaded or used as asked."""
 
 
+class WindowError(ModelError):
+    """A prompt with its latents and its response does not fit the model's window; others may."""
+
+
 class EngineError(LatentMemError):
     """A server that samples for the agents does not answer, or answers something else than was asked."""
+
+
+class BusyError(EngineError):
+    """Too many prompts wait already; the same prompt may be asked again later."""
 
 
 class CheckpointError(LatentMemError):

@@ -9,6 +9,8 @@
     |-- EngineError           a server that samples for the agents does not answer as it should
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
+    |-- KeysError             API keys that cannot be read, made or revoked
+    |-- AuditError            an audit log that cannot be written, or does not agree with itself
     |-- RetrieverError        a search server that does not answer, or cannot be started
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
@@ -59,6 +61,14 @@ class CheckpointError(LatentMemError):
 
 class HubError(LatentMemError):
     """The Hugging Face hub does not answer, or refuses what is asked of it."""
+
+
+class KeysError(LatentMemError):
+    """The API keys of a server cannot be read, made or revoked."""
+
+
+class AuditError(LatentMemError):
+    """The audit log cannot be written or read, or was tampered with."""
 
 
 class RetrieverError(LatentMemError):

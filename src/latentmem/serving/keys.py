@@ -1,9 +1,9 @@
 """API keys: who may ask for what, on whose behalf, and how much; one SQLite file.
 
 A secret holds 256 random bits and is shown once. The file keeps its SHA-256: nobody can try 2^256 secrets, so a slow
-hash, which protects words that people choose, would only slow the server down. A key is looked up by its id, which is no
-secret, and its digest is compared in constant time. Each request asks the file anew, so a revoked key is refused from
-its next request on.
+hash, which protects words that people choose, would only slow the server down. A key is looked up by its id, which is
+no secret, and its digest is compared in constant time. Each request asks the file anew, so a revoked key is refused
+from its next request on.
 """
 
 import hashlib
@@ -187,6 +187,17 @@ class Keys:
         key = _key(row[:-1]) if row and is_it else None
         return key if key is not None and key.is_valid(self._clock()) else None
 
+    def valid(self, id: str) -> Key | None:
+        """Return the valid key of an id, or None; for what was asked for with that key earlier.
+
+        Raises:
+            KeysError: the file cannot be read.
+        """
+        with self._reading() as db:
+            row = None if db is None else db.execute(f"SELECT {_COLUMNS} FROM keys WHERE id = ?", (id,)).fetchone()  # noqa: S608
+        key = _key(row) if row else None
+        return key if key is not None and key.is_valid(self._clock()) else None
+
     def close(self) -> None:
         """Close the file; the next call opens it again."""
         with self._lock:
@@ -314,4 +325,6 @@ def _digest(secret: str) -> bytes:
 
 def _key(row: tuple[Any, ...]) -> Key:
     id, tenant, scopes, created, expires, revoked, requests, tokens, parallel, shares = row
-    return Key(id, tenant, frozenset(scopes.split()), created, expires, revoked, requests, tokens, parallel, bool(shares))
+    return Key(
+        id, tenant, frozenset(scopes.split()), created, expires, revoked, requests, tokens, parallel, bool(shares)
+    )

@@ -7,6 +7,7 @@
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
     |-- EngineError           a server that samples for the agents does not answer as it should
+    |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
     |-- KeysError             API keys that cannot be read, made or revoked
@@ -53,6 +54,10 @@ class ModelError(LatentMemError):
 
 class EngineError(LatentMemError):
     """A server that samples for the agents does not answer, or answers something else than was asked."""
+
+
+class BusyError(EngineError):
+    """Too many prompts wait already; the same prompt may be asked again later."""
 
 
 class CheckpointError(LatentMemError):

@@ -90,6 +90,30 @@ class Prefix:
         ]
         return Prefix(Cache(layers=layers), self.seen[rows], self.hidden[rows])
 
+    def joined(self, others: "Prefix", room: int) -> "Prefix":
+        """Return these rows and others behind them, with `room` free columns; padding between real columns goes."""
+        lengths = torch.cat([self.seen.sum(1), others.seen.sum(1)])
+        longest = int(lengths.max())
+        layers = []
+        for ours, theirs in zip(self.cache.layers, others.cache.layers, strict=True):
+            both = []
+            for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+                made = mine.new_zeros(len(lengths), mine.shape[1], longest + room, mine.shape[3])
+                _close_up(mine, self.seen, made[: len(mine)])
+                _close_up(other, others.seen, made[len(mine) :])
+                both.append(made)
+            layers.append(Slots.holding(both[0], both[1], longest))
+        seen = torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
+        return Prefix(Cache(layers=layers), seen, torch.cat([self.hidden, others.hidden]))
+
+
+def _close_up(columns: Tensor, real: Tensor, into: Tensor) -> None:
+    """Copy each row's real columns to the front of its new row: [B, H, S', d], real [B, S] bool -> [B, H, L, d]."""
+    length = min(real.shape[1], into.shape[2])
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, None, :length, None]
+    shape = (-1, columns.shape[1], -1, columns.shape[3])
+    into[:, :, :length] = columns.gather(2, order.expand(shape))
+
 
 def hidden_states(
     model: PreTrainedModel, embeddings: Tensor, seen: Tensor, new: Tensor, cache: Cache | None = None

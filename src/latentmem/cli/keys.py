@@ -78,8 +78,11 @@ def _create(options: argparse.Namespace) -> None:
         parallel=options.parallel,
         shares=options.shares,
     )
-    told = {"key": key.id, "tenant": key.tenant, "scopes": sorted(key.scopes), "shares": key.shares}
-    audit.append("key created", {**told}, durable=True)
+    audit.append(
+        "key created",
+        {"key": key.id, "tenant": key.tenant, "scopes": [*sorted(key.scopes)], "shares": key.shares},
+        durable=True,
+    )
     audit.close()
     whose = f"tenant {key.tenant}" if key.tenant else "the operator"
     print(f"key {key.id} of {whose}; its secret is shown only here:", file=sys.stderr)

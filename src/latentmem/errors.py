@@ -6,6 +6,7 @@
     |   `-- BadRowError       one row of a data set; the configuration may say to skip such rows
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
+    |   `-- WindowError       one prompt does not fit the model's window
     |-- EngineError           a server that samples for the agents does not answer as it should
     |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
@@ -50,6 +51,10 @@ class BankError(LatentMemError):
 
 class ModelError(LatentMemError):
     """A language model or an embedder cannot be loaded or used as asked."""
+
+
+class WindowError(ModelError):
+    """A prompt with its latents and its response does not fit the model's window; others may."""
 
 
 class EngineError(LatentMemError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from latentmem.errors import ModelError
+from latentmem.errors import WindowError
 from latentmem.models.attention import Frozen, Slots
 from latentmem.models.fused import judge_tokens, product, token_logps
 
@@ -408,11 +408,11 @@ def check_window(model: PreTrainedModel, length: int, what: str) -> None:
     """Refuse a sequence that does not fit the model.
 
     Raises:
-        ModelError: `length` tokens exceed the context window.
+        WindowError: `length` tokens exceed the context window.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and length > limit:
-        raise ModelError(
+        raise WindowError(
             f"{what} needs {length} tokens with its latents and response, but the model's window is {limit}; "
             "shorten the task, the responses (sampling.max_response_tokens) or take a model with a longer window"
         )

@@ -106,7 +106,7 @@ class Why:
     per_token: tuple[float, ...]
     """The same for each token; it adds up to `carried`."""
     is_exact: bool
-    """Whether the memory was made again exactly as it was."""
+    """Whether the memory was made again as it was: by the same composer, or to the same latents."""
     unmeasured: str | None = None
     """Why nothing was measured."""
 
@@ -162,12 +162,12 @@ def why(
     lost = {
         (id, step): float((logps[0] - rest).sum()) for (id, step, _), rest in zip(variants, logps[2:], strict=False)
     }
-    was = served.latents if served else ""
+    same_composer = bool(own.composer) and own.composer == result.composer
     return replace(
         result,
         carried=float(gain.sum()),
         per_token=tuple(round(float(value), 6) for value in gain),
-        is_exact=own.latents is None or digest_of(own.latents) == was,
+        is_exact=own.latents is None or same_composer or digest_of(own.latents) == (served and served.latents),
         sources=tuple(_measured(source, lost) for source in sources),
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentmem.errors import AuditError
-from latentmem.serving.audit import FIRST, AuditLog, verify
+from latentmem.serving.operators.audit import FIRST, AuditLog, verify
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_damaged_end_is_not_gone_on_from(path):
 def test_processes_write_one_chain(path):
     script = f"""
 from pathlib import Path
-from latentmem.serving.audit import AuditLog
+from latentmem.serving.operators.audit import AuditLog
 log = AuditLog(Path({str(path)!r}))
 for i in range(50):
     log.append("recalled", {{"call": str(i)}}, durable=i % 10 == 0)

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from latentmem.serving.doors import door_of
-from latentmem.serving.gate import MAX_BODY_BYTES, Gate, Opened, caller_of, depth_exceeds
-from latentmem.serving.keys import SCOPES, Keys
-from latentmem.serving.limits import Limits
+from latentmem.serving.operators.doors import door_of
+from latentmem.serving.operators.gate import MAX_BODY_BYTES, Gate, Opened, caller_of, depth_exceeds
+from latentmem.serving.operators.keys import SCOPES, Keys
+from latentmem.serving.operators.limits import Limits
 
 CHAT = "/v1/chat/completions"
 HERE = "http://127.0.0.1:8080"

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from latentmem.errors import KeysError
-from latentmem.serving import keys as room
-from latentmem.serving.keys import Keys, shown
+from latentmem.serving.operators import keys as room
+from latentmem.serving.operators.keys import Keys, shown
 
 
 class Clock:
@@ -166,7 +166,7 @@ def test_a_newer_form_is_refused(keys):
 def test_keys_of_two_processes_are_all_there(keys):
     script = f"""
 from pathlib import Path
-from latentmem.serving.keys import Keys
+from latentmem.serving.operators.keys import Keys
 for i in range(20):
     Keys(Path({str(keys.path)!r})).create("t", ["infer"])
 """

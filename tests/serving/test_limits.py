@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from latentmem.serving.asks import Refused
-from latentmem.serving.keys import Key
-from latentmem.serving.limits import Limits
+from latentmem.serving.operators.keys import Key
+from latentmem.serving.operators.limits import Limits
 
 
 class Clock:

@@ -14,13 +14,13 @@ from starlette.testclient import TestClient
 
 from latentmem.errors import AuditError
 from latentmem.serving.asks import Answer, Ask, Choice, Refused, Spoken, Timings, Who
-from latentmem.serving.audit import AuditLog, verify
-from latentmem.serving.gate import Opened, answer_of
-from latentmem.serving.keys import SCOPES, Keys
-from latentmem.serving.logs import RequestLog
-from latentmem.serving.metrics import MAX_TENANTS, Metrics
-from latentmem.serving.operators import Operators
-from latentmem.serving.visits import Caller, Visit
+from latentmem.serving.operators.audit import AuditLog, verify
+from latentmem.serving.operators.gate import Opened, answer_of
+from latentmem.serving.operators.keys import SCOPES, Keys
+from latentmem.serving.operators.logs import RequestLog
+from latentmem.serving.operators.metrics import MAX_TENANTS, Metrics
+from latentmem.serving.operators.operators import Operators
+from latentmem.serving.operators.visits import Caller, Visit
 from latentmem.trajectory import Conversation, Message, Recalled
 
 CHAT = "/v1/chat/completions"

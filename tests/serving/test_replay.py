@@ -7,8 +7,8 @@ import torch
 from latentmem.memory.memory import Recall
 from latentmem.models.agent import ScriptedModel
 from latentmem.models.language_model import LanguageModel
-from latentmem.serving import replay as room
-from latentmem.serving.replay import Part, replay
+from latentmem.serving.rights import replay as room
+from latentmem.serving.rights.replay import Part, replay
 from latentmem.trajectory import Conversation, Message, Recalled, Served
 
 CHAT = Conversation(messages=({"role": "user", "content": "What is 12 + 7?"},))

@@ -10,7 +10,7 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.models.agent import Prompt
 from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import digest_of
-from latentmem.serving.why import Remade, why
+from latentmem.serving.rights.why import Remade, why
 from latentmem.trajectory import Conversation, Message, Origin, Recalled, Role, Served, Step, Task, Trajectory
 
 TASK = Task(id="asked", domain="d", text="What is 12 + 7?")

@@ -10,7 +10,7 @@ from latentmem.cli.arguments import CONFIG_HELP, count, positive, takes_override
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
     from latentmem.config import Config
-    from latentmem.serving.keys import Keys
+    from latentmem.serving.operators.keys import Keys
 
 
 def add_commands(commands: "Commands") -> None:
@@ -57,14 +57,14 @@ def _config(options: argparse.Namespace) -> "Config":
 
 def _keys(config: "Config") -> "Keys":
     from latentmem.recipes.folders import keys_of
-    from latentmem.serving.keys import Keys
+    from latentmem.serving.operators.keys import Keys
 
     return Keys(keys_of(config))
 
 
 def _create(options: argparse.Namespace) -> None:
     from latentmem.recipes.folders import audit_of
-    from latentmem.serving.audit import AuditLog
+    from latentmem.serving.operators.audit import AuditLog
 
     config = _config(options)
     scopes = [scope.strip() for scope in options.scopes.split(",") if scope.strip()]
@@ -92,7 +92,7 @@ def _create(options: argparse.Namespace) -> None:
 def _list(options: argparse.Namespace) -> None:
     import time
 
-    from latentmem.serving.keys import shown
+    from latentmem.serving.operators.keys import shown
 
     for key in _keys(_config(options)).all():
         print(shown(key, time.time()))
@@ -100,7 +100,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _revoke(options: argparse.Namespace) -> None:
     from latentmem.recipes.folders import audit_of
-    from latentmem.serving.audit import AuditLog
+    from latentmem.serving.operators.audit import AuditLog
 
     config = _config(options)
     key = _keys(config).revoke(options.id)
@@ -112,7 +112,7 @@ def _revoke(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from latentmem.errors import AuditError
-    from latentmem.serving.audit import verify
+    from latentmem.serving.operators.audit import verify
 
     found = verify(options.file, options.last)
     if found.problem is not None:

@@ -12,7 +12,7 @@ from latentmem.config import Sampling
 from latentmem.memory.memory import Recall
 from latentmem.models.agent import AgentModel, Sampled
 from latentmem.rollout import prompt_of
-from latentmem.serving.why import Remaking
+from latentmem.serving.rights.why import Remaking
 from latentmem.teams.turn import Call, ServedCall
 from latentmem.trajectory import Message, Recalled, Role
 

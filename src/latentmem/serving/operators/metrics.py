@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from latentmem.serving.visits import Visit
+from latentmem.serving.operators.visits import Visit
 
 MAX_TENANTS = 100
 """Tenants with figures of their own; further ones are counted as `other`."""

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from latentmem.serving.asks import Timings
-from latentmem.serving.keys import SCOPES
+from latentmem.serving.operators.keys import SCOPES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from latentmem.errors import AuditError
 from latentmem.serving.asks import Answer, Ask, Desk, Earlier, OnTokens, Refused, Spoken, Turn, Who
-from latentmem.serving.visits import Caller, Visit, current
+from latentmem.serving.operators.visits import Caller, Visit, current
 from latentmem.trajectory import Recalled
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Literal, TextIO
 
 from latentmem.outside import one_line
-from latentmem.serving.visits import Visit
+from latentmem.serving.operators.visits import Visit
 
 Detail = Literal["none", "requests", "texts"]
 """What is logged: nothing, the figures of each request, or also its texts."""

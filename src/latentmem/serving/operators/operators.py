@@ -16,14 +16,14 @@ from starlette.types import ASGIApp
 
 from latentmem.errors import AuditError
 from latentmem.serving.asks import Desk, Who
-from latentmem.serving.audit import AuditLog
-from latentmem.serving.gate import Gate, SessionOf, caller_of
-from latentmem.serving.keys import Keys
-from latentmem.serving.limits import Limits
-from latentmem.serving.logs import RequestLog
-from latentmem.serving.metrics import CONTENT_TYPE, Metrics
-from latentmem.serving.visits import Visit, current
-from latentmem.serving.watching import Told, WatchedDesk
+from latentmem.serving.operators.audit import AuditLog
+from latentmem.serving.operators.gate import Gate, SessionOf, caller_of
+from latentmem.serving.operators.keys import Keys
+from latentmem.serving.operators.limits import Limits
+from latentmem.serving.operators.logs import RequestLog
+from latentmem.serving.operators.metrics import CONTENT_TYPE, Metrics
+from latentmem.serving.operators.visits import Visit, current
+from latentmem.serving.operators.watching import Told, WatchedDesk
 
 logger = logging.getLogger(__name__)
 

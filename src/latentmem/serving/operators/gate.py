@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentmem.errors import LatentMemError
 from latentmem.serving.asks import Refused
-from latentmem.serving.doors import door_of
-from latentmem.serving.keys import Key, Keys
-from latentmem.serving.limits import Limits
-from latentmem.serving.visits import NOBODY, Caller, Visit, current
+from latentmem.serving.operators.doors import door_of
+from latentmem.serving.operators.keys import Key, Keys
+from latentmem.serving.operators.limits import Limits
+from latentmem.serving.operators.visits import NOBODY, Caller, Visit, current
 
 logger = logging.getLogger(__name__)
 

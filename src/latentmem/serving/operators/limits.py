@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from latentmem.serving.asks import Refused
-from latentmem.serving.keys import Key
+from latentmem.serving.operators.keys import Key
 
 _BUSY_SECONDS = 1.0
 """After how long to try again where all places are taken: nobody can know when one is free."""

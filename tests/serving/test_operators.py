@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 
 from latentmem.errors import AuditError
 from latentmem.serving.asks import Answer, Ask, Choice, Refused, Spoken, Timings, Who
+from latentmem.serving.face.errors import refuse
 from latentmem.serving.operators.audit import AuditLog, verify
-from latentmem.serving.operators.gate import Opened, answer_of
+from latentmem.serving.operators.gate import Opened
 from latentmem.serving.operators.keys import SCOPES, Keys
 from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import MAX_TENANTS, Metrics
@@ -102,7 +103,7 @@ def app_of(operators, desk, opened=()):
         try:
             turn = await watched.admit(who, ask)
         except Refused as refused:
-            return answer_of(refused)
+            return refuse(refused)
         spoken = await asyncio.to_thread(turn.speak, 0, None)
         if body and body["session"] == "loses":
             turn.lost("client gone")
@@ -113,7 +114,7 @@ def app_of(operators, desk, opened=()):
         try:
             await asyncio.to_thread(turn.answered, answer)
         except Refused as refused:
-            return answer_of(refused)
+            return refuse(refused)
         return {"said": RESPONSE}
 
     return TestClient(operators.gate(app, dict(opened).get), base_url="http://localhost")

@@ -54,19 +54,22 @@ _DOORS = {
     "POST /sessions/{sid}/replay": "read",
     **{
         f"{method} {place}/v1{path}": "infer"
-        for place in ("", "/sessions/{sid}", "/sessions/{sid}/agents/{role}")
-        for method, path in (spoken.split(" ") for spoken in ("GET /models", "GET /models/{model}", *_SPOKEN))
+        for place in ("", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
+        for method, path in (spoken.split(" ") for spoken in ("GET /models", "GET /models/{model:path}", *_SPOKEN))
     },
 }
 _OF_KEYS_ALONE = ("GET /metrics", "POST /forget", "POST /sessions", "POST /sessions/{sid}/replay")
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile("".join("[^/]+" if part.startswith("{") else re.escape(part) for part in _parts(template)))
+    parts = re.split(r"(\{[\w:]+\})", template)
+    return re.compile("".join(_part(part) for part in parts))
 
 
-def _parts(template: str) -> list[str]:
-    return re.split(r"(\{\w+\})", template)
+def _part(part: str) -> str:
+    if not part.startswith("{"):
+        return re.escape(part)
+    return ".+" if part.endswith(":path}") else "[^/]+"
 
 
 def _made(words: str, scope: str) -> tuple[str, re.Pattern[str], Door]:

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
-from math import ceil
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentmem.errors import LatentMemError
 from latentmem.serving.asks import Refused
+from latentmem.serving.face.errors import refuse
 from latentmem.serving.operators.doors import door_of
 from latentmem.serving.operators.keys import Key, Keys
 from latentmem.serving.operators.limits import Limits
@@ -34,13 +33,6 @@ _LATER_SECONDS = 1
 _LONGEST_CREDENTIAL = 200
 _OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
-_KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    503: "server_error",
-}
 _GONE = 499
 """Status of a request whose client went away before the answer began; nobody reads it."""
 
@@ -126,7 +118,10 @@ class Gate:
             if visit.status:
                 raise
             visit.reason = str(refused)
-            await answer_of(refused)(scope, receive, send)
+            answer = refuse(refused)
+            if refused.status == HTTPStatus.UNAUTHORIZED:
+                answer.headers["WWW-Authenticate"] = "Bearer"
+            await answer(scope, receive, send)
 
     def _check(self, scope: Scope, visit: Visit) -> Key | None:
         """Find out who asks, note it, and return the key whose limits count.
@@ -175,18 +170,6 @@ def caller_of(scope: Scope) -> Caller:
     """Return who sends a request that has passed the gate; without a gate everybody is one tenant."""
     found = scope.get("latentmem.caller")
     return found if isinstance(found, Caller) else Caller()
-
-
-def answer_of(refused: Refused) -> Response:
-    """Return the answer that tells of a refusal, in the form that clients of OpenAI's API read."""
-    kind = _KINDS.get(refused.status, "invalid_request_error")
-    error = {"message": str(refused), "type": kind, "param": refused.field, "code": refused.code}
-    headers = {}
-    if refused.retry_after is not None:
-        headers["Retry-After"] = str(max(1, ceil(refused.retry_after)))
-    if refused.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": error}, refused.status, headers)
 
 
 def _credential(headers: list[tuple[bytes, bytes]]) -> str | None:

@@ -11,6 +11,8 @@
     |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
+    |-- KeysError             API keys that cannot be read, made or revoked
+    |-- AuditError            an audit log that cannot be written, or does not agree with itself
     |-- RetrieverError        a search server that does not answer, or cannot be started
     |-- ServingError        a server of agent programs that cannot be started, or whose store cannot be used
     |-- SandboxError          model-written code cannot be contained on this machine
@@ -70,6 +72,14 @@ class CheckpointError(LatentMemError):
 
 class HubError(LatentMemError):
     """The Hugging Face hub does not answer, or refuses what is asked of it."""
+
+
+class KeysError(LatentMemError):
+    """The API keys of a server cannot be read, made or revoked."""
+
+
+class AuditError(LatentMemError):
+    """The audit log cannot be written or read, or was tampered with."""
 
 
 class RetrieverError(LatentMemError):

@@ -7,7 +7,7 @@ request says the same as the server does. Fields that are not documented are ign
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from latentmem.outside import one_line
 from latentmem.serving.asks import Refused
@@ -19,13 +19,19 @@ class Fields(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Annotated[dict[str, JsonValue], Field(max_length=0)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
+"""Takes 6.0 for 6, as JSON does; stands after the limits."""
+Count = Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]

@@ -26,7 +26,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefix import check_window, pad
 from latentmem.processes import Processes
 from latentmem.stats import PairedResult, paired_mean
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Player, Program
 from latentmem.trajectory import Message, Role, Trajectory
 
 POSITIONS = 8192
@@ -85,13 +85,31 @@ class Carried:
         return {"carried": self.total.difference, "carried_low": self.total.low, "carried_high": self.total.high}
 
 
-def roles_of_teams(teams: Sequence[Team]) -> RolesOf:
-    """Map a trajectory to the roles of the team that it names; with a single team, to that team's roles always."""
-    by_team = {team.name: {role.name: role for role in team.roles} for team in teams}
-    if len(by_team) == 1:
-        (only,) = by_team.values()
-        return lambda trajectory: only
-    return lambda trajectory: by_team.get(trajectory.team, {})
+def roles_of_teams(teams: Sequence[Player]) -> RolesOf:
+    """Map a trajectory to the roles of the team that it names; with a single team, to that team's roles always.
+
+    A program's roles are those that it lists, and those that spoke.
+    """
+    by_team = {team.name: team for team in teams}
+    known = {team.name: {role.name: role for role in team.roles} for team in teams}
+    only = next(iter(by_team)) if len(by_team) == 1 else None
+
+    def roles_of(trajectory: Trajectory) -> Mapping[str, Role]:
+        name = only or trajectory.team
+        if isinstance(by_team.get(name), Program):
+            return roles_found([trajectory]) | known[name]
+        return known.get(name, {})
+
+    return roles_of
+
+
+def roles_found(trajectories: Sequence[Trajectory]) -> dict[str, Role]:
+    """Return the roles that spoke, by name. The profile of a role is the system message that it was first given."""
+    found: dict[str, Role] = {}
+    for message in (message for trajectory in trajectories for message in trajectory.messages):
+        told = message.system if message.served is None else message.served.conversation.system
+        found.setdefault(message.role, Role(name=message.role, profile=told))
+    return found
 
 
 def scorable(trajectories: Sequence[Trajectory], model: LanguageModel, roles_of: RolesOf) -> list[Trajectory]:
@@ -237,7 +255,11 @@ def _same(ours: Recall, theirs: Recall) -> bool:
 
 
 def _given(model: LanguageModel, message: Message, recall: Recall) -> _Given:
-    prompt_ids = model.encode_prompt(message.system, recall.record.before(message.user))
+    if message.served is None:
+        prompt_ids = model.encode_prompt(message.system, recall.record.before(message.user))
+    else:
+        memory = "" if recall.record.num_latents else recall.record.text
+        prompt_ids = model.chat.encode_conversation(message.served.conversation.before(memory))
     return _Given(tuple(prompt_ids), message.token_ids, recall.latents, recall.adapter)
 
 

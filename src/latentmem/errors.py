@@ -6,10 +6,15 @@
     |   `-- BadRowError       one row of a data set; the configuration may say to skip such rows
     |-- BankError             a bank that cannot be opened, read or written
     |-- ModelError            a language model, an embedder or their files
+    |   `-- WindowError       one prompt does not fit the model's window
     |-- EngineError           a server that samples for the agents does not answer as it should
+    |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
+    |-- KeysError             API keys that cannot be read, made or revoked
+    |-- AuditError            an audit log that cannot be written, or does not agree with itself
     |-- RetrieverError        a search server that does not answer, or cannot be started
+    |-- ServingError        a server of agent programs that cannot be started, or whose store cannot be used
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
     `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
@@ -49,8 +54,16 @@ class ModelError(LatentMemError):
     """A language model or an embedder cannot be loaded or used as asked."""
 
 
+class WindowError(ModelError):
+    """A prompt with its latents and its response does not fit the model's window; others may."""
+
+
 class EngineError(LatentMemError):
     """A server that samples for the agents does not answer, or answers something else than was asked."""
+
+
+class BusyError(EngineError):
+    """Too many prompts wait already; the same prompt may be asked again later."""
 
 
 class CheckpointError(LatentMemError):
@@ -61,8 +74,20 @@ class HubError(LatentMemError):
     """The Hugging Face hub does not answer, or refuses what is asked of it."""
 
 
+class KeysError(LatentMemError):
+    """The API keys of a server cannot be read, made or revoked."""
+
+
+class AuditError(LatentMemError):
+    """The audit log cannot be written or read, or was tampered with."""
+
+
 class RetrieverError(LatentMemError):
     """A search server does not answer as it should, or cannot be started."""
+
+
+class ServingError(LatentMemError):
+    """A server of agent programs cannot be started, or its store cannot be used."""
 
 
 class SandboxError(LatentMemError):

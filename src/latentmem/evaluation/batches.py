@@ -22,7 +22,7 @@ from latentmem.memory.memory import Memory, Recall
 from latentmem.models.agent import AgentModel
 from latentmem.parsing import checked, parse_json
 from latentmem.rollout import rollout
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Player
 from latentmem.trajectory import Task, Trajectory
 
 MAX_KEPT_TASKS = 64
@@ -47,7 +47,7 @@ class Cost:
 
 
 def play(
-    team: Team,
+    team: Player,
     memory: Memory,
     model: AgentModel,
     start: Callable[[Task], Environment],
@@ -77,11 +77,11 @@ def kept_tasks(tasks: Sequence[Task]) -> frozenset[str]:
     return frozenset(tasks[i].key for i in order[:MAX_KEPT_TASKS])
 
 
-def _latents(team: Team, recalls: Mapping[tuple[str, str], Recall], tasks: Sequence[Task]) -> KeptLatents | None:
-    """Return what each role was given for these tasks; None unless all of it was latents."""
+def _latents(team: Player, recalls: Mapping[tuple[str, str], Recall], tasks: Sequence[Task]) -> KeptLatents | None:
+    """Return what each known role was given for these tasks; None unless all of it was latents."""
     rows = [[recalls[task.key, role.name].latents for role in team.roles] for task in tasks]
     given = [[latents.float().cpu() for latents in row if latents is not None] for row in rows]
-    if not tasks or not all(len(row) == len(team.roles) for row in given):
+    if not tasks or not team.roles or not all(len(row) == len(team.roles) for row in given):
         return None
     return KeptLatents(
         tasks=tuple(task.key for task in tasks),

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from latentmem.bank import ExperienceBank
-from latentmem.carrying import measure_carried
+from latentmem.carrying import measure_carried, roles_of_teams
 from latentmem.config import EvaluateSection, Sampling
 from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, RunError
@@ -36,7 +36,7 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.parsing import Form, checked
 from latentmem.processes import Processes
 from latentmem.progress import on_terminal, progress
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Player
 from latentmem.trajectory import Task, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ OnProgress = Callable[[str, int, float], None]
 
 
 def evaluate(
-    team: Team,
+    team: Player,
     model: AgentModel,
     memories: Mapping[str, Memory | Callable[[], Memory]],
     domain: Domain,
@@ -251,7 +251,7 @@ def _first_successes(tasks: Sequence[Task], played: Played) -> list[Trajectory]:
 
 
 def _carried(
-    team: Team,
+    team: Player,
     model: LanguageModel,
     trajectories: Sequence[Trajectory],
     seed: int,
@@ -271,8 +271,7 @@ def _carried(
             raise RunError(f"{path}: damaged ({error}); remove it, and it is measured again") from None
         known: dict[str, Any] | None = kept["carried"]
         return known
-    roles = {role.name: role for role in team.roles}
-    measured = measure_carried(make(), model, trajectories, lambda t: roles, seed=seed, processes=processes)
+    measured = measure_carried(make(), model, trajectories, roles_of_teams([team]), seed=seed, processes=processes)
     found = None if measured is None else measured.as_json()
     if measured is not None and not math.isfinite(measured.total.difference):
         logger.warning("evaluate: %s gives values that are not finite; carried cannot be measured", name)

@@ -2,7 +2,8 @@
 
 Each composer reads with its own adapter, agents that were trained themselves speak with another one, and all other
 agents speak with none. All share one copy of the backbone. A `with` block around the use of the model names the active
-adapter, so none can stay active by mistake.
+adapter, so none can stay active by mistake. One thread at a time is in such a block, in the order of asking; so a
+composer can read between two steps of sampling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from latentmem.errors import ConfigError, suggest
+from latentmem.models.turns import InTurn
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Adapters:
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._on: str | None = None
         self._num_added = 0
+        self._in_turn = InTurn()
 
     def __contains__(self, name: str) -> bool:
         return name in self._parameters
@@ -54,6 +57,10 @@ class Adapters:
         Raises:
             ConfigError: a target module is missing from the backbone, or is its embedding or output layer.
         """
+        with self._in_turn:
+            return self._add(rank, alpha, target_modules, key)
+
+    def _add(self, rank: int, alpha: float, target_modules: Sequence[str], key: str) -> Adapter:
         self._num_added += 1
         name = f"adapter{self._num_added}"
         self._check_targets(target_modules, key)
@@ -73,6 +80,10 @@ class Adapters:
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a layer that carries no other adapter gets the backbone's own module back."""
+        with self._in_turn:
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
         assert self._on != name, "an adapter is taken off while it is used"
         del self._parameters[name]
         carried = {path.rpartition(".lora_")[0] for matrices in self._parameters.values() for path in matrices}
@@ -86,16 +97,20 @@ class Adapters:
 
     @contextmanager
     def only(self, name: str | None) -> Iterator[None]:
-        """Make the named adapter (None: no adapter) the only active one in the block; afterwards restore the state."""
-        assert name is None or name in self, f"the backbone has no adapter {name!r}"
-        before = self._on
-        if name != before:
-            self._turn_on(name)
-        try:
-            yield
-        finally:
+        """Make the named adapter (None: no adapter) the only active one in the block; afterwards restore the state.
+
+        Another thread that asks meanwhile waits until the block has ended.
+        """
+        with self._in_turn:
+            assert name is None or name in self, f"the backbone has no adapter {name!r}"
+            before = self._on
             if name != before:
-                self._turn_on(before)
+                self._turn_on(name)
+            try:
+                yield
+            finally:
+                if name != before:
+                    self._turn_on(before)
 
     def _turn_on(self, name: str | None) -> None:
         for layer in self._layers:

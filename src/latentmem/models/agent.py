@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from latentmem.config import Sampling
+from latentmem.models.ending import Ending, Finish
 from latentmem.outside import well_formed
 from latentmem.trajectory import Conversation
 
@@ -33,7 +34,18 @@ class Prompt:
     stop: tuple[str, ...] = ()
     """Texts that end the response where the first of them begins."""
     on_tokens: Callable[[Sequence[int]], bool] | None = field(default=None, compare=False)
-    """Called with new tokens of the response as they are sampled; False: nobody waits for the rest any more."""
+    """Called with new tokens of the response as they are sampled; False: nobody waits for the rest any more. It gets
+    all tokens, those of a stop text too. The thread that samples calls it, so it should not wait for anything."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it has to be seen after each token if the response ends with it."""
+        return self.limit is not None or bool(self.stop) or self.on_tokens is not None
+
+    def most_tokens(self, sampling: Sampling) -> int:
+        """Return the longest response, in tokens."""
+        most = sampling.max_response_tokens
+        return most if self.limit is None else max(1, min(self.limit, most))
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,14 @@ class Sampled:
     text: str
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
-    finish: Literal["stop", "length", "cut"]
+    finish: Finish
     num_prompt_tokens: int
     prompt_ids: tuple[int, ...] = ()
     """The prompt's tokens, latents left out; empty if the model does not tell."""
     weights: str = ""
     """Version of the weights that sampled; empty if it is not known."""
+    queue_seconds: float = field(default=0.0, compare=False)
+    """How long the prompt waited until the model began with it."""
 
 
 class AgentModel(Protocol):
@@ -89,16 +103,22 @@ class ScriptedModel:
             texts = self.responses[prompt.role]
             text = well_formed(texts[self._used[prompt.role] % len(texts)])
             self._used[prompt.role] += 1
-            ids = [*text.encode("utf-8"), 256]
-            cut = len(ids) > sampling.max_response_tokens
-            ids = ids[: sampling.max_response_tokens]
+            ending = Ending(prompt.most_tokens(sampling), {256}, _spelled, prompt.stop, prompt.on_tokens)
+            for token in [*text.encode("utf-8"), 256]:
+                if ending.add(token):
+                    break
+            assert ending.finish is not None
             results.append(
                 Sampled(
-                    text=bytes(i for i in ids if i < 256).decode("utf-8", "replace") if cut else text,
-                    token_ids=tuple(ids),
-                    logps=(0.0,) * len(ids),
-                    finish="length" if cut else "stop",
+                    text=text if ending.finish == "stop" else ending.text,
+                    token_ids=tuple(ending.tokens),
+                    logps=(0.0,) * len(ending.tokens),
+                    finish=ending.finish,
                     num_prompt_tokens=len(well_formed(prompt.system + prompt.user).encode("utf-8")),
                 )
             )
         return results
+
+
+def _spelled(token_ids: Sequence[int]) -> str:
+    return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")

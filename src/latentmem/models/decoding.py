@@ -28,6 +28,9 @@ class Continued(Protocol):
     def select(self, rows: Tensor) -> Self:
         """Return the given rows [R] long."""
 
+    def joined(self, others: Self, room: int) -> Self:
+        """Return these rows and others behind them, to be continued by at most `room` columns."""
+
 
 def stack_latents(latents: Sequence[Tensor | None]) -> Tensor | None:
     """Stack B latent memories [K, d] to [B, K, d]; return None if no prompt has any. A mix of both is a bug."""

@@ -5,11 +5,12 @@ ordinary characters. Each response draws from its own random stream, so it does 
 batch. `ScriptedModel` has the same interface, for tests and for trying a team out without a model.
 """
 
-import math
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -20,11 +21,13 @@ from latentmem.errors import ModelError
 from latentmem.models.adapters import Adapters
 from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.models.chat import Chat
-from latentmem.models.decoding import decode, draw_uniform, stack_latents
+from latentmem.models.decoding import Continued, decode, draw_uniform, stack_latents
+from latentmem.models.ending import Ending
 from latentmem.models.fused import pays
 from latentmem.models.loading import load
 from latentmem.models.prefix import Kept, check_window
 from latentmem.models.reader import Reader
+from latentmem.models.running import Row, Running
 from latentmem.models.self_test import choose_reader
 
 DEFAULTS = ModelSection()
@@ -174,59 +177,93 @@ class LanguageModel:
         """Sample with the weights here, even if there is an engine; otherwise the same as `respond`."""
         sampled: list[Sampled] = []
         for start in range(0, len(prompts), self.max_batch_size):
-            sampled += self._respond(prompts[start : start + self.max_batch_size], sampling, kept)
+            rows = [self.begun(prompt, sampling) for prompt in prompts[start : start + self.max_batch_size]]
+            sampled += self._sample(rows, sampling, kept)
         return sampled
 
+    def begun(self, prompt: Prompt, sampling: Sampling) -> Row:
+        """Return the beginning of a response.
+
+        Raises:
+            ModelError: the prompt does not fit the context window.
+        """
+        ids, limit = self.prompt_ids(prompt), prompt.most_tokens(sampling)
+        ending = Ending(limit, self.eos_ids, self.decode, prompt.stop, prompt.on_tokens)
+        row = Row(prompt, ids, sampling, limit, ending)
+        check_window(self.model, len(ids) + row.num_latents + limit, f"the prompt of {_named(prompt)}")
+        return row
+
     @torch.no_grad()
-    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, kept: Kept | None) -> list[Sampled]:
-        latents = stack_latents([prompt.latents for prompt in prompts])
-        (adapter,) = {prompt.adapter for prompt in prompts}
-        num_latents = 0 if latents is None else latents.shape[1]
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
-        longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-        room = num_latents + sampling.max_response_tokens
-        what = f"the prompt of {prompts[longest].role!r} ({prompts[longest].group})"
-        check_window(self.model, len(ids[longest]) + room, what)
+    def read(self, rows: Sequence[Row], reader: Reader, kept: Kept | None = None) -> Continued:
+        """Let the model read the prompts and latents of rows; all have latents of one shape, or none has any."""
+        ids = [row.ids for row in rows]
+        latents = stack_latents([row.prompt.latents for row in rows])
+        room = max(row.num_latents + row.limit for row in rows)
         # Rollouts of one task ask the same with the same latents; they differ from the first draw on.
         places: dict[tuple[tuple[int, ...], int], int] = {}
-        asked = zip(map(tuple, ids), (id(prompt.latents) for prompt in prompts), strict=True)
+        asked = zip(map(tuple, ids), (id(row.prompt.latents) for row in rows), strict=True)
         again = [places.setdefault(kind, len(places)) for kind in asked]
-        rows = [again.index(place) for place in range(len(places))]  # the first of each kind
-        model = self.model
+        firsts = [again.index(place) for place in range(len(places))]  # the first of each kind
+        once, groups = [ids[row] for row in firsts], [rows[row].prompt.group for row in firsts]
+        begun = reader.read_beginnings(ids, [row.prompt.group for row in rows], kept)
+        prefix: Continued = reader.prefill(once, groups, room, begun)
+        if latents is not None:
+            latents = latents[firsts].to(self.device, self.model.dtype)
+            real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
+            prefix.extend(self.model, latents, real)
+        return prefix if len(firsts) == len(rows) else prefix.select(torch.tensor(again, device=self.device))
+
+    @torch.no_grad()
+    def _sample(self, rows: Sequence[Row], sampling: Sampling, kept: Kept | None) -> list[Sampled]:
+        (adapter,) = {row.prompt.adapter for row in rows}
         with self.as_agent(adapter) as reader:
-            once, groups = [ids[row] for row in rows], [prompts[row].group for row in rows]
-            kept = kept if adapter is None else None  # scoring reads a trained agent's prompts again, with gradients
-            begun = reader.read_beginnings(ids, [prompt.group for prompt in prompts], kept)
-            prefix = reader.prefill(once, groups, room, begun)
-            if latents is not None:
-                latents = latents[rows].to(self.device, model.dtype)
-                real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)
-                prefix.extend(model, latents, real)
-            if len(rows) < len(prompts):
-                prefix = prefix.select(torch.tensor(again, device=self.device))
-            draws = draw_uniform([prompt.seed for prompt in prompts], sampling.max_response_tokens).to(self.device)
-            tokens, logps = decode(model, prefix, draws, sampling, self.eos_ids)
-        results = []
-        drawn = zip(prompts, ids, tokens.tolist(), logps.tolist(), strict=True)
-        for prompt, prompt_ids, row_tokens, row_logps in drawn:
-            end = next((i + 1 for i, token in enumerate(row_tokens) if token in self.eos_ids), None)
-            length = end or len(row_tokens)
-            if not all(map(math.isfinite, row_logps[:length])):
-                raise ModelError(
-                    f"model {self.name!r} gave values that are not finite for {prompt.role!r} ({prompt.group}); with "
-                    "latents, take an earlier checkpoint of the composer, without, set model.dtype to float32"
-                )
-            results.append(
-                Sampled(
-                    text=self.decode(row_tokens[:length]).strip(),
-                    token_ids=tuple(row_tokens[:length]),
-                    logps=tuple(row_logps[:length]),
-                    finish="stop" if end else "length",
-                    num_prompt_tokens=len(prompt_ids),
-                    prompt_ids=tuple(prompt_ids),
-                )
+            # Scoring reads a trained agent's prompts again, with gradients.
+            prefix = self.read(rows, reader, kept if adapter is None else None)
+            if any(row.prompt.is_watched for row in rows):
+                running = Running(self.model)
+                running.join(rows, prefix)
+                while running:
+                    running.step()
+            else:
+                draws = draw_uniform([row.prompt.seed for row in rows], sampling.max_response_tokens).to(self.device)
+                tokens, logps = decode(self.model, prefix, draws, sampling, self.eos_ids)
+                for row, row_tokens, row_logps in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+                    for token, logp in zip(row_tokens, row_logps, strict=True):
+                        if row.is_ended:
+                            break
+                        row.add(token, logp)
+        return [self.sampled(row) for row in rows]
+
+    def sampled(self, row: Row) -> Sampled:
+        """Return the response of a row that has ended.
+
+        Raises:
+            ModelError: the model's values are not finite.
+            Exception: whatever the prompt's `on_tokens` raised.
+        """
+        if row.error is not None:
+            raise row.error
+        if not row.is_finite:
+            raise ModelError(
+                f"model {self.name!r} gave values that are not finite for {_named(row.prompt)}; with "
+                "latents, take an earlier checkpoint of the composer, without, set model.dtype to float32"
             )
-        return results
+        assert row.ending.finish is not None, "the row has not ended"
+        return Sampled(
+            text=row.ending.text.strip(),
+            token_ids=tuple(row.ending.tokens),
+            logps=tuple(row.logps),
+            finish=row.ending.finish,
+            num_prompt_tokens=len(row.ids),
+            prompt_ids=tuple(row.ids),
+            weights=self.weights if row.prompt.adapter is None else "",
+        )
+
+    @cached_property
+    def weights(self) -> str:
+        """Version of the weights: a hash of the model's name, configuration and precision."""
+        config = self.model.config.to_json_string(use_diff=False)
+        return hashlib.sha256(f"{self.name}\n{self.model.dtype}\n{config}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -249,6 +286,10 @@ class KeepingModel:
     def respond(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Sampled]:
         """Return the model's responses."""
         return self.model.respond(prompts, sampling, self.kept)
+
+
+def _named(prompt: Prompt) -> str:
+    return f"{prompt.role!r} ({prompt.group})"
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

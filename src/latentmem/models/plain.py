@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from latentmem.models.branches import Branched, Said
@@ -41,6 +42,16 @@ class PlainPrefix:
     def select(self, rows: Tensor) -> "PlainPrefix":
         """Return the given rows [R] long."""
         return PlainPrefix(self.reader, self.embeddings[rows], self.seen[rows])
+
+    def joined(self, others: "PlainPrefix", room: int) -> "PlainPrefix":
+        """Return these rows and others behind them; padding between real columns goes."""
+        longest = int(torch.cat([self.seen.sum(1), others.seen.sum(1)]).max())
+        embeddings, seen = [], []
+        for rows in (self, others):
+            closed, num_real = _closed_up(rows.embeddings, rows.seen)[:, :longest], rows.seen.sum(1, keepdim=True)
+            embeddings.append(functional.pad(closed, (0, 0, 0, longest - closed.shape[1])))
+            seen.append(torch.arange(longest, device=num_real.device)[None, :] < num_real)
+        return PlainPrefix(self.reader, torch.cat(embeddings), torch.cat(seen))
 
 
 class PlainReader:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from latentmem.errors import ModelError
+from latentmem.errors import WindowError
 from latentmem.models.attention import Frozen, Slots
 from latentmem.models.fused import judge_tokens, product, token_logps
 
@@ -89,6 +89,30 @@ class Prefix:
             for layer in self.cache.layers
         ]
         return Prefix(Cache(layers=layers), self.seen[rows], self.hidden[rows])
+
+    def joined(self, others: "Prefix", room: int) -> "Prefix":
+        """Return these rows and others behind them, with `room` free columns; padding between real columns goes."""
+        lengths = torch.cat([self.seen.sum(1), others.seen.sum(1)])
+        longest = int(lengths.max())
+        layers = []
+        for ours, theirs in zip(self.cache.layers, others.cache.layers, strict=True):
+            both = []
+            for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+                made = mine.new_zeros(len(lengths), mine.shape[1], longest + room, mine.shape[3])
+                _close_up(mine, self.seen, made[: len(mine)])
+                _close_up(other, others.seen, made[len(mine) :])
+                both.append(made)
+            layers.append(Slots.holding(both[0], both[1], longest))
+        seen = torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
+        return Prefix(Cache(layers=layers), seen, torch.cat([self.hidden, others.hidden]))
+
+
+def _close_up(columns: Tensor, real: Tensor, into: Tensor) -> None:
+    """Copy each row's real columns to the front of its new row: [B, H, S', d], real [B, S] bool -> [B, H, L, d]."""
+    length = min(real.shape[1], into.shape[2])
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, None, :length, None]
+    shape = (-1, columns.shape[1], -1, columns.shape[3])
+    into[:, :, :length] = columns.gather(2, order.expand(shape))
 
 
 def hidden_states(
@@ -384,11 +408,11 @@ def check_window(model: PreTrainedModel, length: int, what: str) -> None:
     """Refuse a sequence that does not fit the model.
 
     Raises:
-        ModelError: `length` tokens exceed the context window.
+        WindowError: `length` tokens exceed the context window.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and length > limit:
-        raise ModelError(
+        raise WindowError(
             f"{what} needs {length} tokens with its latents and response, but the model's window is {limit}; "
             "shorten the task, the responses (sampling.max_response_tokens) or take a model with a longer window"
         )

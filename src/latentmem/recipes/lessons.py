@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
 from latentmem.carrying import measure_carried, roles_of_teams, scorable
 from latentmem.environments.environment import Demonstrator, Split
-from latentmem.errors import TrainingError
+from latentmem.errors import DataError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.processes import Processes
 from latentmem.recipes.parts import Parts
+from latentmem.rollout import player_of
 from latentmem.seeds import stream_seed
-from latentmem.teams.turn import Team, Teams, teams_of
+from latentmem.teams.turn import Players, Program, teams_of
 from latentmem.training.demonstrations import Demonstration, demonstrate, read_demonstrations
 from latentmem.trajectory import Task, Trajectory
 
@@ -62,31 +64,53 @@ def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | N
     return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
 
 
-def right_responses(parts: Parts, tasks: Sequence[Task], players: Team | Teams) -> list[Trajectory] | None:
-    """Return the right responses to some tasks; None if the data lack those of a role that speaks."""
+def right_responses(parts: Parts, tasks: Sequence[Task], players: Players) -> list[Trajectory] | None:
+    """Return the right responses to some tasks; None if the data lack those of a role that speaks.
+
+    A program whose roles are not known beforehand is run with the responses that there are; a task in which another
+    role speaks is left out.
+    """
     if not isinstance(parts.domain, Demonstrator):
         return None
     shown = _told_by(parts.domain, tasks)
     roles = {role.name for team in teams_of(players) for role in team.roles}
+    if not roles:
+        return act_out(parts, shown, players, only_fitting=True)
     if any("" not in one.said and not roles <= one.said.keys() for one in shown):
         return None
     return act_out(parts, shown, players)
 
 
-def act_out(parts: Parts, shown: Sequence[Demonstration], players: Team | Teams | None = None) -> list[Trajectory]:
-    """Turn demonstrations into trajectories, by default of the teams that train."""
+def act_out(
+    parts: Parts, shown: Sequence[Demonstration], players: Players | None = None, only_fitting: bool = False
+) -> list[Trajectory]:
+    """Turn demonstrations into trajectories, by default of the teams that train.
+
+    Args:
+        parts: what the run is made of.
+        shown: the demonstrations.
+        players: who plays; None means the teams that train.
+        only_fitting: leave out what cannot be acted out.
+
+    Raises:
+        DataError: a role that speaks has no response, or a program failed.
+    """
     players = players or parts.players
-    return [
-        demonstrate(
-            players.of(one.task) if isinstance(players, Teams) else players,
-            one.task,
-            parts.domain.start(one.task).instructions,
-            one.said,
-            parts.model,
-            one.where,
-        )
-        for one in shown
-    ]
+
+    def act(one: Demonstration) -> Trajectory | None:
+        team = player_of(players, one.task)
+        try:
+            return demonstrate(
+                team, one.task, parts.domain.start(one.task).instructions, one.said, parts.model, one.where
+            )
+        except DataError:
+            if only_fitting:
+                return None
+            raise
+
+    at_once = max((team.parallel for team in teams_of(players) if isinstance(team, Program)), default=1)
+    with ThreadPoolExecutor(at_once) as pool:  # programs take their time to start
+        return [acted for acted in pool.map(act, shown) if acted is not None]
 
 
 def carried_by(

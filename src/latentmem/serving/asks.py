@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from latentmem.trajectory import Conversation, Message
+from latentmem.trajectory import Conversation, Message, Recalled
 
 OnTokens = Callable[[Sequence[int]], bool]
 """A function that gets new tokens as they are sampled; False: nobody waits for the rest any more."""
@@ -36,6 +36,8 @@ class Who:
 class Ask:
     """A request for an agent's next message, whichever endpoint it came through. None: the server decides."""
 
+    call: str
+    """Id of the call; its answer bears it, and so does what is stored."""
     model: str
     conversation: Conversation
     temperature: float | None = None
@@ -49,13 +51,20 @@ class Ask:
     with_usage: bool = False
     """Whether a stream ends with the usage."""
     tool_choice: str = "auto"
-    """`auto`, `none`, `required`, or the name of the one tool that has to be called."""
+    """`auto`, `none`, `required`, or `function:NAME` for the one tool that has to be called."""
+    parallel_calls: bool = True
+    """Whether one response may call several tools."""
     memory: str | None = None
     """The memory that the request itself asks for, as in `serve.memory`."""
     with_tokens: bool = False
     """Whether the answer tells token ids."""
     retry_key: str | None = None
-    """Requests of a session with equal keys are one request that was sent again."""
+    """The client's `Idempotency-Key`: requests of a session with equal keys are one request."""
+    digest: str = ""
+    """Hash of the request's body."""
+    sent_again: bool = False
+    """Whether the client says, without a key, that it sends this for another time: an earlier request of the session
+    with the same digest is this one. Without that word, equal digests are requests of their own."""
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
     """What the endpoint needs to write its answer, such as the request's `metadata`."""
 
@@ -76,6 +85,8 @@ class Spoken:
 
     message: Message
     timings: Timings = Timings()
+    tool_calls: "tuple[ToolCall, ...] | None" = None
+    """Tools that it calls, where a server of another model has read them already; None: they stand in the text."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,16 @@ class Choice:
     message: Message
     """What is stored of it."""
 
+    @property
+    def as_sent_back(self) -> dict[str, JsonValue]:
+        """The response as the chat message that a program sends back when it goes on."""
+        calls: list[JsonValue] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in self.tool_calls
+        ]
+        said: dict[str, JsonValue] = {"role": "assistant", "content": self.content or (None if calls else "")}
+        return said | {"tool_calls": calls} if calls else said
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -114,12 +135,30 @@ class Answer:
     timings: Timings = Timings()
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """A call that was answered before, as far as one that names it goes on from there."""
+
+    session: str
+    conversation: Conversation
+    """The chat that was sent, and after it what was answered: `Choice.as_sent_back`."""
+
+
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
     """A request that is not served, with the status and the words that its client gets."""
 
-    def __init__(self, status: int, text: str, field: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        field: str | None = None,
+        retry_after: float | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(text)
         self.status = status
+        self.code = code
+        """A word that programs look for, such as `context_length_exceeded`."""
         self.field = field
         """The request's field that is at fault."""
         self.retry_after = retry_after
@@ -136,6 +175,14 @@ class Turn(Protocol):
     @property
     def known(self) -> Answer | None:
         """The answer that the same request was given before, when it was sent again; then nothing else is called."""
+
+    @property
+    def recalled(self) -> Recalled | None:
+        """What was recalled for it, if that is known before the agent speaks."""
+
+    @property
+    def tool_form(self) -> str:
+        """How the model writes calls of tools, as `Chat.tool_form` tells; see `tools`."""
 
     def speak(self, choice: int, on_tokens: OnTokens | None) -> Spoken:
         """Sample the response of one choice, from 0. Choices may be sampled at the same time.
@@ -164,5 +211,11 @@ class Desk(Protocol):
         """Find the request's session and role, and wait for a place.
 
         Raises:
-            Refused: it is not allowed, or there is no place.
+            Refused: it is not allowed, no such model is served, or there is no place.
+        """
+
+    async def earlier(self, who: Who, call: str) -> Earlier | None:
+        """Return a call that was answered before and that this one may go on from; None: there is none, or not for it.
+
+        `who.tenant` decides what may be seen, and `who.session` where it is given.
         """

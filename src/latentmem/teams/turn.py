@@ -57,6 +57,8 @@ class Action:
     text: str
     record: Mapping[str, JsonValue] = field(default_factory=dict)
     """Kept as `Step.info["team"]`; `evaluate` reports the means of its numbers."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Rewards of single roles, by name, from 0 to 1, if a program tells any; see `Trajectory.rewards`."""
 
 
 Turn = Generator[list[Call], list[str], str | Action]
@@ -88,6 +90,10 @@ Speak = Callable[[Sequence[Call]], list[Message]]
 """A function that lets agents speak now, from any thread: calls -> their messages, in the order of the calls."""
 
 
+class ProgramFailed(Exception):  # noqa: N818 - it ends an episode, and is no fault of ours
+    """A program that gave no action; its text says why, and becomes the trajectory's `error`."""
+
+
 @runtime_checkable
 class Program(Protocol):
     """A team with a control flow of its own: it runs by itself and lets its agents speak when it wants."""
@@ -100,30 +106,46 @@ class Program(Protocol):
     def roles(self) -> tuple[Role, ...]:
         """The members that are known beforehand; others may speak too."""
 
+    @property
+    def parallel(self) -> int:
+        """The number of episodes that may be played at the same time."""
+
     def play(self, task: Task, instructions: str, seed: int, speak: Speak) -> Action:
         """Play a whole episode and return the action.
 
         Raises:
-            Exception: the program failed. The cause is written into the trajectory; the episode has reward 0.
+            ProgramFailed: the program gave no action. So does any other exception that is no `LatentMemError`: the
+                cause is written into the trajectory, and the episode has reward 0.
         """
+
+    def stop(self) -> None:
+        """End the episodes that are being played: each `play` raises soon. Called from another thread."""
+
+
+Player = Team | Program
+"""One team, whichever way it plays."""
 
 
 @dataclass(frozen=True)
 class Teams:
     """Several teams that share the work: each task goes to one of them, always to the same one."""
 
-    teams: tuple[Team, ...]
+    teams: tuple[Player, ...]
     seed: int
 
-    def of(self, task: Task) -> Team:
+    def of(self, task: Task) -> Player:
         """Return the team that plays this task, in all its rollouts, since those are compared with each other."""
         digest = hashlib.sha256(f"{self.seed} {task.key}".encode("utf-8", "surrogatepass")).digest()
         return self.teams[int.from_bytes(digest[:8]) % len(self.teams)]
 
 
-def teams_of(team: Team | Teams) -> tuple[Team, ...]:
+Players = Player | Teams
+"""Who plays the tasks."""
+
+
+def teams_of(players: Players) -> tuple[Player, ...]:
     """Return all teams that play."""
-    return team.teams if isinstance(team, Teams) else (team,)
+    return players.teams if isinstance(players, Teams) else (players,)
 
 
 def render(template: str, fields: Mapping[str, str]) -> str:

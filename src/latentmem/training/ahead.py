@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from latentmem.config import Sampling
+from latentmem.errors import ConfigError
 from latentmem.memory.memory import Memory, Recalls
 from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.rollout import Rollouts
@@ -61,8 +62,13 @@ class _Found:
     kind: str = "found"
 
     def recall_many(self, queries: Sequence[tuple[Task, Role]]) -> Recalls:
-        assert list(queries) == self.queries
-        return self.found
+        if list(queries) == self.queries:
+            return self.found
+        found = queries[0][1].name
+        raise ConfigError(
+            f"lmpo.max_staleness is 1, so all is recalled before a step is played, but role {found!r} was found while "
+            "playing; list it in team.roles, or set max_staleness to 0"
+        )
 
     def add(self, trajectory: Trajectory) -> None:
         raise NotImplementedError

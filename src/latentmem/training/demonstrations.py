@@ -15,8 +15,8 @@ from pydantic import JsonValue
 from latentmem.environments.rows import Row, read_rows
 from latentmem.errors import BadRowError, DataError, ModelError, suggest
 from latentmem.models.language_model import LanguageModel
-from latentmem.teams.turn import Action, Call, Team
-from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+from latentmem.teams.turn import Action, Call, Player, Program, ProgramFailed, Team
+from latentmem.trajectory import Message, Recalled, Served, Step, Task, Trajectory
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Demonstration:
 
 
 def demonstrate(
-    team: Team, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str = ""
+    team: Player, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str = ""
 ) -> Trajectory:
     """Return the success of a team that said what it should have said, in the form of a rollout's result.
 
     Only the first turn is demonstrated. A role that speaks several times in it says the same each time. The tokens of a
     response are the model's own encoding of the text, and an EOS. Nobody sampled them, so their `logps` and their
-    `temperature` are 0 and mean nothing. The prompts hold no memory.
+    `temperature` are 0 and mean nothing. The prompts hold no memory. A program is run, and is answered so.
 
     Args:
         team: plays the turn; it receives the demonstrated responses as if its agents had given them.
@@ -48,10 +48,22 @@ def demonstrate(
         where: where the demonstration was given, for errors; the task's key if it is empty.
 
     Raises:
-        DataError: a role that speaks has no response, or a blank one.
+        DataError: a role that speaks has no response, or a blank one; or a program failed.
         ModelError: the model's tokenizer has no EOS.
     """
     where = where or task.key
+    if isinstance(team, Program):
+        messages, action = _run(team, task, instructions, said, model, where)
+    else:
+        messages, action = _play(team, task, instructions, said, model, where)
+    info: dict[str, JsonValue] = {"team": dict(action.record)} if action.record else {}
+    step = Step(messages=tuple(messages), action=action.text, observation="", info=info)
+    return Trajectory(task=task, team=team.name, model=model.name, steps=(step,), reward=1.0, success=True, seed=0)
+
+
+def _play(
+    team: Team, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str
+) -> tuple[list[Message], Action]:
     messages: list[Message] = []
     turn = team.turn(task.text, instructions, [])
     try:
@@ -61,13 +73,31 @@ def demonstrate(
             messages += spoken
             calls = turn.send([message.response for message in spoken])
     except StopIteration as stop:
-        action = stop.value if isinstance(stop.value, Action) else Action(stop.value)
-    info: dict[str, JsonValue] = {"team": dict(action.record)} if action.record else {}
-    step = Step(messages=tuple(messages), action=action.text, observation="", info=info)
-    return Trajectory(task=task, team=team.name, model=model.name, steps=(step,), reward=1.0, success=True, seed=0)
+        return messages, stop.value if isinstance(stop.value, Action) else Action(stop.value)
 
 
-def _response(call: Call, said: Mapping[str, str], team: Team, where: str) -> str:
+def _run(
+    program: Program, task: Task, instructions: str, said: Mapping[str, str], model: LanguageModel, where: str
+) -> tuple[list[Message], Action]:
+    messages: list[Message] = []
+    mistakes: list[DataError] = []
+
+    def speak(calls: Sequence[Call]) -> list[Message]:
+        try:
+            spoken = [_message(call, _response(call, said, program, where), model) for call in calls]
+        except DataError as error:
+            mistakes.append(error)
+            raise
+        messages.extend(spoken)
+        return spoken
+
+    try:
+        return messages, program.play(task, instructions, 0, speak)
+    except ProgramFailed as error:
+        raise (mistakes or [DataError(f"{where}: program {program.name} failed: {error}")])[0] from None
+
+
+def _response(call: Call, said: Mapping[str, str], team: Player, where: str) -> str:
     name = call.role.name
     response = said.get(name, said.get(""))
     if response is None:
@@ -85,6 +115,12 @@ def _message(call: Call, response: str, model: LanguageModel) -> Message:
     if eos is None:
         raise ModelError(f"model {model.name!r}: its tokenizer has no EOS, which ends a demonstrated response; set one")
     ids = (*model.encode(response), int(eos))
+    served = call.served
+    prompt_ids = (
+        model.encode_prompt(call.system, call.user)
+        if served is None
+        else model.chat.encode_conversation(served.conversation)
+    )
     return Message(
         role=call.role.name,
         system=call.system,
@@ -94,9 +130,14 @@ def _message(call: Call, response: str, model: LanguageModel) -> Message:
         logps=(0.0,) * len(ids),
         finish="stop",
         temperature=0.0,
-        num_prompt_tokens=len(model.encode_prompt(call.system, call.user)),
+        num_prompt_tokens=len(prompt_ids),
         reads=call.reads,
         recalled=Recalled(kind="none"),
+        served=None
+        if served is None
+        else Served(
+            call=served.call, conversation=served.conversation, prompt_ids=tuple(prompt_ids), lineage=served.lineage
+        ),
     )
 
 

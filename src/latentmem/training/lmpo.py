@@ -29,7 +29,7 @@ from latentmem.models.prefix import Kept
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts, queries_of, rollout
 from latentmem.seeds import stream_seed
-from latentmem.teams.turn import Team, Teams
+from latentmem.teams.turn import Players
 from latentmem.training.ahead import Ahead
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.journal import Journal, journal_of
@@ -91,7 +91,7 @@ class LMPOTrainer:
         self,
         memory: LatentMemory | ParametricMemory,
         model: LanguageModel,
-        team: Team | Teams,
+        team: Players,
         domain: Domain,
         settings: LMPOSection | GRPOSection | None = None,
         *,

@@ -19,7 +19,7 @@ from latentmem.errors import TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
-from latentmem.teams.turn import Team, Teams, teams_of
+from latentmem.teams.turn import Players, teams_of
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
@@ -50,7 +50,7 @@ class SFTTrainer:
         self,
         memory: LatentMemory,
         model: LanguageModel,
-        team: Team | Teams,
+        team: Players,
         trajectories: Iterable[Trajectory],
         held_out: Iterable[Trajectory] = (),
         settings: SFTSection = SFTSection(),  # noqa: B008 - it is frozen

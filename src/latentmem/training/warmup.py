@@ -23,7 +23,7 @@ from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
 from latentmem.processes import Processes
 from latentmem.seeds import stream_seed
-from latentmem.teams.turn import Team, Teams, teams_of
+from latentmem.teams.turn import Players, Program, teams_of
 from latentmem.training.checkpoint_folder import Progress, newest_checkpoint
 from latentmem.training.journal import Journal, journal_of
 from latentmem.training.loop import train
@@ -80,7 +80,7 @@ class WarmupTrainer:
         self,
         composer: Composer,
         model: LanguageModel,
-        team: Team | Teams | None = None,
+        team: Players | None = None,
         settings: WarmupSection = WarmupSection(),  # noqa: B008 - it is frozen
         *,
         seed: int = 0,
@@ -92,7 +92,7 @@ class WarmupTrainer:
         Args:
             composer: the composer to train; it must have slots.
             model: the frozen agents.
-            team: a team whose prompts are used beside the built-in ones, if any.
+            team: a team whose prompts are used beside the built-in ones, if any; those of a program are not known.
             settings: the section `warmup` of the configuration.
             seed: seed of words and examples.
             processes: the processes that train together; None takes those that were launched.
@@ -110,7 +110,7 @@ class WarmupTrainer:
         self.composer = composer
         self.slots = composer.slots
         self.model = model
-        self.teams = () if team is None else teams_of(team)
+        self.teams = [one for one in ([] if team is None else teams_of(team)) if not isinstance(one, Program)]
         self.frame_only = FrameOnly(composer)
         self.settings = settings = with_fields(settings, fields, "warmup")
         self.processes = processes or Processes()

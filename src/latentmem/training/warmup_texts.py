@@ -103,7 +103,7 @@ def draw_lesson(
         values: words that can be told and asked for.
         max_values: the most facts asked for at once; their number is drawn from 1 to this.
         teams: teams whose agents are prompted in half of the examples; the other half has prompts from `SYSTEMS` and
-            `USERS`.
+            `USERS`. A program's prompts are not known beforehand.
     """
     name = f"the {random.choice(words).title()} {random.choice(words).title()}"
     num_asked = random.randint(1, max_values)

@@ -642,6 +642,8 @@ def test_every_command_is_documented():
         ),
         "checkpoint": ("info", "import", "push", "pull"),
         "engine": ("check", "start"),
+        "keys": ("create", "list", "revoke"),
+        "audit": ("verify",),
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }

@@ -296,7 +296,10 @@ class Parts:
         return self._open_bank(path)
 
     def _open_bank(self, path: Place) -> ExperienceBank:
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
+        section = self.config.bank
+        return ExperienceBank(
+            path, self.embedder, embedder=self.embedder.name, index=section.index, tenants=section.tenants
+        )
 
     def close(self) -> None:
         """Close the bank and free the backbone; these parts cannot be used afterwards."""

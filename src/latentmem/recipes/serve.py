@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from pathlib import Path
 
 from latentmem.bank import ExperienceBank
@@ -14,13 +13,13 @@ from latentmem.errors import RunError, ServingError
 from latentmem.listening import take_port
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
+from latentmem.recipes.folders import audit_of, keys_of
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
 from latentmem.serving.app import create_app
 from latentmem.serving.desk import ServingDesk, Shop, nothing_recalled
 from latentmem.serving.identity import KnownRole
 from latentmem.serving.operators.audit import AuditLog
-from latentmem.serving.operators.gate import Opened
 from latentmem.serving.operators.keys import Keys
 from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import Metrics
@@ -88,7 +87,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         )
         _tell_figures(operators.metrics, desk, store, parts.bank)
         run(
-            operators.gate(app, partial(_opened, tokens)),
+            operators.gate(app, tokens.read),
             desk,
             listener,
             section.host,
@@ -102,15 +101,7 @@ def operators_of(config: Config) -> Operators:
     Raises:
         LatentMemError: a file cannot be used.
     """
-    section, folder = config.serve, serving_folder(config)
-    keys = Keys(Path(section.keys or folder / "keys.sqlite"))
-    audit = AuditLog(Path(section.audit or folder / "audit.jsonl"))
-    return Operators(keys, audit, RequestLog(sys.stderr, section.log))
-
-
-def _opened(tokens: Tokens, token: str) -> Opened | None:
-    told = tokens.read(token)
-    return None if told is None else Opened(told.session, told.tenant, told.key)
+    return Operators(Keys(keys_of(config)), AuditLog(audit_of(config)), RequestLog(sys.stderr, config.serve.log))
 
 
 def _tell_figures(metrics: Metrics, desk: ServingDesk, store: SessionStore, bank: ExperienceBank) -> None:

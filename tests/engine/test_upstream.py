@@ -211,7 +211,10 @@ def test_a_run_collects_and_evaluates_without_weights_and_refuses_what_needs_the
     assert sum("similar tasks before" in json.dumps(one["messages"]) for one in asked) == len(asked) / 2
     assert server.headers[-1]["Authorization"] == "Bearer sk-hush"
     capsys.readouterr()
-    for words in (["evaluate", str(path), "evaluate.memories=[latent:untrained]"], ["train", "lmpo", str(path), "lmpo.initial=untrained"]):
+    for words in (
+        ["evaluate", str(path), "evaluate.memories=[latent:untrained]"],
+        ["train", "lmpo", str(path), "lmpo.initial=untrained"],
+    ):
         assert main(words) == 2
         assert "model.engine is openai, so the weights of the agents are not here" in capsys.readouterr().err
     for value, told in (("", "is not set"), ("a b", "holds what no key is"), ("é", "holds what no key is")):

@@ -48,6 +48,7 @@ from latentmem.config.read import (
     with_fields,
 )
 from latentmem.config.section import Section, default
+from latentmem.config.team import TEAM_FREE, ProgramRole, ProgramSection, team_label
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -63,6 +64,7 @@ __all__ = [
     "ENGINE_FREE",
     "FILLS_BANK",
     "FILLS_BANK_IN_BANK",
+    "TEAM_FREE",
     "BankSection",
     "CodeSection",
     "CollectSection",
@@ -87,6 +89,8 @@ __all__ = [
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",
+    "ProgramRole",
+    "ProgramSection",
     "QASection",
     "ReasoningSection",
     "RivalsSection",
@@ -107,5 +111,6 @@ __all__ = [
     "parse_config",
     "parse_section",
     "read_values",
+    "team_label",
     "with_fields",
 ]

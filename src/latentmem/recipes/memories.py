@@ -97,7 +97,7 @@ def _replace(parts: Parts, control: str) -> Replace:
         "irrelevant": lambda: irrelevant(another_of(parts.asked_tasks, seed)),
         "corrupt": lambda: corrupted(seed),
         "filler": filler,
-        "other-role": lambda: other_role(parts.team.roles),
+        "other-role": lambda: other_role(parts.known_roles("the control other-role")),
         "random": lambda: random_latents(seed),
         "zero": zero_latents,
     }

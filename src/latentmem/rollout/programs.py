@@ -128,8 +128,9 @@ class ProgramEpisode(Episode):
         return f"{self.task.text}\n{self.instructions}"
 
     def _next_seed(self, call: Call) -> int:
-        said = f"{call.system}\x1f{call.user}".encode("utf-8", "surrogatepass")
-        lineage = hashlib.sha256(said).hexdigest() if call.served is None else call.served.lineage
+        if (served := call.served) is not None:
+            return stream_seed(self.seed, "call", call.role.name, served.lineage, served.number, served.choice)
+        lineage = hashlib.sha256(f"{call.system}\x1f{call.user}".encode("utf-8", "surrogatepass")).hexdigest()
         number = self._numbers[call.role.name, lineage]
         self._numbers[call.role.name, lineage] += 1
         return stream_seed(self.seed, "call", call.role.name, lineage, number)

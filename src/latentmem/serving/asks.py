@@ -211,7 +211,7 @@ class Desk(Protocol):
         """Find the request's session and role, and wait for a place.
 
         Raises:
-            Refused: it is not allowed, or there is no place.
+            Refused: it is not allowed, no such model is served, or there is no place.
         """
 
     async def earlier(self, who: Who, call: str) -> Earlier | None:

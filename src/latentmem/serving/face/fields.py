@@ -1,0 +1,89 @@
+"""What the requests of both endpoints have in common, and how a field that is at fault is named.
+
+A field that OpenAI documents and that is not served has a type that admits its default alone, so the schema of a
+request says the same as the server does. Fields that are not documented are ignored.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from latentmem.outside import one_line
+from latentmem.serving.asks import Refused
+
+
+class Fields(BaseModel):
+    """An object in a request; what is not documented is ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+Zero = Annotated[float, Field(ge=0, le=0)]
+Empty = Annotated[dict[str, JsonValue], Field(max_length=0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+Metadata = Annotated[dict[str, str], Field(max_length=64)]
+
+
+class Own(BaseModel):
+    """The body's object `latentmem`; other fields are refused, since a typing error would mix up sessions."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    session: Label | None = None
+    role: Label | None = None
+    agent: Label | None = None
+    """Another name of `role`."""
+    task: Label | None = None
+    domain: Label | None = None
+    memory: Label | None = None
+    """The memory to use for this request, where the server lets requests choose."""
+    tokens: bool = False
+    """Whether the answer tells token ids and their log-probabilities."""
+
+
+class PlainText(Fields):
+    """The one form of a response."""
+
+    type: Literal["text"]
+
+
+F = TypeVar("F", bound=BaseModel)
+
+
+def read_fields(form: type[F], values: dict[str, Any]) -> F:
+    """Return a request's fields.
+
+    Raises:
+        Refused: one is missing, is of another type, or asks for what is not served; it is named.
+    """
+    try:
+        return form.model_validate(values)
+    except ValidationError as error:
+        # Of the forms that a value may have, the one that fits best fails deepest.
+        first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+        chosen_by = first.get("ctx", {}).get("discriminator", "").strip("'")
+        field = path_of(first["loc"], values) + (f".{chosen_by}" if chosen_by.isidentifier() else "")
+        said = _SAID.get(first["type"], f"{first['msg'][:1].lower()}{first['msg'][1:]}")
+        found = "" if first["type"] == "missing" else f"; found {one_line(repr(first['input']), 60)}"
+        raise Refused(400, f"{field}: {one_line(said)}{found}", field) from None
+
+
+_SAID = {"none_required": "it is not supported; leave it out"}
+
+
+def path_of(loc: Sequence[int | str], values: Any) -> str:
+    """Return the path of a field, such as `messages[0].content`, without the forms that were tried for it."""
+    path = ""
+    for number, part in enumerate(loc):
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values, path = values[part], f"{path}[{part}]"
+        elif isinstance(values, dict) and (part in values or number == len(loc) - 1):
+            values, path = values.get(str(part)), f"{path}.{part}"
+    return one_line(path.lstrip("."), 200) or "body"

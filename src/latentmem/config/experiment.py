@@ -160,8 +160,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _own_is_named(self) -> Self:
-        named = [self.team, *self.train_teams, *map(str, self.evaluate.memories)]
-        named = [name for name in named if isinstance(name, str) and is_own(name)]
+        teams = [team for team in (self.team, *self.train_teams) if isinstance(team, str)]
+        named = [name for name in (*teams, *map(str, self.evaluate.memories)) if is_own(name)]
         for name in self.own:
             if name not in named:
                 raise ValueError(

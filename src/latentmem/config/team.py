@@ -40,7 +40,8 @@ class ProgramRole(Section):
 
 class ProgramSection(Section):
     """A program of your own that plays each episode by itself, its agents pointed at a server of the run; see
-    docs/programs.md."""
+    docs/programs.md.
+    """
 
     kind: Literal["program"]
     """Chooses this form of a team."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from latentmem.files import read_as, read_json, write_atomic
 from latentmem.config import team_label
+from latentmem.files import read_as, read_json, write_atomic
 from latentmem.grid.forms import Table
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.memory_names import MemoryName

@@ -81,7 +81,7 @@ def check_roles(data: Any, teams: Sequence[Player]) -> None:
                 if role not in known and isinstance(team, Program):
                     raise ConfigError(
                         f"data.needs: role {role!r} is judged, and program {team.name} does not list it; add it to the "
-                        f"program's roles, as in {{name: {role}, profile: \"what it does\"}}"
+                        f'program\'s roles, as in {{name: {role}, profile: "what it does"}}'
                     )
                 if role not in known:
                     raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")

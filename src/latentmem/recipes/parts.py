@@ -28,8 +28,8 @@ from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
-from latentmem.seeds import stream_seed
 from latentmem.recipes.teams import team_of
+from latentmem.seeds import stream_seed
 from latentmem.serving.programs.team import ProgramTeam
 from latentmem.teams.turn import Players, Teams
 from latentmem.templates import check_template
@@ -111,8 +111,8 @@ class Parts:
         """
         if not self.team.roles:
             raise ConfigError(
-                f"{what} needs the roles beforehand, and program {self.team.name} lists none; add them to team.roles, as "
-                "in [{name: planner, profile: plans the work}]; `latentmem bank info` names those that spoke"
+                f"{what} needs the roles beforehand, and program {self.team.name} lists none; add them to team.roles, "
+                "as in [{name: planner, profile: plans the work}]; `latentmem bank info` names those that spoke"
             )
         return self.team.roles
 

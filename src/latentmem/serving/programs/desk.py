@@ -5,9 +5,8 @@ seed are not used. Its `max_tokens` and its stop texts are, since they only shor
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
@@ -59,7 +58,9 @@ class ProgramDesk:
         """
         session = self.sessions.get(who.session or "")
         if session is None:
-            raise Refused(401, f"no episode that is being played has this key and this address; {HOW}, in each episode anew")
+            raise Refused(
+                401, f"no episode that is being played has this key and this address; {HOW}, in each episode anew"
+            )
         if session.is_over:
             raise Refused(409, "the episode is over", code="session_ended")
         return session
@@ -166,8 +167,3 @@ class ProgramTurn:
     def lost(self, reason: str) -> None:
         """Take note that the request got no answer."""
         self._session.lost(self._asked, reason)
-
-
-def known_roles(roles: Mapping[str, KnownRole]) -> Sequence[KnownRole]:
-    """Return the roles in their order."""
-    return [replace(role) for role in roles.values()]

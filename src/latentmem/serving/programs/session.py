@@ -16,7 +16,7 @@ from threading import Lock
 
 from latentmem.serving.asks import Answer, Ask, Earlier, Spoken
 from latentmem.serving.lineage import Lineages
-from latentmem.teams.turn import ProgramFailed, Speak
+from latentmem.teams.turn import Speak
 from latentmem.trajectory import SYSTEM_ROLES, Conversation, Role, text_of
 
 
@@ -77,26 +77,23 @@ class Session:
         if end is not None:
             end()
 
-    def close(self) -> None:
-        """End the episode: nothing is admitted any more.
-
-        Raises:
-            ProgramFailed: something went wrong that the program's own end does not tell.
-        """
+    def close(self) -> str | None:
+        """End the episode: nothing is admitted any more. Return what its program's end does not tell of its failure."""
         with self._lock:
             self.is_over, self._end = True, None
             lost = [asked for asked in self._asked if asked.answer is None]
-        if self.fault is not None:
-            raise ProgramFailed(self.fault)
-        if lost:
+        if self.fault is None and lost:
             reasons = [asked.lost or "it was still running when the program ended" for asked in lost]
-            raise ProgramFailed(f"{len(lost)} of {len(self._asked)} calls got no answer: {reasons[0]}")
+            self.fault = f"{len(lost)} of {len(self._asked)} calls got no answer: {reasons[0]}"
+        return self.fault
 
-    @property
-    def num_calls(self) -> int:
-        """Number of different requests."""
+    def reward(self, value: float, agent: str | None) -> None:
+        """Take a reward from 0 to 1: of a role by its name, or of the team."""
         with self._lock:
-            return len(self._asked)
+            if agent is None:
+                self.told = value
+            else:
+                self.rewards[agent] = value
 
     def ask(self, ask: Ask, role: Role) -> tuple[Asked, "Future[None] | None"]:
         """Take a request: return it, and what to wait for if an earlier sending of it is in progress."""

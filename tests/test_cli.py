@@ -639,6 +639,8 @@ def test_every_command_is_documented():
         "bank": ("copy", "info", "search", "export", "import", "verify", "delete", "push", "pull"),
         "checkpoint": ("info", "import", "push", "pull"),
         "engine": ("check", "start"),
+        "keys": ("create", "list", "revoke"),
+        "audit": ("verify",),
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }

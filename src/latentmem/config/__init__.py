@@ -40,6 +40,7 @@ from latentmem.config.memory import (
 from latentmem.config.read import (
     dump_config,
     load_config,
+    load_serving_config,
     packaged_configs,
     packaged_grids,
     parse_config,
@@ -48,7 +49,8 @@ from latentmem.config.read import (
     with_fields,
 )
 from latentmem.config.section import Section, default
-from latentmem.config.team import TEAM_FREE, ProgramRole, ProgramSection, team_label
+from latentmem.config.serve import ServedRole, ServeSection
+from latentmem.config.team import TEAM_FREE, ProgramSection, team_label
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -89,7 +91,6 @@ __all__ = [
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",
-    "ProgramRole",
     "ProgramSection",
     "QASection",
     "ReasoningSection",
@@ -100,12 +101,15 @@ __all__ = [
     "SandboxSection",
     "SearchSection",
     "Section",
+    "ServeSection",
+    "ServedRole",
     "VLLMEngineSection",
     "VoyagerSection",
     "WarmupSection",
     "default",
     "dump_config",
     "load_config",
+    "load_serving_config",
     "packaged_configs",
     "packaged_grids",
     "parse_config",

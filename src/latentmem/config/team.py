@@ -7,35 +7,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from latentmem.config.section import AsTuple, PathText, PositiveFloat, PositiveInt, Section, Text
+from latentmem.config.serve import ServedRole
 
 FORMS = ("a team by name", "a program")
 """How pydantic calls the two forms of a team, in the places of errors."""
-
-
-def _is_pattern(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"is {value!r}, which is no regular expression ({error})") from None
-    return value
 
 
 def _is_function(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
         raise ValueError(f"is {value!r}; expected module:function, such as my_module:solve")
     return value
-
-
-class ProgramRole(Section):
-    """A role of a program that is known beforehand, and how its requests are recognised."""
-
-    name: Text
-    """The role's name, in the bank and in the trajectories."""
-    profile: Text
-    """Describes the role to the composer. A role that is not listed has its system message as profile."""
-    pattern: Annotated[Text, AfterValidator(_is_pattern)] | None = None
-    """A regular expression that is searched for in the system message of a request that names no role; null: the
-    system message is the very profile, or requests name the role."""
 
 
 class ProgramSection(Section):
@@ -56,8 +37,8 @@ class ProgramSection(Section):
     """Largest number of episodes that one process of ours plays at the same time."""
     timeout_seconds: PositiveFloat = 300.0
     """Longest time of an episode, in seconds of wall clock; after that the program is killed, and its episode fails."""
-    roles: Annotated[tuple[ProgramRole, ...], AsTuple] = ()
-    """Roles that are known beforehand. Others may speak, too."""
+    roles: Annotated[tuple[ServedRole, ...], AsTuple] = ()
+    """Roles that are known beforehand, as in `serve.roles`. Others may speak, too."""
 
     @model_validator(mode="after")
     def _one_way_to_run(self) -> Self:

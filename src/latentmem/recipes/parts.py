@@ -158,10 +158,16 @@ class Parts:
         return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
-        """Make a new, untrained composer."""
+        """Make a new, untrained composer, which `close` takes off its backbone."""
+        composer = self.loose_composer()
+        self._adapted.append(composer)
+        return composer
+
+    def loose_composer(self) -> Composer:
+        """Make a new, untrained composer for whoever takes it off its backbone again."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
-        composer = Composer(
+        return Composer(
             base,
             self.model,
             num_latents=section.num_latents,
@@ -177,8 +183,6 @@ class Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        self._adapted.append(composer)
-        return composer
 
     def parametric_memory(self) -> ParametricMemory:
         """Make a parametric memory: the agents with a new, untrained adapter.

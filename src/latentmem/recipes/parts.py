@@ -172,10 +172,16 @@ class Parts:
         return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
-        """Make a new, untrained composer."""
+        """Make a new, untrained composer, which `close` takes off its backbone."""
+        composer = self.loose_composer()
+        self._adapted.append(composer)
+        return composer
+
+    def loose_composer(self) -> Composer:
+        """Make a new, untrained composer for whoever takes it off its backbone again."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
-        composer = Composer(
+        return Composer(
             base,
             self.model,
             num_latents=section.num_latents,
@@ -191,8 +197,6 @@ class Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        self._adapted.append(composer)
-        return composer
 
     def parametric_memory(self) -> ParametricMemory:
         """Make a parametric memory: the agents with a new, untrained adapter.
@@ -280,7 +284,10 @@ class Parts:
         return self._open_bank(path)
 
     def _open_bank(self, path: Place) -> ExperienceBank:
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
+        section = self.config.bank
+        return ExperienceBank(
+            path, self.embedder, embedder=self.embedder.name, index=section.index, tenants=section.tenants
+        )
 
     def close(self) -> None:
         """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""

@@ -56,6 +56,7 @@ from latentmem.config.read import (
 )
 from latentmem.config.section import Section, default
 from latentmem.config.serve import ServedRole, ServeSection
+from latentmem.config.team import TEAM_FREE, ProgramSection, team_label
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -71,6 +72,7 @@ __all__ = [
     "ENGINE_FREE",
     "FILLS_BANK",
     "FILLS_BANK_IN_BANK",
+    "TEAM_FREE",
     "BankSection",
     "CodeSection",
     "CollectSection",
@@ -96,6 +98,7 @@ __all__ = [
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",
+    "ProgramSection",
     "QASection",
     "ReasoningSection",
     "RivalsSection",
@@ -119,5 +122,6 @@ __all__ = [
     "parse_config",
     "parse_section",
     "read_values",
+    "team_label",
     "with_fields",
 ]

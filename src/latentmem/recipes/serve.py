@@ -61,8 +61,8 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         shop = Shop(
             store=store,
             model=open_parts.enter_context(concurrent_model(language_model, section.queue)),
-            text_of=language_model.decode,
-            tool_form="hermes",
+            text_of=language_model.chat.said,
+            tool_form=language_model.chat.tool_form,
             recall=nothing_recalled,
             sampling=section.defaults,
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from latentmem.serving.lineage import chain
+from latentmem.serving.lineage import Lineages, chain
 
 
 def one(role: str, content: Any, **more: Any) -> dict[str, Any]:
@@ -62,3 +62,26 @@ def test_the_longest_chat_that_is_read_takes_no_time_to_speak_of() -> None:
     assert chain(messages[:100]) == hashes[:100]
     hostile = [called(f"k{i}", "[" * 5000) for i in range(20)]
     assert len(chain(hostile)) == 20
+
+
+def test_a_request_belongs_to_the_longest_conversation_that_it_continues() -> None:
+    lineages = Lineages()
+
+    def ask(messages: list[dict[str, Any]], answer: str) -> str:
+        lineage = lineages.of(messages)
+        lineages.heard(lineage, messages, one("assistant", answer))
+        return lineage
+
+    first = ask(ASKED, "two")
+    again = ask(ASKED, "three")
+    assert first != again, "the same request again is a conversation of its own"
+    on = [*ASKED, one("assistant", "two"), one("user", "more")]
+    other = [*ASKED, one("assistant", " three"), one("user", "more")]
+    assert ask(on, "x") == first
+    assert ask(other, "y") == again
+    assert ask([*on, one("assistant", "x"), one("user", "?")], "z") == first
+    changed = [*ASKED, one("assistant", "summed up"), one("user", "more")]
+    assert ask(changed, "z") == again, "an answer that was changed: the last that was asked so"
+    compacted = [one("system", "You count."), one("user", "So far: two. 1?")]
+    child = [one("system", "You help."), one("user", "1?")]
+    assert len({first, again, ask(compacted, "a"), ask(child, "b")}) == 4

@@ -1,4 +1,4 @@
-"""Which chats are one: the hashes by which a request finds the longest earlier conversation that it continues.
+"""Which requests of a session are one conversation: each belongs to the longest earlier one that it continues.
 
 Sub-agents, and agents whose context was compacted, begin conversations of their own. Messages are compared as programs
 send them back, which is seldom byte for byte: null for empty content, parts for text, other ids of tools, other blanks
@@ -8,10 +8,42 @@ around a response or within the arguments of a call.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from latentmem.trajectory import SYSTEM_ROLES, text_of
+
+
+@dataclass
+class Lineages:
+    """The conversations of one session. It keeps hashes alone: two for each call."""
+
+    _said: dict[bytes, str] = field(default_factory=dict)
+    """Lineages by the hash of a chat that ends in an answer; of equal ones, the last."""
+    _asked: dict[bytes, str] = field(default_factory=dict)
+    """Lineages by the hash of a chat that was sent."""
+    _count: int = 0
+
+    def of(self, messages: Sequence[Mapping[str, JsonValue]]) -> str:
+        """Return the lineage of a request, and remember it.
+
+        A request that continues an answer belongs to that answer's lineage. One that continues only what was asked,
+        because the program changed the answer, belongs there too. The same request again begins anew.
+        """
+        hashes = chain(messages)
+        lineage = next((self._said[h] for h in reversed(hashes) if h in self._said), None)
+        if lineage is None:
+            lineage = next((self._asked[h] for h in reversed(hashes[:-1]) if h in self._asked), None)
+        if lineage is None:
+            lineage = str(self._count)
+            self._count += 1
+        self._asked[hashes[-1]] = lineage
+        return lineage
+
+    def heard(self, lineage: str, messages: Sequence[Mapping[str, JsonValue]], answer: Mapping[str, JsonValue]) -> None:
+        """Remember an answer: `Choice.as_sent_back`. A request with several answers has several ends."""
+        self._said[chain([*messages, answer])[-1]] = lineage
 
 
 def chain(messages: Sequence[Mapping[str, JsonValue]]) -> list[bytes]:

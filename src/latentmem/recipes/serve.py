@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import Metrics
 from latentmem.serving.operators.operators import Operators
 from latentmem.serving.recalling import Recaller, Searching
+from latentmem.serving.rights.forget import Forgetting
+from latentmem.serving.rights.routes import Rights, rights_routes
 from latentmem.serving.serve import is_this_machine, run
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
@@ -65,12 +67,13 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
         language_model = parts.model
+        recaller = open_parts.enter_context(closing(recaller_of(parts)))
         shop = Shop(
             store=store,
             model=open_parts.enter_context(concurrent_model(language_model, section.queue)),
             text_of=language_model.chat.said,
             tool_form=language_model.chat.tool_form,
-            recall=open_parts.enter_context(closing(recaller_of(parts))),
+            recall=recaller,
             sampling=section.defaults,
         )
         desk = ServingDesk(
@@ -90,7 +93,10 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             tokens,
             authenticate=operators.authenticate,
             watched=operators.watched,
-            routers=[operators.routes()],
+            routers=[
+                operators.routes(),
+                rights_routes(rights_of(parts, shop, recaller, operators.audit, desk.pools), operators.authenticate),
+            ],
         )
         _tell_figures(operators.metrics, desk, store, parts.bank)
         run(
@@ -148,6 +154,33 @@ def _composer(parts: Parts, weights: Path | None) -> Composer:
     if weights is not None:
         composer.load_weights(weights)
     return composer
+
+
+def rights_of(
+    parts: Parts, shop: Shop, recaller: Recaller, audit: AuditLog, pools: Callable[[str], Sequence[str]]
+) -> Rights:
+    """Make what may be asked about what was recorded.
+
+    Args:
+        parts: the model, the bank and its embedder.
+        shop: the sessions, and the model that samples.
+        recaller: the memories.
+        audit: is told of what is forgotten.
+        pools: whose episodes a tenant may see.
+    """
+    everybodys = parts.bank.seen_by(None)
+    return Rights(
+        store=shop.store,
+        bank=everybodys,
+        embed=parts.embedder,
+        memory=recaller,
+        model=shop.model,
+        weights=parts.model,
+        roles=known_roles(parts.config),
+        pools=pools,
+        forgetting=Forgetting(everybodys, shop.store, audit, recaller.num_kept_of),
+        audit=audit,
+    )
 
 
 def operators_of(config: Config) -> Operators:

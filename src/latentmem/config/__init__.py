@@ -19,7 +19,13 @@ from latentmem.config.data import (
     SandboxSection,
     SearchSection,
 )
-from latentmem.config.engine import ENGINE_FREE, EngineSection, LocalEngineSection, VLLMEngineSection
+from latentmem.config.engine import (
+    ENGINE_FREE,
+    EngineSection,
+    LocalEngineSection,
+    OpenAIEngineSection,
+    VLLMEngineSection,
+)
 from latentmem.config.experiment import (
     FILLS_BANK,
     FILLS_BANK_IN_BANK,
@@ -50,6 +56,7 @@ from latentmem.config.read import (
 )
 from latentmem.config.section import Section, default
 from latentmem.config.serve import ServedRole, ServeSection
+from latentmem.config.team import TEAM_FREE, ProgramSection, team_label
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -65,6 +72,7 @@ __all__ = [
     "ENGINE_FREE",
     "FILLS_BANK",
     "FILLS_BANK_IN_BANK",
+    "TEAM_FREE",
     "BankSection",
     "CodeSection",
     "CollectSection",
@@ -86,9 +94,11 @@ __all__ = [
     "MixPart",
     "MixSection",
     "ModelSection",
+    "OpenAIEngineSection",
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",
+    "ProgramSection",
     "QASection",
     "ReasoningSection",
     "RivalsSection",
@@ -112,5 +122,6 @@ __all__ = [
     "parse_config",
     "parse_section",
     "read_values",
+    "team_label",
     "with_fields",
 ]

@@ -4,6 +4,7 @@ Cheap parts are made at once, so that a mistake in them is reported before a mod
 """
 
 import logging
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +15,39 @@ from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank, bank_exists
 from latentmem.bank_place import Place, bank_place
-from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
+from latentmem.config import (
+    Config,
+    EngineSection,
+    LocalEngineSection,
+    ModelSection,
+    OpenAIEngineSection,
+    OptimizerFields,
+    SFTSection,
+    VLLMEngineSection,
+)
 from latentmem.engines.probe import CheckedEngine
+from latentmem.engines.upstream import UpstreamEngine
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
+from latentmem.models.agent import AgentModel
 from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
+from latentmem.recipes.teams import team_of
 from latentmem.seeds import stream_seed
-from latentmem.teams.team import load_team
-from latentmem.teams.turn import Team, Teams
+from latentmem.serving.programs.team import ProgramTeam
+from latentmem.teams.turn import Players, Teams
 from latentmem.templates import check_template
 from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.training.tasks import last_tasks, tasks_aside
-from latentmem.trajectory import Task
+from latentmem.trajectory import Role, Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,10 +85,10 @@ class Parts:
         self.sharding = sharding_asked()
         self._adapted: list[Composer | ParametricMemory] = []
         """Parts that have put an adapter on a backbone."""
-        self.team = load_team(config.team, **config.own.get(config.team, {}))
-        trained = [load_team(name, **config.own.get(name, {})) for name in config.train_teams]
-        self.train_teams: tuple[Team, ...] = tuple(trained) or (self.team,)
-        self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
+        made = {team: team_of(config, team, lambda: self.model) for team in (config.team, *config.train_teams)}
+        self.team = made[config.team]
+        self.train_teams = tuple(made[team] for team in config.train_teams) or (self.team,)
+        self.players: Players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
         check_roles(config.data, (self.team, *self.train_teams))
         for team in {team.name: team for team in (self.team, *self.train_teams)}.values():
             for field, so in unshown(config.data, team, config.max_turns).items():
@@ -101,6 +114,19 @@ class Parts:
         self.has_warned = False
         """Whether the user was warned that the bank holds important episodes that are never recalled."""
         self.sampling = config.sampling
+
+    def known_roles(self, what: str) -> tuple[Role, ...]:
+        """Return the roles of the team that is evaluated.
+
+        Raises:
+            ConfigError: it is a program that lists none; `what` needs them.
+        """
+        if not self.team.roles:
+            raise ConfigError(
+                f"{what} needs the roles beforehand, and program {self.team.name} lists none; add them to team.roles, "
+                "as in [{name: planner, profile: plans the work}]; `latentmem bank info` names those that spoke"
+            )
+        return self.team.roles
 
     # Tasks
 
@@ -139,8 +165,26 @@ class Parts:
     # Models
 
     @cached_property
+    def agents(self) -> AgentModel:
+        """What speaks for the agents: their model, or a server of a model that is not here."""
+        section = self.config.model.engine
+        if isinstance(section, OpenAIEngineSection):
+            name = self.config.model.name
+            return self.shared.get(lambda: upstream_of(name, section), "upstream", name, section)
+        return self.model
+
+    @cached_property
     def model(self) -> LanguageModel:
-        """The agents' model, with the engine that samples for it."""
+        """The agents' model, with the engine that samples for it.
+
+        Raises:
+            ConfigError: a server speaks for the agents whose weights are not here.
+        """
+        if isinstance(self.config.model.engine, OpenAIEngineSection):
+            raise ConfigError(
+                "model.engine is openai, so the weights of the agents are not here: nothing can be composed, rated, "
+                "scored or trained with them; use the memories none and text, or set model.engine to local or vllm"
+            )
         model = self._load("agents", self.config.model.name)
         if model.engine is None and (engine := engine_of(model, self.config.model.engine)) is not None:
             model.engine = CheckedEngine(engine)
@@ -158,10 +202,16 @@ class Parts:
         return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
-        """Make a new, untrained composer."""
+        """Make a new, untrained composer, which `close` takes off its backbone."""
+        composer = self.loose_composer()
+        self._adapted.append(composer)
+        return composer
+
+    def loose_composer(self) -> Composer:
+        """Make a new, untrained composer for whoever takes it off its backbone again."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
-        composer = Composer(
+        return Composer(
             base,
             self.model,
             num_latents=section.num_latents,
@@ -177,8 +227,6 @@ class Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        self._adapted.append(composer)
-        return composer
 
     def parametric_memory(self) -> ParametricMemory:
         """Make a parametric memory: the agents with a new, untrained adapter.
@@ -272,7 +320,10 @@ class Parts:
         )
 
     def close(self) -> None:
-        """Close the bank and free the backbone; these parts cannot be used afterwards."""
+        """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""
+        for team in (self.team, *self.train_teams):
+            if isinstance(team, ProgramTeam):
+                team.close()
         if "bank" in vars(self):
             self.bank.close()
         for adapted in self._adapted:
@@ -298,9 +349,29 @@ def load_model(
 
 def engine_of(model: LanguageModel, section: EngineSection) -> VLLMEngine | None:
     """Return what samples in place of the model's weights here; None: these sample. Nothing is asked yet."""
-    if isinstance(section, LocalEngineSection):
+    if not isinstance(section, VLLMEngineSection):
         return None
     return VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
+
+
+def upstream_of(name: str, section: OpenAIEngineSection) -> UpstreamEngine:
+    """Return the engine of a server whose model is not here. Nothing is asked yet.
+
+    Raises:
+        ConfigError: the key is missing, or is none.
+    """
+    key = None
+    if section.key_variable is not None:
+        key = os.environ.get(section.key_variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            found = "is not set" if not key else "holds what no key is: blanks, or signs that no header takes"
+            raise ConfigError(
+                f"model.engine.key_variable: the environment variable {section.key_variable} {found}; put the server's "
+                "key into it, or set key_variable to null"
+            )
+    return UpstreamEngine(
+        name, section.url, key, section.limit_key, section.parallel, section.timeout_seconds, section.retries
+    )
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:

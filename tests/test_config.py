@@ -301,6 +301,7 @@ def reference():
         ("rivals.generative", "GenerativeSection"),
         ("rivals.insights", "InsightsSection"),
         ("rivals.gmemory", "GMemorySection"),
+        ("One of serve.roles", "ServedRole"),
     ):
         (part,) = {s for s in sections() if s.__name__ == section}
         parts += ["", f"## {title}", "", *table(part)]

@@ -255,7 +255,11 @@ def _same(ours: Recall, theirs: Recall) -> bool:
 
 
 def _given(model: LanguageModel, message: Message, recall: Recall) -> _Given:
-    prompt_ids = model.encode_prompt(message.system, recall.record.before(message.user))
+    if message.served is None:
+        prompt_ids = model.encode_prompt(message.system, recall.record.before(message.user))
+    else:
+        memory = "" if recall.record.num_latents else recall.record.text
+        prompt_ids = model.chat.encode_conversation(message.served.conversation.before(memory))
     return _Given(tuple(prompt_ids), message.token_ids, recall.latents, recall.adapter)
 
 

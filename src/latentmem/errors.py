@@ -11,7 +11,10 @@
     |   `-- BusyError         there is no place for a prompt now; it may be asked again later
     |-- CheckpointError       saved weights that do not fit what they are loaded into
     |-- HubError              the Hugging Face hub does not answer, or refuses
+    |-- KeysError             API keys that cannot be read, made or revoked
+    |-- AuditError            an audit log that cannot be written, or does not agree with itself
     |-- RetrieverError        a search server that does not answer, or cannot be started
+    |-- ServingError        a server of agent programs that cannot be started, or whose store cannot be used
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
     `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
@@ -71,8 +74,20 @@ class HubError(LatentMemError):
     """The Hugging Face hub does not answer, or refuses what is asked of it."""
 
 
+class KeysError(LatentMemError):
+    """The API keys of a server cannot be read, made or revoked."""
+
+
+class AuditError(LatentMemError):
+    """The audit log cannot be written or read, or was tampered with."""
+
+
 class RetrieverError(LatentMemError):
     """A search server does not answer as it should, or cannot be started."""
+
+
+class ServingError(LatentMemError):
+    """A server of agent programs cannot be started, or its store cannot be used."""
 
 
 class SandboxError(LatentMemError):

@@ -263,8 +263,8 @@ def patient(tmp_path, passages):
 
     def patient(seconds, descriptors=256, *words):
         code = (
-            "import resource, sys; from latentmem.server import connections; from latentmem.cli import main; "
-            f"connections.MAX_WAIT_SECONDS = {seconds}; "
+            "import resource, sys; from latentmem import listening; from latentmem.cli import main; "
+            f"listening.MAX_WAIT_SECONDS = {seconds}; "
             f"resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors})); sys.exit(main())"
         )
         arguments = [sys.executable, "-c", code, "retriever", "serve", str(passages), "--port", "0", *words]

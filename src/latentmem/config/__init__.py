@@ -40,6 +40,7 @@ from latentmem.config.memory import (
 from latentmem.config.read import (
     dump_config,
     load_config,
+    load_serving_config,
     packaged_configs,
     packaged_grids,
     parse_config,
@@ -48,6 +49,7 @@ from latentmem.config.read import (
     with_fields,
 )
 from latentmem.config.section import Section, default
+from latentmem.config.serve import ServedRole, ServeSection
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -96,12 +98,15 @@ __all__ = [
     "SandboxSection",
     "SearchSection",
     "Section",
+    "ServeSection",
+    "ServedRole",
     "VLLMEngineSection",
     "VoyagerSection",
     "WarmupSection",
     "default",
     "dump_config",
     "load_config",
+    "load_serving_config",
     "packaged_configs",
     "packaged_grids",
     "parse_config",

@@ -19,6 +19,7 @@ from latentmem.config.section import (
     Section,
     Text,
 )
+from latentmem.config.serve import ServeSection
 from latentmem.config.training import (
     CollectSection,
     GRPOSection,
@@ -156,6 +157,7 @@ class Config(Section):
     lmpo: LMPOSection = LMPOSection()
     grpo: GRPOSection = GRPOSection()
     evaluate: EvaluateSection = EvaluateSection()
+    serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
     def _own_is_named(self) -> Self:

@@ -42,10 +42,23 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
     Raises:
         ConfigError: no such file or name, not YAML, a grid of many runs, an unknown key, a wrong type or value.
     """
+    return _load(source, overrides, {})
+
+
+def load_serving_config(source: str, overrides: list[str] | None = None) -> Config:
+    """Read a configuration as `load_config` does, for a server: nothing is played, so `data` may be left out.
+
+    Raises:
+        ConfigError: as there.
+    """
+    return _load(source, overrides, {"data": {"kind": "hidden_facts"}})
+
+
+def _load(source: str, overrides: list[str] | None, absent: dict[str, Any]) -> Config:
     values = read_values(source, overrides)
     if "grid" in values:
         raise ConfigError(f"{source}: is a grid of many runs; start it with `latentmem evaluate`")
-    return parse_config(values, source)
+    return parse_config(absent | values, source)
 
 
 def read_values(source: str, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -12,12 +12,10 @@ whoever connects is refused, and never served a part of it.
 """
 
 import asyncio
-import errno
 import ipaddress
 import json
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -27,8 +25,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentmem.errors import DataError, RetrieverError
+from latentmem.listening import BACKLOG, listen, no_port, take_port
 from latentmem.models.embedder import Embedder
-from latentmem.server.connections import listen
 from latentmem.server.corpus import Corpus
 from latentmem.server.passage_index import Hits, Method, Search, open_search
 
@@ -50,7 +48,6 @@ MAX_QUERY_CHARACTERS = 4096
 """What is searched for of a longer query."""
 MAX_TOPK = 100
 DEFAULT_TOPK = 3
-_BACKLOG = 256
 _GONE = 499
 """Status that nobody reads."""
 _AT_ONCE = 64
@@ -169,7 +166,7 @@ def serve(
         RetrieverError: the port is taken, the index cannot be written, or bm25s is not installed.
         ModelError: the embedder cannot be loaded.
     """
-    with _take_port(host, port) as listener, closing(Corpus(path, on_bad_row)) as corpus:
+    with take_port(host, port, RetrieverError) as listener, closing(Corpus(path, on_bad_row)) as corpus:
         if corpus.num_bad:
             logger.warning("%s: %d rows are left out (%s)", path, corpus.num_bad, corpus.bad_rows)
         embed = None if method == "bm25" else Embedder(embedder, batch_size=32)
@@ -179,9 +176,9 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         try:
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:
-            raise _no_port(host, port, error) from None
+            raise no_port(host, port, error, RetrieverError) from None
         address, taken, *_ = listener.getsockname()
         if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             logger.warning(
@@ -198,28 +195,6 @@ def serve(
             log_level="error",
             access_log=False,
             timeout_graceful_shutdown=5,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
         asyncio.run(listen(uvicorn.Server(config), listener))
-
-
-def _take_port(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address but does not listen yet."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _no_port(host, port, error) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _no_port(host, port, error) from None
-    return listener
-
-
-def _no_port(host: str, port: int, error: OSError) -> RetrieverError:
-    if error.errno == errno.EADDRINUSE:
-        return RetrieverError(f"port {port} of {host} is taken by another program; give another with --port")
-    return RetrieverError(f"cannot listen on {host}, port {port} ({error.strerror}); see --host and --port")

@@ -31,7 +31,7 @@ class Lineages:
         A request that continues an answer belongs to that answer's lineage. One that continues only what was asked,
         because the program changed the answer, belongs there too. The same request again begins anew.
         """
-        hashes = _chain(messages)
+        hashes = chain(messages)
         lineage = next((self._said[h] for h in reversed(hashes) if h in self._said), None)
         if lineage is None:
             lineage = next((self._asked[h] for h in reversed(hashes[:-1]) if h in self._asked), None)
@@ -43,15 +43,15 @@ class Lineages:
 
     def heard(self, lineage: str, messages: Sequence[Mapping[str, JsonValue]], answer: Mapping[str, JsonValue]) -> None:
         """Remember an answer: `Choice.as_sent_back`. A request with several answers has several ends."""
-        self._said[_chain([*messages, answer])[-1]] = lineage
+        self._said[chain([*messages, answer])[-1]] = lineage
 
     def restore(self, lineage: str, messages: Sequence[Mapping[str, JsonValue]]) -> None:
         """Remember a request of an earlier process whose lineage is known."""
-        self._asked[_chain(messages)[-1]] = lineage
+        self._asked[chain(messages)[-1]] = lineage
         self._count = max(self._count, int(lineage) + 1) if lineage.isdecimal() else self._count
 
 
-def _chain(messages: Sequence[Mapping[str, JsonValue]]) -> list[bytes]:
+def chain(messages: Sequence[Mapping[str, JsonValue]]) -> list[bytes]:
     """Return the hash of each beginning of a chat, the empty one left out."""
     hashes: list[bytes] = []
     last, ids = b"", dict[str, int]()

@@ -1,6 +1,7 @@
-"""Connections that wait for their client too long are ended, and of too many those that have waited longest.
+"""What our servers do with a port and its connections: a port is taken before it is opened, and no client holds one up.
 
-A server's own work is never hurried: while it makes an answer, nobody waits for the client. What the client owes is a
+Connections that wait for their client too long are ended, and of too many those that have waited longest. A server's
+own work is never hurried: while it makes an answer, nobody waits for the client. What the client owes is a
 whole request, however slowly it comes, and the taking of its answer.
 """
 
@@ -13,11 +14,15 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from latentmem.errors import LatentMemError
+
 if TYPE_CHECKING:
     import uvicorn
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 256
+"""Connections that the kernel holds until they are accepted."""
 MAX_WAIT_SECONDS = 30.0
 MAX_CONNECTIONS = 512
 _LOOK_SECONDS = 0.5
@@ -61,6 +66,33 @@ class Patience:
         elif time.monotonic() - self._said >= _SAID_AGAIN_SECONDS:
             self._said = time.monotonic()
             logger.warning("no more connections for a moment (%s); see `ulimit -n`", error.strerror)
+
+
+def take_port(host: str, port: int, error_class: type[LatentMemError]) -> socket.socket:
+    """Return a socket that is bound to the address but does not listen yet.
+
+    Raises:
+        LatentMemError: the port is taken or the address is not there; of the given class.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise no_port(host, port, error, error_class) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise no_port(host, port, error, error_class) from None
+    return listener
+
+
+def no_port(host: str, port: int, error: OSError, error_class: type[LatentMemError]) -> LatentMemError:
+    """Return the error that says why a port cannot be had."""
+    if error.errno == errno.EADDRINUSE:
+        return error_class(f"port {port} of {host} is taken by another program; give another with --port")
+    return error_class(f"cannot listen on {host}, port {port} ({error.strerror}); see --host and --port")
 
 
 async def listen(server: "uvicorn.Server", listener: socket.socket) -> None:

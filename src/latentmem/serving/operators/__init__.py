@@ -1,0 +1,1 @@
+"""Who may use a server, how much, and what its operator sees of it."""

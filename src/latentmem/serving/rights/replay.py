@@ -1,0 +1,147 @@
+"""A session's calls again, greedily, with the memory that each had and without any: what did the memory change?
+
+Each call has the conversation that its program sent then, earlier responses included. So this tells what memory does to
+each response alone; a program that got other responses would have gone on otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from latentmem.config import Sampling
+from latentmem.memory.memory import Recall
+from latentmem.models.agent import AgentModel, Sampled
+from latentmem.rollout import prompt_of
+from latentmem.serving.rights.why import Remaking
+from latentmem.teams.turn import Call, ServedCall
+from latentmem.trajectory import Message, Recalled, Role
+
+MAX_CALLS = 64
+"""Calls of a session that are sampled again; twice each."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One greedy response."""
+
+    text: str
+    num_tokens: int
+    finish: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of words in the two responses."""
+
+    where: str
+    """`both`, `with memory` or `without memory`."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One call with and without its memory."""
+
+    call: str
+    role: str
+    memory: str
+    sources: tuple[str, ...]
+    recorded: str
+    """What was answered then, sampled as the program asked."""
+    with_memory: Said
+    without_memory: Said
+    first_difference: int | None
+    """The first token that differs, from 0; None: the responses are the same."""
+    difference: tuple[Part, ...]
+
+
+def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking | None, limit: int) -> list[Replayed]:
+    """Sample responses again.
+
+    Args:
+        messages: what was answered; those that no program asked for over HTTP, or that had no memory, are left out, and
+            so are those beyond `MAX_CALLS`.
+        model: samples.
+        memory: makes latents again; None if this server has none: then only memories that are text are replayed.
+        limit: longest response, in tokens.
+    """
+    chosen = [message for message in messages if _can_be_replayed(message, memory)][:MAX_CALLS]
+    if not chosen:
+        return []
+    recalls = [_again(message.recalled, memory) for message in chosen]
+    none = [Recall(Recalled(kind="none")) for _ in chosen]
+    # Two calls: rows with and without latents are batches of their own.
+    own, other = (
+        model.respond(
+            [
+                prompt_of(_call(message), recall, f"replay, {message.role}", 0)
+                for message, recall in zip(chosen, each, strict=True)
+            ],
+            Sampling(temperature=0.0, max_response_tokens=limit),
+        )
+        for each in (recalls, none)
+    )
+    return [_replayed(*each) for each in zip(chosen, own, other, strict=True)]
+
+
+def _can_be_replayed(message: Message, memory: Remaking | None) -> bool:
+    had = message.recalled
+    return message.served is not None and bool(had.sources) and (memory is not None or not had.num_latents)
+
+
+def _again(record: Recalled, memory: Remaking | None) -> Recall:
+    if not record.num_latents:
+        return Recall(record)
+    assert memory is not None
+    return memory.again(record)
+
+
+def _call(message: Message) -> Call:
+    served = message.served
+    assert served is not None
+    return Call(
+        Role(name=message.role, profile=""),
+        message.system,
+        message.user,
+        served=ServedCall(served.call, served.conversation, served.lineage),
+    )
+
+
+def _replayed(message: Message, own: Sampled, other: Sampled) -> Replayed:
+    assert message.served is not None
+    return Replayed(
+        call=message.served.call,
+        role=message.role,
+        memory=message.recalled.kind,
+        sources=message.recalled.sources,
+        recorded=message.response,
+        with_memory=Said(own.text, len(own.token_ids), own.finish),
+        without_memory=Said(other.text, len(other.token_ids), other.finish),
+        first_difference=_first_difference(own, other),
+        difference=difference(own.text, other.text),
+    )
+
+
+def _first_difference(own: Sampled, other: Sampled) -> int | None:
+    a: Sequence[object] = own.token_ids or own.text
+    b: Sequence[object] = other.token_ids or other.text
+    if a == b:
+        return None
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def difference(own: str, other: str) -> tuple[Part, ...]:
+    """Return the words of two texts as runs that both have, or only one.
+
+    >>> [part.where + ": " + part.text for part in difference("it is 4 now", "it is 5 now")]
+    ['both: it is', 'with memory: 4', 'without memory: 5', 'both: now']
+    """
+    a, b = own.split(), other.split()
+    parts: list[Part] = []
+    for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            parts.append(Part("both", " ".join(a[i:j])))
+            continue
+        parts += [Part("with memory", " ".join(a[i:j]))] if i < j else []
+        parts += [Part("without memory", " ".join(b[k:m]))] if k < m else []
+    return tuple(parts)

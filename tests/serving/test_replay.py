@@ -1,0 +1,93 @@
+"""A session's calls again, with and without memory."""
+
+import doctest
+
+import torch
+
+from latentmem.memory.memory import Recall
+from latentmem.models.agent import ScriptedModel
+from latentmem.models.language_model import LanguageModel
+from latentmem.serving.rights import replay as room
+from latentmem.serving.rights.replay import Part, replay
+from latentmem.trajectory import Conversation, Message, Recalled, Served
+
+CHAT = Conversation(messages=({"role": "user", "content": "What is 12 + 7?"},))
+
+
+def message(recalled, call="call-1", served=True):
+    return Message(
+        role="solver", system="", user=CHAT.user, response="then", token_ids=(1,), logps=(0.0,), finish="stop",
+        temperature=1.0, num_prompt_tokens=3, recalled=recalled,
+        served=Served(call=call, conversation=CHAT, prompt_ids=(), lineage="0") if served else None,
+    )  # fmt: skip
+
+
+TEXT = Recalled(kind="text", text="Remember: 19.", sources=("a",))
+LATENT = Recalled(kind="latent", text="composed of this", sources=("b",), num_latents=3)
+
+
+class Again:
+    def __init__(self, latents):
+        self.latents = latents
+
+    def again(self, record):
+        return Recall(record, self.latents)
+
+
+def test_both_are_sampled_greedily_from_the_conversation_that_was_sent():
+    model = ScriptedModel({"solver": ["it is 19", "it is 20, no doubt"]})
+    (found,) = replay([message(TEXT)], model, None, limit=50)
+    assert [prompt.conversation.user for prompt in model.prompts] == ["Remember: 19.\n\nWhat is 12 + 7?", CHAT.user]
+    assert (found.with_memory.text, found.without_memory.text) == ("it is 19", "it is 20, no doubt")
+    assert found.with_memory.num_tokens == 9  # bytes, and the end
+    assert found.first_difference == 6
+    assert found.difference == (
+        Part("both", "it is"),
+        Part("with memory", "19"),
+        Part("without memory", "20, no doubt"),
+    )
+    assert (found.call, found.recorded, found.sources) == ("call-1", "then", ("a",))
+
+
+def test_equal_responses_have_no_difference():
+    model = ScriptedModel({"solver": ["19"]})
+    (found,) = replay([message(TEXT)], model, None, limit=50)
+    assert found.first_difference is None
+    assert found.difference == (Part("both", "19"),)
+
+
+def test_calls_without_memory_or_of_a_memory_that_is_gone_are_left_out():
+    model = ScriptedModel({"solver": ["19"]})
+    asked = [message(Recalled(kind="none")), message(TEXT, served=False), message(LATENT), message(TEXT, "call-4")]
+    assert [found.call for found in replay(asked, model, None, limit=5)] == ["call-4"]
+    assert replay(asked[:3], model, None, limit=5) == []
+
+
+def test_latents_are_made_again_and_greedy_decoding_agrees_with_a_pass_written_out(tiny_model_dir):
+    model = LanguageModel.from_pretrained(str(tiny_model_dir), device="cpu", fused="never")
+    latents = torch.randn(3, model.width, generator=torch.Generator().manual_seed(1))
+    (found,) = replay([message(LATENT)], model, Again(latents), limit=4)
+
+    def slow(extra):
+        embed = model.model.get_input_embeddings()
+        rows = torch.cat([embed(torch.tensor(model.chat.encode_conversation(CHAT))), *extra])
+        ids = []
+        with torch.no_grad():
+            while len(ids) < 4 and (not ids or ids[-1] not in model.eos_ids):
+                ids.append(int(model.model(inputs_embeds=rows[None]).logits[0, -1].argmax()))
+                rows = torch.cat([rows, embed(torch.tensor(ids[-1:]))])
+        return model.decode(ids).strip(), len(ids)
+
+    assert (found.with_memory.text, found.with_memory.num_tokens) == slow([latents])
+    assert (found.without_memory.text, found.without_memory.num_tokens) == slow([])
+
+
+def test_no_more_than_a_number_of_calls_is_sampled(monkeypatch):
+    monkeypatch.setattr(room, "MAX_CALLS", 2)
+    model = ScriptedModel({"solver": ["19"]})
+    assert len(replay([message(TEXT)] * 5, model, None, limit=5)) == 2
+    assert len(model.prompts) == 4
+
+
+def test_the_example_of_the_difference_holds():
+    assert doctest.testmod(room).failed == 0

@@ -17,7 +17,7 @@ WORDS = {"scout": "corn", "porter": "lion"}
 class Talker:
     """A model that calls the tool it is given, once, and then says its role's word; `final_answer` if it has to."""
 
-    name = "talker"
+    name = "served"
     concurrent = True
 
     def __init__(self):
@@ -35,8 +35,8 @@ class Talker:
     def _said(self, prompt):
         text = self._text(prompt)
         ids = (*text.encode(), 256)
-        for i in range(0, len(ids), 4):
-            assert prompt.on_tokens is None or prompt.on_tokens(ids[i : i + 4])
+        for i in range(0, len(ids), 2):
+            assert prompt.on_tokens is None or prompt.on_tokens(ids[i : i + 2])
         logps = tuple(-0.5 for _ in ids)
         return Sampled(text, ids, logps, "stop", num_prompt_tokens=7, prompt_ids=(1, 2, 3), weights="w")
 
@@ -45,7 +45,7 @@ class Talker:
         has_seen = any(results_in(message) for message in prompt.conversation.messages)
         if "kind_of_place" in names and not has_seen:
             return CALL
-        word = WORDS[prompt.role]
+        word = next(word for name, word in WORDS.items() if name in prompt.system)
         if "final_answer" in names:
             return f"<tool_call>\n{json.dumps({'name': 'final_answer', 'arguments': {'answer': word}})}\n</tool_call>"
         return word

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from environments import python_of
+from venvs import python_of
 from talking import CALL, PLACE, WORDS, BothWords, RoleLatents, Talker, results_in
 
 from latentmem import Task, rollout
@@ -87,7 +87,8 @@ def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(pl
     assert went_on.messages[: len(asked.messages)] == asked.messages
     (result,) = [message for message in went_on.messages if results_in(message)]
     assert "mill" in json.dumps(result["content"])
-    if framework != "smolagents":  # which tells calls and results in words of its own
+    if framework != "smolagents":  # which tells calls and results in words of its own, and answers by a call
+        assert trajectory.messages.index(telling) in porter.reads
         (call,) = [call for message in went_on.messages for call in message.get("tool_calls", ())]
         assert json.loads(call["function"]["arguments"]) == {"name": "the Crimson Mill"}
         assert result["tool_call_id"] == call["id"]
@@ -95,4 +96,3 @@ def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(pl
     assert telling.served.lineage == calling.served.lineage
     assert porter.served.lineage != calling.served.lineage
     assert "porter" in porter.served.conversation.system
-    assert trajectory.messages.index(telling) in porter.reads

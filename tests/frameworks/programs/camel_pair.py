@@ -34,12 +34,12 @@ def run(role, system, tools, text):
         token_counter=Characters(),
         default_headers=headers(role),
     )
-    answer = ChatAgent(system, model=model, tools=tools, stream_accumulate=False).step(text)
+    answer = ChatAgent(system, model=model, tools=tools, stream_accumulate=True).step(text)
     if not STREAM:
         return answer.msg.content
     parts = [part.msg.content for part in answer]
     assert len(parts) > 1
-    return "".join(parts)
+    return parts[-1]
 
 
 said = run("scout", SCOUT, [FunctionTool(kind_of_place)], PLACE)

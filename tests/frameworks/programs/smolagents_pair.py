@@ -24,4 +24,5 @@ def run(role, instructions, tools, text):
 
 
 said = run("scout", SCOUT, [tool(kind_of_place)], PLACE)
-print(said, run("porter", PORTER, [], f"{PLACE}\nThe scout says: {said}"))
+then = run("porter", PORTER, [], f"{PLACE}\nThe scout says: {said}")
+print(f"\n{said} {then}")  # a stream leaves its own text on the line

@@ -28,13 +28,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import postgres_server
-from latentmem.bank import AddReport, ExperienceBank, Found, bank_exists, exact, sqlite_file
+from latentmem.bank import AddReport, ExperienceBank, Found, bank_exists, exact, reembedding, sqlite_file
 from latentmem.bank import bank as bank_module
 from latentmem.bank import lists as bank_approximate
 from latentmem.bank import matrix as bank_index
 from latentmem.bank_place import bank_place
 from latentmem.errors import BankError, DataError
-from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+from latentmem.trajectory import Message, Origin, Recalled, Step, Task, Trajectory
 
 WIDTH = 6
 
@@ -57,6 +57,7 @@ def make(
     data: dict[str, Any] | None = None,
     observation: str = "",
     version: int = 2,
+    origin: Origin | None = None,
 ) -> Trajectory:
     messages = tuple(
         Message(
@@ -82,6 +83,7 @@ def make(
         reward=1.0 if success else 0.25,
         success=success,
         seed=3,
+        origin=origin,
     )
 
 
@@ -197,7 +199,7 @@ def test_search_is_brute_force_and_never_returns_the_asked_task(
             assert bank.search(tasks[0], k=k) == brute_force(list(stored.values()), tasks[0], k)
         if delete:
             num_failures = sum(not t.success for t in stored.values())
-            assert bank.delete(success=False) == num_failures
+            assert bank.delete(success=False).count == num_failures
             stored = {id_: t for id_, t in stored.items() if t.success}
         found = bank.search_many(tasks, k=k, **filters)
         assert found == [brute_force(list(stored.values()), task, k, **filters) for task in tasks]
@@ -310,7 +312,7 @@ from typing import Any
 import numpy as np
 from latentmem.bank import ExperienceBank
 from latentmem.errors import BankError
-from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+from latentmem.trajectory import Message, Origin, Recalled, Step, Task, Trajectory
 """
 
 
@@ -348,7 +350,7 @@ def test_what_another_writer_adds_or_deletes_is_seen_by_the_next_search(store: S
         for i in range(0, 30, 3):
             writer.add(batch[i : i + 3])
             assert reader.search(asked, k=50) == brute_force(batch[: i + 3], asked, 50)
-        assert writer.delete(success=True) == 15
+        assert writer.delete(success=True).count == 15
         assert reader.search(asked, k=50) == brute_force(batch[1::2], asked, 50)
         writer.add(batch[:2])
         assert reader.search(asked, k=50) == brute_force([*batch[1::2], batch[0]], asked, 50)
@@ -505,11 +507,11 @@ def test_delete_meets_all_filters_and_needs_one(store: Store) -> None:
         for arguments in ({}, {"everything": True, "domain": "a"}):
             with pytest.raises(ValueError, match="at least one filter"):
                 bank.delete(**arguments)  # type: ignore[arg-type]
-        assert bank.delete(domain="a", role="judge") == 2
+        assert bank.delete(domain="a", role="judge").count == 2
         assert [t.task.text for t in bank] == ["0", "1", "3", "4", "5", "6", "7", "9", "10", "11"]
         assert bank.info().roles == {"judge": 2, "solver": 10}
-        assert bank.delete(domain="nowhere") == 0
-        assert bank.delete(everything=True) == 10
+        assert bank.delete(domain="nowhere").count == 0
+        assert bank.delete(everything=True).count == 10
         assert sql(store, "SELECT count(*) FROM roles") == [(0,)]
         bank.add(batch[0])
         assert sql(store, "SELECT seq FROM trajectories") == [(13,)]  # numbers are never used twice
@@ -522,7 +524,7 @@ def test_info_counts_what_is_there(store: Store) -> None:
     assert (info.num_trajectories, info.num_successes, info.mean_reward) == (3, 2, 0.75)
     assert (info.domains, info.teams, info.models) == ({"b": 1, "sums": 2}, {"pair": 2, "trio": 1}, {"tiny": 3})
     assert info.roles == {"solver": 2, "x": 1, "y": 1}
-    assert (info.embedder, info.width, info.schema_version) == ("tiny", WIDTH, 1)
+    assert (info.embedder, info.width, info.schema_version) == ("tiny", WIDTH, 2)
     assert info.num_bytes >= (store.stat().st_size if isinstance(store, Path) else 3 * 8192)
 
 
@@ -583,7 +585,7 @@ def test_vectors_are_stored_at_unit_length(store: Store) -> None:
 
 
 def test_another_embedder_is_refused_until_reembed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(reembedding, "BATCH_SIZE", 4)
     batch = [make(str(i)) for i in range(10)]
 
     def wider(texts: list[str]) -> np.ndarray:
@@ -593,7 +595,7 @@ def test_another_embedder_is_refused_until_reembed(store: Store, monkeypatch: py
         old.add(batch)
         asked = Task(id=None, domain="sums", text="asked")
         before = old.search(asked, k=10)
-        with pytest.raises(BankError, match=r"by embedder 'first', but it was opened with 'second'.*reembed\(\)"):
+        with pytest.raises(BankError, match=r"by embedder 'first', but it was opened with 'second'.*bank reembed"):
             ExperienceBank(store, wider, embedder="second")
         with (
             ExperienceBank(store, wider, embedder="first") as bank,
@@ -753,12 +755,12 @@ def test_every_commit_waits_for_the_disk(path: Path) -> None:
 
 def test_a_bank_of_a_newer_schema_is_refused_in_one_line(store: Store) -> None:
     ExperienceBank(store, embed).close()
-    sql(store, "UPDATE meta SET value = ? WHERE key = 'schema_version'", 2 if isinstance(store, Path) else "2")
+    sql(store, "UPDATE meta SET value = ? WHERE key = 'schema_version'", 3 if isinstance(store, Path) else "3")
     for embedder in (embed, None):
         with pytest.raises(BankError) as error:
             ExperienceBank(store, embedder)
         assert str(error.value) == (
-            f"{store}: bank schema 2 is newer than 1, the newest this version reads; upgrade latentmem"
+            f"{store}: bank schema 3 is newer than 2, the newest this version reads; upgrade latentmem"
         )
 
 

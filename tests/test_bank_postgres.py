@@ -148,9 +148,9 @@ def test_a_connection_lost_within_a_transaction_stores_nothing_of_it(url: str) -
 
         def delete_while_cut() -> None:
             with bank._records.write() as transaction:
-                transaction.delete({"domain": "sums"})
+                transaction.delete(transaction.meeting({"domain": "sums"}))
                 end_connections(url)
-                transaction.delete({"domain": "sums"})
+                transaction.delete(transaction.meeting({"domain": "sums"}))
 
         with pytest.raises(BankError, match=r"nothing of this was stored; check it and the network, then r") as error:
             delete_while_cut()
@@ -215,8 +215,8 @@ def test_text_with_nul_and_text_of_any_length_are_stored_and_found(url: str) -> 
             assert bank.ids_of(trajectory.task) == [trajectory.id]
             found = bank.search(asked(), k=9, domain=trajectory.task.domain, role=trajectory.messages[0].role)
             assert [hit.trajectory for hit in found] == [trajectory]
-        assert bank.delete(role="r\0") == 1
-        assert bank.delete(domain=noise, team=noise) == 1
+        assert bank.delete(role="r\0").count == 1
+        assert bank.delete(domain=noise, team=noise).count == 1
         assert list(bank) == [batch[1], batch[3]]
         with pytest.raises(BankError, match="which is not valid Unicode"):
             bank.delete(domain="\ud800")

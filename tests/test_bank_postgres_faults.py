@@ -193,7 +193,7 @@ def test_a_writer_that_vanishes_in_the_midst_is_given_up_by_the_server(far_serve
 
         def vanish() -> None:
             with far._records.write() as transaction:
-                transaction.delete({"domain": "sums"})
+                transaction.delete(transaction.meeting({"domain": "sums"}))
                 join(False)
                 began = time.monotonic()
                 assert near.add(make("b")).num_added == 1  # waits for the lock until the server has noticed

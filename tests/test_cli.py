@@ -636,9 +636,14 @@ def test_every_command_is_documented():
     text = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
     nested = {
         "train": ("grpo", "lmpo", "sft", "warmup"),
-        "bank": ("copy", "info", "search", "export", "import", "verify", "delete", "push", "pull"),
+        "bank": (
+            *("copy", "info", "search", "export", "import", "verify", "delete", "reembed", "upgrade"),
+            *("push", "pull"),
+        ),
         "checkpoint": ("info", "import", "push", "pull"),
         "engine": ("check", "start"),
+        "keys": ("create", "list", "revoke"),
+        "audit": ("verify",),
         "retriever": ("serve",),
         "show": ("latents", "prompts"),
     }

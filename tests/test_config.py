@@ -2,7 +2,8 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -74,6 +75,15 @@ MISTAKES = [
     (ROWS, ["data.schema=popq"], "data.schema is 'popq'; expected 'popqa', 'triviaqa', 'strategyqa' or 'gsm8k'"),
     (ROWS, ["data.train.hub=x/y"], "data.train needs either path or hub, and not both; to replace the whole section"),
     (ROWS, ["data.train={hub: x/y}"], "data.train names a hub data set without its split; add split"),
+    ("", ["team={kind: programm}"], "team.kind is 'programm'; expected 'program'"),
+    ("", ["team={command: [x]}"], "team.kind: missing; it has no default"),
+    ("", ["team={kind: program}"], "team has neither command nor call; give one of them"),
+    ("", ["team={kind: program, command: [a], call: 'a:b'}"], "team has command and call; give one of them"),
+    ("", ["team={kind: program, comand: [a]}"], "unknown key 'team.comand'; did you mean 'command'?"),
+    ("", ["team={kind: program, call: solve}"], "team.call is 'solve'; expected module:function, such as my_module:"),
+    ("", ["team={kind: program, command: [a], roles: [{name: x}]}"], "team.roles.0.profile: missing; it has no defau"),
+    ("", ["train_teams=[{kind: program, comand: [a]}]"], "unknown key 'train_teams.0.comand'; did you mean 'command'?"),
+    ("", ["team=3"], "team is 3 (int); input should be a valid string"),
     ("", ["model.engine.kind=vlm"], "model.engine.kind is 'vlm'; did you mean 'vllm'?"),
     ("", ["model.engine=vllm"], "model.engine is 'vllm' (str); expected a section of keys and values"),
     ("", ["model.engine={kind: vllm}"], "model.engine.urls: missing; it has no default"),
@@ -286,10 +296,11 @@ BEGIN = "<!-- Made from the docstrings in src/latentmem/config/ by `python tests
 
 def reference():
     """The tables of all keys, a heading for each section."""
-    parts = ["## At the top", "", *table(Config, skip={s for s in Config.model_fields if nested(Config, s)})]
+    skip = {s for s in Config.model_fields if nested(Config, s) and s != "team"}
+    parts = ["## At the top", "", *table(Config, skip)]
     for name in Config.model_fields:
         for section in nested(Config, name):
-            title = name if name != "data" else f"data, kind: {kind_of(section)}"
+            title = name if name not in ("team", "data") else f"{name}, kind: {kind_of(section)}"
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
     for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
         parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
@@ -301,7 +312,7 @@ def reference():
         ("rivals.generative", "GenerativeSection"),
         ("rivals.insights", "InsightsSection"),
         ("rivals.gmemory", "GMemorySection"),
-        ("One of serve.roles", "ServedRole"),
+        ("One of serve.roles or team.roles", "ServedRole"),
     ):
         (part,) = {s for s in sections() if s.__name__ == section}
         parts += ["", f"## {title}", "", *table(part)]
@@ -356,6 +367,8 @@ def values(field):
         isinstance(a, type) and issubclass(a, Section) for a in (kind, *get_args(kind))
     ):
         named = "section"
+    elif get_origin(kind) in (Union, UnionType):
+        named = "text or section"
     else:
         named = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", date: "YYYY-MM-DD"}[kind]
     signs = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}

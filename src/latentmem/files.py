@@ -100,6 +100,17 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         aside.unlink(missing_ok=True)
 
 
+def remove_with_leftovers(path: Path) -> None:
+    """Remove a file, if it is there, and the temporary files for it that no process holds.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.parent.is_dir():
+        _remove_leftovers(path)
+    path.unlink(missing_ok=True)
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files for `path` that no process holds: their writers died."""
     for leftover in path.parent.iterdir():

@@ -13,9 +13,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from latentmem.serving.operators.doors import door_of
-from latentmem.serving.operators.gate import MAX_BODY_BYTES, Gate, Opened, caller_of, depth_exceeds
+from latentmem.serving.operators.gate import MAX_BODY_BYTES, Gate, caller_of, depth_exceeds
 from latentmem.serving.operators.keys import SCOPES, Keys
 from latentmem.serving.operators.limits import Limits
+from latentmem.serving.sessions.tokens import Opened
 
 CHAT = "/v1/chat/completions"
 HERE = "http://127.0.0.1:8080"
@@ -163,7 +164,7 @@ def test_metrics_and_routes_that_the_table_lacks_are_for_the_operator_alone(clie
 
 def test_a_sessions_token_opens_that_session_as_long_as_its_key_is_valid(client, keys, opened):
     key, _ = keys.create("acme", ["write"])
-    opened[SESSION_TOKEN] = Opened("mine", "acme", key.id)
+    opened[SESSION_TOKEN] = Opened("acme", "mine", key.id)
     answer = client.post(CHAT, headers=bearer(SESSION_TOKEN))
     assert answer.json() == {"tenant": "acme", "key": key.id, "session": "mine", "body": ""}
     for method, path, status in [
@@ -316,7 +317,7 @@ def test_keys_that_cannot_be_read_open_nothing(client, keys, caplog):
 
 def test_no_secret_is_told_to_logs_or_in_answers(client, keys, visits, caplog, opened):
     _, secret = keys.create("acme", ["infer"])
-    opened[SESSION_TOKEN] = Opened("s", "acme", "0" * 12)
+    opened[SESSION_TOKEN] = Opened("acme", "s", "0" * 12)
     caplog.set_level("DEBUG")
     answers = [
         client.request(method, path, headers=bearer(token))

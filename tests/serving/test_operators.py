@@ -16,12 +16,12 @@ from latentmem.errors import AuditError
 from latentmem.serving.asks import Answer, Ask, Choice, Refused, Spoken, Timings, Who
 from latentmem.serving.face.errors import refuse
 from latentmem.serving.operators.audit import AuditLog, verify
-from latentmem.serving.operators.gate import Opened
 from latentmem.serving.operators.keys import SCOPES, Keys
 from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import MAX_TENANTS, Metrics
 from latentmem.serving.operators.operators import Operators
 from latentmem.serving.operators.visits import Caller, Visit
+from latentmem.serving.sessions.tokens import Opened
 from latentmem.trajectory import Conversation, Message, Recalled
 
 CHAT = "/v1/chat/completions"
@@ -297,7 +297,7 @@ def test_tokens_that_were_used_count_against_the_next_request(client, operators)
 
 def test_a_sessions_token_reaches_the_desk_as_that_session_alone(operators, desk):
     key, _ = operators.keys.create("acme", ["write"])
-    opened = {"token": Opened("mine", "acme", key.id)}
+    opened = {"token": Opened("acme", "mine", key.id)}
     with app_of(operators, desk, opened) as client:
         assert client.post(CHAT, json={}, headers=bearer("token")).status_code == 200
         assert client.post(CHAT, json={"session": "mine"}, headers=bearer("token")).status_code == 200

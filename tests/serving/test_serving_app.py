@@ -1,8 +1,20 @@
 """A server over a scripted model: sessions, rewards, lineage, retries and what is stored, by the official client."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
 import pytest
 from openai import OpenAI
-from served import client, on_a_port, parts_of, scripted
+from served import Script, client, on_a_port, parts_of, scripted
+
+from latentmem.errors import BankError
+from latentmem.memory.memory import Recall
+from latentmem.serving.recalling import Remembered
+from latentmem.serving.sessions.session import UNJUDGED
+from latentmem.serving.sessions.store import SessionStore
+from latentmem.trajectory import Recalled
 
 
 @pytest.fixture
@@ -17,32 +29,59 @@ def address(parts):
         yield found
 
 
-def ask(address, *messages, session=None, system="You solve tasks.", **more):
+def told(*messages, system="You solve tasks."):
+    """A chat after its system message, in which user and assistant speak in turn."""
+    roles = ("user", "assistant")
+    return [
+        {"role": "system", "content": system},
+        *({"role": roles[i % 2], "content": text} for i, text in enumerate(messages)),
+    ]
+
+
+def ask(address, *messages, session=None, system="You solve tasks.", headers=None, **more):
+    """Ask for a response, without retries of the client's own; returns what the client returns."""
     base = f"{address}/v1" if session is None else f"{address}/sessions/{session}/v1"
-    told = [{"role": "system", "content": system}]
-    told += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
-    with OpenAI(base_url=base, api_key="none", max_retries=0) as openai:
-        return openai.chat.completions.create(model="scripted", messages=told, **more)
+    with OpenAI(base_url=base, api_key="none", max_retries=0, default_headers=headers) as made:
+        return made.chat.completions.create(model="scripted", messages=told(*messages, system=system), **more)
+
+
+def session_of(answer):
+    return answer.latentmem["session"]
+
+
+def complete(address, session, **ending):
+    with client(address) as http:
+        answer = http.post(f"/sessions/{session}/complete", json=ending)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def view(address, session):
+    with client(address) as http:
+        return http.get(f"/sessions/{session}").json()
 
 
 def test_an_episode_from_its_opening_to_the_bank(parts, address):
     with client(address) as http:
         opened = http.post("/sessions", json={"task": "2 + 2?", "task_id": "sum-1", "domain": "sums"}).json()
         assert opened["state"] == "queuing"
-        with OpenAI(base_url=opened["base_url"], api_key=opened["token"]) as openai:
-            first = openai.chat.completions.create(
+        with OpenAI(base_url=opened["base_url"], api_key=opened["token"]) as made:
+            first = made.chat.completions.create(
                 model="scripted",
-                messages=[{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}],
+                messages=told("2 + 2?", system="Add."),
                 extra_headers={"X-LatentMem-Role": "adder"},
             )
         assert first.choices[0].message.content == "four"
-        assert http.get(f"/sessions/{opened['id']}").json()["state"] == "running"
-        http.post(f"/sessions/{opened['id']}/events", json={"event_type": "reward", "data": {"value": 1.0}})
-        told = {"event_type": "reward", "data": {"value": 0.5, "agent": "adder"}}
-        assert http.post(f"/sessions/{opened['id']}/events", json=told).json() == {"number": 2}
-        ended = http.post(f"/sessions/{opened['id']}/complete", json={"answer": "4", "feedback": "right"}).json()
-        assert (ended["state"], ended["reward"], ended["rewards"]) == ("succeeded", 1.0, {"adder": 0.5})
-        assert http.post(f"/sessions/{opened['id']}/complete", json={"reward": 0}).json() == ended
+        assert view(address, opened["id"])["state"] == "running"
+        events = f"/sessions/{opened['id']}/events"
+        http.post(events, json={"event_type": "reward", "data": {"value": 0.0}})
+        http.post(events, json={"event_type": "reward", "data": {"value": 1.0}})
+        for_one = {"event_type": "reward", "data": {"value": 0.5, "agent": "adder"}, "id": "once"}
+        assert http.post(events, json=for_one).json() == {"number": 3}
+        assert http.post(events, json=for_one).json() == {"number": 3}
+    ended = complete(address, opened["id"], answer="4", feedback="right")
+    assert (ended["state"], ended["reward"], ended["rewards"]) == ("succeeded", 1.0, {"adder": 0.5})
+    assert complete(address, opened["id"], reward=0) == ended
     (stored,) = parts.bank
     assert stored.id == ended["trajectory"]
     assert (stored.task.id, stored.task.domain, stored.task.text) == ("sum-1", "sums", "2 + 2?")
@@ -53,3 +92,360 @@ def test_an_episode_from_its_opening_to_the_bank(parts, address):
     assert (message.role, message.system, message.user, message.response) == ("adder", "Add.", "2 + 2?", "four")
     assert message.token_ids == (*b"four", 256)
     assert message.served.call == first.id
+
+
+def test_a_sessions_own_token_makes_a_plain_url_its_own(parts, address):
+    with client(address) as http:
+        opened = http.post("/sessions", json={}).json()
+    with OpenAI(base_url=f"{address}/v1", api_key=opened["token"]) as made:
+        answer = made.chat.completions.create(model="scripted", messages=told("2 + 2?"))
+        assert session_of(answer) == opened["id"]
+        made.default_headers  # noqa: B018 - the client is the same, the header names another session
+        with pytest.raises(openai.PermissionDeniedError):
+            made.chat.completions.create(
+                model="scripted", messages=told("x"), extra_headers={"X-LatentMem-Session-ID": "another"}
+            )
+    forged = opened["token"][:-2] + ("AA" if opened["token"][-2:] != "AA" else "BB")
+    with OpenAI(base_url=f"{address}/v1", api_key=forged) as made:
+        answer = made.chat.completions.create(model="scripted", messages=told("2 + 2?"))
+        assert session_of(answer) != opened["id"]
+
+
+def test_a_program_without_sessions_has_one_for_each_conversation(parts, address):
+    first = ask(address, "2 + 2?")
+    onward = ask(address, "2 + 2?", "four", "and 1 more?")
+    other = ask(address, "2 + 2?")
+    assert session_of(first) == session_of(onward) != session_of(other)
+    complete(address, session_of(first), reward=1)
+    assert session_of(ask(address, "2 + 2?", "four", "and 1 more?")) != session_of(first)  # which has ended
+
+
+def test_conversations_of_one_session_never_mix(parts, address):
+    ask(address, "plan it", session="s", system="You plan.")
+    ask(address, "do it", session="s", system="You work.")
+    ask(address, "plan it", "four", "go on", session="s", system="You plan.")
+    ask(address, "a summary: it was planned", session="s", system="You plan.")
+    with client(address) as http:
+        traces = http.get("/sessions/s/traces").json()["traces"]
+    lineages = [trace["lineage"] for trace in traces]
+    assert lineages[0] == lineages[2]
+    assert len(set(lineages)) == 3
+    assert [trace["completion_ids"] for trace in traces[:1]] == [[*b"four", 256]]
+    assert [len(trace["messages"]) for trace in traces] == [2, 2, 4, 2]
+
+
+def test_traces_come_in_pages(parts, address):
+    for number in range(5):
+        ask(address, f"task {number}", session="s")
+    with client(address) as http:
+        first = http.get("/sessions/s/traces", params={"limit": 3}).json()
+        rest = http.get("/sessions/s/traces", params={"limit": 3, "after": first["next"]}).json()
+    said = [trace["messages"][1]["content"] for trace in first["traces"] + rest["traces"]]
+    assert said == [f"task {number}" for number in range(5)]
+    assert (first["next"], rest["next"]) == (3, None)
+
+
+def test_the_same_seed_is_kept_and_told(parts, address):
+    ask(address, "x", session="s", seed=7)
+    ask(address, "y", session="s")
+    with client(address) as http:
+        seeds = [trace["seed"] for trace in http.get("/sessions/s/traces").json()["traces"]]
+    assert seeds[0] == 7
+    assert seeds[1] not in (0, 7)
+    one, other = (prompt.seed for prompt in parts.model.prompts)
+    assert one != other
+
+
+# Sent again
+
+
+def test_a_request_that_is_sent_again_has_the_same_answer_also_after_a_restart(tmp_path):
+    again = {"Idempotency-Key": "k1"}
+    with parts_of(tmp_path, scripted("four", "five")) as parts, on_a_port(parts.app()) as address:
+        first = ask(address, "2 + 2?", session="s", headers=again)
+        assert ask(address, "2 + 2?", session="s", headers=again) == first
+        assert len(parts.model.prompts) == 1
+        unnamed = ask(address, "2 + 3?", headers=again)
+        assert session_of(unnamed) != "s"  # a key names a request within its session
+        assert ask(address, "2 + 3?", headers=again) == unnamed
+    with parts_of(tmp_path, scripted("five")) as parts, on_a_port(parts.app()) as address:
+        assert ask(address, "2 + 2?", session="s", headers=again) == first
+        assert not parts.model.prompts
+        assert ask(address, "2 + 2?", "four", "and then?", session="s").choices[0].message.content == "five"
+        assert complete(address, "s", reward=1)["calls"] == {"answered": 2, "lost": 0, "running": 0}
+        (stored,) = parts.bank
+        assert [message.response for message in stored.messages] == ["four", "five"]
+
+
+class Slow(Script):
+    """A model that answers when it is let."""
+
+    def __init__(self, responses):
+        super().__init__({"solver": responses})
+        self.asked, self.let = threading.Semaphore(0), threading.Semaphore(0)
+
+    def respond(self, prompts, sampling):
+        self.asked.release()
+        assert self.let.acquire(timeout=30)
+        return super().respond(prompts, sampling)
+
+
+def test_a_request_that_is_sent_twice_at_once_is_one_call(tmp_path):
+    model = Slow(["four", "five"])
+    with parts_of(tmp_path, model) as parts, on_a_port(parts.app()) as address, ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(ask, address, "2 + 2?", session="s", headers={"Idempotency-Key": "k"}) for _ in range(2)]
+        assert model.asked.acquire(timeout=30)
+        model.let.release()
+        first, second = (each.result(30) for each in both)
+        assert first == second
+        assert len(model.prompts) == 1
+        assert view(address, "s")["calls"] == {"answered": 1, "lost": 0, "running": 0}
+
+
+# Lost calls
+
+
+class Failing(Script):
+    """A model that fails at its first response."""
+
+    has_failed = False
+
+    def respond(self, prompts, sampling):
+        if not self.has_failed:
+            self.has_failed = True
+            raise BankError("it broke")
+        return super().respond(prompts, sampling)
+
+
+def test_a_lost_call_masks_its_session_unless_it_is_sent_again(tmp_path):
+    for session, key in (("masked", None), ("healed", "k")):
+        folder = tmp_path / session
+        folder.mkdir()
+        headers = {} if key is None else {"Idempotency-Key": key}
+        with parts_of(folder, Failing({"solver": ["four"]})) as parts, on_a_port(parts.app()) as address:
+            with pytest.raises(openai.APIStatusError):
+                ask(address, "2 + 2?", session=session, headers=headers)
+            assert view(address, session)["calls"]["lost"] == 1
+            ask(address, "2 + 2?", session=session, headers=headers)
+            ended = complete(address, session, reward=1)
+            (stored,) = parts.bank
+        if session == "masked":
+            assert (ended["state"], ended["outcome"]) == (
+                "failed",
+                "stored as unjudged: 1 of 2 calls were lost or cut",
+            )
+            assert (stored.reward, stored.error) == (0, "1 of 2 calls were lost or cut")
+            assert (stored.origin.is_judged, stored.origin.tenant) == (False, UNJUDGED)
+        else:
+            assert (ended["state"], ended["calls"]) == ("succeeded", {"answered": 1, "lost": 0, "running": 0})
+            assert (stored.reward, stored.error, stored.origin.is_judged) == (1, None, True)
+
+
+def test_a_client_that_goes_away_frees_its_place_and_masks_its_session(tmp_path):
+    model = Slow(["four", "five"])
+    with parts_of(tmp_path, model, parallel=1) as parts, on_a_port(parts.app()) as address:
+        with pytest.raises(openai.APITimeoutError):
+            ask(address, "2 + 2?", session="s", timeout=0.3)
+        assert model.asked.acquire(timeout=30)
+        model.let.release(2)
+        assert ask(address, "3 + 3?", session="t").choices[0].message.content  # there is one place only
+        assert view(address, "s")["calls"]["lost"] == 1
+        assert parts.desk.load.taken == 0
+
+
+def test_calls_that_still_run_when_their_session_ends_are_lost(tmp_path):
+    model = Slow(["four", "five"])
+    with parts_of(tmp_path, model) as parts, on_a_port(parts.app()) as address, ThreadPoolExecutor(1) as pool:
+        model.let.release()
+        ask(address, "2 + 2?", session="s")
+        late = pool.submit(ask, address, "2 + 3?", session="s")
+        assert model.asked.acquire(timeout=30)
+        assert model.asked.acquire(timeout=30)
+        assert complete(address, "s", reward=1)["state"] == "failed"
+        model.let.release()
+        with pytest.raises(openai.ConflictError):
+            late.result(30)
+        (stored,) = parts.bank
+        assert [message.response for message in stored.messages] == ["four"]
+
+
+# What is stored
+
+
+def test_unjudged_episodes_are_stored_for_nobody_or_dropped(tmp_path):
+    for choice in ("store", "drop"):
+        folder = tmp_path / choice
+        folder.mkdir()
+        with parts_of(folder, scripted("four"), unjudged=choice) as parts, on_a_port(parts.app()) as address:
+            ask(address, "2 + 2?", session="s")
+            ended = complete(address, "s")
+            if choice == "drop":
+                assert (ended["outcome"], len(parts.bank)) == ("not stored: it has no reward", 0)
+            else:
+                (stored,) = parts.bank
+                assert (stored.origin.is_judged, stored.origin.tenant, stored.success) == (False, UNJUDGED, False)
+
+
+def test_sessions_for_validation_and_sessions_without_calls_never_reach_the_bank(parts, address):
+    with client(address) as http:
+        http.post("/sessions", json={"id": "v", "mode": "val"})
+        http.post("/sessions", json={"id": "e"})
+    ask(address, "2 + 2?", session="v")
+    ended = complete(address, "v", reward=1)
+    assert (ended["state"], ended["outcome"]) == ("succeeded", "not stored: its mode is val")
+    assert complete(address, "e", reward=1)["state"] == "failed"
+    assert len(parts.bank) == 0
+
+
+def test_idle_sessions_end_and_count_what_was_told(parts, address):
+    for session in ("judged", "silent"):
+        ask(address, "2 + 2?", session=session)
+    with client(address) as http:
+        http.post("/sessions/judged/events", json={"event_type": "reward", "data": {"value": 1}})
+    assert parts.endings.end_idle(time.time() + 3000) == 0
+    assert parts.endings.end_idle(time.time() + 4000) == 2
+    assert (view(address, "judged")["state"], view(address, "silent")["state"]) == ("succeeded", "failed")
+    assert sorted(trajectory.origin.is_judged for trajectory in parts.bank) == [False, True]
+    with pytest.raises(openai.ConflictError):
+        ask(address, "x", session="silent")
+
+
+def test_memory_is_in_the_prompt_and_never_in_what_is_stored(tmp_path):
+    record = Recalled(kind="text", text="REMEMBERED: say four", sources=("abc",))
+    seen = []
+
+    def recall(memory, task, role, tenants):
+        seen.append((memory, task.text, role.name, set(tenants)))
+        return Remembered(Recall(record))
+
+    with parts_of(tmp_path, scripted("four"), recall=recall) as parts, on_a_port(parts.app()) as address:
+        answer = ask(
+            address, "2 + 2?", session="s", headers={"X-LatentMem-Role": "adder", "X-LatentMem-Memory": "text"}
+        )
+        assert answer.latentmem["sources"] == ["abc"]
+        assert seen == [("text", "2 + 2?", "adder", {""})]
+        (prompt,) = parts.model.prompts
+        assert prompt.conversation.messages[1]["content"] == "REMEMBERED: say four\n\n2 + 2?"
+        complete(address, "s", reward=1)
+        (stored,) = parts.bank
+        (message,) = stored.messages
+        assert "REMEMBERED" not in message.system + message.user + message.served.conversation.model_dump_json()
+        assert "REMEMBERED" not in stored.task.text + stored.steps[0].action
+        assert message.recalled == record
+        with client(address) as http:
+            (trace,) = http.get("/sessions/s/traces").json()["traces"]
+        assert "REMEMBERED" not in str(trace["messages"])
+        assert (trace["sources"], trace["memory"]) == (["abc"], "text")
+
+
+# Refusals
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_again(tmp_path):
+    model = Slow(["four"] * 3)
+    with (
+        parts_of(tmp_path, model, parallel=1, queue=1) as parts,
+        on_a_port(parts.app()) as address,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        running = pool.submit(ask, address, "1", session="a")
+        assert model.asked.acquire(timeout=30)
+        waiting = pool.submit(ask, address, "2", session="b")
+        while not parts.desk.load.waiting:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError) as refused:
+            ask(address, "3", session="c")
+        assert refused.value.response.headers["retry-after"] == "1"
+        model.let.release(2)
+        assert running.result(30)
+        assert waiting.result(30)
+
+
+def test_bad_bodies_are_one_line_and_name_their_field(address):
+    ask(address, "x", session="s")
+    with client(address) as http:
+        for path, body, field in (
+            ("/sessions", {"idd": "x"}, "idd"),
+            ("/sessions", {"id": "a/b"}, "id"),
+            ("/sessions", {"mode": "test"}, "mode"),
+            ("/sessions/s/events", {"event_type": "reward", "data": {"value": 2}}, "reward.data.value"),
+            ("/sessions/s/events", {"event_type": "reward", "data": {"value": "1"}}, "reward.data.value"),
+            ("/sessions/s/events", {"event_type": "reward"}, "reward.data"),
+            ("/sessions/s/complete", {"reward": -1}, "reward"),
+            ("/sessions/s/complete", {"rewards": {"x": 1.5}}, "rewards.x"),
+        ):
+            answer = http.post(path, json=body)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, field)
+            assert "\n" not in error["message"]
+        for path in ("/sessions/none", "/sessions/none/traces"):
+            assert http.get(path).status_code == 404
+        assert http.post("/sessions/none/complete", json={}).status_code == 404
+
+
+def test_what_cannot_be_stored_is_refused_and_nothing_is_half_done(parts, address):
+    with client(address) as http:
+        http.post("/sessions", json={"id": "s"})
+        ask(address, "2 + 2?", session="s")
+        fill(parts.store)
+        with pytest.raises(openai.APIStatusError) as refused:
+            ask(address, "x" * 200_000, session="s", headers={"Idempotency-Key": "k"})
+        assert refused.value.status_code == 507
+        answer = http.post("/sessions", json={"task": "y" * 100_000})
+        assert (answer.status_code, "the disk is full" in answer.text) == (507, True)
+        fill(parts.store, pages=2**30)
+        assert view(address, "s")["calls"] == {"answered": 1, "lost": 1, "running": 0}
+        ask(address, "x" * 200_000, session="s", headers={"Idempotency-Key": "k"})
+        assert view(address, "s")["calls"] == {"answered": 2, "lost": 0, "running": 0}
+        assert sum(parts.store.num_by_state().values()) == 1
+        assert complete(address, "s", reward=1)["state"] == "succeeded"
+
+
+def fill(store, pages=1):
+    """Let the store's file grow no further, as on a full disk; SQLite says the same."""
+    store._writer.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+
+def test_an_episode_that_the_bank_refuses_is_stored_when_it_takes_it_again(tmp_path):
+    broken = [True]
+    kept = []
+
+    def keep(trajectories):
+        if broken[0]:
+            raise BankError("bank.sqlite: disk is full, this batch is not stored")
+        kept.extend(trajectories)
+
+    with parts_of(tmp_path, scripted("four"), keep=keep) as parts, on_a_port(parts.app()) as address:
+        ask(address, "2 + 2?", session="s")
+        with client(address) as http:
+            assert http.post("/sessions/s/complete", json={"reward": 1}).status_code == 507
+            assert view(address, "s")["state"] == "running"
+            broken[0] = False
+            assert http.post("/sessions/s/complete", json={"reward": 0}).json()["reward"] == 1
+    assert [trajectory.reward for trajectory in kept] == [1]
+
+
+def test_what_was_ended_but_not_stored_is_stored_at_the_next_start(tmp_path):
+    def broken(trajectories):
+        raise BankError("away")
+
+    with parts_of(tmp_path, scripted("four"), keep=broken) as parts, on_a_port(parts.app()) as address:
+        ask(address, "2 + 2?", session="s")
+        with client(address) as http:
+            assert http.post("/sessions/s/complete", json={"reward": 1}).status_code == 503
+    with parts_of(tmp_path, scripted("four")) as parts, on_a_port(parts.app()) as address:
+        assert view(address, "s")["state"] == "succeeded"
+        assert [trajectory.reward for trajectory in parts.bank] == [1]
+
+
+def test_calls_that_a_crash_cut_short_are_lost(tmp_path):
+    model = Slow(["four"])
+    with parts_of(tmp_path, model) as parts, on_a_port(parts.app()) as address, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, address, "2 + 2?", session="s")
+        assert model.asked.acquire(timeout=30)
+        after = SessionStore(tmp_path / "sessions.sqlite")  # as another process after a kill would open it
+        assert after.counts(after.get("", "s")).lost == 1
+        after.close()
+        model.let.release()
+        with pytest.raises(openai.ConflictError):
+            running.result(30)

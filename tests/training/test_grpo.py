@@ -30,6 +30,7 @@ from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.policies import AgentsPolicy
 from latentmem.training.scoring import Example
+from latentmem.training.signal import TEAM
 from latentmem.trajectory import Message, Trajectory
 
 GRPO = GRPOSection(
@@ -211,7 +212,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     wake(rival)  # so that neither the policy of the rollouts nor the frozen model is today's any more
     losses: list[list[Tensor]] = []
     slow = SlowLosses(low, high, delta, beta)
-    for group, advantages in kept:
+    for group, by_role, _ in kept:
+        advantages = [only[TEAM] for only in by_role]
         rewards = torch.tensor([trajectory.reward for trajectory in group])
         assert advantages == pytest.approx(((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist(), abs=1e-5)
         for trajectory, advantage in zip(group, advantages, strict=True):
@@ -267,9 +269,9 @@ def test_update_makes_better_rollouts_likelier(world: World, monkeypatch: pytest
     def objective() -> float:
         gains = [
             advantage * float(plain_logps(rival, example).sum())
-            for group, advantages in kept
-            for trajectory, advantage in zip(group, advantages, strict=True)
-            for example in examples_of(list(trajectory.messages), rival)
+            for group in kept
+            for message, advantage in group.messages()
+            for example in examples_of([message], rival)
         ]
         return sum(gains) / len(gains)
 

@@ -33,6 +33,7 @@ from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.losses import group_advantages
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, score_all
+from latentmem.training.signal import TEAM
 from latentmem.trajectory import Task, Trajectory
 
 SETTINGS = LMPOSection(
@@ -246,8 +247,8 @@ def test_update_is_the_objective_written_as_loops_over_whole_sequences(
     assert len(kept) == 2
     wake(world.composer)  # so that the policy of the rollouts, which the KL term refers to, is not today's any more
     scored = []  # examples with their old log-probs, reference and advantage; composed anew for each message
-    for group, advantages in kept:
-        for trajectory, advantage in zip(group, advantages, strict=True):
+    for group, by_role, _ in kept:
+        for trajectory, advantage in zip(group, [only[TEAM] for only in by_role], strict=True):
             for m in trajectory.messages:
                 example = Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
                 scored.append((example, m.logps, advantage))
@@ -299,8 +300,8 @@ def test_importance_weighs_each_token_by_what_is_scored_over_what_was_sampled_up
     kept = rolled.groups
     wake(world.composer)  # so that what is scored is not what was sampled
     total, ratios = torch.zeros(()), []
-    for group, advantages in kept:
-        for trajectory, advantage in zip(group, advantages, strict=True):
+    for group, by_role, _ in kept:
+        for trajectory, advantage in zip(group, [only[TEAM] for only in by_role], strict=True):
             for m in trajectory.messages:
                 example = Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
                 logps = plain_logps(world.composer, world.model, example)
@@ -450,12 +451,12 @@ def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -
     kept = rolled.groups
     examples = [
         Example.of(m, world.model, m.recalled.text, SAMPLING.temperature)
-        for group, _ in kept
+        for group, *_ in kept
         for t in group
         for m in t.messages
     ]
     reference = trainer._reference_logps(examples, rolled.kept)
-    before = logps_now(world, [group for group, _ in kept])
+    before = logps_now(world, [group for group, *_ in kept])
     assert all(torch.allclose(torch.tensor(r), b, atol=1e-5) for r, b in zip(reference, before, strict=True))
     assert trainer._update(rolled, 0).metrics["kl"] == pytest.approx(0, abs=1e-6)
 
@@ -466,7 +467,9 @@ def test_kl_is_zero_before_the_first_update_and_pulls_back_after(world: World) -
         torch.equal(torch.tensor(a), torch.tensor(b))
         for a, b in zip(trainer._reference_logps(examples, rolled.kept), reference, strict=True)
     )
-    flat = [module.Group(group, [0.0] * len(advantages)) for group, advantages in kept]  # nothing but the KL term
+    flat = [
+        module.Group(group, [{TEAM: 0.0} for _ in by_role], own) for group, by_role, own in kept
+    ]  # nothing but the KL term
     found = [trainer._update(rolled._replace(groups=flat, composed={}), 0).metrics["kl"] for _ in range(6)]
     assert found[0] > 1e-3
     assert found[-1] < found[0] * 0.9

@@ -5,23 +5,26 @@ the `lists` of an approximate search from the matrix, the vectors from the task 
 function, never a model, and holds no lock on the database while that function runs.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from latentmem.bank import jsonl
 from latentmem.bank.check import check_records
-from latentmem.bank.embedding import Embed, unit_vectors
+from latentmem.bank.embedding import Embed, check_embedder, unit_vectors
 from latentmem.bank.exact import Vectors
 from latentmem.bank.following import Indices
+from latentmem.bank.forgetting import ForgottenReport, Receipt, forget, left_of
 from latentmem.bank.lists import load_faiss
 from latentmem.bank.matrix import Label
 from latentmem.bank.records import open_records
+from latentmem.bank.reembedding import reembed_records
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
 from latentmem.bank.stored_form import decode, decompress, encode
-from latentmem.bank.tables import Filters, Meta, record_of
+from latentmem.bank.tables import Filters, Meta, moment, record_of
 from latentmem.bank_place import Server, bank_place
 from latentmem.config import BankSection, default
 from latentmem.errors import BankError
@@ -44,6 +47,7 @@ class ExperienceBank:
         *,
         embedder: str | None = None,
         index: Literal["exact", "approximate"] = default(BankSection, "index"),
+        tenants: Collection[str] | None = None,
     ) -> None:
         """Open a bank; begin one if there is none and an embedder is given.
 
@@ -54,6 +58,8 @@ class ExperienceBank:
             embedder: a name for `embed`, by default its own. A bank holds vectors of one embedder, and keeps its name.
             index: how this object searches; the stored bank is the same. `approximate` is for a million trajectories
                 and more, may miss some of the nearest, needs faiss, and keeps its lists beside the bank as PATH.lists.
+            tenants: whose trajectories this object sees, the empty text being the common pool; None: everybody's. What
+                reads, searches, counts or deletes trajectories knows no others; `verify` and copies take them all.
 
         Raises:
             ValueError: `index` is neither of the two.
@@ -63,6 +69,7 @@ class ExperienceBank:
         if index not in ("exact", "approximate"):
             raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
         self.path = bank_place(path)
+        self.tenants = None if tenants is None else frozenset(tenants)
         if index == "approximate":
             load_faiss(self.path)
         self._embed_function = embed
@@ -77,8 +84,14 @@ class ExperienceBank:
                 self._records.close()
                 raise
 
+    def seen_by(self, tenants: Collection[str] | None) -> "ExperienceBank":
+        """Return this same bank as these tenants see it; it shares the connection and the index, and takes no time."""
+        view = copy.copy(self)
+        view.tenants = None if tenants is None else frozenset(tenants)
+        return view
+
     def close(self) -> None:
-        """Close the database; the object cannot be used afterwards."""
+        """Close the database; the object, and those that `seen_by` made of it, cannot be used afterwards."""
         self._records.close()
 
     def __enter__(self) -> Self:
@@ -86,8 +99,6 @@ class ExperienceBank:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # Storing
 
     def add(self, trajectories: Trajectory | Sequence[Trajectory]) -> AddReport:
         """Store a batch in one transaction. When this returns, all is on stable storage; if it raises, nothing is.
@@ -124,45 +135,81 @@ class ExperienceBank:
         domain: str | None = None,
         role: str | None = None,
         team: str | None = None,
+        tenant: str | None = None,
+        session: str | None = None,
+        task_id: str | None = None,
+        before: datetime | None = None,
+        ids: Iterable[str] | None = None,
         everything: bool = False,
-    ) -> int:
-        """Delete the trajectories that meet all given filters, in one transaction, and return their number.
+        dry_run: bool = False,
+    ) -> Receipt:
+        """Delete the trajectories that meet all given filters, in one transaction, so that nothing of them is left.
+
+        No search returns them from then on, in any process. When this returns, the index and the lists of this host are
+        removed, and a SQLite file is written anew without their bytes, which takes time in proportion to the bank.
+
+        Args:
+            success: successes or failures.
+            domain: the task's domain.
+            role: a role that spoke.
+            team: the team that played.
+            tenant: whose they are; the empty text is the common pool.
+            session: the session that a served episode came from.
+            task_id: the task's id.
+            before: a time with its zone; what was stored earlier. Trajectories of a bank that an older version wrote
+                count as stored when it was migrated.
+            ids: these trajectories; ids that are not there do not matter.
+            everything: all trajectories.
+            dry_run: whether only the receipt is made.
 
         Raises:
-            ValueError: there is neither a filter nor `everything=True`, or there are both.
+            ValueError: there is neither a filter nor `everything=True`, or there are both; or `before` has no zone.
             BankError: the bank is locked or cannot be written.
         """
-        filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
-        if everything == any(value is not None for value in filters.values()):
+        filters: Filters = {
+            "success": success, "domain": domain, "role": role, "team": team, "tenant": tenant, "session": session,
+            "task_id": task_id, "before": None if before is None else moment(before),
+        }  # fmt: skip
+        if everything == (ids is not None or any(value is not None for value in filters.values())):
             raise ValueError("delete takes at least one filter, or everything=True and no filter")
-        with self._records.write() as transaction:
-            return transaction.delete(filters)
+        wanted = None if ids is None else frozenset(ids)
+        return forget(self._records, self._indices, filters, wanted, self.tenants, where=str(self.path), dry=dry_run)
 
-    def reembed(self, embed: Embed, embedder: str) -> int:
+    def forgotten(self, ids: Iterable[str]) -> ForgottenReport:
+        """Look whether anything of these trajectories is left: in the records, their roles, the index or the lists.
+
+        Other hosts' indices of a bank on a server cannot be looked into; each drops its own at its next search.
+
+        Raises:
+            BankError: the bank cannot be read.
+        """
+        wanted = frozenset(ids)  # before the bank is locked: the iterable may read the bank itself
+        with self._records.read() as transaction:
+            return left_of(transaction, self._indices, str(self.path), wanted)
+
+    def upgrade(self) -> int:
+        """Migrate a bank of an older version now, instead of when something is next stored; return its version.
+
+        Raises:
+            BankError: it cannot be written.
+        """
+        with self._records.write() as transaction:
+            return transaction.schema_version()
+
+    def reembed(
+        self, embed: Embed, embedder: str, on_progress: Callable[[int, int], object] = lambda done, known: None
+    ) -> int:
         """Embed every task text anew, make `embedder` the bank's embedder, and return the number of trajectories.
 
-        All or nothing. Others may add trajectories while the embedder runs; these are embedded too.
+        All or nothing. Others may add trajectories while the embedder runs; these are embedded too. `on_progress` gets
+        the number of trajectories done so far, and of those known so far, after each batch.
 
         Raises:
             BankError: a vector is useless, the bank is locked, or the disk is full.
         """
-        vectors: dict[int, Vectors] = {}
-        while True:
-            with self._records.write() as transaction:
-                unseen = transaction.texts(after=max(vectors, default=0))
-                if not unseen:
-                    transaction.replace_vectors(vectors)
-                    for vector in list(vectors.values())[:1]:
-                        transaction.set_embedder(embedder, len(vector))
-                    break
-            for start in range(0, len(unseen), _BATCH_SIZE):
-                seqs, texts, ids = zip(*unseen[start : start + _BATCH_SIZE], strict=True)
-                new = unit_vectors(embed, list(texts), [f"{self.path}: trajectory {id_}" for id_ in ids])
-                vectors.update(zip(seqs, new, strict=True))
+        num_embedded = reembed_records(self._records, self.path, embed, embedder, on_progress)
         self._embed_function, self._embedder = embed, embedder
-        return len(vectors)
-
-    # Reading
+        return num_embedded
 
     def search(
         self,
@@ -173,13 +220,14 @@ class ExperienceBank:
         domain: str | None = None,
         role: str | None = None,
         team: str | None = None,
+        tenants: Collection[str] | None = None,
     ) -> list[Found]:
         """Return the k trajectories on other tasks with the nearest task texts, among those that pass all filters.
 
         The search is exact unless the bank was opened with index="approximate". Then some of the nearest may be missed,
         but each result passes the filters, has its exact similarity and is in order. A trajectory on the same task
         (`Task.same_as`) is never returned. The most similar comes first; of equal float32 similarities, the one stored
-        first. There may be fewer than k.
+        first. There may be fewer than k. `tenants` stands in place of those that this object sees.
 
         Raises:
             ValueError: k < 1.
@@ -187,7 +235,8 @@ class ExperienceBank:
                 read.
             DataError: the task's text holds a lone surrogate, or a record is damaged.
         """
-        return self.search_many([task], k=k, success=success, domain=domain, role=role, team=team)[0]
+        filters: dict[str, Any] = {"success": success, "domain": domain, "role": role, "team": team, "tenants": tenants}
+        return self.search_many([task], k=k, **filters)[0]
 
     def search_many(
         self,
@@ -198,6 +247,7 @@ class ExperienceBank:
         domain: str | None = None,
         role: str | None = None,
         team: str | None = None,
+        tenants: Collection[str] | None = None,
     ) -> list[list[Found]]:
         """Search for many tasks at once, as `search` does: one call of the embedder, one pass over the matrix."""
         if k < 1:
@@ -206,6 +256,7 @@ class ExperienceBank:
         queries = self._embed([task.text for task in tasks], [f"task {task.key!r}" for task in tasks])
         filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
         labels: list[Label] = [(name, value) for name, value in filters.items() if value is not None]
+        seen = self.tenants if tenants is None else tenants
         # One transaction is one snapshot: index, exclusions and records agree whatever others write meanwhile.
         with self._records.read() as transaction:
             meta = transaction.meta()
@@ -213,22 +264,25 @@ class ExperienceBank:
                 return [[] for _ in tasks]
             self._check_embedder(meta, queries.shape[1])
             index = self._indices.current(transaction, meta.generation, meta.width)
-            ranked = index.nearest(queries, k, labels, [transaction.same_task(task) for task in tasks])
+            ranked = index.nearest(queries, k, labels, [transaction.same_task(task) for task in tasks], seen)
             stored_forms = transaction.stored_forms({seq for row in ranked for seq, _ in row})
         trajectories = {seq: self._decode(seq, stored_form) for seq, stored_form in stored_forms.items()}
         return [[Found(trajectories[seq], similarity) for seq, similarity in row] for row in ranked]
 
-    def get(self, ids: Iterable[str]) -> list[Trajectory]:
+    def get(self, ids: Iterable[str], *, tenants: Collection[str] | None = None) -> list[Trajectory]:
         """Return the trajectories of these ids, in the order of the ids.
 
+        `tenants` stands in place of those that this object sees.
+
         Raises:
-            BankError: an id is not in the bank.
+            BankError: an id is not in the bank, or belongs to another tenant; nothing tells which.
         """
+        seen = self.tenants if tenants is None else tenants
         wanted = list(ids)  # before the bank is locked: the iterable may read the bank itself
         stored_forms: list[tuple[int, bytes]] = []
         with self._records.read() as transaction:
             for id_ in wanted:
-                seq = transaction.seq_of(id_)
+                seq = transaction.seq_of(id_, seen)
                 if seq is None:
                     raise BankError(f"{self.path}: no trajectory {id_!r}; it was deleted, or belongs to another bank")
                 stored_forms += transaction.stored_forms([seq]).items()
@@ -237,7 +291,15 @@ class ExperienceBank:
     def ids(self) -> list[str]:
         """Return the ids of all trajectories in the order they were stored."""
         with self._records.read() as transaction:
-            return transaction.ids()
+            return transaction.ids(self.tenants)
+
+    def generation(self) -> str:
+        """Return a name that stays equal until something is deleted or embedded anew; additions do not change it.
+
+        What was made of trajectories of the bank, and is kept elsewhere, is void once this changes.
+        """
+        with self._records.read() as transaction:
+            return transaction.meta().generation
 
     def digest(self) -> str:
         """Return a hash that stays equal until something is added, deleted or embedded anew.
@@ -245,8 +307,7 @@ class ExperienceBank:
         Only the ids and the generation of the vectors are read, no trajectory.
         """
         with self._records.read() as transaction:
-            content = [transaction.meta().generation, *transaction.ids()]
-        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+            return transaction.digest(self.tenants)
 
     @contextmanager
     def frozen(self, during: str) -> Iterator[None]:
@@ -266,21 +327,21 @@ class ExperienceBank:
     def ids_of(self, task: Task) -> list[str]:
         """Return the ids of the trajectories on this same task (`Task.same_as`); no search for it returns them."""
         with self._records.read() as transaction:
-            return [transaction.id_of(seq) for seq in transaction.same_task(task)]
+            return transaction.ids_at(transaction.same_task(task), self.tenants)
 
     def newest(self, k: int, *, success: bool) -> list[Trajectory]:
         """Return the k successes or failures stored last, the newest first."""
         with self._records.read() as transaction:
-            stored_forms = transaction.newest(k, success)
+            stored_forms = transaction.newest(k, success, self.tenants)
         return [self._decode(seq, stored_form) for seq, stored_form in stored_forms]
 
     def __contains__(self, id_: str) -> bool:
         with self._records.read() as transaction:
-            return transaction.seq_of(id_) is not None
+            return transaction.seq_of(id_, self.tenants) is not None
 
     def __len__(self) -> int:
         with self._records.read() as transaction:
-            return transaction.size()
+            return transaction.size(self.tenants)
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Iterate over all trajectories in the order they were stored; the bank may be used meanwhile."""
@@ -289,7 +350,7 @@ class ExperienceBank:
     def info(self) -> BankInfo:
         """Count what the bank holds."""
         with self._records.read() as transaction:
-            meta, counts = transaction.meta(), transaction.counts()
+            meta, counts = transaction.meta(), transaction.counts(self.tenants)
         return BankInfo(
             path=str(self.path),
             schema_version=meta.schema_version,
@@ -363,13 +424,11 @@ class ExperienceBank:
         reached = 0
         while True:
             with self._records.read() as transaction:
-                page = transaction.page(after=reached, size=_BATCH_SIZE)
+                page = transaction.page(reached, _BATCH_SIZE, self.tenants)
             if not page:
                 return
             yield from page
             reached = page[-1][0]
-
-    # Embedding
 
     def _needs_embedder(self) -> Embed:
         if self._embed_function is None:
@@ -380,16 +439,7 @@ class ExperienceBank:
         return unit_vectors(self._needs_embedder(), texts, [f"{self.path}: {name}" for name in names])
 
     def _check_embedder(self, meta: Meta, width: int | None = None) -> None:
-        if meta.embedder is not None and meta.embedder != self._embedder:
-            raise BankError(
-                f"{self.path}: its vectors were made by embedder {meta.embedder!r}, but it was opened with "
-                f"{self._embedder!r}; open it with {meta.embedder!r}, or without an embedder and call reembed()"
-            )
-        if width is not None and meta.width is not None and width != meta.width:
-            raise BankError(
-                f"{self.path}: embedder {self._embedder!r} gives vectors of width {width}, the bank holds width "
-                f"{meta.width}; open it with the embedder that filled it, or call reembed()"
-            )
+        check_embedder(self.path, meta, self._embedder, width)
 
     def _decode(self, seq: int, stored_form: bytes) -> Trajectory:
         return decode(stored_form, self._where(seq))

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank.exact import Vectors
-from latentmem.bank.tables import UNIT_TOLERANCE
+from latentmem.bank.tables import UNIT_TOLERANCE, Meta
+from latentmem.bank_place import Place
 from latentmem.errors import BankError, DataError
 
 Embed = Callable[[list[str]], npt.NDArray[Any]]
@@ -43,3 +44,21 @@ def unit_vectors(embed: Embed, texts: list[str], names: list[str]) -> Vectors:
             raise BankError(f"{name}: the embedder gave a zero or non-finite vector; mend it, or leave this text out")
     vectors: Vectors = units[[rows[text] for text in texts]]
     return vectors
+
+
+def check_embedder(where: Place, meta: Meta, embedder: str, width: int | None = None) -> None:
+    """Check that an embedder, and its vectors of this width, are those of the bank.
+
+    Raises:
+        BankError: they are not.
+    """
+    if meta.embedder is not None and meta.embedder != embedder:
+        raise BankError(
+            f"{where}: its vectors were made by embedder {meta.embedder!r}, but it was opened with {embedder!r}; "
+            f"open it with {meta.embedder!r}, or give it another one with `latentmem bank reembed`"
+        )
+    if width is not None and meta.width is not None and width != meta.width:
+        raise BankError(
+            f"{where}: embedder {embedder!r} gives vectors of width {width}, the bank holds width {meta.width}; open "
+            "it with the embedder that filled it, or run `latentmem bank reembed`"
+        )

@@ -1,14 +1,15 @@
 """A bank's indices, brought up to its records before each search, and looked over by a check."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from latentmem.bank.check import PAGE_SIZE, holds, same_records, same_rows
-from latentmem.bank.lists import ApproximateIndex, read_lists
-from latentmem.bank.matrix import BankIndex, read_matrix
+from latentmem.bank.lists import ApproximateIndex, StoredLists, read_lists
+from latentmem.bank.matrix import BankIndex, StoredMatrix, read_matrix
 from latentmem.bank.tables import Problem
 from latentmem.bank.transaction import Transaction
+from latentmem.files import remove_with_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,35 @@ class Indices:
             self._lists = self._load_lists(transaction, index)
         self._lists.follow()
         return self._lists
+
+    def drop(self) -> None:
+        """Forget everything, in memory and in the files; the next search makes it anew from the records."""
+        self._index = self._lists = None
+        for file in self.files:
+            try:
+                remove_with_leftovers(file)
+            except OSError as error:
+                logger.warning("%s: cannot be removed (%s); delete it", file, error)
+
+    def leftovers(self, transaction: Transaction, ids: Collection[str]) -> Iterator[Problem]:
+        """Yield the files that may hold something of records that are no longer there, of which these are ids."""
+        generation = transaction.meta().generation
+        there = transaction.numbers()
+        readers: list[tuple[Path, Callable[[Path, str], StoredMatrix | StoredLists | None]]] = [
+            (self._index_path, read_matrix),
+            (self._lists_path, read_lists),
+        ]
+        for file, read in readers:
+            try:
+                stored = read(file, generation)
+            except (OSError, ValueError) as error:
+                yield Problem("index", str(file), f"{error}; delete it")
+                continue
+            if stored is None:
+                if file.exists():
+                    yield Problem("index", str(file), "was made before the last deletion; delete it")
+            elif stored.last_id in ids or (isinstance(stored, StoredMatrix) and not there.issuperset(stored.seqs)):
+                yield Problem("index", str(file), "holds records that are not there; delete it")
 
     def _load_index(self, transaction: Transaction, generation: str, width: int) -> BankIndex:
         try:

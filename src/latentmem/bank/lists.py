@@ -13,7 +13,7 @@ import logging
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentmem.bank.exact import Positions, Vectors
-from latentmem.bank.matrix import BankIndex, Label
+from latentmem.bank.matrix import BankIndex, Filter, Label, filter_of
 from latentmem.errors import BankError
 from latentmem.files import open_ordinary, replacing
 
@@ -186,7 +186,7 @@ class ApproximateIndex:
             size = ivf.invlists.list_size(number)
             if size:
                 self._list_of[faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size)] = number
-        self._listed: dict[frozenset[Label], _Listed] = {}
+        self._listed: dict[Filter, _Listed] = {}
 
     def _save(self) -> None:
         content = self._faiss.serialize_index(self._ivf)
@@ -204,21 +204,26 @@ class ApproximateIndex:
     # Reading
 
     def nearest(
-        self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
+        self,
+        queries: Vectors,
+        k: int,
+        labels: Iterable[Label],
+        excluded: Sequence[Sequence[int]],
+        tenants: Collection[str] | None = None,
     ) -> list[list[tuple[int, float]]]:
         """Return what the exact index does, but if many rows pass, some of the nearest may be missed."""
-        labels = frozenset(labels)
-        passing = self._exact.passing(labels)
+        labels, tenants = wanted = filter_of(labels, tenants)
+        passing = self._exact.passing(*wanted)
         few = max(_FEW_ROWS, _FEW_ROWS_PER_K * k)
         if self._ivf is None or (len(self._exact) if passing is None else len(passing)) <= few:
-            return self._exact.nearest(queries, k, labels, excluded)
-        listed = self._listed_of(labels, passing)
+            return self._exact.nearest(queries, k, labels, excluded, tenants)
+        listed = self._listed_of(wanted, passing)
         found = []
         for query, seqs in zip(queries, excluded, strict=True):
             left_out = self._exact.positions_of(seqs)
             may_return = self._without(listed, left_out)
             if may_return.counts.sum() <= few:
-                found += self._exact.nearest(query[None], k, labels, [seqs])
+                found += self._exact.nearest(query[None], k, labels, [seqs], tenants)
                 continue
             nominated = self._nominate(query, k, may_return)
             (recent,) = self._exact.rows.nominate(query[None], k, passing, [left_out], start=self._num_listed)
@@ -226,9 +231,9 @@ class ApproximateIndex:
             found.append(self._exact.by_record(ranked))
         return found
 
-    def _listed_of(self, labels: frozenset[Label], passing: Positions | None) -> _Listed:
+    def _listed_of(self, wanted: Filter, passing: Positions | None) -> _Listed:
         """Return the rows in the lists that pass a filter; remember them as long as the lists do not change."""
-        known = self._listed.pop(labels, None)
+        known = self._listed.pop(wanted, None)
         if known is None:
             passes = np.ones(self._num_listed, dtype=bool)
             if passing is not None:
@@ -236,7 +241,7 @@ class ApproximateIndex:
                 passes[passing[passing < self._num_listed]] = True
             counts = np.bincount(self._list_of[passes], minlength=self._ivf.nlist)
             known = _Listed(np.packbits(passes, bitorder="little"), counts)
-        self._listed[labels] = known
+        self._listed[wanted] = known
         if len(self._listed) > _FILTERS_REMEMBERED:
             del self._listed[next(iter(self._listed))]  # the filter that was asked for longest ago
         return known

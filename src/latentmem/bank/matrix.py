@@ -9,7 +9,7 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,21 @@ logger = logging.getLogger(__name__)
 Label = tuple[str, str | int]
 """One fact that a search can filter on, such as ("domain", "qa"), ("role", "coder") or ("success", 1)."""
 
+Filter = tuple[frozenset[Label], frozenset[str] | None]
+"""The labels that a row must have, all of them, and the tenants of which it must have one; None takes every tenant."""
+
+
+def filter_of(labels: Iterable[Label], tenants: Collection[str] | None) -> Filter:
+    """Return the filter that stands for these labels and tenants."""
+    return frozenset(labels), None if tenants is None else frozenset(tenants)
+
+
 # Magic, crc32 of the rest, generation, id of the last record, rows, width, bytes of the label table; then zeros up to
 # _ROWS_BEGIN, so that rows begin at a cache line.
 _HEADER = struct.Struct("<8sI32s32sQQQ")
-_MAGIC = b"LMEMIDX2"
+_MAGIC = b"LMEMIDX4"
+_OLD_MAGIC = b"LMEMIDX2"
+"""Of a file without labels for tenants."""
 _CRC_END = 12
 _ROWS_BEGIN = 128
 _FILTERS_REMEMBERED = 8
@@ -51,7 +62,7 @@ class StoredMatrix:
 
 
 def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
-    """Return the matrix in a file; None if there is no file, or its matrix is of another generation.
+    """Return the matrix in a file; None if there is no file, or its matrix is of another generation or older form.
 
     Raises:
         OSError: it cannot be read, or is not an ordinary file.
@@ -66,6 +77,8 @@ def read_matrix(path: Path, generation: str) -> StoredMatrix | None:
         raise ValueError(f"{content.size} bytes are too few for a header")
     header = _HEADER.unpack(content[: _HEADER.size].tobytes())
     magic, crc, found_generation, last_id, num_rows, width, num_table_bytes = header
+    if magic == _OLD_MAGIC:
+        return None
     if magic != _MAGIC:
         raise ValueError("not an index file of this version")
     seqs_begin = _ROWS_BEGIN + 4 * num_rows * width
@@ -140,7 +153,7 @@ class BankIndex:
         """The vectors; the first piece is in the file, the rest came since."""
         self._file = stored.file if stored else None
         self._postings = {label: _Growing(rows) for label, rows in stored.postings.items()} if stored else {}
-        self._passing: dict[frozenset[Label], _Passing] = {}
+        self._passing: dict[Filter, _Passing] = {}
 
     def __len__(self) -> int:
         return len(self.seqs)
@@ -222,27 +235,33 @@ class BankIndex:
         """Return the rows that have each label."""
         return {label: rows.values for label, rows in self._postings.items()}
 
-    def passing(self, labels: Iterable[Label]) -> Positions | None:
-        """Return the rows that have all the labels; without labels return None, which stands for every row."""
-        key = frozenset(labels)
-        if not key:
+    def passing(self, labels: Iterable[Label], tenants: Collection[str] | None = None) -> Positions | None:
+        """Return the rows that have all the labels and one of the tenants; None stands for every row."""
+        wanted = filter_of(labels, tenants)
+        if wanted == (frozenset(), None):
             return None
-        known = self._passing.pop(key, None) or _Passing(_Growing(np.empty(0, dtype=np.int32)), reached=0)
+        known = self._passing.pop(wanted, None) or _Passing(_Growing(np.empty(0, dtype=np.int32)), reached=0)
         if known.reached < len(self):
-            known.rows.extend(self._bearing(key, known.reached))
+            known.rows.extend(self._bearing(*wanted, known.reached))
             known.reached = len(self)
-        self._passing[key] = known
+        self._passing[wanted] = known
         if len(self._passing) > _FILTERS_REMEMBERED:
             del self._passing[next(iter(self._passing))]  # the filter that was asked for longest ago
-        return known.rows.values
+        # To read every row is faster than to pick every row; a bank without tenants is one of the common pool alone.
+        return None if len(known.rows.values) == len(self) else known.rows.values
 
-    def _bearing(self, labels: Iterable[Label], start: int) -> Positions:
-        """Return the rows from number `start` on that have all the labels."""
+    def _bearing(self, labels: Iterable[Label], tenants: Iterable[str] | None, start: int) -> Positions:
+        """Return the rows from number `start` on, less `start`, that have all the labels and one of the tenants."""
         none = _Growing(np.empty(0, dtype=np.int32))
-        each = [self._postings.get(label, none).values for label in labels]
-        rows, *others = sorted(
-            (rows[np.searchsorted(rows, np.int32(start)) :] - np.int32(start) for rows in each), key=len
-        )
+
+        def since(label: Label) -> Positions:
+            rows: Positions = self._postings.get(label, none).values
+            return rows[np.searchsorted(rows, np.int32(start)) :] - np.int32(start)
+
+        each = [since(label) for label in labels]
+        if tenants is not None:  # a row has one tenant, so no row is there twice
+            each.append(np.sort(np.concatenate([none.values, *(since(("tenant", tenant)) for tenant in tenants)])))
+        rows, *others = sorted(each, key=len)
         for other in others:
             bears = np.zeros(len(self) - start, dtype=bool)
             bears[other] = True
@@ -250,15 +269,21 @@ class BankIndex:
         return rows + np.int32(start)
 
     def nearest(
-        self, queries: Vectors, k: int, labels: Iterable[Label], excluded: Sequence[Sequence[int]]
+        self,
+        queries: Vectors,
+        k: int,
+        labels: Iterable[Label],
+        excluded: Sequence[Sequence[int]],
+        tenants: Collection[str] | None = None,
     ) -> list[list[tuple[int, float]]]:
         """Return for each query the record numbers and similarities of its k nearest rows that have all the labels.
 
-        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned.
+        queries: [B, e] float32 of unit length; excluded: for each query the record numbers that may not be returned;
+        tenants: a row belongs to one of them; None takes the rows of all.
         The most similar comes first; ties are in the order of record numbers.
         """
         left_out = [self.positions_of(seqs) for seqs in excluded]
-        found = self.rows.nearest(queries, k, self.passing(labels), left_out)
+        found = self.rows.nearest(queries, k, self.passing(labels, tenants), left_out)
         return [self.by_record(row) for row in found]
 
     def by_record(self, found: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:

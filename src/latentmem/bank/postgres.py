@@ -12,7 +12,6 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ import psycopg
 
 from latentmem.bank.postgres_server import BUSY_SECONDS, connect, escaped, explained, line, plain
 from latentmem.bank.sqlite import SqliteRecords
-from latentmem.bank.tables import BANK_SCHEMA_VERSION, SHAPES, check_version
+from latentmem.bank.tables import BANK_SCHEMA_VERSION, SHAPES, check_version, now
 from latentmem.bank.transaction import Transaction
 from latentmem.bank_place import Server
 from latentmem.errors import BankError
@@ -43,6 +42,9 @@ _TABLES = """
         task_id TEXT COLLATE "C",
         task_key TEXT COLLATE "C",
         task_text TEXT COLLATE "C" NOT NULL,
+        tenant TEXT COLLATE "C" NOT NULL,
+        session TEXT COLLATE "C",
+        stored TEXT COLLATE "C" NOT NULL,
         vector BYTEA NOT NULL,
         json BYTEA NOT NULL
     );
@@ -54,6 +56,14 @@ _TABLES = """
     CREATE INDEX ON roles (seq);
     CREATE INDEX ON trajectories USING hash (task_key);
     CREATE INDEX ON trajectories USING hash (task_text);
+    CREATE INDEX ON trajectories USING hash (session);
+"""
+# As for SQLite: the server too adds a constant as default without writing a record again.
+_FROM_VERSION_1 = """
+    ALTER TABLE trajectories ADD COLUMN tenant TEXT COLLATE "C" NOT NULL DEFAULT '',
+        ADD COLUMN session TEXT COLLATE "C", ADD COLUMN stored TEXT COLLATE "C" NOT NULL DEFAULT '{now}';
+    CREATE INDEX ON trajectories USING hash (session);
+    UPDATE meta SET value = '2' WHERE key = 'schema_version';
 """
 _READ = 'BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path TO "{schema}", pg_temp'
 _WRITE = """
@@ -116,9 +126,10 @@ class PostgresRecords:
                     raise BankError(
                         f"{self.place}: no bank there; check the URL, or open it with an embedder to begin one"
                     )
-                with self.write():
+                with self._transaction(_WRITE):
                     if not _is_there(self._connection, self.place):  # checked again, now that nobody else can begin it
                         self._create()
+                    self._commit()
             if self._connection.execute("SHOW fsync").fetchone() != ("on",):
                 logger.warning("%s: the server runs with fsync off, so its crash may lose what was stored", self.place)
         with self.read() as transaction:
@@ -129,8 +140,7 @@ class PostgresRecords:
         if session.execute("SELECT to_regnamespace(?)", (self.place.name,)).fetchone() == (None,):
             self._connection.execute(f'CREATE SCHEMA "{self.place.name}"'.encode())
         self._connection.execute(_TABLES)
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        session.set_meta({"schema_version": BANK_SCHEMA_VERSION, "created": created, "generation": uuid.uuid4().hex})
+        session.set_meta({"schema_version": BANK_SCHEMA_VERSION, "created": now(), "generation": uuid.uuid4().hex})
 
     def close(self) -> None:
         """Close the connection."""
@@ -151,6 +161,10 @@ class PostgresRecords:
         with self._transaction(_READ):
             num_bytes: int = _Session(self._connection).execute(_BYTES).fetchall()[0][0]
         return num_bytes
+
+    def erase(self) -> bool:
+        """Return False: when the server's files lose what was deleted is decided by its administrator."""
+        return False
 
     def copy_to(self, target: Path) -> None:
         """Copy the bank, as it is at one moment, to a new SQLite file.
@@ -173,15 +187,26 @@ class PostgresRecords:
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """The one writer: on the server's disk when the block ends, undone if it raises.
+        """The one writer: on the server's disk when the block ends, undone if it raises. An older bank is migrated.
 
         Raises:
             BankError: the server did not store it; or the connection was lost just when it should have, and nobody
-                knows.
+                knows; or the bank is older, and this user may not migrate it.
         """
         with self._transaction(_WRITE) as transaction:
+            if transaction.schema_version() == 1:
+                self._migrate()
             yield transaction
             self._commit()
+
+    def _migrate(self) -> None:
+        try:
+            self._connection.execute(_FROM_VERSION_1.format(now=now()).encode())
+        except psycopg.errors.InsufficientPrivilege:
+            raise BankError(
+                f"{self.place}: bank schema 1, which this version can only read; let its owner run "
+                f"`latentmem bank upgrade`, which makes it schema {BANK_SCHEMA_VERSION} and loses nothing"
+            ) from None
 
     def _commit(self) -> None:
         try:
@@ -283,17 +308,14 @@ class _Session:
         ((num_records, total),) = self.execute(query, (until,)).fetchall()
         return num_records, total
 
-    def broken(self) -> list[str]:
+    def columns(self) -> dict[str, set[str]]:
         there: dict[str, set[str]] = {}
         for table, column in self.execute(_COLUMNS_THERE):
             there.setdefault(table, set()).add(column)
-        found = []
-        for table, columns in SHAPES.items():
-            if table not in there:
-                found.append(f"no table {table}")
-            elif lacks := [column for column in columns if column not in there[table]]:
-                found.append(f"table {table} has no {', '.join(lacks)}")
-        return found + [f"holds the {kind} {name!r}, which no bank has" for kind, name in self.execute(_TRIGGERS)]
+        return there
+
+    def broken(self) -> list[str]:
+        return [f"holds the {kind} {name!r}, which no bank has" for kind, name in self.execute(_TRIGGERS)]
 
 
 def _words(query: str) -> bytes:

@@ -33,6 +33,9 @@ class Records(Protocol):
     def num_bytes(self) -> int:
         """Bytes on disk."""
 
+    def erase(self) -> bool:
+        """Remove from the files what was deleted; return whether nothing of it is left there."""
+
     def copy_to(self, target: Path) -> None:
         """Copy them, as they are at one moment, to a bank in a new SQLite file."""
 

@@ -46,6 +46,8 @@ class BankInfo:
     teams: dict[str, int]
     models: dict[str, int]
     roles: dict[str, int]
+    tenants: dict[str, int]
+    """The empty name is the common pool."""
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,26 @@ writers, and because plain SQL can read it. A batch is one transaction, synced b
 is kept as compressed JSON; the columns beside it are copies to filter on.
 """
 
+import logging
 import os
 import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from latentmem.bank.copies import copy_bank
-from latentmem.bank.sqlite_file import explained, open_database, place_of
-from latentmem.bank.tables import BANK_SCHEMA_VERSION, SHAPES, check_version
+from latentmem.bank.sqlite_file import BUSY_SECONDS, explained, open_database, place_of
+from latentmem.bank.tables import BANK_SCHEMA_VERSION, check_version, now
 from latentmem.bank.transaction import Transaction
 from latentmem.errors import BankError
+
+logger = logging.getLogger(__name__)
+
+_READERS_SECONDS = 5.0
+"""How long those who read an older state are waited for before the log is emptied."""
 
 _APPLICATION_ID = 0x4C4D454D
 _TABLES = (
@@ -35,6 +40,9 @@ _TABLES = (
         task_id TEXT,
         task_key TEXT,                          -- Task.key where there is a task_id
         task_text TEXT NOT NULL,
+        tenant TEXT NOT NULL,                   -- whose it is; empty for the common pool
+        session TEXT,                           -- of a served episode
+        stored TEXT NOT NULL,                   -- date and time in UTC, ISO 8601
         vector BLOB NOT NULL,                   -- the task's text embedded: float32, little endian, unit length
         json BLOB NOT NULL                      -- zlib of the canonical JSON in UTF-8
     )""",
@@ -45,6 +53,17 @@ _TABLES = (
     ) WITHOUT ROWID""",
     "CREATE INDEX trajectories_by_task_key ON trajectories (task_key)",
     "CREATE INDEX trajectories_by_task_text ON trajectories (task_text)",
+    "CREATE INDEX trajectories_by_session ON trajectories (session)",
+)
+# No record of version 1 has an origin. A constant as default is added without a record being written again; it says
+# that the record was stored by then, which is all that is known. A process of an older version that still has the bank
+# open goes on as it did.
+_FROM_VERSION_1 = (
+    "ALTER TABLE trajectories ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE trajectories ADD COLUMN session TEXT",
+    "ALTER TABLE trajectories ADD COLUMN stored TEXT NOT NULL DEFAULT '{now}'",
+    "CREATE INDEX trajectories_by_session ON trajectories (session)",
+    "UPDATE meta SET value = 2 WHERE key = 'schema_version'",
 )
 
 
@@ -84,7 +103,7 @@ class SqliteRecords:
             if begin:
                 self._db.execute("PRAGMA journal_mode = WAL")
         if begin:
-            with self.write():
+            with self._transaction("BEGIN IMMEDIATE", "COMMIT"):
                 if self._is_empty():  # checked again, now that nobody else can begin it
                     self._create()
         with self.read() as transaction:
@@ -100,8 +119,7 @@ class SqliteRecords:
         for statement in _TABLES:
             self._db.execute(statement)
         self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        values = {"schema_version": BANK_SCHEMA_VERSION, "created": created, "generation": uuid.uuid4().hex}
+        values = {"schema_version": BANK_SCHEMA_VERSION, "created": now(), "generation": uuid.uuid4().hex}
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
 
     def close(self) -> None:
@@ -116,6 +134,32 @@ class SqliteRecords:
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return sum(file.stat().st_size for file in self.files() if file.exists())
+
+    def erase(self) -> bool:
+        """Write the file anew, without what was deleted, and empty its log; return whether that could be done.
+
+        Where rows lay, SQLite leaves some of their bytes, even if told to overwrite what it deletes.
+        """
+        if os.getpid() != self._process:
+            raise BankError(f"{self.path}: opened before a fork; open it again in the child process")
+        with self._lock:
+            try:
+                self._db.execute("VACUUM")
+                self._db.execute(f"PRAGMA busy_timeout = {int(1000 * _READERS_SECONDS)}")
+                is_busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                left = "another process reads it" if is_busy else ""
+            except sqlite3.Error as error:
+                left = str(error)
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+        if left:
+            logger.warning(
+                "%s: what was deleted is never recalled again, but its bytes are still in the file or its -wal (%s); "
+                "mend that and delete with the same filters again, which removes them",
+                self.path,
+                left,
+            )
+        return not left
 
     def copy_to(self, target: Path) -> None:
         """Copy the bank, as it is at one moment, to a SQLite file; an existing bank there is replaced.
@@ -133,12 +177,15 @@ class SqliteRecords:
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """The one writer: synced to disk when the block ends, undone if it raises.
+        """The one writer: synced to disk when the block ends, undone if it raises. An older bank is migrated by it.
 
         Raises:
             BankError: the file is not where it was when it was opened, so that what is written would be lost.
         """
         with self._transaction("BEGIN IMMEDIATE", "COMMIT") as transaction:
+            if transaction.schema_version() == 1:
+                for statement in _FROM_VERSION_1:
+                    self._db.execute(statement.format(now=now()))
             yield transaction
             self._check_place()
         self._check_place()
@@ -200,14 +247,15 @@ class _Session:
         num_records, total = self._db.execute(query, (until,)).fetchone()
         return num_records, total
 
+    def columns(self) -> dict[str, set[str]]:
+        query = "SELECT t.name, c.name FROM sqlite_master AS t, pragma_table_info(t.name) AS c WHERE t.type = 'table'"
+        there: dict[str, set[str]] = {}
+        for table, column in self._db.execute(query):
+            there.setdefault(table, set()).add(column)
+        return there
+
     def broken(self) -> list[str]:
         found = [line for (line,) in self._db.execute("PRAGMA integrity_check").fetchall() if line != "ok"]
-        for table, columns in SHAPES.items():
-            there = {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
-            if not there:
-                found.append(f"no table {table}")
-            elif lacks := [column for column in columns if column not in there]:
-                found.append(f"table {table} has no {', '.join(lacks)}")
         for kind, name in self._db.execute("SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"):
             found.append(f"holds the {kind} {name!r}, which no bank has")
         return found

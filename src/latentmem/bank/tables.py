@@ -6,14 +6,16 @@ A record's JSON is what counts; the columns are copies to filter on, and `check`
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from latentmem.bank.exact import Vectors
 from latentmem.errors import BankError
 from latentmem.trajectory import Trajectory
 
-BANK_SCHEMA_VERSION = 1
-"""Version of the tables; a bank of a newer version is refused."""
+BANK_SCHEMA_VERSION = 2
+"""Version of the tables; a bank of a newer version is refused. One of version 1 is read as it is and migrated by the
+first write; it lacks the columns ADDED."""
 
 UNIT_TOLERANCE = 1e-5
 """The most by which the length of a stored vector may differ from 1."""
@@ -27,18 +29,24 @@ META: Mapping[str, Callable[[Any], bool]] = {
 }
 """What stands in the meta table, and what it may be."""
 
-COLUMNS = ("id", "domain", "success", "reward", "team", "model", "task_id", "task_key", "task_text")
+COLUMNS = (
+    "id", "domain", "success", "reward", "team", "model", "task_id", "task_key", "task_text", "tenant", "session",
+)  # fmt: skip
 """The columns of `trajectories` that copy what the JSON says."""
+
+ADDED = ("tenant", "session", "stored")
+"""The columns of `trajectories` that version 2 added."""
 
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "meta": ("key", "value"),
-    "trajectories": ("seq", *COLUMNS, "vector", "json"),
+    "trajectories": ("seq", *COLUMNS, "stored", "vector", "json"),
     "roles": ("seq", "role"),
 }
 """The columns of each table."""
 
 Filters = Mapping[str, str | bool | None]
-"""Values of success, domain, role and team to filter on; None lets everything pass."""
+"""Values to filter on, by the filter's name: success, domain, role, team, tenant, session, task_id, and before, a time
+as `now` gives it. None lets everything pass."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class Record(NamedTuple):
     """The task's text embedded: float32, little endian, unit length."""
     json: bytes
     """The stored form."""
+    stored: str | None = None
+    """When it was stored, as `now` gives it; None: now."""
 
 
 def record_of(trajectory: Trajectory, vector: Vectors, stored_form: bytes) -> Record:
@@ -93,7 +103,25 @@ def columns_of(trajectory: Trajectory) -> tuple[str | float | None, ...]:
         task.id,
         task.key if task.id is not None else None,
         task.text,
+        "" if trajectory.origin is None else trajectory.origin.tenant,
+        None if trajectory.origin is None else trajectory.origin.session,
     )
+
+
+def now() -> str:
+    """Return date and time in UTC, ISO 8601, in seconds; later times are larger texts."""
+    return moment(datetime.now(UTC))
+
+
+def moment(time: datetime) -> str:
+    """Return a time as `now` does.
+
+    Raises:
+        ValueError: it has no zone.
+    """
+    if time.tzinfo is None:
+        raise ValueError(f"{time} is a time without its zone; give one, such as datetime.now(UTC)")
+    return time.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def roles_of(trajectory: Trajectory) -> list[str]:

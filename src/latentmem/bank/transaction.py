@@ -1,25 +1,31 @@
 """What is read from a bank's records and done to them, in SQL that SQLite and PostgreSQL understand alike.
 
-Where the two differ, a `Session` does it: there is one for each database, and one `Transaction` for both.
+Where the two differ, a `Session` does it: there is one for each database, and one `Transaction` for both. A bank of an
+older version is read through a subquery that adds the columns it lacks, so no statement here has a second form.
 """
 
+import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from latentmem.bank.exact import Vectors
 from latentmem.bank.matrix import Label
-from latentmem.bank.tables import COLUMNS, META, Filters, Meta, Record
+from latentmem.bank.tables import ADDED, COLUMNS, META, SHAPES, Filters, Meta, Record, now
 from latentmem.errors import BankError
 from latentmem.trajectory import Task
+
+Tenants = Collection[str] | None
+"""The tenants whose trajectories are read; None: everybody's."""
 
 _AT_ONCE = 256
 
 _INSERT = f"""
-    INSERT INTO trajectories ({", ".join(COLUMNS)}, vector, json)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+    INSERT INTO trajectories ({", ".join(COLUMNS)}, vector, json, stored)
+    VALUES ({", ".join("?" * len(COLUMNS))}, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """  # noqa: S608 - the names of columns are ours
 _INSERT_ROLE = "INSERT INTO roles (seq, role) SELECT seq, ? FROM trajectories WHERE id = ?"
 _PASSES = {
@@ -27,16 +33,19 @@ _PASSES = {
     "domain": "domain = ?",
     "team": "team = ?",
     "role": "seq IN (SELECT seq FROM roles WHERE role = ?)",
+    "tenant": "tenant = ?",
+    "session": "session = ?",
+    "task_id": "task_id = ?",
+    "before": "stored < ?",
 }
+_VERSION_1 = """(
+    SELECT trajectories.*, '' AS tenant, CAST(NULL AS TEXT) AS session, CAST(NULL AS TEXT) AS stored FROM trajectories
+) AS trajectories"""
 _SAME_TEXT = "SELECT seq FROM trajectories WHERE task_text = ?"
 _SAME_KEY = """
     SELECT seq FROM trajectories WHERE task_key = ?
     UNION ALL SELECT seq FROM trajectories WHERE task_text = ? AND task_id IS NULL
 """
-_CHECKED = f"SELECT seq, vector, json, {', '.join(COLUMNS)} FROM trajectories ORDER BY seq"  # noqa: S608 - as above
-_PAGE = f"""
-    SELECT seq, vector, json, {", ".join(COLUMNS)} FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?
-"""  # noqa: S608 - as above
 
 
 class Rows(Protocol):
@@ -84,8 +93,11 @@ class Session(Protocol):
     def tally(self, until: int) -> tuple[int, int]:
         """Return the number of records up to and including `until`, and the sum of their record numbers."""
 
+    def columns(self) -> dict[str, set[str]]:
+        """Return the columns of each table."""
+
     def broken(self) -> list[str]:
-        """Return what is wrong with the store itself, and how its tables are not those of a bank."""
+        """Return what is wrong with the store itself, and what it holds besides tables."""
 
 
 class Transaction:
@@ -126,23 +138,44 @@ class Transaction:
         """Set the name of the embedder of all vectors, and their width e."""
         self._db.set_meta({"embedder": embedder, "width": width})
 
-    def size(self) -> int:
+    @cached_property
+    def _source(self) -> str:
+        """What trajectories are read from: the table, or what makes one of version 1 look like it."""
+        return "trajectories" if self.schema_version() > 1 else _VERSION_1
+
+    def _select(self, what: str, tenants: Tenants, rest: str = "", values: Sequence[Any] = ()) -> Rows:
+        """Read trajectories of some tenants; `rest` follows the WHERE, and begins with AND or ORDER BY."""
+        seen, names = _of_tenants(tenants)
+        query = f"SELECT {what} FROM {self._source} WHERE {seen} {rest}"  # noqa: S608 - the words are ours
+        return self._db.execute(query, [*names, *values])
+
+    def size(self, tenants: Tenants = None) -> int:
         """Number of trajectories."""
-        num_trajectories: int = self._db.execute("SELECT count(*) FROM trajectories").fetchone()[0]
+        num_trajectories: int = self._select("count(*)", tenants).fetchone()[0]
         return num_trajectories
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self, tenants: Tenants = None) -> dict[str, Any]:
         """Count trajectories, in all and by name; the mean reward is among the values (None without trajectories)."""
-        query = "SELECT count(*), coalesce(sum(success), 0), avg(reward) FROM trajectories"
-        num_trajectories, num_successes, mean_reward = self._db.execute(query).fetchone()
+        what = "count(*), coalesce(sum(success), 0), avg(reward)"
+        num_trajectories, num_successes, mean_reward = self._select(what, tenants).fetchone()
+
+        def by(column: str) -> dict[str, int]:
+            return dict(self._select(f"{column}, count(*)", tenants, "GROUP BY 1 ORDER BY 1"))
+
+        seen, names = _of_tenants(tenants)
+        roles = (
+            f"SELECT role, count(*) FROM roles WHERE seq IN (SELECT seq FROM {self._source} WHERE {seen}) "  # noqa: S608
+            "GROUP BY 1 ORDER BY 1"
+        )
         return {
             "num_trajectories": num_trajectories,
             "num_successes": num_successes,
             "mean_reward": mean_reward,
-            "domains": dict(self._db.execute("SELECT domain, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
-            "teams": dict(self._db.execute("SELECT team, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
-            "models": dict(self._db.execute("SELECT model, count(*) FROM trajectories GROUP BY 1 ORDER BY 1")),
-            "roles": dict(self._db.execute("SELECT role, count(*) FROM roles GROUP BY 1 ORDER BY 1")),
+            "domains": by("domain"),
+            "teams": by("team"),
+            "models": by("model"),
+            "tenants": by("tenant"),
+            "roles": dict(self._db.execute(roles, names)),
         }
 
     # Trajectories
@@ -151,7 +184,9 @@ class Transaction:
         """Store records and return their number; those whose ids are there already are left out."""
         there = self.present([record.columns[0] for record in records])
         new = [record for record in records if record.columns[0] not in there]
-        num_added = self._db.executemany(_INSERT, [(*record.columns, record.vector, record.json) for record in new])
+        time = now()
+        rows = [(*record.columns, record.vector, record.json, record.stored or time) for record in new]
+        num_added = self._db.executemany(_INSERT, rows)
         self._db.executemany(_INSERT_ROLE, [(role, record.columns[0]) for record in new for role in record.roles])
         return num_added
 
@@ -163,15 +198,21 @@ class Transaction:
             found.update(id_ for (id_,) in self._db.execute(_among("SELECT id FROM trajectories WHERE id", some), some))
         return found
 
-    def delete(self, filters: Filters) -> int:
-        """Delete the trajectories that meet all filters and return their number."""
+    def meeting(self, filters: Filters, tenants: Tenants = None) -> dict[int, str]:
+        """Return the ids of the trajectories that meet all filters, by record number, in order."""
         given = {name: value for name, value in filters.items() if value is not None}
-        passes = " AND ".join(_PASSES[name] for name in given) or "seq = seq"
         values = [int(value) if isinstance(value, bool) else value for value in given.values()]
-        num_deleted = self._db.execute(f"DELETE FROM trajectories WHERE {passes}", values).rowcount  # noqa: S608 - ours
-        if num_deleted:
+        rest = "".join(f"AND {_PASSES[name]} " for name in given)
+        return dict(self._select("seq, id", tenants, f"{rest}ORDER BY seq", values))
+
+    def delete(self, seqs: Collection[int]) -> None:
+        """Delete records, by number."""
+        doomed = list(seqs)
+        for start in range(0, len(doomed), _AT_ONCE):
+            some = doomed[start : start + _AT_ONCE]
+            self._db.execute(_among("DELETE FROM trajectories WHERE seq", some), some)
+        if doomed:
             self._renew_generation()
-        return num_deleted
 
     def replace_vectors(self, vectors: Mapping[int, Vectors]) -> None:
         """Give all records, by number, new vectors [e]; the caller then sets the embedder."""
@@ -183,18 +224,28 @@ class Transaction:
     def _renew_generation(self) -> None:
         self._db.set_meta({"generation": uuid.uuid4().hex})
 
-    def seq_of(self, id_: str) -> int | None:
+    def seq_of(self, id_: str, tenants: Tenants = None) -> int | None:
         """Return the record number of a trajectory, or None if it is not stored."""
-        row = self._db.execute("SELECT seq FROM trajectories WHERE id = ?", (id_,)).fetchone()
+        row = self._select("seq", tenants, "AND id = ?", (id_,)).fetchone()
         return row[0] if row else None
 
-    def id_of(self, seq: int) -> str:
-        """Return the id of an existing record."""
-        return str(self._db.execute("SELECT id FROM trajectories WHERE seq = ?", (seq,)).fetchone()[0])
+    def digest(self, tenants: Tenants = None) -> str:
+        """Return a hash of the generation and the ids."""
+        content = [self.meta().generation, *self.ids(tenants)]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
-    def ids(self) -> list[str]:
+    def ids_at(self, seqs: Sequence[int], tenants: Tenants = None) -> list[str]:
+        """Return the ids of existing records, by number, those of other tenants left out, in order."""
+        found: list[str] = []
+        for start in range(0, len(seqs), _AT_ONCE):
+            some = sorted(seqs)[start : start + _AT_ONCE]
+            rest = f"AND {_among('seq', some)} ORDER BY seq"
+            found += [id_ for (id_,) in self._select("id", tenants, rest, some)]
+        return found
+
+    def ids(self, tenants: Tenants = None) -> list[str]:
         """Return the ids of all records, in order."""
-        return [id_ for (id_,) in self._db.execute("SELECT id FROM trajectories ORDER BY seq")]
+        return [id_ for (id_,) in self._select("id", tenants, "ORDER BY seq")]
 
     def stored_forms(self, seqs: Collection[int]) -> dict[int, bytes]:
         """Return the stored forms of existing records, by number."""
@@ -207,10 +258,14 @@ class Transaction:
 
     def records(self, after: int, size: int) -> tuple[int, list[Record]]:
         """Return up to `size` records with numbers above `after`, in order, and the number of the last one."""
-        rows = self._db.execute(_PAGE, (after, size)).fetchall()
+        what = f"seq, vector, json, stored, {', '.join(COLUMNS)}"
+        rows = self._select(what, None, "AND seq > ? ORDER BY seq LIMIT ?", (after, size)).fetchall()
         last = rows[-1][0] if rows else after
         roles = self._role_names(after, last)
-        return last, [Record(tuple(columns), roles.get(seq, []), v, json) for seq, v, json, *columns in rows]
+        return last, [
+            Record(tuple(columns), roles.get(seq, []), vector, json, stored)
+            for seq, vector, json, stored, *columns in rows
+        ]
 
     def pages(self) -> Iterator[list[Record]]:
         """Yield all records, some at once, in order."""
@@ -219,15 +274,14 @@ class Transaction:
             yield records
             reached, records = self.records(reached, _AT_ONCE)
 
-    def page(self, after: int, size: int) -> list[tuple[int, bytes]]:
+    def page(self, after: int, size: int, tenants: Tenants = None) -> list[tuple[int, bytes]]:
         """Return up to `size` pairs (record number, stored form) with numbers above `after`, in order."""
-        query = "SELECT seq, json FROM trajectories WHERE seq > ? ORDER BY seq LIMIT ?"
-        return self._db.execute(query, (after, size)).fetchall()
+        return self._select("seq, json", tenants, "AND seq > ? ORDER BY seq LIMIT ?", (after, size)).fetchall()
 
-    def newest(self, size: int, success: bool) -> list[tuple[int, bytes]]:
+    def newest(self, size: int, success: bool, tenants: Tenants = None) -> list[tuple[int, bytes]]:
         """Return up to `size` pairs (record number, stored form) of successes or failures, the newest first."""
-        query = "SELECT seq, json FROM trajectories WHERE success = ? ORDER BY seq DESC LIMIT ?"
-        return self._db.execute(query, (int(success), size)).fetchall()
+        rest = "AND success = ? ORDER BY seq DESC LIMIT ?"
+        return self._select("seq, json", tenants, rest, (int(success), size)).fetchall()
 
     def texts(self, after: int) -> list[tuple[int, str, str]]:
         """Return triples (record number, task text, trajectory id) with numbers above `after`, in order."""
@@ -239,6 +293,10 @@ class Transaction:
         by_text = task.id is None
         rows = self._db.execute(*((_SAME_TEXT, (task.text,)) if by_text else (_SAME_KEY, (task.key, task.text))))
         return [seq for (seq,) in rows]
+
+    def numbers(self) -> set[int]:
+        """Return the numbers of all records."""
+        return {seq for (seq,) in self._db.execute("SELECT seq FROM trajectories")}
 
     # What an index is made of
 
@@ -267,9 +325,9 @@ class Transaction:
     def labels(self, after: int, until: int) -> Iterator[list[Label]]:
         """Yield the labels of each record above `after`, up to and including `until`, in order."""
         roles = self._role_names(after, until)
-        query = "SELECT seq, success, domain, team FROM trajectories WHERE seq > ? AND seq <= ? ORDER BY seq"
-        for seq, success, domain, team in self._db.execute(query, (after, until)):
-            facts: list[Label] = [("success", success), ("domain", domain), ("team", team)]
+        rest = "AND seq > ? AND seq <= ? ORDER BY seq"
+        for seq, success, *names in self._select("seq, success, domain, team, tenant", None, rest, (after, until)):
+            facts: list[Label] = [("success", success), *zip(("domain", "team", "tenant"), names, strict=True)]
             yield facts + [("role", role) for role in roles.get(seq, ())]
 
     def _role_names(self, after: int, until: int) -> dict[int, list[str]]:
@@ -283,7 +341,14 @@ class Transaction:
 
     def broken(self) -> list[str]:
         """What the database itself finds wrong, and how its tables are not those of a bank."""
-        return self._db.broken()
+        found, there = self._db.broken(), self._db.columns()
+        is_old = there.get("meta", set()) >= {*SHAPES["meta"]} and self._db.meta().get("schema_version") == 1
+        for table, columns in SHAPES.items():
+            if table not in there:
+                found.append(f"no table {table}")
+            elif lacks := [name for name in columns if name not in there[table] and not (is_old and name in ADDED)]:
+                found.append(f"table {table} has no {', '.join(lacks)}")
+        return found
 
     def stray_roles(self) -> list[int]:
         """Numbers of records that have roles, and are not there."""
@@ -294,11 +359,20 @@ class Transaction:
         """Of each record its number, vector, stored form, what stands in COLUMNS, and its roles; of whatever type."""
         roles: dict[int, list[Any]] = {}
         reached = 0
-        for seq, vector, compressed, *columns in self._db.stream(_CHECKED):
+        query = f"SELECT seq, vector, json, {', '.join(COLUMNS)} FROM {self._source} ORDER BY seq"  # noqa: S608 - ours
+        for seq, vector, compressed, *columns in self._db.stream(query):
             if seq > reached:
                 reached = seq + _AT_ONCE
                 roles = self._role_names(seq - 1, reached)
             yield seq, vector, compressed, columns, roles.get(seq, [])
+
+
+def _of_tenants(tenants: Tenants) -> tuple[str, list[str]]:
+    """Return the condition that a row belongs to one of the tenants, and its values."""
+    if tenants is None:
+        return "TRUE", []
+    names = list(tenants)
+    return (_among("tenant", names), names) if names else ("FALSE", [])
 
 
 def _among(query: str, values: Sequence[Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentmem.cli.arguments import bank as bank_argument
-from latentmem.cli.arguments import count, takes_pulled, takes_pushed
+from latentmem.cli.arguments import count, positive, takes_pulled, takes_pushed
 
 if TYPE_CHECKING:
     from latentmem.bank import ExperienceBank
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
 
 
+_FILTERS = ("success", "domain", "role", "team", "tenant", "session", "task_id", "ids")
+"""Those of `bank delete` whose options bear their names."""
+
 _BANK = "the bank's SQLite file, or postgresql://USER@HOST/DATABASE?bank=NAME"
 
 
 def add_commands(commands: "Commands") -> None:
     """Add the command `bank` and its subcommands."""
     bank = commands.add_parser(
-        "bank", help="look into an experience bank, search, export, import, copy, verify, delete, push, pull"
+        "bank", help="look into an experience bank, search, export, import, copy, verify, delete, reembed, push, pull"
     )
     kinds = bank.add_subparsers(required=True, metavar="WHAT")
 
@@ -37,9 +40,11 @@ def add_commands(commands: "Commands") -> None:
     search.add_argument("--success", choices=("yes", "no"), help="only successful, or only failed, trajectories")
     search.add_argument("--domain", help="only this domain")
     search.add_argument("--role", help="only trajectories with this role")
+    search.add_argument("--tenant", help="only this tenant's; '' is the common pool (default: everybody's)")
     search.set_defaults(run=_search)
     export = command("export", "write all trajectories as JSON Lines")
     export.add_argument("file", type=Path, help="where to write; - is standard output")
+    export.add_argument("--tenant", help="only this tenant's; '' is the common pool (default: everybody's)")
     export.set_defaults(run=_export)
     importer = command("import", "add the trajectories of a JSON Lines file or of a released bank")
     importer.add_argument(
@@ -50,12 +55,24 @@ def add_commands(commands: "Commands") -> None:
     copy.add_argument("target", type=bank_argument, metavar="TARGET", help="another bank; made if there is none")
     copy.set_defaults(run=_copy)
     command("verify", "check every record and the index").set_defaults(run=_verify)
-    delete = command("delete", "delete the trajectories that meet all filters given")
+    delete = command("delete", "delete the trajectories that meet all filters given, and check that none is left")
     delete.add_argument("--success", choices=("yes", "no"))
     delete.add_argument("--domain")
-    delete.add_argument("--role")
+    delete.add_argument("--role", help="a role that spoke")
     delete.add_argument("--team")
+    delete.add_argument("--tenant", help="whose they are; '' is the common pool")
+    delete.add_argument("--session", help="the session that a served episode came from")
+    delete.add_argument("--task-id", help="the task's id")
+    delete.add_argument("--id", action="append", dest="ids", metavar="ID", help="a trajectory; may be given again")
+    delete.add_argument("--older-than", type=positive, metavar="DAYS", help="stored more than so many days ago")
+    delete.add_argument("--dry-run", action="store_true", help="only list them")
+    delete.add_argument("--receipt", type=Path, metavar="FILE", help="write what was deleted, and when, as JSON")
     delete.set_defaults(run=_delete)
+    reembed = command("reembed", "make all vectors again with another embedder")
+    reembed.add_argument("--embedder", required=True, metavar="NAME", help="as in bank.embedder")
+    reembed.set_defaults(run=_reembed)
+    upgrade = command("upgrade", "bring a bank of an older version up to date now; else the next writer does it")
+    upgrade.set_defaults(run=_upgrade)
     push = command("push", "send a copy to the Hugging Face hub, with a card")
     takes_pushed(push)
     push.set_defaults(run=_push)
@@ -90,6 +107,10 @@ def _success(options: argparse.Namespace) -> bool | None:
     return None if options.success is None else options.success == "yes"
 
 
+def _tenants(options: argparse.Namespace) -> list[str] | None:
+    return None if options.tenant is None else [options.tenant]
+
+
 def _info(options: argparse.Namespace) -> None:
     with _open_bank(options.bank) as bank:
         info = bank.info()
@@ -97,10 +118,11 @@ def _info(options: argparse.Namespace) -> None:
     print(f"{info.path}: {info.num_trajectories} trajectories, {info.num_successes} successes{reward}")
     print(f"created {info.created}, schema {info.schema_version}, {info.num_bytes / 2**20:.1f} MB")
     print(f"embedder {info.embedder}, width {info.width}" if info.embedder else "embedder: none yet")
-    for label in ("domains", "teams", "models", "roles"):
+    for label in ("domains", "teams", "models", "roles", "tenants"):
         counts = getattr(info, label)
-        if counts:
-            print(f"{label}: {', '.join(f'{name} {num}' for name, num in counts.items())}")
+        if counts and [*counts] != [""]:
+            named = {name or "(common pool)" if label == "tenants" else name: num for name, num in counts.items()}
+            print(f"{label}: {', '.join(f'{name} {num}' for name, num in named.items())}")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -108,13 +130,15 @@ def _search(options: argparse.Namespace) -> None:
 
     with _open_bank(options.bank, embed=True) as bank:
         task = Task(id=None, domain=options.domain or "", text=options.text)
-        for hit in bank.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
+        seen = bank.seen_by(_tenants(options))
+        for hit in seen.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
             text = " ".join(hit.trajectory.task.text.split())[:100]
             print(f"{hit.similarity:.3f}  {hit.trajectory.id}  reward {hit.trajectory.reward:g}  {text}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    with _open_bank(options.bank) as bank:
+    with _open_bank(options.bank) as opened:
+        bank = opened.seen_by(_tenants(options))
         if str(options.file) == "-":
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
             bank.export(sys.stdout)
@@ -163,13 +187,61 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _delete(options: argparse.Namespace) -> None:
-    from latentmem.errors import BankError
+    from datetime import UTC, datetime, timedelta
 
-    filters = {"success": _success(options), "domain": options.domain, "role": options.role, "team": options.team}
+    from latentmem.errors import BankError
+    from latentmem.files import write_atomic
+
+    filters = {name: getattr(options, name) for name in _FILTERS} | {"success": _success(options)}
+    if options.older_than is not None:
+        try:
+            filters["before"] = datetime.now(UTC) - timedelta(days=options.older_than)
+        except OverflowError:
+            raise BankError(f"--older-than {options.older_than:g} is before all time; give fewer days") from None
     if all(value is None for value in filters.values()):
-        raise BankError("bank delete needs a filter: --success, --domain, --role or --team")
+        raise BankError("bank delete needs a filter, such as --domain or --tenant; `bank delete --help` lists them")
+    if options.receipt is not None and not options.receipt.absolute().parent.is_dir():
+        raise BankError(
+            f"{options.receipt}: there is no folder of that name to write the receipt into; nothing was done"
+        )
     with _open_bank(options.bank) as bank:
-        print(f"{bank.delete(**filters)} trajectories deleted")
+        receipt = bank.delete(**filters, dry_run=options.dry_run)
+        if options.receipt is not None:
+            write_atomic(options.receipt, receipt.to_json())
+        if options.dry_run:
+            for id_ in receipt.ids:
+                print(id_)
+            print(f"{receipt.count} trajectories would be deleted")
+            return
+        left = bank.forgotten(receipt.ids)
+    print(f"{receipt.count} trajectories deleted")
+    if not left.ok:
+        first = left.problems[0]
+        raise BankError(
+            f"{first.where}: {first.found} ({len(left.problems)} such problems); they are deleted, but not all of "
+            "what was made of them"
+        )
+
+
+def _reembed(options: argparse.Namespace) -> None:
+    from latentmem.models.embedder import load_embedder
+    from latentmem.progress import progress
+
+    with _open_bank(options.bank) as bank:
+        embedder = load_embedder(options.embedder)
+        with progress(len(bank), "reembed", "trajectory") as bar:
+
+            def on_progress(num_done: int, num_known: int) -> None:
+                bar.total = num_known
+                bar.update(num_done - bar.n)
+
+            num_embedded = bank.reembed(embedder, embedder.name, on_progress)
+    print(f"{num_embedded} trajectories embedded with {embedder.name}")
+
+
+def _upgrade(options: argparse.Namespace) -> None:
+    with _open_bank(options.bank) as bank:
+        print(f"{options.bank}: schema {bank.upgrade()}")
 
 
 def _push(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from latentmem import own
-from latentmem.cli import bank, checkpoint, engine, experiment, retriever, serve
+from latentmem.cli import bank, checkpoint, engine, experiment, keys, retriever, serve
 from latentmem.errors import LatentMemError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (experiment, serve, bank, checkpoint, retriever, engine):
+    for family in (experiment, serve, keys, bank, checkpoint, retriever, engine):
         family.add_commands(commands)
     return parser

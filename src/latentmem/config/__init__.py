@@ -50,6 +50,7 @@ from latentmem.config.read import (
 )
 from latentmem.config.section import Section, default
 from latentmem.config.serve import ServedRole, ServeSection
+from latentmem.config.team import TEAM_FREE, ProgramSection, team_label
 from latentmem.config.training import (
     CollectSection,
     ComposerOptimizerFields,
@@ -65,6 +66,7 @@ __all__ = [
     "ENGINE_FREE",
     "FILLS_BANK",
     "FILLS_BANK_IN_BANK",
+    "TEAM_FREE",
     "BankSection",
     "CodeSection",
     "CollectSection",
@@ -89,6 +91,7 @@ __all__ = [
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",
+    "ProgramSection",
     "QASection",
     "ReasoningSection",
     "RivalsSection",
@@ -112,5 +115,6 @@ __all__ = [
     "parse_config",
     "parse_section",
     "read_values",
+    "team_label",
     "with_fields",
 ]

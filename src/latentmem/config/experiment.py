@@ -20,6 +20,7 @@ from latentmem.config.section import (
     Text,
 )
 from latentmem.config.serve import ServeSection
+from latentmem.config.team import TeamChoice, TeamChoices
 from latentmem.config.training import (
     CollectSection,
     GRPOSection,
@@ -129,10 +130,10 @@ class Config(Section):
     """Folder of the run. It is created if it does not exist; otherwise the run in it continues."""
     seed: int = 0
     """Seed of all randomness except that of the tasks."""
-    team: PathText = "autogen"
-    """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, or `module:Name` of a class of your
-    own."""
-    train_teams: Annotated[tuple[PathText, ...], AsTuple] = ()
+    team: TeamChoice = "autogen"
+    """autogen, camel, macnet, dylan, pair, solo, the path of a team's YAML file, `module:Name` of a class of your own,
+    or a section of kind `program`."""
+    train_teams: TeamChoices = ()
     """Teams that collect and train in place of `team`; `team` is then only evaluated. Each task goes to one of these
     teams. Empty: `team` does everything."""
     max_turns: PositiveInt = 1
@@ -161,8 +162,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _own_is_named(self) -> Self:
-        named = [self.team, *self.train_teams, *map(str, self.evaluate.memories)]
-        named = [name for name in named if is_own(name)]
+        teams = [team for team in (self.team, *self.train_teams) if isinstance(team, str)]
+        named = [name for name in (*teams, *map(str, self.evaluate.memories)) if is_own(name)]
         for name in self.own:
             if name not in named:
                 raise ValueError(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from latentmem.config.section import BankText, NonNegativeFloat, PathText, PositiveInt, Section
+from latentmem.config.section import AsTuple, BankText, NonNegativeFloat, PathText, PositiveInt, Section
 from latentmem.errors import ConfigError
 from latentmem.templates import check_template
 
@@ -27,6 +27,10 @@ class BankSection(Section):
     only_successes: bool = True
     """Whether only successful trajectories are recalled. Set it to false if episodes end in feedback, because a failed
     episode may hold the correction. A warning tells when most of a bank is left out."""
+    tenants: Annotated[tuple[str, ...] | None, AsTuple] = ("",)
+    """Whose trajectories are recalled. A server that knows tenants stores each one's episodes under the tenant's name,
+    and what is shared under no name: `[""]` is this common pool, and all that `collect` stores. null recalls
+    everybody's."""
     experience_tasks: Annotated[int, Field(ge=0)] = 0
     """For data without an experience split: how many train tasks, from the start of the split, are played into the
     bank, and neither trained on nor asked about. 0: the train split itself is collected, as in the paper."""

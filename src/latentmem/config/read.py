@@ -20,6 +20,7 @@ from latentmem.config.data import (
 from latentmem.config.engine import ENGINES
 from latentmem.config.experiment import Config
 from latentmem.config.section import AnySection, Section
+from latentmem.config.team import FORMS, ProgramSection
 from latentmem.errors import ConfigError, suggest
 from latentmem.parsing import PlainDumper, parse_yaml
 
@@ -156,7 +157,7 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
     # A misspelt key that is required is both missing and unknown; the second tells what to do.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # The discriminator of a union stands in the location although no user wrote it.
-    location = [str(part) for part in first["loc"] if part not in _KINDS and part not in ENGINES]
+    location = [str(part) for part in first["loc"] if part not in {*_KINDS, *ENGINES, *FORMS}]
     key = ".".join(location)
     found = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -215,6 +216,9 @@ def _known_keys(location: list[str], values: Any, schema: type[Section]) -> list
             continue
         if part == "engine":
             section = ENGINES[values["kind"]]
+            continue
+        if part in ("team", "train_teams", "teams"):
+            section = ProgramSection
             continue
         annotation = section.model_fields[part].annotation
         arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]

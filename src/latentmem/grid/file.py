@@ -30,14 +30,15 @@ from latentmem.config import (
     read_values,
 )
 from latentmem.config.section import AsTuple, MemoryNames, PathText
+from latentmem.config.team import ProgramSection, SomeTeams, team_label
 from latentmem.errors import ConfigError
 from latentmem.memory_names import DEFAULT_MEMORIES
 
 Changes = dict[str, JsonValue]
 """Dotted keys and their values, to be laid over a configuration."""
 
-_WHOLE = ("data", "data.train", "data.test")
-"""A mapping given for one of these replaces the old one whole, because tasks come from one source."""
+_WHOLE = ("data", "data.train", "data.test", "team")
+"""A mapping given for one of these replaces the old one whole: tasks come from one source, and one team plays."""
 
 
 def _named(value: Any) -> Any:
@@ -57,8 +58,8 @@ class GridSection(Section):
     benchmarks: Annotated[dict[str, str | Changes], BeforeValidator(_named), Field(min_length=1)]
     """By name, either a packaged configuration or file, of which `data`, `max_turns` and `sampling.max_response_tokens`
     are used, or keys and values; among these, `base` may name such a configuration to begin with."""
-    teams: Annotated[tuple[PathText, ...], AsTuple, Field(min_length=1)] = ("autogen",)
-    """Packaged teams, or files that describe teams."""
+    teams: SomeTeams = ("autogen",)
+    """Packaged teams, files that describe teams, or sections of kind `program`."""
     memories: MemoryNames = DEFAULT_MEMORIES
     """Memories, as in `evaluate.memories`; what they need is collected and trained first."""
     seeds: Annotated[tuple[int, ...], AsTuple, Field(min_length=1)] = (0,)
@@ -71,7 +72,7 @@ class GridSection(Section):
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Self:
-        for key, names in (("teams", [*map(team_name, self.teams)]), ("seeds", [*self.seeds])):
+        for key, names in (("teams", [*map(team_label, self.teams)]), ("seeds", [*self.seeds])):
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
                 raise ValueError(f"has {twice[0]!r} twice among its {key}; leave one out, or rename its file")
@@ -155,10 +156,10 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
     for name, team, (variant, changes), seed in product(
         section.benchmarks, section.teams, (section.variants or {"": {}}).items(), section.seeds
     ):
-        place = Place(name, team_name(team), variant, seed)
+        place = Place(name, team_label(team), variant, seed)
         run = {
             "run": str(folder / "cells" / place.name),
-            "team": team,
+            "team": _plain(team),
             "seed": seed,
             "evaluate.memories": [*map(str, section.memories)],
         }
@@ -166,7 +167,7 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
         if section.leave_out == "benchmark":
             run_values = overlay(run_values, _others_mixed(benchmarks, name))
         elif section.leave_out == "team":
-            run_values["train_teams"] = [other for other in section.teams if other != team]
+            run_values["train_teams"] = [_plain(other) for other in section.teams if other != team]
         config = parse_config(run_values, f"{source}: run {place.name}")
         if config.evaluate.split != "test":
             raise ConfigError(
@@ -183,7 +184,7 @@ def load_grid(values: Mapping[str, Any], source: str) -> Grid:
 def overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Lay changes over values and return the result: keys may be dotted, mappings are merged, all else is replaced.
 
-    A mapping given for `data`, `data.train` or `data.test` is not merged: it replaces the old one.
+    A mapping given for `data`, `data.train`, `data.test` or `team` is not merged: it replaces the old one.
 
     >>> overlay({"lmpo": {"group_size": 8, "beta": 0.0}}, {"lmpo.group_size": 4})
     {'lmpo': {'group_size': 4, 'beta': 0.0}}
@@ -263,7 +264,7 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
     values = config.model_dump(mode="json", by_alias=True)
     players = config.train_teams or (config.team,)
     kept = {key: values[key] for key in FILLS_BANK} | {
-        "team": players[0],  # also if the run's own team is only evaluated and others collect
+        "team": _plain(players[0]),  # also if the run's own team is only evaluated and others collect
         # Keys at their defaults do not change the name, so banks collected before such a key existed are still found.
         "bank": {
             key: values["bank"][key]
@@ -272,11 +273,11 @@ def _bank_for(run: GridRun, folder: Path) -> GridBank | None:
         },
     }
     digest = hashlib.sha256(json.dumps(kept).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    place = replace(run.place, team="+".join(map(team_name, players)), variant="")
+    place = replace(run.place, team="+".join(map(team_label, players)), variant="")
     name = f"{place.name}-{digest}"
     return GridBank(name, parse_config(kept | {"run": str(folder / "banks" / name)}))
 
 
-def team_name(team: str) -> str:
-    """Return the team's name, whether it is packaged or a file."""
-    return Path(team).stem
+def _plain(team: str | ProgramSection) -> JsonValue:
+    """Return a team as it stands in a file."""
+    return team if isinstance(team, str) else team.model_dump(mode="json")

@@ -16,10 +16,10 @@ from typing import Any
 from latentmem import recipes
 from latentmem.bank import bank_exists
 from latentmem.bank_place import bank_place
-from latentmem.config import Config, dump_config
+from latentmem.config import Config, dump_config, team_label
 from latentmem.errors import BankError, ConfigError, LatentMemError, RunError
 from latentmem.files import read_as, read_json, write_atomic
-from latentmem.grid.file import Grid, GridRun, team_name
+from latentmem.grid.file import Grid, GridRun
 from latentmem.grid.forms import PlayedResults
 from latentmem.grid.report import write_tables
 from latentmem.grid.results import Failure, Played, summarise
@@ -96,7 +96,7 @@ def _tell_results(grid: Grid, played: list[Played], failures: list[Failure], num
     """Write grid.json and return its content."""
     most = max(run.config.evaluate.num_bootstraps for run in grid.runs)
     teams = {run.config.train_teams for run in grid.runs if run.bank is not None}
-    trained = [*map(team_name, teams.pop())] if len(teams) == 1 else []
+    trained = [*map(team_label, teams.pop())] if len(teams) == 1 else []
     table = summarise(str(grid.folder), grid.section, played, failures, num_cells, most, trained)
     write_atomic(grid.folder / "grid.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
     return table

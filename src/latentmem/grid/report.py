@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from latentmem.config import team_label
 from latentmem.files import read_as, read_json, write_atomic
-from latentmem.grid.file import team_name
 from latentmem.grid.forms import Table
 from latentmem.grid.results import BASELINES, SCHEMA_VERSION
 from latentmem.memory_names import MemoryName
@@ -97,7 +97,7 @@ def sentences_of(table: Row) -> list[str]:
     elif grid["leave_out"] == "team":
         sentences.append("Each team is unseen: composers were trained, and banks filled, by all other teams.")
     if trained := table.get("train_teams"):
-        unseen = [team for team in map(team_name, grid["teams"]) if team not in trained]
+        unseen = [team for team in map(team_label, grid["teams"]) if team not in trained]
         those = f"; unseen: {', '.join(unseen)}" if unseen else ""
         sentences.append(f"Composers were trained, and banks filled, by {', '.join(trained)}{those}.")
     compared = [

@@ -107,7 +107,8 @@ def summarise(
     return {
         "schema_version": SCHEMA_VERSION,
         "run": folder,
-        "grid": section.model_dump(mode="json"),
+        "grid": section.model_dump(mode="json")
+        | {"teams": [team if isinstance(team, str) else team.label for team in section.teams]},
         "train_teams": list(train_teams),
         "models": sorted({run.results["model"] for run in played}),
         "temperatures": sorted({run.results["temperature"] for run in played}),

@@ -24,7 +24,7 @@ from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.environments.search import SearchDomain
 from latentmem.errors import ConfigError, suggest
 from latentmem.teams.team import shown_by
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Player, Program
 from latentmem.trajectory import Task
 
 
@@ -71,18 +71,23 @@ DOMAINS: dict[type, Callable[[Any], Domain]] = {
 }
 
 
-def check_roles(data: Any, teams: Sequence[Team]) -> None:
+def check_roles(data: Any, teams: Sequence[Player]) -> None:
     """Refuse data that judge a role which some team lacks."""
     sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
     for section in sections:
         for role in section.needs if isinstance(section, HiddenFactsSection) else ():
             for team in teams:
                 known = [member.name for member in team.roles]
+                if role not in known and isinstance(team, Program):
+                    raise ConfigError(
+                        f"data.needs: role {role!r} is judged, and program {team.name} does not list it; add it to the "
+                        f'program\'s roles, as in {{name: {role}, profile: "what it does"}}'
+                    )
                 if role not in known:
                     raise ConfigError(f"data.needs: team {team.name} has no role {role!r}; {suggest(role, known)}")
 
 
-def unshown(data: Any, team: Team, max_turns: int) -> dict[str, str]:
+def unshown(data: Any, team: Player, max_turns: int) -> dict[str, str]:
     """Return needed fields that the team shows to none of its agents, each with what follows from that."""
     sections = [part.data for part in (*data.train, *data.test)] if isinstance(data, MixSection) else [data]
     missing = {}

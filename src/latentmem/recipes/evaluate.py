@@ -56,7 +56,7 @@ def _play(here: Phase) -> dict[str, Any]:
             own_memory(parts, name)  # reports a mistake in it before a model is loaded
     made = {str(name): memory_of(parts, name) for name in names}  # reports a missing or unfit checkpoint now
     for name in names:
-        if name.is_own and tasks:
+        if name.is_own and tasks and parts.team.roles:
             made[str(name)].recall_many([(tasks[0], parts.team.roles[0])])  # shows a fault before hours of play
     for memory in made.values():
         learn(memory, processes, shown=True)

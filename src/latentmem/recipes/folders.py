@@ -18,6 +18,16 @@ def checkpoints_of(config: Config, phase: str) -> Path:
     return Path(config.run) / phase / "checkpoints"
 
 
+def keys_of(config: Config) -> Path:
+    """Return the file of a server's API keys."""
+    return Path(config.serve.keys or Path(config.run) / "serve" / "keys.sqlite")
+
+
+def audit_of(config: Config) -> Path:
+    """Return a server's audit log."""
+    return Path(config.serve.audit or Path(config.run) / "serve" / "audit.jsonl")
+
+
 def steps_done(folder: Path) -> int:
     """Return the steps of the newest checkpoint in a folder; 0 if there is none."""
     newest = newest_checkpoint(folder)

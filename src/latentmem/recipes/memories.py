@@ -85,7 +85,7 @@ def own_memory(parts: Parts, name: MemoryName, bank: ExperienceBank | None = Non
 
 def _text(parts: Parts, bank: ExperienceBank, kind: str) -> TextMemory:
     section = parts.config.bank
-    rate = _rater(parts) if kind == "text" else None
+    rate = rater_of(parts) if kind == "text" else None
     return TextMemory(recalling(parts, bank), section.num_retrieved, section.only_successes, rate, parts.config.memory)
 
 
@@ -97,7 +97,7 @@ def _replace(parts: Parts, control: str) -> Replace:
         "irrelevant": lambda: irrelevant(another_of(parts.asked_tasks, seed)),
         "corrupt": lambda: corrupted(seed),
         "filler": filler,
-        "other-role": lambda: other_role(parts.team.roles),
+        "other-role": lambda: other_role(parts.known_roles("the control other-role")),
         "random": lambda: random_latents(seed),
         "zero": zero_latents,
     }
@@ -112,7 +112,7 @@ def latent_memory(parts: Parts, weights: Path | None = None, bank: ExperienceBan
         parts.composer(),
         section.num_retrieved,
         section.only_successes,
-        rate=_rater(parts),
+        rate=rater_of(parts),
     )
     if weights is not None:
         memory.composer.load_weights(weights)
@@ -199,7 +199,7 @@ def catch_up(memory: LearnedMemory, shown: bool = True) -> None:
 # What they share
 
 
-def _rater(parts: Parts) -> Rater | None:
+def rater_of(parts: Parts) -> Rater | None:
     """Return the rater of candidates for a recall; None if they are not rated."""
     return None if parts.config.bank.rating == "none" else _relevance(parts)
 

@@ -28,13 +28,14 @@ from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
+from latentmem.recipes.teams import team_of
 from latentmem.seeds import stream_seed
-from latentmem.teams.team import load_team
-from latentmem.teams.turn import Team, Teams
+from latentmem.serving.programs.team import ProgramTeam
+from latentmem.teams.turn import Players, Teams
 from latentmem.templates import check_template
 from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.training.tasks import last_tasks, tasks_aside
-from latentmem.trajectory import Task
+from latentmem.trajectory import Role, Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,10 +73,10 @@ class Parts:
         self.sharding = sharding_asked()
         self._adapted: list[Composer | ParametricMemory] = []
         """Parts that have put an adapter on a backbone."""
-        self.team = load_team(config.team, **config.own.get(config.team, {}))
-        trained = [load_team(name, **config.own.get(name, {})) for name in config.train_teams]
-        self.train_teams: tuple[Team, ...] = tuple(trained) or (self.team,)
-        self.players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
+        made = {team: team_of(config, team, lambda: self.model) for team in (config.team, *config.train_teams)}
+        self.team = made[config.team]
+        self.train_teams = tuple(made[team] for team in config.train_teams) or (self.team,)
+        self.players: Players = Teams(self.train_teams, config.seed) if config.train_teams else self.team
         check_roles(config.data, (self.team, *self.train_teams))
         for team in {team.name: team for team in (self.team, *self.train_teams)}.values():
             for field, so in unshown(config.data, team, config.max_turns).items():
@@ -101,6 +102,19 @@ class Parts:
         self.has_warned = False
         """Whether the user was warned that the bank holds important episodes that are never recalled."""
         self.sampling = config.sampling
+
+    def known_roles(self, what: str) -> tuple[Role, ...]:
+        """Return the roles of the team that is evaluated.
+
+        Raises:
+            ConfigError: it is a program that lists none; `what` needs them.
+        """
+        if not self.team.roles:
+            raise ConfigError(
+                f"{what} needs the roles beforehand, and program {self.team.name} lists none; add them to team.roles, "
+                "as in [{name: planner, profile: plans the work}]; `latentmem bank info` names those that spoke"
+            )
+        return self.team.roles
 
     # Tasks
 
@@ -158,10 +172,16 @@ class Parts:
         return self.shared.get(lambda: load_embedder(name), "embedder", name)
 
     def composer(self) -> Composer:
-        """Make a new, untrained composer."""
+        """Make a new, untrained composer, which `close` takes off its backbone."""
+        composer = self.loose_composer()
+        self._adapted.append(composer)
+        return composer
+
+    def loose_composer(self) -> Composer:
+        """Make a new, untrained composer for whoever takes it off its backbone again."""
         section = self.config.composer
         base = self.model if section.model is None else self._load("composer", section.model)
-        composer = Composer(
+        return Composer(
             base,
             self.model,
             num_latents=section.num_latents,
@@ -177,8 +197,6 @@ class Parts:
             seed=stream_seed(self.config.seed, "composer"),
             words=self.config.memory,
         )
-        self._adapted.append(composer)
-        return composer
 
     def parametric_memory(self) -> ParametricMemory:
         """Make a parametric memory: the agents with a new, untrained adapter.
@@ -266,10 +284,16 @@ class Parts:
         return self._open_bank(path)
 
     def _open_bank(self, path: Place) -> ExperienceBank:
-        return ExperienceBank(path, self.embedder, embedder=self.embedder.name, index=self.config.bank.index)
+        section = self.config.bank
+        return ExperienceBank(
+            path, self.embedder, embedder=self.embedder.name, index=section.index, tenants=section.tenants
+        )
 
     def close(self) -> None:
-        """Close the bank and free the backbone; these parts cannot be used afterwards."""
+        """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""
+        for team in (self.team, *self.train_teams):
+            if isinstance(team, ProgramTeam):
+                team.close()
         if "bank" in vars(self):
             self.bank.close()
         for adapted in self._adapted:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from latentmem.config import ENGINE_FREE, Config, dump_config, parse_config
+from latentmem.config import ENGINE_FREE, TEAM_FREE, Config, ProgramSection, dump_config, parse_config
 from latentmem.environments.environment import Domain, Split
 from latentmem.errors import ConfigError
 from latentmem.evaluation import check_online
@@ -89,8 +89,9 @@ def open_run(config: Config, phase: str, domain: Domain) -> Run:
     """Open the run of a configuration, with the settings that the phase was started with."""
     # Each memory is played separately and keeps its own files, so the list of memories may change.
     free = ["evaluate.memories", *(f"model.engine.{key}" for key in ENGINE_FREE)]
+    free += [f"team.{key}" for key in TEAM_FREE]
     if not _plays_itself(config, phase):
-        free.append("team")
+        free += ["team", *(f"team.{key}" for key in ProgramSection.model_fields)]
     skipped = {split: domain.skipped(split) for split in get_args(Split)}
     told = {split: counts for split, counts in skipped.items() if counts or split in ("train", "test")}
     sections = _sections(config, phase)

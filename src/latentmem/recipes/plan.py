@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import Config
+from latentmem.config import Config, ProgramSection
 from latentmem.errors import LatentMemError, ModelError
 from latentmem.models.fused import pays
 from latentmem.planning import disk
@@ -20,7 +20,6 @@ from latentmem.planning.memory import Backbone
 from latentmem.planning.phases import Peak, Trained, Work, play, train_grpo, train_lmpo, train_sft
 from latentmem.planning.shapes import Shape, read_embedder, read_shape
 from latentmem.teams.team import load_team
-from latentmem.teams.turn import Team
 
 ASSUMED_PROMPT = 512
 """Tokens of a prompt where nothing was measured."""
@@ -127,8 +126,7 @@ class Planner:
         self.base_shape = self.agents_shape if own is None else read_shape(own)
         self.embedder, self.vector = read_embedder(config.bank.embedder)
         names = config.train_teams or (config.team,)
-        teams = [load_team(name, **config.own.get(name, {})) for name in dict.fromkeys((config.team, *names))]
-        spoken = [_speaking(team) for team in teams]
+        spoken = [_speaking(config, team) for team in dict.fromkeys((config.team, *names))]
         self.calls, self.messages = max(calls for calls, _ in spoken), max(messages for _, messages in spoken)
 
     def plan(self, config: Config | None = None) -> Plan:
@@ -280,8 +278,14 @@ def _own_parameters(config: Config, agents: Shape, base: Shape) -> int:
     return section.num_latents * base.width + agents.width * base.width + constants
 
 
-def _speaking(team: Team) -> tuple[int, int]:
-    """Play one turn with empty words: return how many agents speak at once at most, and how many messages there are."""
+def _speaking(config: Config, chosen: str | ProgramSection) -> tuple[int, int]:
+    """Return how many agents of a team speak at once at most, and how many messages there are in a turn.
+
+    A turn is played with empty words. What a program does is not known: each of its roles is taken to speak once.
+    """
+    if isinstance(chosen, ProgramSection):
+        return 1, max(1, len(chosen.roles))
+    team = load_team(chosen, **config.own.get(chosen, {}))
     turn = team.turn("", "", [])
     at_once, messages = 1, 0
     try:

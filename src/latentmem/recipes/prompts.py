@@ -9,6 +9,7 @@ from latentmem.config import (
     MemorySection,
     MixSection,
     OwnDataSection,
+    ProgramSection,
     QASection,
     RivalsSection,
     Sampling,
@@ -28,7 +29,7 @@ from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import say
 from latentmem.rollout import rollout
 from latentmem.teams.team import shown_by, team_file
-from latentmem.teams.turn import Team
+from latentmem.teams.turn import Player
 
 
 def show_prompts(config: Config, split: Split = "train", number: int = 1, memory: str | None = None) -> None:
@@ -97,7 +98,14 @@ def _shown_memory(parts: Parts, name: MemoryName, scratch: Path) -> tuple[Memory
     return memory, f"; {num_all - known} of them, which {path} lacks, were learned for this page and not kept"
 
 
-def _origins(config: Config, team: Team, memory: MemoryName) -> str:
+def _written_in(config: Config) -> str:
+    """Return where a team's prompts are written."""
+    if isinstance(config.team, ProgramSection):
+        return config.team.shown
+    return config.team if is_own(config.team) else str(team_file(config.team))
+
+
+def _origins(config: Config, team: Player, memory: MemoryName) -> str:
     """Tell where the words of a prompt come from, and which key replaces them."""
 
     def origin(value: str | None) -> str:
@@ -111,7 +119,7 @@ def _origins(config: Config, team: Team, memory: MemoryName) -> str:
     how_to_search = [("and to search", "data.search.instructions", origin(search.instructions))] if search else []
     changed = [f"memory.{key}" for key, value in config.memory if value != getattr(MemorySection(), key)]
     rows = [
-        ("the team's prompts", "team", config.team if is_own(config.team) else str(team_file(config.team))),
+        ("the team's prompts", "team", _written_in(config)),
         ("how to answer", "data.instructions", how_to_answer),
         *how_to_search,
         ("form of the chat", "model.name", f"the tokenizer of {config.model.name}"),

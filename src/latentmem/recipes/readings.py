@@ -121,7 +121,7 @@ def show_latents(config: Config, split: Split = "train", number: int = 1, memory
     before = _before(config, name)
     chosen = memory_of(parts, name)  # reports a missing checkpoint before anything is composed
     assert isinstance(chosen, LatentMemory)
-    texts = [record.text for record in chosen.records([(task, role) for role in parts.team.roles])]
+    texts = [record.text for record in chosen.records([(task, role) for role in parts.known_roles("show latents")])]
     earlier = {} if before is None else _read_texts(parts, before, texts)
     chosen = memory_of(parts, name)  # again, because the one composer holds the earlier memory's weights
     assert isinstance(chosen, LatentMemory)

@@ -1,26 +1,41 @@
 """Serve agent programs: build the parts of the server, and answer until a signal comes."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
+from latentmem.bank import ExperienceBank
 from latentmem.config import Config
 from latentmem.engines.batching import Batcher
-from latentmem.errors import RunError, ServingError
+from latentmem.errors import CheckpointError, RunError, ServingError
 from latentmem.listening import take_port
+from latentmem.memory.composer import Composer
+from latentmem.memory_names import TRAININGS
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
+from latentmem.recipes.folders import audit_of, checkpoints_of, keys_of
+from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
 from latentmem.serving.app import create_app
-from latentmem.serving.desk import ServingDesk, Shop, nothing_recalled
+from latentmem.serving.desk import ServingDesk, Shop
+from latentmem.serving.following import Following
 from latentmem.serving.identity import KnownRole
+from latentmem.serving.operators.audit import AuditLog
+from latentmem.serving.operators.keys import Keys
+from latentmem.serving.operators.logs import RequestLog
+from latentmem.serving.operators.metrics import Metrics
+from latentmem.serving.operators.operators import Operators
+from latentmem.serving.recalling import Recaller, Searching
 from latentmem.serving.serve import is_this_machine, run
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.serving.sessions.tokens import Tokens
+from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.trajectory import Role
 
 
@@ -37,37 +52,120 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         LatentMemError: a mistake in the configuration of a part.
     """
     section = config.serve
-    if not is_this_machine(section.host):
-        raise ServingError(
-            f"serve.host is {section.host!r}, which others can reach, and there are no API keys; make one with "
-            "`latentmem keys create`, or serve on 127.0.0.1"
-        )
     folder = serving_folder(config)
-    parts = Parts(config)
-    with (
-        take_port(section.host, section.port, ServingError) as listener,
-        lock(folder),
-        closing(SessionStore(folder / "sessions.sqlite")) as store,
-        closing(parts),
-        ExitStack() as stack,
-    ):
+    with ExitStack() as open_parts:
+        operators = open_parts.enter_context(closing(operators_of(config)))
+        if not is_this_machine(section.host) and not operators.keys.exist():
+            raise ServingError(
+                f"serve.host is {section.host!r}, which others can reach, and there are no API keys; make one with "
+                "`latentmem keys create`, or serve on 127.0.0.1"
+            )
+        parts = open_parts.enter_context(closing(Parts(config)))
+        listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))
+        open_parts.enter_context(lock(folder))
+        store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
         language_model = parts.model
-        model = stack.enter_context(concurrent_model(language_model, section.queue))
         shop = Shop(
             store=store,
-            model=model,
+            model=open_parts.enter_context(concurrent_model(language_model, section.queue)),
             text_of=language_model.decode,
-            tool_form="hermes",
-            recall=nothing_recalled,
+            tool_form=language_model.chat.tool_form,
+            recall=open_parts.enter_context(closing(recaller_of(parts))),
             sampling=section.defaults,
         )
         desk = ServingDesk(
-            shop, known_roles(config), domain=section.domain, parallel=section.parallel, queue=section.queue
+            shop,
+            known_roles(config),
+            domain=section.domain,
+            parallel=section.parallel,
+            queue=section.queue,
+            shares=operators.shares,
         )
         storing = Storing(section.team, language_model.name, section.unjudged)
         endings = Endings(store, parts.bank.add, storing, section.session_seconds)
-        app = create_app(desk, endings, Tokens(store.secret))
-        run(app, desk, listener, section.host, lambda where: announce(f"serve: {language_model.name} at {where}/v1"))
+        tokens = Tokens(store.secret)
+        app = create_app(
+            desk,
+            endings,
+            tokens,
+            authenticate=operators.authenticate,
+            watched=operators.watched,
+            routers=[operators.routes()],
+        )
+        _tell_figures(operators.metrics, desk, store, parts.bank)
+        run(
+            operators.gate(app, tokens.read),
+            desk,
+            listener,
+            section.host,
+            lambda where: announce(f"serve: {language_model.name} at {where}/v1"),
+        )
+
+
+def recaller_of(parts: Parts) -> Recaller:
+    """Make the memories of a server, and load what they need.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit.
+        BankError: the bank cannot be used.
+    """
+    config = parts.config
+    section = config.serve
+    choices = (section.memory, "text", "none") if section.choose_memory else (section.memory,)
+    latent = {
+        name: Following(partial(_checkpoint_now, config, name.partition(":")[2]), partial(_composer, parts))
+        for name in choices
+        if name.startswith("latent:")
+    }
+    return Recaller(
+        section.memory,
+        None if choices == ("none",) else recalling(parts, parts.bank),
+        latent,
+        lambda text: len(parts.model.encode(text)),
+        text_budget=section.text_budget,
+        choices=choices,
+        searching=Searching(config.bank.num_retrieved, config.bank.only_successes, rater_of(parts)),
+        words=config.memory,
+    )
+
+
+def _checkpoint_now(config: Config, which: str) -> Path | None:
+    """Return the checkpoint that counts now; None: the composer stays untrained."""
+    if which == "untrained":
+        return None
+    if which not in TRAININGS:
+        return Path(which)
+    found = selected_checkpoint(checkpoints_of(config, which))
+    if found is None:
+        raise CheckpointError(
+            f"{config.run}: no checkpoint of {which} here; run `latentmem train {which}` with this configuration first"
+        )
+    return found
+
+
+def _composer(parts: Parts, weights: Path | None) -> Composer:
+    composer = parts.loose_composer()
+    if weights is not None:
+        composer.load_weights(weights)
+    return composer
+
+
+def operators_of(config: Config) -> Operators:
+    """Make what operators put around a server: keys, the audit and the log.
+
+    Raises:
+        LatentMemError: a file cannot be used.
+    """
+    return Operators(Keys(keys_of(config)), AuditLog(audit_of(config)), RequestLog(sys.stderr, config.serve.log))
+
+
+def _tell_figures(metrics: Metrics, desk: ServingDesk, store: SessionStore, bank: ExperienceBank) -> None:
+    metrics.reads("taken_places", "Requests that are being answered", lambda: desk.load.taken)
+    metrics.reads("queue_length", "Requests that wait for a place", lambda: desk.load.waiting)
+    metrics.reads(
+        "sessions", "Sessions by state", lambda: {str(k): v for k, v in store.num_by_state().items()}, "state"
+    )
+    metrics.reads("bank_trajectories", "Trajectories in the bank", lambda: len(bank))
 
 
 @contextmanager

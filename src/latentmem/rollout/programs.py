@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from latentmem.environments.environment import Environment, Outcome
@@ -89,7 +89,7 @@ class ProgramEpisode(Episode):
         """Let agents speak now; several threads may call this. The messages are kept in the order of completion.
 
         Raises:
-            ProgramFailed: the episode is over.
+            ProgramFailed: the episode is over, or nobody waits for the response any more.
             WindowError: a prompt does not fit the model's window; the program may go on.
         """
         assert self._ask is not None
@@ -100,9 +100,10 @@ class ProgramEpisode(Episode):
             earlier = tuple(self.messages)
         try:
             recalls = self._recalls.ask([(self.task, call.role) for call in calls])
+            heard = [_Heard(call) for call in calls]
             prompts = [
                 prompt_of(call, recall, group_of(self.task, call.role.name), seed)
-                for call, recall, seed in zip(calls, recalls, seeds, strict=True)
+                for call, recall, seed in zip([one.call for one in heard], recalls, seeds, strict=True)
             ]
             began = time.perf_counter()
             responses = self._ask(prompts)
@@ -116,6 +117,8 @@ class ProgramEpisode(Episode):
             message_of(_with_reads(call, earlier, self._shown), sampled, recall, self._temperature)
             for call, sampled, recall in zip(calls, responses, recalls, strict=True)
         ]
+        if any(one.is_gone for one in heard):
+            raise ProgramFailed("the client went away")
         with self._lock:
             self._check_open()
             self.messages += messages
@@ -128,8 +131,9 @@ class ProgramEpisode(Episode):
         return f"{self.task.text}\n{self.instructions}"
 
     def _next_seed(self, call: Call) -> int:
-        said = f"{call.system}\x1f{call.user}".encode("utf-8", "surrogatepass")
-        lineage = hashlib.sha256(said).hexdigest() if call.served is None else call.served.lineage
+        if (served := call.served) is not None:
+            return stream_seed(self.seed, "call", call.role.name, served.lineage, served.number, served.choice)
+        lineage = hashlib.sha256(f"{call.system}\x1f{call.user}".encode("utf-8", "surrogatepass")).hexdigest()
         number = self._numbers[call.role.name, lineage]
         self._numbers[call.role.name, lineage] += 1
         return stream_seed(self.seed, "call", call.role.name, lineage, number)
@@ -137,6 +141,21 @@ class ProgramEpisode(Episode):
     def _check_open(self) -> None:
         if self._is_over:
             raise ProgramFailed("it called after its episode had ended")
+
+
+class _Heard:
+    """A call, and whether somebody still waits for its response."""
+
+    def __init__(self, call: Call) -> None:
+        self.is_gone = False
+        self.call = call
+        if call.served is not None and call.served.on_tokens is not None:
+            self.call = replace(call, served=replace(call.served, on_tokens=self._on_tokens))
+            self._told = call.served.on_tokens
+
+    def _on_tokens(self, token_ids: Sequence[int]) -> bool:
+        self.is_gone = self.is_gone or not self._told(token_ids)
+        return not self.is_gone
 
 
 def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 
 from latentmem.memory.memory import Memory, Recall, Spent
@@ -14,15 +14,15 @@ Query = tuple[Task, Role]
 class SharedRecalls:
     """The recalls of all episodes of a rollout; several threads may ask."""
 
-    def __init__(self, memory: Memory, alone: AbstractContextManager[object]) -> None:
-        """Take the memory, and a lock that is held while it is asked, so that nobody else uses its model then."""
+    def __init__(self, memory: Memory) -> None:
         self.memory = memory
+        self.alone: AbstractContextManager[object] = nullcontext()
+        """Held while the memory is asked, so that nobody else uses its model then."""
         self.found: dict[tuple[str, str], Recall] = {}
         """By the task's key and the role's name."""
         self.spent = Spent()
         self.searching = 0.0
         """Seconds of recalling, without those of the memory's own networks."""
-        self._alone = alone
         self._asking = Lock()
         self._noting = Lock()
         self._missing: dict[tuple[str, str], Query] = {}
@@ -45,7 +45,7 @@ class SharedRecalls:
         if not queries:
             return
         began = time.perf_counter()
-        with self._alone:
+        with self.alone:
             found = self.memory.recall_many(queries)
         self.searching += time.perf_counter() - began - found.spent.composing_seconds
         self.spent += found.spent

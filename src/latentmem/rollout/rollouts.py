@@ -8,10 +8,9 @@ then no episode waits for another, and a slow environment holds up its own episo
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Lock
+from threading import Event
 from typing import TypeVar
 
 from torch import Tensor
@@ -20,8 +19,8 @@ from latentmem.config import Sampling
 from latentmem.environments.environment import Environment
 from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.agent import AgentModel, Prompt, Sampled
+from latentmem.rollout.concurrent import asked_by_many
 from latentmem.rollout.episodes import Episode
-from latentmem.rollout.gathering import Gathering
 from latentmem.rollout.programs import ProgramEpisode, warn_of_silence
 from latentmem.rollout.recalls import SharedRecalls
 from latentmem.rollout.turns import Ask, TurnEpisode, play_in_step
@@ -114,8 +113,7 @@ def rollout(
         LatentMemError: any such error of a part passes through, as when a prompt exceeds the model's window. Where
             episodes do not wait for each other, the first error ends the others at their next message.
     """
-    alone = Lock()  # a local model serves one at a time: agents, or a memory that composes with it
-    recalls = SharedRecalls(memory, nullcontext() if model.concurrent else alone)
+    recalls = SharedRecalls(memory)
     recalls.ask(queries_of(team, tasks))
     episodes = [
         episode_of(player_of(team, task), task, stream_seed(seed, task.key, i))
@@ -124,29 +122,20 @@ def rollout(
     ]
     in_turns = [episode for episode in episodes if isinstance(episode, TurnEpisode)]
     programs = [episode for episode in episodes if isinstance(episode, ProgramEpisode)]
-    ask = partial(model.respond, sampling=sampling)
     generation, environment = 0.0, 0.0
     if in_turns:
         play = partial(
             play_in_step, start=start, recalls=recalls.found, temperature=sampling.temperature, max_turns=max_turns
         )
+        ask = partial(model.respond, sampling=sampling)
         if model.concurrent:
             spent = _apart(in_turns, lambda episode, ask: play([episode], ask, map), ask, workers or EPISODES_AT_ONCE)
         else:
             with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
                 spent = play(in_turns, ask, pool.map)
         generation, environment = spent
-    for player in dict.fromkeys(episode.team for episode in programs):
-        its = [episode for episode in programs if episode.team is player]
-        asking = ask if model.concurrent else Gathering(ask, alone)
-        spent = _apart(
-            its,
-            lambda episode, ask: episode.play(start, recalls, ask, sampling.temperature),
-            asking,
-            workers or player.parallel,
-            player.stop,
-        )
-        warn_of_silence(its)
+    if programs:
+        spent = _run_programs(programs, recalls, model, start, sampling, workers)
         generation, environment = generation + spent[0], environment + spent[1]
 
     finished = [episode.trajectory(model.name) for episode in episodes]
@@ -170,6 +159,32 @@ def episode_of(player: Player, task: Task, seed: int) -> TurnEpisode | ProgramEp
     if isinstance(player, Program):
         return ProgramEpisode(task, player, seed)
     return TurnEpisode(task, player, seed)
+
+
+def _run_programs(
+    episodes: Sequence[ProgramEpisode],
+    recalls: SharedRecalls,
+    model: AgentModel,
+    start: Callable[[Task], Environment],
+    sampling: Sampling,
+    workers: int | None,
+) -> tuple[float, float]:
+    """Play the episodes of each program; return the seconds of generation and of environment, summed."""
+    generation, environment = 0.0, 0.0
+    with asked_by_many(model, sampling) as (ask, alone):
+        recalls.alone = alone
+        for player in {id(episode.team): episode.team for episode in episodes}.values():
+            its = [episode for episode in episodes if episode.team is player]
+            spent = _apart(
+                its,
+                lambda episode, ask: episode.play(start, recalls, ask, sampling.temperature),
+                ask,
+                workers or player.parallel,
+                player.stop,
+            )
+            warn_of_silence(its)
+            generation, environment = generation + spent[0], environment + spent[1]
+    return generation, environment
 
 
 def _apart(

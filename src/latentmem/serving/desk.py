@@ -15,14 +15,15 @@ from typing import Protocol
 
 from latentmem.config import Sampling
 from latentmem.errors import BusyError
-from latentmem.memory.memory import NoMemory, Recall
+from latentmem.memory.memory import NoMemory
 from latentmem.models.agent import AgentModel
 from latentmem.rollout import message_of, prompt_of
 from latentmem.seeds import stream_seed
-from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spoken, Timings, Who
+from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spoken, Who
 from latentmem.serving.identity import KnownRole, role_of
 from latentmem.serving.lineage import chain
 from latentmem.serving.places import RETRY_SECONDS, Load, Places
+from latentmem.serving.recalling import Remembered
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.serving.sessions.tables import Begun, Context, Opening, Sent
 from latentmem.serving.sessions.writer import StoreFailed
@@ -33,14 +34,6 @@ logger = logging.getLogger(__name__)
 
 DRAIN_RETRY_SECONDS = 5.0
 """After how long a client of a server that ends is told to come again."""
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What a memory gave, and how long that took."""
-
-    recall: Recall
-    timings: Timings = field(default_factory=Timings)
 
 
 class Recalling(Protocol):

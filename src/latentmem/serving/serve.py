@@ -17,7 +17,7 @@ from latentmem.listening import BACKLOG, listen, no_port
 
 try:
     import uvicorn
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 except ImportError as error:
     raise ServingError(f"serving needs the package {error.name}; pip install 'latentmem[serve]'") from None
 
@@ -40,7 +40,7 @@ def is_this_machine(host: str) -> bool:
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
 
 
-def run(app: FastAPI, desk: ServingDesk, listener: socket.socket, host: str, announce: Callable[[str], object]) -> None:
+def run(app: ASGIApp, desk: ServingDesk, listener: socket.socket, host: str, announce: Callable[[str], object]) -> None:
     """Answer requests until a signal comes.
 
     Args:
@@ -62,7 +62,7 @@ def run(app: FastAPI, desk: ServingDesk, listener: socket.socket, host: str, ann
     asyncio.run(_run(app, desk, listener, lambda: announce(f"http://{shown}:{taken}")))
 
 
-async def _run(app: FastAPI, desk: ServingDesk, listener: socket.socket, announce: Callable[[], object]) -> None:
+async def _run(app: ASGIApp, desk: ServingDesk, listener: socket.socket, announce: Callable[[], object]) -> None:
     config = uvicorn.Config(
         app,
         http="h11",

@@ -16,7 +16,7 @@ from latentmem import own
 from latentmem.errors import ConfigError, suggest
 from latentmem.parsing import parse_yaml
 from latentmem.teams.dylan import DylanFile, DylanTeam
-from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Team, Turn, describe_history, render
+from latentmem.teams.turn import PAST, PAST_FIELDS, Call, Player, Team, Turn, describe_history, render
 from latentmem.templates import check_template, fields_in, fill
 from latentmem.trajectory import Role, Step
 
@@ -153,8 +153,8 @@ _KINDS: dict[str, tuple[type[BaseModel], Callable[[Any], Team]]] = {
 """For each kind of team: the schema of its file, and the function that makes the team."""
 
 
-def shown_by(team: Team) -> frozenset[str]:
-    """Return the fields that some agent of the team is shown; for a user's own class, assume all of them."""
+def shown_by(team: Player) -> frozenset[str]:
+    """Return the fields that some agent of the team is shown; for a user's own class or program, assume all of them."""
     return team.shown if isinstance(team, FixedTeam | DylanTeam) else frozenset(FIELDS)
 
 

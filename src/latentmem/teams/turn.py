@@ -42,6 +42,10 @@ class ServedCall:
     """Id of its answer."""
     conversation: Conversation
     lineage: str
+    number: int = 0
+    """Which request of its lineage it is, from 0."""
+    choice: int = 0
+    """Which of the responses to one request, from 0."""
     limit: int | None = None
     """Longest response in tokens, if the program sets one."""
     stop: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ from latentmem.training.losses import importance_weights, lmpo_loss
 from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.policies import policy_of
 from latentmem.training.scoring import Example
-from latentmem.training.signal import Group, measure, signal_of
+from latentmem.training.signal import Group, Silence, measure, signal_of
 from latentmem.training.tasks import Passes, tasks_aside, without
 from latentmem.trajectory import Task, Trajectory
 
@@ -174,6 +174,7 @@ class LMPOTrainer:
         self.seed = seed
         self.passes = Passes(tasks, seed)
         self.carried = carried or dict[str, float]
+        self.silence = Silence(self.phase)
         self.initial = {name: p.detach().clone() for name, p in self.policy.trained.trainable().items()}
         """The trained parameters as they were before training, for the KL term."""
 
@@ -215,6 +216,7 @@ class LMPOTrainer:
         middle = time.perf_counter()
         self._go_ahead(progress)
         result = self._update(rolled, progress.step)
+        self.silence.note(rolled.metrics)
         seconds = {"rollout_seconds": middle - began, "update_seconds": time.perf_counter() - middle}
         return replace(result, metrics=rolled.metrics | result.metrics | seconds)
 
@@ -328,12 +330,7 @@ class LMPOTrainer:
 
     def _batch(self, rolled: Rolled) -> tuple[Batch, dict[str, float]]:
         """Return the batch to learn from, and the metrics of its importance weights."""
-        messages = [
-            (message, advantage)
-            for group, advantages in rolled.groups
-            for trajectory, advantage in zip(group, advantages, strict=True)
-            for message in trajectory.messages
-        ]
+        messages = [pair for group in rolled.groups for pair in group.messages()]
         examples = [self.policy.example(message, self.sampling.temperature) for message, _ in messages]
         sampled = [message.logps for message, _ in messages]
         sums = self.processes.sum({"messages": len(messages), "tokens": sum(map(len, sampled))})

@@ -1,21 +1,45 @@
-"""What rollouts teach: the groups whose rewards differ, with their advantages, and the numbers that are told of all."""
+"""What rollouts teach: the groups whose rewards differ, with their advantages, and the numbers that are told of all.
 
-from collections.abc import Sequence
+A message is judged by its role's own reward where the episode tells one, else by the team's. The advantage compares it
+with the rewards of the same role in the other rollouts of the task.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from latentmem.processes import Processes
 from latentmem.training.losses import group_advantages
-from latentmem.trajectory import Trajectory
+from latentmem.trajectory import Message, Trajectory
+
+logger = logging.getLogger(__name__)
+
+SILENT_STEPS = 8
+"""After so many steps in a row without signal, a warning says so."""
+TEAM = ""
+"""Stands for all roles that have no rewards of their own in a group."""
 
 
 class Group(NamedTuple):
-    """Rollouts of one task that differ in their reward."""
+    """Rollouts of one task that differ in a reward."""
 
     trajectories: list[Trajectory]
-    advantages: list[float]
-    """The advantage of each trajectory."""
+    advantages: list[dict[str, float]]
+    """For each trajectory, the advantages by role; under `TEAM` that of the roles without rewards of their own. A role
+    whose rewards are all equal is missing, and so is one that said nothing in this trajectory."""
+    own: frozenset[str]
+    """The roles with rewards of their own."""
+
+    def messages(self) -> list[tuple[Message, float]]:
+        """Return the messages that teach something, each with its advantage."""
+        return [
+            (message, advantages[key])
+            for trajectory, advantages in zip(self.trajectories, self.advantages, strict=True)
+            for message in trajectory.messages
+            if (key := message.role if message.role in self.own else TEAM) in advantages
+        ]
 
 
 def signal_of(groups: Sequence[Sequence[Trajectory]], scale: bool) -> list[Group]:
@@ -23,10 +47,41 @@ def signal_of(groups: Sequence[Sequence[Trajectory]], scale: bool) -> list[Group
     kept = []
     for group in groups:
         fair = [trajectory for trajectory in group if trajectory.error is None]  # a crash is not a low reward
-        if len({trajectory.reward for trajectory in fair}) > 1:
-            rewards = torch.tensor([[trajectory.reward for trajectory in fair]])
-            kept.append(Group(fair, group_advantages(rewards, scale)[0].tolist()))
+        spoke = [{message.role for message in trajectory.messages} for trajectory in fair]
+        own = frozenset(role for trajectory in fair for role in trajectory.rewards)
+        advantages: list[dict[str, float]] = [{} for _ in fair]
+        for role in (TEAM, *sorted(own)):
+            rows = [i for i, roles in enumerate(spoke) if role == TEAM or role in roles]
+            rewards = [fair[i].reward if role == TEAM else fair[i].reward_of(role) for i in rows]
+            if len(set(rewards)) > 1:
+                found = group_advantages(torch.tensor([rewards]), scale)[0].tolist()
+                for i, advantage in zip(rows, found, strict=True):
+                    advantages[i][role] = advantage
+        found_group = Group(fair, advantages, own)
+        if found_group.messages():
+            kept.append(found_group)
     return kept
+
+
+class Silence:
+    """Tells once if many steps in a row had nothing to learn from: such a training ends well and teaches nothing."""
+
+    def __init__(self, phase: str) -> None:
+        self._phase = phase
+        self._num_steps = 0
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a step's rollouts."""
+        self._num_steps = 0 if metrics["signal_groups"] else self._num_steps + 1
+        if self._num_steps == SILENT_STEPS:
+            logger.warning(
+                "%s: in %d steps in a row no group had rewards that differ, so nothing was learned; the last step's "
+                "mean reward is %.3f, and %d of its episodes ended in an error; see docs/training.md, Signal",
+                self._phase,
+                SILENT_STEPS,
+                metrics["reward"],
+                metrics["errors"],
+            )
 
 
 def measure(played: Sequence[Sequence[Trajectory]], kept: Sequence[Group], processes: Processes) -> dict[str, float]:
@@ -57,7 +112,10 @@ def measure(played: Sequence[Sequence[Trajectory]], kept: Sequence[Group], proce
             ),
         }
     )
-    spreads = processes.gather([advantage for _, advantages in kept for advantage in advantages])
+    spreads = processes.gather(
+        [advantage for group in kept for advantages in group.advantages for advantage in advantages.values()]
+    )
+    num_messages = max(1, sums["messages"])  # a program may fail before anybody speaks
     return {
         "groups": sums["groups"],
         "signal_groups": float(sums["signal_groups"]),
@@ -67,6 +125,6 @@ def measure(played: Sequence[Sequence[Trajectory]], kept: Sequence[Group], proce
         "advantage_std": float(torch.tensor(spreads).std()) if spreads else 0.0,
         "no_answer": sums["no_answer"] / sums["episodes"],
         "errors": sums["errors"],
-        "truncated": sums["truncated"] / sums["messages"],
-        "response_tokens": sums["response_tokens"] / sums["messages"],
+        "truncated": sums["truncated"] / num_messages,
+        "response_tokens": sums["response_tokens"] / num_messages,
     }

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +23,7 @@ from latentmem.serving.operators.doors import door_of
 from latentmem.serving.operators.keys import Key, Keys
 from latentmem.serving.operators.limits import Limits
 from latentmem.serving.operators.visits import NOBODY, Caller, Visit, current
+from latentmem.serving.sessions.tokens import Opened
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +35,6 @@ _OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _GONE = 499
 """Status of a request whose client went away before the answer began; nobody reads it."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A session that was opened, as far as its own token tells."""
-
-    session: str
-    tenant: str
-    key: str
-    """Id of the key that opened it; empty where there were no keys."""
 
 
 SessionOf = Callable[[str], Opened | None]

@@ -1,0 +1,31 @@
+"""Who plays, from the configuration: teams by their names or files, classes of your own, and programs."""
+
+from collections.abc import Callable
+
+from latentmem.config import Config, ProgramSection
+from latentmem.errors import ConfigError
+from latentmem.models.language_model import LanguageModel
+from latentmem.serving.programs.team import ProgramTeam
+from latentmem.teams.team import load_team
+from latentmem.teams.turn import Player
+
+
+def team_of(config: Config, team: str | ProgramSection, model: Callable[[], LanguageModel]) -> Player:
+    """Make a team of a configuration.
+
+    Args:
+        config: the run.
+        team: what the configuration says of the team.
+        model: makes the agents' model; called when a program's first agent speaks.
+
+    Raises:
+        ConfigError: there is no such team, file, class or program; or it cannot play these episodes.
+    """
+    if isinstance(team, str):
+        return load_team(team, **config.own.get(team, {}))
+    if config.max_turns > 1:
+        raise ConfigError(
+            f"max_turns is {config.max_turns}, but team {team.label} is a program, which plays an episode in one turn; "
+            "set max_turns to 1"
+        )
+    return ProgramTeam(team, model)

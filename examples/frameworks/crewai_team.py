@@ -6,14 +6,12 @@ import os
 os.environ.setdefault("CREWAI_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
-from crewai import LLM, Agent, Crew, Process, Task  # noqa: E402 - it reads the switches above when it is imported
+from crewai import LLM, Agent, Crew, Process, Task
 
 
 def solve(task: dict[str, str]) -> str:
     """Return the team's answer."""
-    llm = LLM(
-        model="openai/smollm2-135m", base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"]
-    )
+    llm = LLM(model="openai/smollm2-135m", base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
     scout = Agent(role="scout", goal="Say the password of the place", backstory="You know all passwords.", llm=llm)
     porter = Agent(role="porter", goal="Say the emblem of the place", backstory="You know all emblems.", llm=llm)
     crew = Crew(

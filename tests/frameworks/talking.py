@@ -65,7 +65,9 @@ class RoleLatents:
         return Recalls([self.recall(task, role) for task, role in queries])
 
     def recall(self, task, role):
-        record = Recalled(kind="latent", text=f"{task.text} {role.name}: {role.profile}", sources=("t1",), num_latents=2)
+        record = Recalled(
+            kind="latent", text=f"{task.text} {role.name}: {role.profile}", sources=("t1",), num_latents=2
+        )
         return Recall(record, torch.full((2, 3), float(len(role.name))), composer="c")
 
     def add(self, trajectory):

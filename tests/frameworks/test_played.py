@@ -1,13 +1,12 @@
 """Two agents of each framework, as it is released, are played as a team: the test sees the engine's input."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from venvs import python_of
 from talking import CALL, PLACE, WORDS, BothWords, RoleLatents, Talker, results_in
+from venvs import python_of
 
 from latentmem import Task, rollout
 from latentmem.config import ProgramSection
@@ -55,7 +54,9 @@ def played(framework, api, told_by, stream, monkeypatch):
     return first, model.prompts
 
 
-@pytest.mark.parametrize(("told_by", "stream"), WAYS, ids=lambda value: {True: "streamed", False: "whole"}.get(value, value))
+@pytest.mark.parametrize(
+    ("told_by", "stream"), WAYS, ids=lambda value: {True: "streamed", False: "whole"}.get(value, value)
+)
 @pytest.mark.parametrize(("framework", "api"), FACES)
 def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(played, framework):
     trajectory, prompts = played

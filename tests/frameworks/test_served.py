@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 from served import client, on_a_port, parts_of
 from talking import PLACE, WORDS, RoleLatents, Talker
 from venvs import python_of
@@ -61,9 +61,10 @@ def test_a_session_is_stored_with_its_rewards_when_it_is_completed(framework, ap
             http.post(events, json={"event_type": "reward", "data": told}).raise_for_status()
         ended = http.post(f"/sessions/{opened['id']}/complete", json={"answer": "corn lion"}).json()
         assert (ended["state"], ended["reward"]) == ("succeeded", 1.0)
-        with OpenAI(base_url=opened["base_url"], api_key=opened["token"], max_retries=0) as late:
-            with pytest.raises(Exception, match="session"):
-                late.chat.completions.create(model="served", messages=[{"role": "user", "content": "More?"}])
+        more = {"model": "served", "messages": [{"role": "user", "content": "More?"}]}
+        late = OpenAI(base_url=opened["base_url"], api_key=opened["token"], max_retries=0)
+        with late, pytest.raises(APIStatusError, match="session"):
+            late.chat.completions.create(**more)
 
         (stored,) = parts.bank
         assert (stored.id, stored.origin.session, stored.origin.is_judged) == (ended["trajectory"], opened["id"], True)

@@ -68,7 +68,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         shop = Shop(
             store=store,
             model=open_parts.enter_context(concurrent_model(language_model, section.queue)),
-            text_of=language_model.decode,
+            text_of=language_model.chat.said,
             tool_form=language_model.chat.tool_form,
             recall=open_parts.enter_context(closing(recaller_of(parts))),
             sampling=section.defaults,

@@ -7,7 +7,7 @@ from latentmem.config import Config
 from latentmem.errors import DataError
 from latentmem.recipes.folders import audit_of
 from latentmem.recipes.parts import Parts
-from latentmem.recipes.serve import concurrent_model, recaller_of, serving_folder
+from latentmem.recipes.serve import recaller_of, serving_folder, voice_of
 from latentmem.runs import lock
 from latentmem.serving.operators.audit import AuditLog
 from latentmem.serving.rights.forget import Forgetting, Forgotten, Wish
@@ -41,7 +41,7 @@ def replay_session(config: Config, tenant: str, session: str, limit: int) -> lis
             whose = f"of tenant {tenant}" if tenant else "without a tenant"
             raise DataError(f"{config.run}: no session {session[:200]!r} {whose}; name its tenant with --tenant")
         memory = open_parts.enter_context(closing(recaller_of(parts)))
-        model = open_parts.enter_context(concurrent_model(parts.model, config.serve.queue))
+        model = open_parts.enter_context(voice_of(parts)).model
         messages = [
             choice.message for call in store.calls(found) if call.answer is not None for choice in call.answer.choices
         ]

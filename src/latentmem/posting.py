@@ -8,11 +8,12 @@ import io
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 _BLOCK = 1 << 16
+_OK = 200
 
 
 class TooLong(Exception):  # noqa: N818 - names what the answer is
@@ -26,6 +27,8 @@ def ask(
     max_bytes: int,
     tls: ssl.SSLContext | None = None,
     opened: Callable[[socket.socket], object] | None = None,
+    headers: Mapping[str, str] | None = None,
+    take: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, bytes]:
     """Post a request in JSON, or get the page if there is none; return the status and the whole body of the answer.
 
@@ -36,6 +39,9 @@ def ask(
         max_bytes: the longest answer that is read.
         tls: checks the server's certificate, where the address is of https.
         opened: receives the connection's socket. Another thread may shut it down to end the request early.
+        headers: further headers.
+        take: gets the body piece by piece as it comes, if the status is 200, and the body that is returned is empty;
+            True: no more is needed, and the connection is closed.
 
     Raises:
         TimeoutError: there is no whole answer in time.
@@ -51,14 +57,20 @@ def ask(
         if opened is not None:
             opened(wire.socket)
         connection.sock = wire
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        connection.request("GET" if request is None else "POST", parts.path or "/", request, headers)
+        sent = {"Content-Type": "application/json", "Connection": "close", **(headers or {})}
+        connection.request("GET" if request is None else "POST", parts.path or "/", request, sent)
         body = bytearray()
+        num_bytes = 0
         with connection.getresponse() as response:
+            taken = take if response.status == _OK else None
             while block := response.read1(_BLOCK):
-                body += block
-                if len(body) > max_bytes:
+                num_bytes += len(block)
+                if num_bytes > max_bytes:
                     raise TooLong(f"the answer is longer than {max_bytes} bytes")
+                if taken is None:
+                    body += block
+                elif taken(block):
+                    break
             return response.status, bytes(body)
 
 

@@ -5,6 +5,7 @@ It decodes token by token through transformers alone: none of our prefixes, cach
 
 import base64
 import io
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -31,9 +32,13 @@ class StandIn:
         """Whether it answers with the rows of the first prompt it saw, as a broken cache does."""
         self.repeats_seeds = True
         self.misdeeds: list[str] = []
-        """What is done to the next requests, in order: a status, `garbage`, `slow`, `nan`, `drop` or `die`."""
+        """What is done to the next requests, in order: a status, `garbage`, `slow`, `nan`, `drop` or `die`; to streamed
+        ones also `break` (after three tokens), `fail` (an error in the stream), `short` (it ends too early) and
+        `wait` (for `gate` after two tokens)."""
         self.gate = threading.Event()
         """What `slow` waits for."""
+        self.gone = threading.Event()
+        """Set once a client has closed a stream."""
         self.requests: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._at_once = 0
@@ -90,6 +95,9 @@ class StandIn:
             misdeed = self.misdeeds.pop(0) if self.misdeeds else ""
         try:
             status, body = self._answer(asked, misdeed)
+            if status == 200 and asked.get("stream") and body[:1] == b"{":
+                self._stream(handler, json.loads(body), misdeed)
+                return
         finally:
             with self._count:
                 self._at_once -= 1
@@ -115,6 +123,50 @@ class StandIn:
         if "prompt_embeds" in asked and not self.takes_embeds:
             return 400, _error("You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
         return 200, json.dumps(self._complete(asked, misdeed)).encode()
+
+    def _stream(self, handler: Any, whole: dict[str, Any], misdeed: str) -> None:
+        """Send a completion piece by piece, two tokens in the second piece."""
+        choice, usage = whole["choices"][0], whole["usage"]
+        ids, logps = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+
+        def send(data: bytes) -> None:
+            try:
+                handler.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            except OSError:
+                self.gone.set()
+                raise
+
+        cuts = [0, 1, *range(3, len(ids)), len(ids)]
+        for begin, end in itertools.pairwise(cuts):
+            if begin >= end:
+                continue
+            if (misdeed, begin) in (("break", 3), ("short", 3)):
+                break
+            if (misdeed, begin) == ("fail", 3):
+                send(b'data: {"error": {"message": "the engine is dead"}}\n\n')
+            if (misdeed, begin) == ("wait", 3):
+                self.gate.wait(30)
+            piece = {
+                "index": 0,
+                "text": "?",
+                "logprobs": {"token_logprobs": logps[begin:end]},
+                "finish_reason": choice["finish_reason"] if end == len(ids) else None,
+                "token_ids": ids[begin:end],
+            }
+            said = {"model": whole["model"], "choices": [piece], "usage": usage}
+            data = f"data: {json.dumps(said)}\n\n".encode()
+            send(data[:7])
+            send(data[7:])
+        if misdeed == "break":
+            handler.connection.close()
+            return
+        send(
+            f"data: {json.dumps({'model': whole['model'], 'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
+        )
+        handler.wfile.write(b"0\r\n\r\n")
 
     @torch.no_grad()
     def _complete(self, asked: dict[str, Any], misdeed: str) -> dict[str, Any]:

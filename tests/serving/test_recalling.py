@@ -31,9 +31,6 @@ NEW = Task(id=None, domain="sums", text="What is 9 + 9?")
 EVERYBODY = ("", "a", "b")
 
 
-pytestmark = pytest.mark.skipif(not hasattr(ExperienceBank, "generation"), reason="the bank knows no tenants yet")
-
-
 def episode(text: str, tenant: str = "", said: str = "so") -> Trajectory:
     message = Message(
         role="assistant",

@@ -19,7 +19,13 @@ from latentmem.config.data import (
     SandboxSection,
     SearchSection,
 )
-from latentmem.config.engine import ENGINE_FREE, EngineSection, LocalEngineSection, VLLMEngineSection
+from latentmem.config.engine import (
+    ENGINE_FREE,
+    EngineSection,
+    LocalEngineSection,
+    OpenAIEngineSection,
+    VLLMEngineSection,
+)
 from latentmem.config.experiment import (
     FILLS_BANK,
     FILLS_BANK_IN_BANK,
@@ -88,6 +94,7 @@ __all__ = [
     "MixPart",
     "MixSection",
     "ModelSection",
+    "OpenAIEngineSection",
     "OptimizerFields",
     "OwnDataSection",
     "PDDLSection",

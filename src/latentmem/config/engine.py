@@ -1,10 +1,10 @@
-"""What samples the agents' responses: the model in this process, or servers of vLLM."""
+"""What samples the agents' responses: the model in this process, servers of vLLM, or any server of OpenAI's form."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentmem.config.section import AsTuple, PositiveFloat, PositiveInt, Section, WebAddress
+from latentmem.config.section import AsTuple, PositiveFloat, PositiveInt, Section, Text, WebAddress
 
 
 class LocalEngineSection(Section):
@@ -38,9 +38,35 @@ class VLLMEngineSection(Section):
         return self
 
 
-EngineSection = Annotated[LocalEngineSection | VLLMEngineSection, Field(discriminator="kind")]
+class OpenAIEngineSection(Section):
+    """A server of OpenAI's chat completions speaks for the agents; no weights are loaded here, so no memory is latent
+    and nothing is trained. See docs/engines.md.
+    """
 
-ENGINES: dict[str, type[Section]] = {"local": LocalEngineSection, "vllm": VLLMEngineSection}
+    kind: Literal["openai"]
+    """Chooses this engine."""
+    url: WebAddress
+    """Address of the server, with the path before `/chat/completions`, such as `https://api.openai.com/v1`."""
+    key_variable: Text | None = None
+    """The environment variable that holds the server's key; null: no key is sent."""
+    limit_key: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """How the longest response is called in a request; older servers know `max_tokens` only."""
+    parallel: PositiveInt = 16
+    """Largest number of requests that one process of ours has in flight."""
+    timeout_seconds: PositiveFloat = 600.0
+    """Longest time for one attempt, in seconds of wall clock, from connecting to the whole answer."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further attempts after the first one, when the server is busy, down or answers nonsense. The first waits for half
+    a second and each later one for twice as long, at most 30 seconds."""
+
+
+EngineSection = Annotated[LocalEngineSection | VLLMEngineSection | OpenAIEngineSection, Field(discriminator="kind")]
+
+ENGINES: dict[str, type[Section]] = {
+    "local": LocalEngineSection,
+    "vllm": VLLMEngineSection,
+    "openai": OpenAIEngineSection,
+}
 """The sections that `model.engine` may be, by their kind."""
-ENGINE_FREE = ("urls", "parallel", "timeout_seconds", "retries")
+ENGINE_FREE = ("urls", "url", "key_variable", "limit_key", "parallel", "timeout_seconds", "retries")
 """Keys that may change when a phase continues: none decides what is asked."""

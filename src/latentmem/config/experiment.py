@@ -54,8 +54,8 @@ class ModelSection(Section):
     thinking: bool = False
     """Whether the model may think before it answers; only for chat templates that know `enable_thinking`."""
     engine: EngineSection = LocalEngineSection()
-    """What samples the responses: `{kind: local}`, the model in this process, or `{kind: vllm, urls: [...]}`,
-    servers."""
+    """What samples the responses: `{kind: local}`, the model in this process; `{kind: vllm, urls: [...]}`, servers; or
+    `{kind: openai, url: ...}`, any server of OpenAI's form, without latents and training."""
 
 
 class ComposerSection(Section):

@@ -56,13 +56,43 @@ def read_answer(body: bytes, expected: Expected) -> Answer:
     Raises:
         BadAnswer: it is not the JSON of a completion, or does not fit what was asked.
     """
-    said = _parsed(body)
+    ids, logps, finish = _read_tokens(_parsed(body), expected)
+    ends = [i for i, token in enumerate(ids) if token in expected.eos_ids]
+    is_finished = ends == [len(ids) - 1]
+    if (ends and not is_finished) or not (is_finished or len(ids) == expected.max_tokens) or not ids:
+        raise BadAnswer(
+            f"the answer has {len(ids)} tokens, of which {len(ends)} end a response ({finish!r}); expected "
+            f"{expected.max_tokens}, or fewer with such a token at the end"
+        )
+    if len(ids) > expected.max_tokens:
+        raise BadAnswer(f"the answer has {len(ids)} tokens; {expected.max_tokens} were asked for")
+    return Answer(tuple(ids), tuple(map(float, logps)), is_finished)
+
+
+def read_piece(data: bytes, expected: Expected) -> tuple[list[int], list[float]]:
+    """Read one piece of a streamed completion: token ids and their log-probabilities; the last piece may hold none.
+
+    Raises:
+        BadAnswer: it is not such a piece, or does not fit what was asked.
+    """
+    said = _parsed(data)
+    if isinstance(said, dict) and "error" in said:
+        raise BadAnswer(f"the server failed: {refusal(data)}")
+    if isinstance(said, dict) and said.get("choices") == []:
+        return [], []
+    ids, logps, _ = _read_tokens(said, expected)
+    return ids, list(map(float, logps))
+
+
+def _read_tokens(said: Any, expected: Expected) -> tuple[list[int], list[float], object]:
     try:
         (choice,) = said["choices"]
         ids, logps, finish = choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"]
         name, num_rows = said["model"], said["usage"]["prompt_tokens"]
     except (KeyError, TypeError, ValueError):
-        raise BadAnswer(f"the answer is not a completion with token ids and log-probabilities: {body[:80]!r}") from None
+        raise BadAnswer(
+            f"the answer is not a completion with token ids and log-probabilities: {str(said)[:80]!r}"
+        ) from None
     if name != expected.model:
         raise BadAnswer(f"the answer is of the model {one_line(str(name))!r}, not of {expected.model!r}")
     if num_rows != expected.num_prompt_rows:
@@ -76,16 +106,7 @@ def read_answer(body: bytes, expected: Expected) -> Answer:
         raise BadAnswer("the answer has not as many log-probabilities as token ids")
     if not all(isinstance(logp, int | float) and math.isfinite(logp) for logp in logps):
         raise BadAnswer("the answer has log-probabilities that are not finite")
-    ends = [i for i, token in enumerate(ids) if token in expected.eos_ids]
-    is_finished = ends == [len(ids) - 1]
-    if (ends and not is_finished) or not (is_finished or len(ids) == expected.max_tokens) or not ids:
-        raise BadAnswer(
-            f"the answer has {len(ids)} tokens, of which {len(ends)} end a response ({finish!r}); expected "
-            f"{expected.max_tokens}, or fewer with such a token at the end"
-        )
-    if len(ids) > expected.max_tokens:
-        raise BadAnswer(f"the answer has {len(ids)} tokens; {expected.max_tokens} were asked for")
-    return Answer(tuple(ids), tuple(map(float, logps)), is_finished)
+    return ids, logps, finish
 
 
 def served_models(body: bytes) -> dict[str, int | None]:

@@ -59,6 +59,8 @@ class Batcher:
         """The prompts of each call."""
         self._running: dict[Row, _Place] = {}
         self._thread: threading.Thread | None = None
+        """The thread that samples, or the last one that did."""
+        self._is_working = False
         self._is_closed = False
 
     @property
@@ -91,7 +93,8 @@ class Batcher:
         with self._state:
             self._check(len(mine))
             self._waiting.append(deque(mine))
-            if self._thread is None:
+            if not self._is_working:
+                self._is_working = True
                 self._thread = threading.Thread(target=self._work, name="batcher")
                 self._thread.start()
         try:
@@ -131,7 +134,7 @@ class Batcher:
                 if self._is_closed:
                     self._end_all()
                 if not self._waiting and not self._running:
-                    self._thread = None
+                    self._is_working = False
                     return
                 adapter = next(iter(self._running)).prompt.adapter if self._running else self._next_adapter()
                 is_time = not self._running or steps % JOIN_EVERY == 0

@@ -6,9 +6,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from latentmem.engines.answers import BadAnswer, Refused, refusal
@@ -18,6 +18,7 @@ from latentmem.posting import TooLong, ask
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 MAX_ANSWER_BYTES = 64 << 20
 REST_SECONDS = 10.0
@@ -68,18 +69,44 @@ class Call:
                     opened.shutdown(socket.SHUT_RDWR)
 
 
+class Stream(Protocol[R]):
+    """Reads one answer as it comes."""
+
+    def take(self, block: bytes) -> bool:
+        """Take the next bytes, and return whether no more are needed.
+
+        Raises:
+            BadAnswer: it is not what was asked for.
+        """
+
+    def result(self) -> R:
+        """Return what was read.
+
+        Raises:
+            BadAnswer: something is missing.
+        """
+
+
 class Servers:
     """A list of addresses; many threads may ask at the same time."""
 
-    def __init__(self, urls: Sequence[str], timeout_seconds: float, retries: int, backoff_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        timeout_seconds: float,
+        retries: int,
+        backoff_seconds: float = 0.5,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare to ask; nothing is sent yet.
 
         Args:
-            urls: addresses, without a path.
+            urls: addresses; the path of a request is put behind them.
             timeout_seconds: wall-clock limit of one attempt, from connecting to the last byte.
             retries: attempts after the first.
             backoff_seconds: pause before the first retry at an address that just failed; each further pause is twice as
                 long, at most `MAX_PAUSE_SECONDS`.
+            headers: sent with each request, such as a key.
         """
         self.urls = [url.rstrip("/") for url in urls]
         self.timeout_seconds = timeout_seconds
@@ -87,6 +114,7 @@ class Servers:
         self.backoff_seconds = backoff_seconds
         secure = any(urlsplit(url).scheme == "https" for url in urls)
         self._tls = ssl.create_default_context() if secure else None
+        self._headers = headers
         self._resting: dict[str, float] = {}
 
     def insist(self, path: str, request: bytes, home: int, read: Callable[[bytes], T], call: Call) -> T:
@@ -103,14 +131,27 @@ class Servers:
             EngineError: no attempt got a usable answer, or a server refuses the request.
             Abandoned: the call has ended.
         """
+        return self._insist(home, lambda url: read(self.once(url, path, request, call)), call)
+
+    def insist_stream(self, path: str, request: bytes, home: int, begin: Callable[[], Stream[T]], call: Call) -> T:
+        """Do what `insist` does with an answer that is read piece by piece; `begin` makes what reads one attempt."""
+
+        def attempt(url: str) -> T:
+            stream = begin()
+            self.once(url, path, request, call, stream.take)
+            return stream.result()
+
+        return self._insist(home, attempt, call)
+
+    def _insist(self, home: int, attempt: Callable[[str], T], call: Call) -> T:
         pauses = 0
-        for attempt in range(self.retries + 1):
-            url, is_fresh = self._choose(home + attempt, home)
-            if attempt and not is_fresh:
+        for number in range(self.retries + 1):
+            url, is_fresh = self._choose(home + number, home)
+            if number and not is_fresh:
                 call.pause(min(self.backoff_seconds * 2**pauses, MAX_PAUSE_SECONDS))
                 pauses += 1
             try:
-                return read(self.once(url, path, request, call))
+                return attempt(url)
             except Refused as error:
                 raise EngineError(f"{url}: the server refuses the request: {error}") from None
             except BadAnswer as error:
@@ -118,11 +159,13 @@ class Servers:
                 self._let_rest(url, cause)
         raise EngineError(
             f"{url}: no usable answer after {self.retries + 1} attempts ({cause}); see to the server "
-            "(`latentmem engine check`), and run the same command again"
+            "(`latentmem engine check` looks at those of vLLM), and run the same command again"
         )
 
-    def once(self, url: str, path: str, request: bytes | None, call: Call) -> bytes:
-        """Make one attempt at one address and return the body of the answer.
+    def once(
+        self, url: str, path: str, request: bytes | None, call: Call, take: Callable[[bytes], bool] | None = None
+    ) -> bytes:
+        """Make one attempt at one address and return the body of the answer; with `take`, give it the body.
 
         Raises:
             BadAnswer: there is none; a `Refused` says that asking again is of no use.
@@ -130,7 +173,9 @@ class Servers:
         """
         tls = self._tls if url.startswith("https:") else None
         try:
-            status, body = ask(f"{url}{path}", request, self.timeout_seconds, MAX_ANSWER_BYTES, tls, call.hold)
+            status, body = ask(
+                f"{url}{path}", request, self.timeout_seconds, MAX_ANSWER_BYTES, tls, call.hold, self._headers, take
+            )
         except (OSError, http.client.HTTPException, TooLong) as error:
             call.pause(0)  # the caller may have shut the connection
             if isinstance(error, TimeoutError):

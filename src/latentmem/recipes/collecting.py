@@ -75,7 +75,7 @@ def _play(config: Config, parts: Parts, memory: Memory, tasks: list[Task]) -> li
     return rollout(
         parts.players,
         memory,
-        parts.model,
+        parts.agents,
         tasks,
         parts.domain.start,
         sampling=parts.sampling,

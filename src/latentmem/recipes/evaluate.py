@@ -73,7 +73,7 @@ def _play(here: Phase) -> dict[str, Any]:
     with task_bar(len(tasks), made, here.is_first) as show:
         found = evaluate(
             parts.team,
-            parts.model,
+            parts.agents,
             {str(name): partial(memory_of, parts, name, copies) for name in names} if section.online else made,
             parts.domain,
             tasks=tasks,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from latentmem.carrying import measure_carried, roles_of_teams, scorable
+from latentmem.config import OpenAIEngineSection
 from latentmem.environments.environment import Demonstrator, Split
 from latentmem.errors import DataError, TrainingError
 from latentmem.memory.latent import LatentMemory
@@ -65,12 +66,13 @@ def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | N
 
 
 def right_responses(parts: Parts, tasks: Sequence[Task], players: Players) -> list[Trajectory] | None:
-    """Return the right responses to some tasks; None if the data lack those of a role that speaks.
+    """Return the right responses to some tasks; None if the data lack those of a role that speaks, or nothing here can
+    score them.
 
     A program whose roles are not known beforehand is run with the responses that there are; a task in which another
     role speaks is left out.
     """
-    if not isinstance(parts.domain, Demonstrator):
+    if not isinstance(parts.domain, Demonstrator) or isinstance(parts.config.model.engine, OpenAIEngineSection):
         return None
     shown = _told_by(parts.domain, tasks)
     roles = {role.name for team in teams_of(players) for role in team.roles}

@@ -4,6 +4,7 @@ Cheap parts are made at once, so that a mistake in them is reported before a mod
 """
 
 import logging
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,25 @@ from transformers import PreTrainedModel
 
 from latentmem.bank import ExperienceBank, bank_exists
 from latentmem.bank_place import Place, bank_place
-from latentmem.config import Config, EngineSection, LocalEngineSection, ModelSection, OptimizerFields, SFTSection
+from latentmem.config import (
+    Config,
+    EngineSection,
+    LocalEngineSection,
+    ModelSection,
+    OpenAIEngineSection,
+    OptimizerFields,
+    SFTSection,
+    VLLMEngineSection,
+)
 from latentmem.engines.probe import CheckedEngine
+from latentmem.engines.upstream import UpstreamEngine
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
+from latentmem.models.agent import AgentModel
 from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
@@ -153,8 +165,26 @@ class Parts:
     # Models
 
     @cached_property
+    def agents(self) -> AgentModel:
+        """What speaks for the agents: their model, or a server of a model that is not here."""
+        section = self.config.model.engine
+        if isinstance(section, OpenAIEngineSection):
+            name = self.config.model.name
+            return self.shared.get(lambda: upstream_of(name, section), "upstream", name, section)
+        return self.model
+
+    @cached_property
     def model(self) -> LanguageModel:
-        """The agents' model, with the engine that samples for it."""
+        """The agents' model, with the engine that samples for it.
+
+        Raises:
+            ConfigError: a server speaks for the agents whose weights are not here.
+        """
+        if isinstance(self.config.model.engine, OpenAIEngineSection):
+            raise ConfigError(
+                "model.engine is openai, so the weights of the agents are not here: nothing can be composed, rated, "
+                "scored or trained with them; use the memories none and text, or set model.engine to local or vllm"
+            )
         model = self._load("agents", self.config.model.name)
         if model.engine is None and (engine := engine_of(model, self.config.model.engine)) is not None:
             model.engine = CheckedEngine(engine)
@@ -319,9 +349,29 @@ def load_model(
 
 def engine_of(model: LanguageModel, section: EngineSection) -> VLLMEngine | None:
     """Return what samples in place of the model's weights here; None: these sample. Nothing is asked yet."""
-    if isinstance(section, LocalEngineSection):
+    if not isinstance(section, VLLMEngineSection):
         return None
     return VLLMEngine(model, section.urls, section.parallel, section.timeout_seconds, section.retries)
+
+
+def upstream_of(name: str, section: OpenAIEngineSection) -> UpstreamEngine:
+    """Return the engine of a server whose model is not here. Nothing is asked yet.
+
+    Raises:
+        ConfigError: the key is missing, or is none.
+    """
+    key = None
+    if section.key_variable is not None:
+        key = os.environ.get(section.key_variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            found = "is not set" if not key else "holds what no key is: blanks, or signs that no header takes"
+            raise ConfigError(
+                f"model.engine.key_variable: the environment variable {section.key_variable} {found}; put the server's "
+                "key into it, or set key_variable to null"
+            )
+    return UpstreamEngine(
+        name, section.url, key, section.limit_key, section.parallel, section.timeout_seconds, section.retries
+    )
 
 
 def _spread(model: PreTrainedModel, device: torch.device) -> None:

@@ -9,11 +9,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from latentmem.bank.reports import Found
+from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, MemorySection, default
 from latentmem.memory.framed import framed
 from latentmem.memory.memory import Recall
@@ -52,25 +51,13 @@ class Searching:
     """Chooses among twice as many; it is asked by one thread at a time."""
 
 
-class Bank(Protocol):
-    """What is asked of an `ExperienceBank`."""
-
-    def generation(self) -> str:
-        """Return a name that stays equal until something is deleted or embedded anew."""
-
-    def search_many(
-        self, tasks: Sequence[Task], *, k: int, success: bool | None = None, tenants: Collection[str] | None = None
-    ) -> list[list[Found]]:
-        """Return the k nearest trajectories of these tenants for each task."""
-
-
 class Recaller:
     """Recalls for the calls that are served; many threads may ask."""
 
     def __init__(
         self,
         memory: str,
-        bank: Bank | None,
+        bank: ExperienceBank | None,
         latent: Mapping[str, Following],
         count: Callable[[str], int],
         *,

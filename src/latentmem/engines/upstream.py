@@ -31,6 +31,8 @@ class UpstreamEngine:
     """An `AgentModel` that asks a server of OpenAI's form; many threads may ask it at the same time."""
 
     concurrent = True
+    tool_form = "hermes"
+    """The form in which calls of tools stand in responses; see `serving.tools`."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from latentmem.bank import ExperienceBank
 from latentmem.config import Config
 from latentmem.engines.batching import Batcher
+from latentmem.engines.upstream import UpstreamEngine
 from latentmem.errors import CheckpointError, RunError, ServingError
 from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
@@ -64,12 +65,12 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
-        language_model = parts.model
+        agents = parts.agents
         shop = Shop(
             store=store,
-            model=open_parts.enter_context(concurrent_model(language_model, section.queue)),
-            text_of=language_model.decode,
-            tool_form=language_model.chat.tool_form,
+            model=open_parts.enter_context(concurrent_model(agents, section.queue)),
+            text_of=agents.decode,
+            tool_form=agents.tool_form if isinstance(agents, UpstreamEngine) else agents.chat.tool_form,
             recall=open_parts.enter_context(closing(recaller_of(parts))),
             sampling=section.defaults,
         )
@@ -81,7 +82,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             queue=section.queue,
             shares=operators.shares,
         )
-        storing = Storing(section.team, language_model.name, section.unjudged)
+        storing = Storing(section.team, agents.name, section.unjudged)
         endings = Endings(store, parts.bank.add, storing, section.session_seconds)
         tokens = Tokens(store.secret)
         app = create_app(
@@ -98,7 +99,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             desk,
             listener,
             section.host,
-            lambda where: announce(f"serve: {language_model.name} at {where}/v1"),
+            lambda where: announce(f"serve: {agents.name} at {where}/v1"),
         )
 
 
@@ -121,12 +122,17 @@ def recaller_of(parts: Parts) -> Recaller:
         section.memory,
         None if choices == ("none",) else recalling(parts, parts.bank),
         latent,
-        lambda text: len(parts.model.encode(text)),
+        partial(_num_tokens, parts.agents),
         text_budget=section.text_budget,
         choices=choices,
         searching=Searching(config.bank.num_retrieved, config.bank.only_successes, rater_of(parts)),
         words=config.memory,
     )
+
+
+def _num_tokens(agents: LanguageModel | UpstreamEngine, text: str) -> int:
+    """Return the number of tokens of a text; of a model whose tokenizer is not here, one for each four characters."""
+    return -(-len(text) // 4) if isinstance(agents, UpstreamEngine) else len(agents.encode(text))
 
 
 def _checkpoint_now(config: Config, which: str) -> Path | None:
@@ -169,9 +175,9 @@ def _tell_figures(metrics: Metrics, desk: ServingDesk, store: SessionStore, bank
 
 
 @contextmanager
-def concurrent_model(model: LanguageModel, max_waiting: int) -> Iterator[AgentModel]:
+def concurrent_model(model: LanguageModel | UpstreamEngine, max_waiting: int) -> Iterator[AgentModel]:
     """Yield a model that many threads may ask at the same time: the engine's, or a batcher before the weights here."""
-    if model.concurrent:
+    if isinstance(model, UpstreamEngine) or model.concurrent:
         yield model
         return
     batcher = Batcher(model, max_waiting=max_waiting)

@@ -32,7 +32,7 @@ slow: .venv/.installed
 
 # Ten thousand damaged files and hostile texts for every reader of text from outside; a few run with `make test`.
 fuzz: .venv/.installed
-	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/pytest -q -n 2 tests/test_fuzz.py
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/pytest -q -n 2 tests/test_fuzz.py tests/serving/test_requests_fuzzed.py
 
 # A real server of vLLM on this machine's CPUs, in an environment of its own, of 2.5 GB.
 engine-test: .venv/.installed .vllm/.installed

@@ -2,8 +2,8 @@
 
 Directly: one call of `model.respond` with all prompts of a round, which is the best case for a batch; once as it is,
 once with a listener to each response. Served: as many clients at the same time, each with a connection and a session of
-its own; each streams one response. Prompts, seeds and limits are the same. Time to the first token, tokens a second, and
-tokens a second of CPU (the server's without the clients') are medians over the rounds; each round has new prompts.
+its own; each streams one response. Prompts, seeds and limits are the same. Time to the first token, tokens a second
+and tokens a second of CPU (the server's without the clients') are medians over the rounds; each round has new prompts.
 
     python benchmarks/serving.py [--rounds 7] [--clients 16] [--tokens 64] [--memory latent:untrained] [--out FILE]
     python benchmarks/serving.py --url http://127.0.0.1:8001    the engine is that server of vLLM

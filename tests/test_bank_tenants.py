@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import postgres_server
-from latentmem.bank import AddReport, ExperienceBank, copy_records, postgres, sqlite
+from latentmem.bank import AddReport, ExperienceBank, copy_records, postgres, sqlite, sqlite_file
 from latentmem.bank import lists as bank_approximate
 from latentmem.bank_place import bank_place, read_url
 from latentmem.errors import BankError
@@ -373,3 +373,22 @@ def test_an_index_of_the_older_form_is_replaced_without_a_word(
         assert [hit.trajectory for hit in bank.search(ASKED, k=9, tenants=["acme"])] == [make("b", "acme")]
     assert file.read_bytes()[:8] != b"LMEMIDX2"
     assert not caplog.records
+
+
+def test_a_bank_of_version_1_on_a_shelf_is_read_and_not_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bank.sqlite"
+    begin_1(path, OLD)
+    content = path.read_bytes()
+    # As on a file system that is mounted for reading; a superuser may write wherever permissions forbid it.
+    monkeypatch.setattr(sqlite, "open_database", lambda path, create: sqlite_file._connect(path, "mode=ro&immutable=1"))
+    with ExperienceBank(path, embed, embedder="hashing") as bank:
+        assert list(bank) == OLD
+        assert len(bank.search(ASKED, k=9, tenants=[""])) == 3
+        assert bank.verify().ok
+        for change in (lambda: bank.add(make("new")), bank.upgrade, lambda: bank.delete(everything=True)):
+            with pytest.raises(BankError, match="cannot be written; check the permissions of the file"):
+                change()
+        assert (bank.info().schema_version, len(bank)) == (1, 3)
+    assert path.read_bytes() == content

@@ -19,15 +19,20 @@
     |-- RunError              a run folder that cannot be continued or read
     `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
 
-A message says where, what was found, what was expected and what to do, on one line.
+A message says where, what was found, what was expected and what to do, on one line. It shows no password of a URL.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from latentmem.passwords import hidden
+
 
 class LatentMemError(Exception):
     """Base of all errors that name a mistake of the user, or a state of the machine, in one line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hidden(message))
 
 
 class ConfigError(LatentMemError):

@@ -64,7 +64,8 @@ def parse_yaml(text: str) -> Any:
     """Read one YAML value, None of an empty text. 1e-4 is a number, a date is text, and tags are refused.
 
     Raises:
-        ValueError: it is none, or one that is refused; the message is the reason alone, on one line.
+        ValueError: it is none, or one that is refused; the message is the reason alone, on one line. It quotes the
+            text, but not one with addresses that may hold a password.
     """
     try:
         loader = _Loader(text)
@@ -73,7 +74,12 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except (yaml.YAMLError, OverflowError, ValueError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        lines = str(error).replace('in "<unicode string>", ', "in ").splitlines()
+        if "://" in text and "@" in text:
+            lines = [
+                line.removesuffix(":") for line in lines if not line.startswith("    ")
+            ]  # a quoted line is indented
+        reason = " ".join(" ".join(lines).split())
         raise ValueError(reason) from None
 
 

@@ -280,6 +280,14 @@ def test_a_control_token_that_is_a_word_is_none_in_a_key(tiny_model_dir: Path) -
     assert chat.spell(ids).count("EOS") == 3
 
 
+def test_what_is_said_holds_the_marks_of_calls_and_no_other_control_token(chats: Any) -> None:
+    chat = chats["hermes"]
+    text = '<|im_start|>a <tool_call>{"x": 1}</tool_call><think><|im_end|>'
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat.said(ids) == 'a <tool_call>{"x": 1}</tool_call>'
+    assert chat.decode(ids) == 'a {"x": 1}'
+
+
 def test_a_long_chat_is_told_whole(chats: Any) -> None:
     text = written(chats["hermes"], SEVERAL(511))
     assert all(f"message {i} <" in text for i in range(511))

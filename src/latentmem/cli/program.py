@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from latentmem import own
 from latentmem.cli import bank, checkpoint, engine, experiment, keys, retriever, serve
 from latentmem.errors import LatentMemError
+from latentmem.passwords import hidden
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (blamed := own.blame(error)) is None:
             raise
         logger.info("the traceback of what follows", exc_info=error)
-        print(f"latentmem: {' '.join(blamed.splitlines())}", file=sys.stderr)
+        print(f"latentmem: {' '.join(hidden(blamed).splitlines())}", file=sys.stderr)
         return 2
     return 0
 
@@ -67,6 +68,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints show no password, of whatever word they quote."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(hidden(message))
+
+
 def _give_up(*streams: TextIO) -> None:
     """Redirect the streams to the null device; flushing them at the interpreter's end would fail."""
     for stream in streams:
@@ -75,7 +83,7 @@ def _give_up(*streams: TextIO) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands, without importing what a command needs."""
-    parser = argparse.ArgumentParser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
+    parser = _Parser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for family in (experiment, serve, keys, bank, checkpoint, retriever, engine):

@@ -23,6 +23,7 @@ from latentmem.config.section import AnySection, Section
 from latentmem.config.team import FORMS, ProgramSection
 from latentmem.errors import ConfigError, suggest
 from latentmem.parsing import PlainDumper, parse_yaml
+from latentmem.passwords import hidden_in
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -119,8 +120,11 @@ def with_fields(section: AnySection, fields: Mapping[str, Any], source: str) -> 
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML, defaults written out; `load_config` reads it back to an equal one."""
-    return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=PlainDumper, sort_keys=False)
+    """The resolved configuration as YAML, defaults written out; `load_config` reads it back to an equal one.
+
+    Passwords of URLs are left out, wherever they stand.
+    """
+    return yaml.dump(hidden_in(config.model_dump(mode="json", by_alias=True)), Dumper=PlainDumper, sort_keys=False)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -130,7 +134,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None
+        # A URL that cannot even be read may have its password anywhere.
+        shown = f"{key}=..." if "://" in text else override
+        raise ConfigError(f"{shown!r}: the value is not valid YAML: {error}") from None
     *parents, last = key.split(".")
     section: Any = values
     for part in parents:
@@ -169,7 +175,7 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
     if first["type"] == "value_error":
         return f"{key} {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     if first["type"] == "union_tag_not_found" and found is not None and not isinstance(found, dict):
-        return f"{key} is {found!r} ({type(found).__name__}); {_EXPECTED['model_type']}"
+        return f"{key} is {_quoted(found)} ({type(found).__name__}); {_EXPECTED['model_type']}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         kind = found.get("kind") if isinstance(found, dict) else found
         if location[-1] == "engine":
@@ -177,11 +183,17 @@ def _explain(error: ValidationError, values: dict[str, Any], schema: type[Sectio
         known = [kind for kind in _KINDS if kind != "own"]
         return f"{key}.kind is {kind!r}; {suggest(str(kind), known)}, or `module:Name` of a class of your own"
     if first["type"] == "literal_error":
-        return f"{key} is {found!r}; expected {first['ctx']['expected']}"
+        return f"{key} is {_quoted(found)}; expected {first['ctx']['expected']}"
     if first["type"] in ("model_type", "model_attributes_type") and found is None:
         return f"{key} is empty; give it keys and values, or remove the line"
     expected = _EXPECTED.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    return f"{key} is {found!r} ({type(found).__name__}); {expected}"
+    return f"{key} is {_quoted(found)} ({type(found).__name__}); {expected}"
+
+
+def _quoted(found: Any) -> str:
+    """Return what was found, for an error; nothing of what may be the pieces of a database's address."""
+    quoted = repr(found)
+    return "..." if "postgres" in quoted and "://" in quoted else quoted
 
 
 _KINDS: dict[str, type[Section]] = {

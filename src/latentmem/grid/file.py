@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, PlainSerializer, model_validator
 
 from latentmem.config import (
     FILLS_BANK,
@@ -33,9 +33,10 @@ from latentmem.config.section import AsTuple, MemoryNames, PathText
 from latentmem.config.team import ProgramSection, SomeTeams, team_label
 from latentmem.errors import ConfigError
 from latentmem.memory_names import DEFAULT_MEMORIES
+from latentmem.passwords import hidden_in
 
-Changes = dict[str, JsonValue]
-"""Dotted keys and their values, to be laid over a configuration."""
+Changes = Annotated[dict[str, JsonValue], PlainSerializer(hidden_in)]
+"""Dotted keys and their values, to be laid over a configuration; what is written down has no password of a URL."""
 
 _WHOLE = ("data", "data.train", "data.test", "team")
 """A mapping given for one of these replaces the old one whole: tasks come from one source, and one team plays."""

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
-from latentmem.models.chat_forms import ChatForms, ToolForm, Write, try_out
+from latentmem.models.chat_forms import CALL_MARKS, ChatForms, ToolForm, Write, try_out
 from latentmem.models.conversations import as_two, fold, marked
 from latentmem.outside import well_formed
 from latentmem.trajectory import Conversation
@@ -54,6 +54,8 @@ class Chat:
         guarded = [text for text in control if len(text) > 1]  # a single character has no inside to cut
         pattern = "|".join(map(re.escape, guarded)) or r"(?!)"
         self._control_starts = re.compile(f"(?=(?:{pattern}))(.)", re.DOTALL)
+        added = tokenizer.added_tokens_decoder.items()
+        self._unsaid = frozenset(i for i, token in added if token.special and token.content not in CALL_MARKS)
         self._insides = "\0".join(guarded)
         self._beginnings = {text[:n] for text in guarded for n in range(1, len(text))}
         self._ends = {text[n:] for text in guarded for n in range(1, len(text))}
@@ -106,6 +108,10 @@ class Chat:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of sampled tokens, control tokens left out."""
         return self._text(token_ids, skip_special_tokens=True)
+
+    def said(self, token_ids: Sequence[int]) -> str:
+        """Return the text of sampled tokens, without control tokens but those that stand around calls of tools."""
+        return self._text([each for each in token_ids if each not in self._unsaid], skip_special_tokens=False)
 
     def spell(self, token_ids: Sequence[int]) -> str:
         """Return the text of any tokens, control tokens written out."""

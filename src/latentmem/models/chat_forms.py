@@ -14,6 +14,8 @@ from typing import Any, Literal
 Chat = Sequence[dict[str, Any]]
 Write = Callable[[Chat, Sequence[dict[str, Any]]], str]
 """A function: messages and tools -> the chat as text, ending in the generation prompt."""
+CALL_MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+"""What stands around calls of tools; to some tokenizers these are control tokens."""
 ToolForm = Literal["hermes", "llama", "mistral", "bare"]
 
 

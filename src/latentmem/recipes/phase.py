@@ -13,6 +13,7 @@ from latentmem.config import ENGINE_FREE, TEAM_FREE, Config, ProgramSection, dum
 from latentmem.environments.environment import Domain, Split
 from latentmem.errors import ConfigError
 from latentmem.evaluation import check_online
+from latentmem.passwords import hidden_in
 from latentmem.processes import Processes
 from latentmem.recipes.folders import EVALUATIONS
 from latentmem.recipes.parts import Parts
@@ -109,7 +110,7 @@ def _completed(data: Any, sections: dict[str, Any], names: list[str]) -> dict[st
         values = parse_config({"run": "unnamed", "data": data, **sections}).model_dump(mode="json", by_alias=True)
     except ConfigError:  # a key that no longer exists; it is then reported as the difference
         return sections
-    return {key: values[key] for key in dict.fromkeys([*sections, *names])}
+    return {key: hidden_in(values[key]) for key in dict.fromkeys([*sections, *names])}
 
 
 def _sections(config: Config, phase: str) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _sections(config: Config, phase: str) -> dict[str, Any]:
         "evaluate" if phase in EVALUATIONS.values() else phase,
         *(["train_teams"] if config.train_teams else []),
     ]
-    return {key: values[key] for key in keys}
+    return {key: hidden_in(values[key]) for key in keys}
 
 
 def what_decides(config: Config, phase: str) -> dict[str, Any]:

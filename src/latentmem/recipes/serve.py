@@ -66,11 +66,12 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
         agents = parts.agents
+        words = agents if isinstance(agents, UpstreamEngine) else agents.chat
         shop = Shop(
             store=store,
             model=open_parts.enter_context(concurrent_model(agents, section.queue)),
-            text_of=agents.decode,
-            tool_form=agents.tool_form if isinstance(agents, UpstreamEngine) else agents.chat.tool_form,
+            text_of=words.said,
+            tool_form=words.tool_form,
             recall=open_parts.enter_context(closing(recaller_of(parts))),
             sampling=section.defaults,
         )

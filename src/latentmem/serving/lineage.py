@@ -45,14 +45,12 @@ class Lineages:
         """Remember an answer: `Choice.as_sent_back`. A request with several answers has several ends."""
         self._said[chain([*messages, answer])[-1]] = lineage
 
-    def restore(self, lineage: str, messages: Sequence[Mapping[str, JsonValue]]) -> None:
-        """Remember a request of an earlier process whose lineage is known."""
-        self._asked[chain(messages)[-1]] = lineage
-        self._count = max(self._count, int(lineage) + 1) if lineage.isdecimal() else self._count
-
 
 def chain(messages: Sequence[Mapping[str, JsonValue]]) -> list[bytes]:
-    """Return the hash of each beginning of a chat, the empty one left out."""
+    """Return the hash of each beginning of a chat, the empty one left out.
+
+    A request whose chat begins with an earlier one, its answer (`Choice.as_sent_back`) included, continues that one.
+    """
     hashes: list[bytes] = []
     last, ids = b"", dict[str, int]()
     for message in messages:

@@ -64,10 +64,10 @@ class StopFilter:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that was whole first ended the response
             self.stopped = True
-            passed, self._held = self._held[: min(found)], ""
+            passed, self._held = self._held[: min(found)[1]], ""
             return passed
         kept = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         passed, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]

@@ -8,7 +8,7 @@ QUICKSTART_ARGS ?=
 # Some machines forbid byte code; every process would then spend half a minute compiling what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test check docs slow fuzz bench gpu-check engine-test clean
+.PHONY: quickstart test check docs slow fuzz bench gpu-check engine-test frameworks clean
 
 quickstart: .venv/.installed
 	$(BIN)/latentmem quickstart $(QUICKSTART_ARGS)
@@ -37,6 +37,11 @@ fuzz: .venv/.installed
 # A real server of vLLM on this machine's CPUs, in an environment of its own, of 2.5 GB.
 engine-test: .venv/.installed .vllm/.installed
 	$(BIN)/pytest -q -s -m slow tests/engine/test_real_vllm.py
+
+# Programs of seven agent frameworks, each in an environment of its own under ~/.cache, of 2 GB in all.
+frameworks: .venv/.installed
+	$(BIN)/python tests/frameworks/venvs.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/frameworks
 
 bench: .venv/.installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

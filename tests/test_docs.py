@@ -40,6 +40,8 @@ from latentmem.trajectory import Recalled
 from pages import PAGES, ROOT, blocks, commands
 from test_released import TEMPLATE, chroma_folder, data_json, their_entry, their_weights, written
 
+SERVED = "http://127.0.0.1:8080"
+"""Where the pages' server of agent programs answers; the reader's has a free port."""
 COMMANDS = ("sh", "console", "indented")
 """Blocks of commands. Pages of results have theirs indented."""
 TOLD = ("text", "yaml", "json")
@@ -54,6 +56,7 @@ CHECKED = {
     r"docs/reports.md: train lmpo mine.yaml .*": "trains a real model; tests/test_tracking.py reads what is tracked",
     r"docs/released-weights.md: (checkpoint|bank) import .*\.\./shared/.*": "needs files of others; "
     "tests/test_released.py reads them where they lie",
+    r"README.md: serve .*": "serves what was trained; docs/serving.md has a server that runs",
     r"docs/training.md: evaluate reasoning-quickstart-short run=runs/rival .*": "names the checkpoint that was best in "
     "the run shown; here luck decides which one is kept",
 }
@@ -96,6 +99,7 @@ HUB_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 FILES = {
     "README.md": {"mine.yaml": "README.md"},
     "docs/reports.md": {"mine.yaml": "README.md"},
+    "docs/serving.md": {"served.yaml": "docs/serving.md"},
     "docs/teams.md": {"proofreaders.yaml": "docs/teams.md", "sums.yaml": "docs/configuration.md"},
     "docs/released-weights.md": {"released.yaml": "docs/released-weights.md"},
 }
@@ -214,10 +218,12 @@ class Reader:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         self.servers = []
         self.url = None
+        self.served = SERVED
         self.programs = Programs(
             {
                 "latentmem": self.latentmem,
                 "sqlite3": self.sqlite,
+                "curl": self.curl,
                 # Launchers of several processes: tests/test_sharded_recipes.py really launches.
                 "torchrun": self.torchrun,
                 "accelerate": self.accelerate,
@@ -266,7 +272,8 @@ class Reader:
     def read(self, block):
         """Run one block."""
         if block.language == "python":
-            code = compile("\n" * block.line + block.text, str(ROOT / block.page), "exec")
+            text = block.text.replace(SERVED, self.served)
+            code = compile("\n" * block.line + text, str(ROOT / block.page), "exec")
             if not self.only_check:
                 exec(code, self.names)
             return
@@ -301,6 +308,9 @@ class Reader:
         if words[:2] == ["retriever", "serve"]:
             self.serve(words)
             return
+        if words[0] == "serve":
+            self.serve_programs(words)
+            return
         mistake = [told for told in (command.told if command else ()) if told.startswith("latentmem: ")]
         self.capsys.readouterr()
         status = cli.main(words)
@@ -331,6 +341,18 @@ class Reader:
         self.servers.append(server)
         line = server.stdout.readline()
         self.url = re.search(r"(http://\S+)/retrieve", line).group(1)
+
+    def serve_programs(self, words):
+        small = [f"model.name={self.model_dir}", "bank.embedder=hashing", "serve.log=none", "--port", "0"]
+        server = subprocess.Popen(
+            [Path(sys.executable).with_name("latentmem"), *words, *small], stdout=subprocess.PIPE, text=True
+        )
+        self.servers.append(server)
+        self.served = re.search(r"(http://\S+)/v1", server.stdout.readline()).group(1)
+
+    def curl(self, words, command):
+        here = [word.replace(SERVED, self.served) for word in words]
+        subprocess.run([*here, "--silent", "--show-error"], check=True, capture_output=True, timeout=300)
 
     def sqlite(self, words, command):
         _, bank, query = words

@@ -17,7 +17,7 @@ from latentmem.config import Sampling
 from latentmem.models.agent import ScriptedModel
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.serving.app import create_app
-from latentmem.serving.desk import ServingDesk, Shop, nothing_recalled
+from latentmem.serving.desk import ServingDesk, Shop, Voice, nothing_recalled
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
 from latentmem.serving.sessions.store import SessionStore
@@ -64,9 +64,7 @@ def parts_of(
         try:
             shop = Shop(
                 store=store,
-                model=model,
-                text_of=spelled,
-                tool_form="hermes",
+                voice=Voice(model, spelled),
                 recall=recall,
                 sampling=Sampling(max_response_tokens=64),
             )
@@ -124,14 +122,6 @@ class Script(ScriptedModel):
                 if prompt.role not in self.responses:
                     self.responses[prompt.role], self._used[prompt.role] = first, 0
             return super().respond(prompts, sampling)
-
-
-def chat(address: str, *messages: str, system: str = "You solve tasks.", **more: Any) -> dict[str, Any]:
-    """Body of a chat that began with a system message; user and assistant speak in turn."""
-    del address
-    told = [{"role": "system", "content": system}]
-    told += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
-    return {"model": "scripted", "messages": told, **more}
 
 
 def client(address: str, **more: Any) -> httpx2.Client:

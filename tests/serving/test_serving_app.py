@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from served import Script, client, on_a_port, parts_of, scripted
 
-from latentmem.errors import BankError
+from latentmem.errors import BankError, WindowError
 from latentmem.memory.memory import Recall
 from latentmem.serving.recalling import Remembered
 from latentmem.serving.sessions.session import UNJUDGED
@@ -239,6 +239,30 @@ def test_a_lost_call_masks_its_session_unless_it_is_sent_again(tmp_path):
         else:
             assert (ended["state"], ended["calls"]) == ("succeeded", {"answered": 1, "lost": 0, "running": 0})
             assert (stored.reward, stored.error, stored.origin.is_judged) == (1, None, True)
+
+
+class Narrow(Script):
+    """A model that reads short chats only."""
+
+    def respond(self, prompts, sampling):
+        if len(prompts[0].conversation.messages) > 2:
+            raise WindowError("the prompt is too long")
+        return super().respond(prompts, sampling)
+
+
+def test_a_call_that_is_refused_masks_nothing_since_its_program_knows(tmp_path):
+    with parts_of(tmp_path, Narrow({"solver": ["four"]})) as parts, on_a_port(parts.app()) as address:
+        ask(address, "2 + 2?", session="s")
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(address, "2 + 2?", "four", "and 1?", session="s")
+        assert refused.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="'latnt' is not served here"):
+            ask(address, "3 + 3?", session="s", headers={"X-LatentMem-Memory": "latnt"})
+        ask(address, "1 + 1?", session="s")
+        ended = complete(address, "s", reward=1)
+        assert (ended["state"], ended["calls"]) == ("succeeded", {"answered": 2, "lost": 0, "running": 0})
+        (stored,) = parts.bank
+        assert [message.served.lineage for message in stored.messages] == ["0", "1"]
 
 
 def test_a_client_that_goes_away_frees_its_place_and_masks_its_session(tmp_path):

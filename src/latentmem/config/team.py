@@ -33,6 +33,9 @@ class ProgramSection(Section):
     is the team's answer."""
     call: Annotated[Text, AfterValidator(_is_function)] | None = None
     """`module:function` in place of a command; worker processes call it with the task, and it returns the answer."""
+    python: PathText | None = None
+    """The interpreter of the workers, such as that of an environment which has an agent framework; it need not have
+    this package. null: the interpreter of this process."""
     parallel: PositiveInt = 8
     """Largest number of episodes that one process of ours plays at the same time."""
     timeout_seconds: PositiveFloat = 300.0
@@ -45,6 +48,8 @@ class ProgramSection(Section):
         if bool(self.command) == (self.call is not None):
             both = "command and call" if self.command else "neither command nor call"
             raise ValueError(f"has {both}; give one of them")
+        if self.python is not None and self.call is None:
+            raise ValueError("has python and a command; name the interpreter in the command itself")
         names = [role.name for role in self.roles]
         if len(set(names)) < len(names):
             raise ValueError("has one role twice; name each role once")

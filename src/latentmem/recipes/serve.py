@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from latentmem.bank import ExperienceBank
@@ -15,14 +16,13 @@ from latentmem.errors import CheckpointError, RunError, ServingError
 from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
 from latentmem.memory_names import TRAININGS
-from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
 from latentmem.recipes.folders import audit_of, checkpoints_of, keys_of
 from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
 from latentmem.serving.app import create_app
-from latentmem.serving.desk import ServingDesk, Shop
+from latentmem.serving.desk import ServingDesk, Shop, Voice
 from latentmem.serving.following import Following
 from latentmem.serving.identity import KnownRole
 from latentmem.serving.operators.audit import AuditLog
@@ -65,13 +65,10 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
-        agents = parts.agents
-        words = agents if isinstance(agents, UpstreamEngine) else agents.chat
+        voice = open_parts.enter_context(voice_of(parts))
         shop = Shop(
             store=store,
-            model=open_parts.enter_context(concurrent_model(agents, section.queue)),
-            text_of=words.said,
-            tool_form=words.tool_form,
+            voice=voice,
             recall=open_parts.enter_context(closing(recaller_of(parts))),
             sampling=section.defaults,
         )
@@ -83,7 +80,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             queue=section.queue,
             shares=operators.shares,
         )
-        storing = Storing(section.team, agents.name, section.unjudged)
+        storing = Storing(section.team, voice.model.name, section.unjudged)
         endings = Endings(store, parts.bank.add, storing, section.session_seconds)
         tokens = Tokens(store.secret)
         app = create_app(
@@ -100,7 +97,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             desk,
             listener,
             section.host,
-            lambda where: announce(f"serve: {agents.name} at {where}/v1"),
+            lambda where: announce(f"serve: {voice.model.name} at {where}/v1"),
         )
 
 
@@ -123,17 +120,12 @@ def recaller_of(parts: Parts) -> Recaller:
         section.memory,
         None if choices == ("none",) else recalling(parts, parts.bank),
         latent,
-        partial(_num_tokens, parts.agents),
+        partial(_count_tokens, parts),
         text_budget=section.text_budget,
         choices=choices,
         searching=Searching(config.bank.num_retrieved, config.bank.only_successes, rater_of(parts)),
         words=config.memory,
     )
-
-
-def _num_tokens(agents: LanguageModel | UpstreamEngine, text: str) -> int:
-    """Return the number of tokens of a text; of a model whose tokenizer is not here, one for each four characters."""
-    return -(-len(text) // 4) if isinstance(agents, UpstreamEngine) else len(agents.encode(text))
 
 
 def _checkpoint_now(config: Config, which: str) -> Path | None:
@@ -176,16 +168,30 @@ def _tell_figures(metrics: Metrics, desk: ServingDesk, store: SessionStore, bank
 
 
 @contextmanager
-def concurrent_model(model: LanguageModel | UpstreamEngine, max_waiting: int) -> Iterator[AgentModel]:
-    """Yield a model that many threads may ask at the same time: the engine's, or a batcher before the weights here."""
-    if isinstance(model, UpstreamEngine) or model.concurrent:
-        yield model
+def voice_of(parts: Parts) -> Iterator[Voice]:
+    """Yield what speaks for the agents, for many threads: an engine, or a batcher before the weights here.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    agents = parts.agents
+    if isinstance(agents, UpstreamEngine):
+        yield Voice(agents, agents.said, agents.tool_form)
         return
-    batcher = Batcher(model, max_waiting=max_waiting)
+    if agents.concurrent:
+        yield Voice(agents, agents.chat.said, agents.chat.tool_form)
+        return
+    batcher = Batcher(agents, max_waiting=parts.config.serve.queue)
     try:
-        yield batcher
+        yield Voice(batcher, agents.chat.said, agents.chat.tool_form)
     finally:
         batcher.close()
+
+
+def _count_tokens(parts: Parts, text: str) -> int:
+    """Count tokens; where there is no tokenizer, four characters count as one."""
+    agents = parts.agents
+    return len(agents.encode(text)) if isinstance(agents, LanguageModel) else ceil(len(text) / 4)
 
 
 def serving_folder(config: Config) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from latentmem.config import Sampling
-from latentmem.errors import BusyError
+from latentmem.errors import BusyError, WindowError
 from latentmem.memory.memory import NoMemory
 from latentmem.models.agent import AgentModel
 from latentmem.rollout import message_of, prompt_of
@@ -61,15 +61,23 @@ def nothing_recalled(memory: str | None, task: Task, role: Role, tenants: Sequen
 
 
 @dataclass(frozen=True)
+class Voice:
+    """What speaks for the agents."""
+
+    model: AgentModel
+    """Many threads may ask it."""
+    text_of: Callable[[Sequence[int]], str]
+    """Writes sampled tokens as text, the end of the response left out."""
+    tool_form: str = "hermes"
+    """How it writes calls of tools; see `tools`."""
+
+
+@dataclass(frozen=True)
 class Shop:
     """What every turn works with."""
 
     store: SessionStore
-    model: AgentModel
-    text_of: Callable[[Sequence[int]], str]
-    """Writes sampled tokens as text, the end of the response left out."""
-    tool_form: str
-    """How the model writes calls of tools."""
+    voice: Voice
     recall: Recalling
     sampling: Sampling
     """How responses are drawn where a request does not say; its limit is nobody's to exceed."""
@@ -126,7 +134,7 @@ class ServingDesk:
 
     def models(self) -> Sequence[str]:
         """Return the names of the models that can be asked."""
-        return [self.shop.model.name]
+        return [self.shop.voice.model.name]
 
     async def drain(self) -> None:
         """Take no more requests, and wait until those in flight have ended."""
@@ -242,6 +250,8 @@ class ServingTurn:
     _remembered: Remembered | None = None
     _remembering: threading.Lock = field(default_factory=threading.Lock)
     _is_over: bool = False
+    _is_refused: bool = False
+    """Whether it asked for what cannot be: nothing was sampled, and its program knows."""
 
     def __post_init__(self) -> None:
         self._is_over = self.known is not None
@@ -264,7 +274,7 @@ class ServingTurn:
     @property
     def tool_form(self) -> str:
         """How the model writes calls of tools."""
-        return self.shop.tool_form
+        return self.shop.voice.tool_form
 
     def speak(self, choice: int, on_tokens: OnTokens | None) -> Spoken:
         """Sample the response of one choice, from 0.
@@ -272,6 +282,19 @@ class ServingTurn:
         Raises:
             Refused: the engine cannot serve it now.
         """
+        try:
+            return self._speak(choice, on_tokens)
+        except BusyError as error:
+            self._is_refused = True
+            raise Refused(429, str(error), retry_after=RETRY_SECONDS) from None
+        except WindowError as error:
+            self._is_refused = True
+            raise Refused(400, str(error), "messages", code="context_length_exceeded") from None
+        except Refused:
+            self._is_refused = True
+            raise
+
+    def _speak(self, choice: int, on_tokens: OnTokens | None) -> Spoken:
         remembered = self._recall()
         ask, limit = self.ask, self.shop.sampling.max_response_tokens
         conversation = ask.conversation
@@ -298,10 +321,7 @@ class ServingTurn:
             }
         )
         began = time.perf_counter()
-        try:
-            (sampled,) = self.shop.model.respond([prompt], sampling)
-        except BusyError as error:
-            raise Refused(429, str(error), retry_after=RETRY_SECONDS) from None
+        (sampled,) = self.shop.voice.model.respond([prompt], sampling)
         seconds = time.perf_counter() - began
         queue, generation = self.waited + sampled.queue_seconds, seconds - sampled.queue_seconds
         timings = replace(remembered.timings, queue=queue, generation=generation)
@@ -315,7 +335,7 @@ class ServingTurn:
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of sampled tokens, the end of the response left out."""
-        return self.shop.text_of(token_ids)
+        return self.shop.voice.text_of(token_ids)
 
     def answered(self, answer: Answer) -> None:
         """Keep the answer. When this returns it is on stable storage.
@@ -332,11 +352,12 @@ class ServingTurn:
         self._end()
 
     def lost(self, reason: str) -> None:
-        """Take note that the request got no answer."""
+        """Take note that the request got no answer; of one that was refused, that there was none."""
         if self._is_over:
             return
+        store = self.shop.store
         try:
-            self.shop.store.lost(self.begun.id, reason).result()
+            (store.refused(self.begun.id) if self._is_refused else store.lost(self.begun.id, reason)).result()
         except StoreFailed as error:
             logger.warning("call %s got no answer, and that could not be kept: %s", self.begun.id, error)
         self._end()

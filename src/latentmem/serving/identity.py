@@ -31,6 +31,9 @@ _KEYS = {
     "memory": ("memory",),
 }
 MAX_CHARACTERS = 200
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+NAME = rf"^[^\s{_UNSEEN}][^{_UNSEEN}]{{0,{MAX_CHARACTERS - 1}}}$"
+"""A name begins with no blank, and holds no character that cannot be seen, or that turns the direction of others."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _own_name(conversation: Conversation) -> str | None:
     """Return the name that the system message bears."""
     names = (m.get("name") for m in conversation.messages if m.get("role") in SYSTEM_ROLES)
     name = next((each for each in names if isinstance(each, str)), "").strip()
-    return name if name and name.isprintable() and len(name) <= MAX_CHARACTERS else None
+    return name if is_name(name) else None
 
 
 def _told(values: Any, where: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
@@ -121,8 +124,13 @@ def _utf8(value: str) -> str:
 
 
 def _name(where: str, value: Any) -> str:
-    if isinstance(value, str) and (name := value.strip()) and name.isprintable() and len(name) <= MAX_CHARACTERS:
-        return name
+    if isinstance(value, str) and is_name(value):
+        return value
     raise Refused(
-        400, f"{where}: {one_line(repr(value), 60)} is no name; send 1 to {MAX_CHARACTERS} printable characters", where
+        400, f"{where}: {one_line(repr(value), 60)} is no name; send 1 to {MAX_CHARACTERS} visible characters", where
     )
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can name a session, a role or a task."""
+    return re.fullmatch(NAME, text) is not None

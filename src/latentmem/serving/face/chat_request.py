@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue
 
 from latentmem.serving.asks import Ask, Refused
 from latentmem.serving.face.fields import (
+    WHOLE,
     Count,
     Empty,
     Fields,
@@ -141,7 +142,7 @@ class ChatRequest(Fields):
     model: Label
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     max_tokens: Count | None = None
@@ -149,7 +150,7 @@ class ChatRequest(Fields):
     stop: Stop | None = None
     seed: Seed | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

@@ -7,10 +7,15 @@ request says the same as the server does. Fields that are not documented are ign
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from latentmem.outside import one_line
 from latentmem.serving.asks import Refused
+from latentmem.serving.identity import NAME
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 class Fields(BaseModel):
@@ -21,13 +26,16 @@ class Fields(BaseModel):
 
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Annotated[dict[str, JsonValue], Field(max_length=0)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
+"""Makes 8.0 a whole number, which it is in JSON."""
+Count = Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
+Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 Metadata = Annotated[dict[str, str], Field(max_length=64)]
 
@@ -36,13 +44,13 @@ class Own(BaseModel):
     """The body's object `latentmem`; other fields are refused, since a typing error would mix up sessions."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    session: Label | None = None
-    role: Label | None = None
-    agent: Label | None = None
+    session: Name | None = None
+    role: Name | None = None
+    agent: Name | None = None
     """Another name of `role`."""
-    task: Label | None = None
-    domain: Label | None = None
-    memory: Label | None = None
+    task: Name | None = None
+    domain: Name | None = None
+    memory: Name | None = None
     """The memory to use for this request, where the server lets requests choose."""
     tokens: bool = False
     """Whether the answer tells token ids and their log-probabilities."""

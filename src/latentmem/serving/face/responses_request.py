@@ -9,6 +9,7 @@ from latentmem.serving.asks import Ask, Refused
 from latentmem.serving.face.body import MAX_MESSAGES
 from latentmem.serving.face.chat_request import choose
 from latentmem.serving.face.fields import (
+    WHOLE,
     Count,
     Fields,
     Label,
@@ -123,7 +124,7 @@ class ResponsesRequest(Fields):
     top_p: TopP | None = None
     max_output_tokens: Count | None = None
     include: list[str] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

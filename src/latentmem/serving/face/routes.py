@@ -8,22 +8,26 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from latentmem.outside import one_line
 from latentmem.serving.asks import Answer, Ask, Choice, Desk, Refused, Turn, Who
 from latentmem.serving.face.body import read_body
 from latentmem.serving.face.chat_answer import ChatStream, chat_object
-from latentmem.serving.face.chat_request import read_chat
+from latentmem.serving.face.chat_request import ChatRequest, read_chat
+from latentmem.serving.face.described import answers, path_parameters, refusals, request_body
 from latentmem.serving.face.errors import error_of, refusal_of, refuse
 from latentmem.serving.face.own_part import headers_of
 from latentmem.serving.face.responses_answer import ResponsesStream, responses_object
@@ -66,14 +70,39 @@ class Form:
 
     prefix: str
     """Of the ids of its answers."""
+    summary: str
+    kind: str
+    """What its answer says it is."""
+    listed: str
+    """The field of its answer that holds what was said."""
+    body: type[BaseModel]
+    """What its body is read by."""
     read: Callable[[dict[str, Any], str], tuple[Ask, Any]]
     write: Callable[[Answer, Ask, TextOf], dict[str, Any]]
     stream: Callable[[Ask, str, int, TextOf], Stream]
 
 
 FORMS = {
-    "/v1/chat/completions": Form("chatcmpl-", read_chat, chat_object, ChatStream),
-    "/v1/responses": Form("resp_", read_responses, responses_object, ResponsesStream),
+    "/v1/chat/completions": Form(
+        "chatcmpl-",
+        "Continue a chat.",
+        "chat.completion",
+        "choices",
+        ChatRequest,
+        read_chat,
+        chat_object,
+        ChatStream,
+    ),
+    "/v1/responses": Form(
+        "resp_",
+        "Continue a chat, in the form of the Responses API.",
+        "response",
+        "output",
+        ResponsesRequest,
+        read_responses,
+        responses_object,
+        ResponsesStream,
+    ),
 }
 
 
@@ -118,11 +147,39 @@ def openai_routes(desk: Desk, pool: Executor, caller: Caller = nobody) -> list[B
 
         return answer
 
-    routes: list[BaseRoute] = []
+    router = APIRouter(tags=["agents"], route_class=_PlainRoute)
     for base in BASES:
-        routes += [Route(f"{base}{path}", endpoint(form), methods=["POST"]) for path, form in FORMS.items()]
-        routes += [Route(f"{base}/v1/models", models), Route(f"{base}/v1/models/{{model:path}}", model)]
-    return routes
+        for path, form in FORMS.items():
+            router.add_api_route(
+                f"{base}{path}",
+                endpoint(form),
+                methods=["POST"],
+                summary=form.summary,
+                responses=answers(form.kind, form.listed),
+                response_class=Response,
+                openapi_extra={"requestBody": request_body(form.body), "parameters": path_parameters(base)},
+            )
+        for path, listing, said in (
+            (f"{base}/v1/models", models, "List the models."),
+            (f"{base}/v1/models/{{model:path}}", model, "Tell about a model."),
+        ):
+            router.add_api_route(
+                path,
+                listing,
+                summary=said,
+                responses=refusals(),
+                openapi_extra={"parameters": path_parameters(path)},
+            )
+    return list(router.routes)
+
+
+class _PlainRoute(APIRoute):
+    """A route that FastAPI describes and does not read: the body is read by `read_body`, and any app may hold it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
 async def serve(request: Request, desk: Desk, pool: Executor, caller: Caller, form: Form) -> Response:

@@ -75,9 +75,10 @@ class Command:
 class Function:
     """A function that worker processes call; each serves one episode after another."""
 
-    def __init__(self, name: str, timeout_seconds: float) -> None:
-        """Take the function's name, `module:function`, and the longest time of an episode."""
+    def __init__(self, name: str, timeout_seconds: float, python: str | None = None) -> None:
+        """Take the function's name, `module:function`, the longest time of an episode, and the workers' interpreter."""
         self.name = name
+        self.python = python or sys.executable
         self.timeout_seconds = timeout_seconds
         self._idle: list[_Worker] = []
         self._lock = Lock()
@@ -86,7 +87,7 @@ class Function:
         """Let a worker call the function; a worker that fails to answer is not used again. See `Runner.run`."""
         with self._lock:
             serving = self._idle.pop() if self._idle else None
-        serving = serving or _Worker(self.name)
+        serving = serving or _Worker(self.name, self.python)
         on_start(serving.program.end)
         said = serving.call(task, variables, self.timeout_seconds)
         with self._lock:
@@ -106,9 +107,9 @@ class Function:
 class _Worker:
     """One worker process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, python: str) -> None:
         theirs_in, theirs_out, self._out, self._in = pipes()
-        command = [sys.executable, str(Path(worker.__file__)), str(theirs_in), str(theirs_out), name]
+        command = [python, str(Path(worker.__file__)), str(theirs_in), str(theirs_out), name]
         try:
             self.program = KeptProgram(command, surroundings(), (theirs_in, theirs_out), captured=False)
         finally:

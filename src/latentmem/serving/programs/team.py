@@ -43,7 +43,7 @@ class ProgramTeam:
         self._host = ProgramHost(ProgramDesk(lambda: _Writing(model()), known))
         self._runner: Runner
         if section.call is not None:
-            self._runner = Function(section.call, section.timeout_seconds)
+            self._runner = Function(section.call, section.timeout_seconds, section.python)
         else:
             if which(section.command[0], path=surroundings()["PATH"]) is None:
                 raise ConfigError(

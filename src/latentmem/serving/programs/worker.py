@@ -31,19 +31,21 @@ def main() -> None:
             tell(error=f"{type(error).__name__}: {error}")
             return
         tell(ready=True)
-        for line in requests:
-            request = json.loads(line)
-            os.environ.update(request["environment"])
-            try:
-                tell(answer=_answer(call, request["task"]))
-            except Exception as error:
-                tell(error=f"{type(error).__name__}: {error}")
+        # One event loop for all episodes: clients that a framework keeps belong to the loop they were made in.
+        with asyncio.Runner() as loop:
+            for line in requests:
+                request = json.loads(line)
+                os.environ.update(request["environment"])
+                try:
+                    tell(answer=_answer(call, request["task"], loop))
+                except Exception as error:
+                    tell(error=f"{type(error).__name__}: {error}")
 
 
-def _answer(call: Callable[[dict[str, Any]], Any], task: dict[str, Any]) -> str:
+def _answer(call: Callable[[dict[str, Any]], Any], task: dict[str, Any], loop: asyncio.Runner) -> str:
     said = call(task)
     if inspect.iscoroutine(said):
-        said = asyncio.run(said)
+        said = loop.run(said)
     if isinstance(said, dict):
         said = said.get("answer")
     if not isinstance(said, str):

@@ -164,6 +164,10 @@ class SessionStore:
             row = db.execute(query, (call, tenant, session, session)).fetchone()
         return None if row is None else ANSWER.validate_json(row[0])
 
+    def refused(self, call: str) -> "Future[None]":
+        """Take back a call that was refused: nothing was sampled, so its session is whole without it."""
+        return self._writer.submit(lambda db: _take_back(db, call))
+
     # Events and ends
 
     def tell(self, session: Session, event: Mapping[str, JsonValue], retry_key: str | None) -> "Future[int]":
@@ -197,3 +201,14 @@ class SessionStore:
 
 def _lost(db: sqlite3.Connection, call: str, reason: str) -> None:
     db.execute("UPDATE calls SET lost = ? WHERE id = ? AND answer IS NULL AND lost IS NULL", (reason, call))
+
+
+def _take_back(db: sqlite3.Connection, call: str) -> None:
+    row = db.execute(
+        "SELECT session, lineage FROM calls WHERE id = ? AND answer IS NULL AND lost IS NULL", (call,)
+    ).fetchone()
+    if row is None:
+        return
+    db.execute("DELETE FROM calls WHERE id = ?", (call,))
+    left = "NOT EXISTS (SELECT 1 FROM calls WHERE session = contexts.session AND lineage = contexts.lineage)"
+    db.execute(f"DELETE FROM contexts WHERE session = ? AND lineage = ? AND {left}", row)  # noqa: S608

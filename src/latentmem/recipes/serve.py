@@ -209,9 +209,8 @@ def voice_of(parts: Parts) -> Iterator[Voice]:
     """
     agents = parts.agents
     if isinstance(agents, UpstreamEngine):
-        yield Voice(agents, agents.decode)
+        yield Voice(agents, agents.said, agents.tool_form)
         return
-    assert isinstance(agents, LanguageModel)
     if agents.concurrent:
         yield Voice(agents, agents.chat.said, agents.chat.tool_form)
         return

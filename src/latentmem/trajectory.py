@@ -108,11 +108,11 @@ class Conversation(Record):
         return "\n\n".join(f"{m.get('role')}: {told(m)}" for m in others)
 
     def before(self, memory: str) -> "Conversation":
-        """Return the chat with a memory's text before the text of its first user message."""
-        first = next((i for i, m in enumerate(self.messages) if m.get("role") == "user"), None)
+        """Return the chat with a memory's text before its first user message; a chat without one gets one."""
         if not memory:
             return self
         messages = list(self.messages)
+        first = next((i for i, m in enumerate(messages) if m.get("role") == "user"), None)
         if first is None:
             messages.append({"role": "user", "content": memory})
         else:
@@ -258,7 +258,8 @@ class Trajectory(Record):
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
         observed = [step.observation for step in self.steps]
         seen = [observed] if self.schema_version >= 2 and any(observed) else []
-        whose = [] if self.origin is None else [[self.origin.tenant, self.origin.session]]
+        # An object, so that it is no list of observations.
+        whose = [] if self.origin is None else [{"tenant": self.origin.tenant, "session": self.origin.session}]
         content = json.dumps([self.task.key, said, *seen, *whose], ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chat_standin import ChatStandIn, chat_stand_in
 
+from chat_standin import ChatStandIn, chat_stand_in
 from latentmem.bank import ExperienceBank
 from latentmem.cli import main
 from latentmem.config import Sampling

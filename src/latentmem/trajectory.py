@@ -91,6 +91,8 @@ class Conversation(Record):
     """Messages with `role` and `content`; content is text, or a list of parts of text."""
     tools: tuple[dict[str, JsonValue], ...] = ()
     """Tools that the agent may call: `{"type": "function", "function": {...}}`."""
+    must_call: str = Field(default="", exclude_if=_is_empty)
+    """The tool that the response has to call: its name, or `*` for any; empty: the agent decides."""
 
     @property
     def system(self) -> str:
@@ -115,7 +117,7 @@ class Conversation(Record):
             messages.append({"role": "user", "content": memory})
         else:
             messages[first] = {**messages[first], "content": f"{memory}\n\n{text_of(messages[first])}"}
-        return Conversation(messages=tuple(messages), tools=self.tools)
+        return self.model_copy(update={"messages": tuple(messages)})
 
 
 SYSTEM_ROLES = ("system", "developer")

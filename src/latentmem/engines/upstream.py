@@ -111,6 +111,9 @@ class UpstreamEngine:
         }
         if prompt.conversation is not None and prompt.conversation.tools:
             asked["tools"] = list(prompt.conversation.tools)
+            if name := prompt.conversation.must_call:
+                one = {"type": "function", "function": {"name": name}}
+                asked["tool_choice"] = "required" if name == "*" else one
         if sampling.top_k:
             asked["top_k"] = sampling.top_k
         if any(prompt.stop):

@@ -68,7 +68,7 @@ class Voice:
     """Many threads may ask it."""
     text_of: Callable[[Sequence[int]], str]
     """Writes sampled tokens as text, the end of the response left out."""
-    tool_form: str = "hermes"
+    tool_form: str = "told"
     """How it writes calls of tools; see `tools`."""
 
 

@@ -11,6 +11,8 @@ in which the search finds it first, when everybody's episodes are recalled and w
 
     python benchmarks/poisoning.py RUN [--tasks 100] [--out results.json] [--only latent:lmpo,text]
 
+`text` tells episodes in the words of the configuration; `framed` is how `latentmem serve` tells them.
+
 RUN is the folder of `latentmem quickstart`. Each cell plays every task once, greedily; a hundred take a minute or two.
 """
 
@@ -20,16 +22,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latentmem.config import Config, Sampling, load_config
 from latentmem.environments.hidden_facts.words import VALUES
-from latentmem.memory.memory import Memory, NoMemory, Recall, Recalls
+from latentmem.memory.framed import framed
+from latentmem.memory.memory import NoMemory, Recall, Recalls
 from latentmem.memory_names import known_memory
 from latentmem.recipes.memories import memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.rollout import rollout
 from latentmem.stats import wilson_interval
-from latentmem.trajectory import Origin, Role, Step, Task, Trajectory
+from latentmem.trajectory import Origin, Recalled, Role, Step, Task, Trajectory
 
 VARIANTS = {
     "honest": "No. {told}",
@@ -48,7 +52,7 @@ VARIANTS = {
 class Planted:
     """Gives each task the episode that was planted for it."""
 
-    memory: Memory
+    memory: Any
     episodes: Mapping[str, Trajectory]
     kind = "planted"
 
@@ -58,6 +62,27 @@ class Planted:
 
     def add(self, trajectory: Trajectory) -> None:
         raise AssertionError("nothing is learned here")
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Memory as text in the frame in which servers tell it."""
+
+    parts: Parts
+
+    def recall_from(
+        self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
+    ) -> list[Recall]:
+        config, recalls = self.parts.config, []
+        for task, role in queries:
+            text, told = framed(
+                found[task.key], role, config.memory, config.serve.text_budget, self._count, b"nobody's secret"
+            )
+            recalls.append(Recall(Recalled(kind="text", text=text, sources=tuple(t.id for t in told))))
+        return recalls
+
+    def _count(self, text: str) -> int:
+        return len(self.parts.model.encode(text))
 
 
 def with_reply(episode: Trajectory, reply: str, origin: Origin | None = None, text: str | None = None) -> Trajectory:
@@ -85,7 +110,9 @@ def share(hits: int, total: int) -> dict[str, float]:
 def measure(parts: Parts, name: str, tasks: Sequence[Task], words: Mapping[str, str], honest: Mapping[str, Trajectory],
             sampling: Sampling) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
     """Play all variants with one memory."""
-    memory = NoMemory() if name == "none" else memory_of(parts, known_memory(name))
+    memory = (
+        NoMemory() if name == "none" else Framed(parts) if name == "framed" else memory_of(parts, known_memory(name))
+    )
     found = {}
     for variant, form in VARIANTS.items() if name != "none" else [("none", "")]:
         planted = {
@@ -135,7 +162,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of `latentmem quickstart`")
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="none,text,latent:lmpo", help="memories, with commas between them")
+    parser.add_argument("--only", default="none,text,framed,latent:lmpo", help="memories, with commas")
     parser.add_argument("--only-answers", action="store_true", help="leave out what the search finds")
     options = parser.parse_args()
     config: Config = load_config(str(options.run / "config.yaml"), [f"run={options.run}"])

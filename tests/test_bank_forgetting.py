@@ -261,6 +261,8 @@ def test_the_command_lists_deletes_and_writes_a_receipt(tmp_path: Path, capsys: 
     assert status == 2
     assert "there is no folder of that name" in out
     assert run(capsys, "delete", path, "--tenant", "acme", "--receipt", receipt) == (0, "1 trajectories deleted\n")
+    status, out = run(capsys, "delete", path, "--tenant", "acme", "--receipt", receipt)
+    assert (status, "no receipt is overwritten" in out) == (2, True)
     told = json.loads(receipt.read_text())
     assert (told["count"], told["ids"], told["filters"]) == (1, [mine.id], {"tenant": "acme"})
     assert (told["digest_before"], told["is_erased"], told["is_dry_run"]) == (before, True, False)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import postgres_server
+from latentmem import cli
 from latentmem.bank import AddReport, ExperienceBank, copy_records, postgres, sqlite, sqlite_file
 from latentmem.bank import lists as bank_approximate
 from latentmem.bank_place import bank_place, read_url
@@ -186,6 +187,20 @@ def test_equal_episodes_of_two_tenants_are_both_kept(store: Store) -> None:
         assert bank.add(twins) == AddReport(0, 4)
         for tenant, expected in (("", twins[:2]), ("acme", twins[2:3]), ("bolt", twins[3:])):
             assert [hit.trajectory for hit in bank.search(ASKED, k=9, tenants=[tenant])] == expected
+
+
+def test_a_text_is_no_list_of_tenants(tmp_path: Path) -> None:
+    path = tmp_path / "bank.sqlite"
+    with ExperienceBank(path, embed) as bank:
+        bank.add(make("a", "a"))
+        for read in (
+            lambda: bank.seen_by("acme"),
+            lambda: bank.search(ASKED, k=1, tenants="acme"),
+            lambda: bank.get([], tenants=""),
+            lambda: ExperienceBank(path, tenants="acme"),
+        ):
+            with pytest.raises(ValueError, match=r"tenants is the text '.*'; give a list of names"):
+                read()
 
 
 def test_copies_keep_tenants_sessions_and_times(store: Store, tmp_path: Path) -> None:
@@ -392,3 +407,13 @@ def test_a_bank_of_version_1_on_a_shelf_is_read_and_not_added_to(
                 change()
         assert (bank.info().schema_version, len(bank)) == (1, 3)
     assert path.read_bytes() == content
+
+
+def test_the_command_upgrades_a_bank_and_says_its_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bank.sqlite"
+    begin_1(path, OLD)
+    for _ in range(2):
+        assert cli.main(["bank", "upgrade", str(path)]) == 0
+        assert capsys.readouterr().out == f"{path}: schema 2\n"
+    with ExperienceBank(path) as bank:
+        assert list(bank) == OLD

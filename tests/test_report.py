@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ from latentmem.errors import RunError
 from latentmem.kept_latents import KeptLatents, keep_latents
 from latentmem.report import curves, format_markdown, format_table, samples, verdict, write_report
 from latentmem.stats import paired_bootstrap, wilson_interval
-from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+from latentmem.trajectory import Conversation, Message, Origin, Recalled, Served, Step, Task, Trajectory
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -253,6 +254,32 @@ def test_each_agent_is_shown_with_prompt_recall_and_response(page: Page) -> None
     assert "Recalled: latent, 8 latent tokens, from 2 trajectories" in page.text
     assert "Recalled: none" in page.text
     assert "12 tokens, cut by the limit" in page.text
+
+
+def test_a_served_episode_is_shown_with_its_origin_rewards_and_tools(run: Path, tmp_path: Path) -> None:
+    chat = Conversation(
+        messages=({"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1?"}),
+        tools=({"type": "function", "function": {"name": "<calculator>"}},),
+    )
+    plain = trajectory("none", 1, success=False)
+    message = plain.messages[0].model_copy(
+        update={
+            "system": chat.system,
+            "user": chat.user,
+            "finish": "cut",
+            "served": Served(call="c1", conversation=chat, prompt_ids=(1,), lineage="l"),
+        }
+    )
+    step = plain.steps[0].model_copy(update={"messages": (message,)})
+    origin = Origin(tenant="acme", session="s<17>", is_judged=False)
+    served = plain.model_copy(update={"steps": (step,), "origin": origin, "rewards": {"assistant": 0.5}})
+    folder = shutil.copytree(run, tmp_path / "served")
+    (folder / "evaluate" / "none.jsonl").write_text(served.to_json() + "\n")
+    page = write_report([folder]).read_text()
+    assert "Served: session s&lt;17&gt;, tenant acme, never judged. Rewards: assistant 0.5." in page
+    assert "Tools: &lt;calculator&gt;" in page
+    assert "12 tokens, cut at a text to stop at" in page
+    assert "1 + 1?" in page
 
 
 def test_tasks_on_which_memories_disagree_come_first(run: Path, page: Page) -> None:

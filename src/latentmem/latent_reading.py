@@ -125,9 +125,17 @@ def leave_out_each(model: LanguageModel, message: Message, latents: Tensor, limi
     """
     num = len(latents)
     left = [torch.cat([latents[:k], latents[k + 1 :]]) if num > 1 else None for k in range(num)]
-    user = message.recalled.before(message.user)
+    chat = None if message.served is None else message.served.conversation
     prompts = [
-        Prompt(message.role, message.system, user, f"{message.role} without a latent", seed=0, latents=rest)
+        Prompt(
+            role=message.role,
+            system=message.system,
+            user=message.recalled.before(message.user),
+            group=f"{message.role} without a latent",
+            seed=0,
+            latents=rest,
+            conversation=chat,
+        )
         for rest in left
     ]
     sampled = model.respond(prompts, Sampling(temperature=0, max_response_tokens=limit))

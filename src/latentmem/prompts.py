@@ -32,7 +32,7 @@ def format_prompts(model: LanguageModel, trajectory: Trajectory, composer: Compo
 
 
 def _message(title: str, model: LanguageModel, message: Message, composer: Composer | None) -> Iterator[str]:
-    ids = model.encode_prompt(message.system, message.recalled.before(message.user))
+    ids = _prompt_ids(model, message)
     assert len(ids) == message.num_prompt_tokens, "the rollout and this page encode differently"
     text = model.spell(ids)
     yield f"==== {title}: the prompt, {len(ids)} tokens{_quotes(message.reads)}"
@@ -45,9 +45,16 @@ def _message(title: str, model: LanguageModel, message: Message, composer: Compo
         latents = f"here stand {message.recalled.num_latents} latents; the composer read these {length} tokens"
         yield f"==== {title}: {latents}, of {len(message.recalled.sources)} retrieved trajectories"
         yield message.recalled.text
-    end = "" if message.finish == "stop" else ", cut by the limit"
+    end = {"stop": "", "length": ", cut by the limit", "cut": ", cut at a text to stop at"}[message.finish]
     yield f"==== {title}: the response, {len(message.token_ids)} tokens{end}"
     yield message.response
+
+
+def _prompt_ids(model: LanguageModel, message: Message) -> list[int]:
+    """Return what the model read, latents left out."""
+    if message.served is None:
+        return model.encode_prompt(message.system, message.recalled.before(message.user))
+    return list(message.served.prompt_ids)  # a chat of any form, in which a memory's text is already
 
 
 def _quotes(reads: Sequence[int]) -> str:

@@ -91,6 +91,8 @@ class Conversation(Record):
     """Messages with `role` and `content`; content is text, or a list of parts of text."""
     tools: tuple[dict[str, JsonValue], ...] = ()
     """Tools that the agent may call: `{"type": "function", "function": {...}}`."""
+    must_call: str = Field(default="", exclude_if=_is_empty)
+    """The tool that the response has to call: its name, or `*` for any; empty: the agent decides."""
 
     @property
     def system(self) -> str:
@@ -106,16 +108,16 @@ class Conversation(Record):
         return "\n\n".join(f"{m.get('role')}: {told(m)}" for m in others)
 
     def before(self, memory: str) -> "Conversation":
-        """Return the chat with a memory's text before the text of its first user message."""
-        first = next((i for i, m in enumerate(self.messages) if m.get("role") == "user"), None)
+        """Return the chat with a memory's text before its first user message; a chat without one gets one."""
         if not memory:
             return self
         messages = list(self.messages)
+        first = next((i for i, m in enumerate(messages) if m.get("role") == "user"), None)
         if first is None:
             messages.append({"role": "user", "content": memory})
         else:
             messages[first] = {**messages[first], "content": f"{memory}\n\n{text_of(messages[first])}"}
-        return Conversation(messages=tuple(messages), tools=self.tools)
+        return self.model_copy(update={"messages": tuple(messages)})
 
 
 SYSTEM_ROLES = ("system", "developer")
@@ -256,7 +258,8 @@ class Trajectory(Record):
         said = [[(m.role, m.system, m.user, m.response) for m in step.messages] for step in self.steps]
         observed = [step.observation for step in self.steps]
         seen = [observed] if self.schema_version >= 2 and any(observed) else []
-        whose = [] if self.origin is None else [[self.origin.tenant, self.origin.session]]
+        # An object, so that it is no list of observations.
+        whose = [] if self.origin is None else [{"tenant": self.origin.tenant, "session": self.origin.session}]
         content = json.dumps([self.task.key, said, *seen, *whose], ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

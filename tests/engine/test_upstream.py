@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chat_standin import ChatStandIn, chat_stand_in
 
+from chat_standin import ChatStandIn, chat_stand_in
 from latentmem.bank import ExperienceBank
 from latentmem.cli import main
 from latentmem.config import Sampling
@@ -104,7 +104,7 @@ def test_calls_of_tools_come_back_in_the_form_that_endpoints_read(server: ChatSt
     )
     assert said.finish == "stop"
     if streamed:
-        assert engine_of(server).decode(heard.tokens) == said.text
+        assert engine_of(server).said(heard.tokens) == said.text
 
 
 def test_a_streamed_response_is_told_as_bytes_and_ends_when_nobody_waits(server: ChatStandIn) -> None:
@@ -112,7 +112,7 @@ def test_a_streamed_response_is_told_as_bytes_and_ends_when_nobody_waits(server:
     engine = engine_of(server)
     (said,) = engine.respond([replace(BARE, on_tokens=heard)], HOW)
     assert said == engine.respond([BARE], HOW)[0]
-    assert engine.decode(heard.tokens) == " It is 5, é 🎈. "
+    assert engine.said(heard.tokens) == " It is 5, é 🎈. "
     assert server.requests[0]["stream"]
     server.gate.clear()
     little = Heard(most=1)

@@ -14,6 +14,7 @@ from safetensors.torch import save, save_file
 from stand_in import TOKEN, StandIn
 
 from latentmem import cli
+from latentmem import trajectory as trajectories
 from latentmem.bank import ExperienceBank, copy_records
 from latentmem.bank.copies import copy_bank
 from latentmem.bank_place import bank_place
@@ -300,6 +301,21 @@ def test_a_bank_on_a_server_is_sent_as_a_file(hub, bank, postgres_server, tmp_pa
     with ExperienceBank(bank) as ours, ExperienceBank(tmp_path / "pulled.sqlite") as pulled:
         assert list(pulled) == list(ours)
         assert pulled.verify().ok
+
+
+def test_episodes_of_tenants_are_not_sent(hub, bank, tmp_path, caplog, fake_embed):
+    origin = trajectories.Origin(tenant="acme", session="s", is_judged=True)
+    theirs = trajectory(9).model_copy(update={"origin": origin})
+    theirs = theirs.model_copy(update={"task": theirs.task.model_copy(update={"text": "quetzalcoatlus"})})
+    with ExperienceBank(bank, fake_embed, embedder="of-the-bank") as opened:
+        opened.add(theirs)
+    run("bank", "push", bank, "me/bank")
+    assert "1 trajectories of tenants are not sent, only the common pool" in caplog.text
+    run("bank", "pull", "me/bank", tmp_path / "back.sqlite")
+    with ExperienceBank(tmp_path / "back.sqlite") as back, ExperienceBank(bank) as opened:
+        assert list(back) == [trajectory(1), trajectory(2, 0.0), trajectory(3, 0.5)]
+        assert len(opened) == 4
+    assert b"quetzal" not in (tmp_path / "back.sqlite").read_bytes()
 
 
 def test_the_card_of_a_bank_counts_and_quotes_no_task(bank):

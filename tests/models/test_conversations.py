@@ -280,6 +280,29 @@ def test_a_control_token_that_is_a_word_is_none_in_a_key(tiny_model_dir: Path) -
     assert chat.spell(ids).count("EOS") == 3
 
 
+@pytest.mark.parametrize(("template", "begun"), [
+    ("hermes", '<tool_call>\n{"name": "weather", "arguments": '), ("llama", '{"name": "weather", "parameters": '),
+    ("mistral", '[TOOL_CALLS] [{"name": "weather", "arguments": '),
+    ("plain", '<tool_call>\n{"name": "weather", "arguments": '),
+    ("none", '<tool_call>\n{"name": "weather", "arguments": '),
+])  # fmt: skip
+def test_a_call_that_has_to_be_made_is_begun(chats: Any, template: str, begun: str) -> None:
+    chat = chats[template]
+    free = conversation(("system", "A1"), ("user", "A2"), tools=[WEATHER])
+    for must_call in ("weather", "*"):
+        made = chat.encode_conversation(free.model_copy(update={"must_call": must_call}))
+        assert chat.spell(made) == written(chat, free) + begun
+    other = {"type": "function", "function": {"name": "rain"}}
+    either = free.model_copy(update={"must_call": "*", "tools": (WEATHER, other)})
+    assert written(chat, either).endswith(begun.partition("weather")[0])
+    if template == "hermes":
+        assert controls(chat, chat.encode_conversation(either))[-1] == chat.tokenizer.convert_tokens_to_ids(
+            "<tool_call>"
+        )
+    hostile = free.model_copy(update={"must_call": "<|im_end|>"})
+    assert controls(chat, chat.encode_conversation(hostile)) == controls(chat, chat.encode_conversation(either))
+
+
 def test_what_is_said_holds_the_marks_of_calls_and_no_other_control_token(chats: Any) -> None:
     chat = chats["hermes"]
     text = '<|im_start|>a <tool_call>{"x": 1}</tool_call><think><|im_end|>'

@@ -180,17 +180,30 @@ def calls_late(task):
     key, address = os.environ["OPENAI_API_KEY"], os.environ["OPENAI_BASE_URL"]
 
     def call():
-        body = {"model": "m", "messages": [{"role": "user", "content": "late"}]}
-        while True:
+        looking = urllib.request.Request(f"{address}/models", headers={"Authorization": f"Bearer {key}"})
+        while True:  # until the episode is over
             try:
-                post(f"{address}/chat/completions", body, key)
+                urllib.request.urlopen(looking, timeout=60).close()
             except urllib.error.HTTPError as error:
-                with open(os.environ["TOLD"], "a") as file:
-                    file.write(f"{error.code} {json.load(error)['error']['code']}\n")
-                return
+                error.close()
+                break
             time.sleep(0.01)
+        try:
+            post(f"{address}/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "late"}]}, key)
+        except urllib.error.HTTPError as error:
+            with open(os.environ["TOLD"] + ".new", "w") as file:
+                file.write(f"{error.code} {json.load(error)['error']['code']}\n")
+            os.rename(os.environ["TOLD"] + ".new", os.environ["TOLD"])
 
     threading.Thread(target=call, daemon=True).start()
+    return "well"
+
+
+def hears_of_it(task):
+    """End when the late call of an earlier episode was told something."""
+    until = time.monotonic() + 60
+    while not os.path.exists(os.environ["TOLD"]) and time.monotonic() < until:
+        time.sleep(0.01)
     return "well"
 
 
@@ -245,6 +258,7 @@ BEHAVIOURS = {
         returns_nothing,
         forks,
         calls_late,
+        hears_of_it,
         uses_anothers_address,
         tells_its_address,
         goes_away,

@@ -245,6 +245,35 @@ def test_without_tools_or_with_none_chosen_a_call_stays_text(client: openai.Open
     assert desk.turns[1].ask.conversation.tools == ()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_tool_that_has_to_be_called_is_begun_for_the_model(
+    client: openai.OpenAI, desk: ScriptedDesk, choice: Any, stream: bool
+) -> None:
+    rain = {"type": "function", "function": {"name": "rain"}}
+    tools = [WEATHER, rain] if choice != "required" else [WEATHER]
+    desk.script = lambda ask, number: '{"city": "Wend"}}\n</tool_call>'
+    answer = client.chat.completions.create(
+        model="tiny", messages=ASKED, tools=tools, tool_choice=choice, stream=stream
+    )
+    if stream:
+        calls = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or []]
+        said = [(calls[0].function.name, "".join(call.function.arguments for call in calls))]
+    else:
+        said = [(call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls]
+    assert said == [("weather", '{"city": "Wend"}')]
+    sent = desk.turns[0].ask.conversation
+    assert sent.must_call == ("*" if choice == "required" else "weather")
+    assert sent.tools == (WEATHER,)
+
+
+def test_a_server_that_tells_whole_calls_begins_none(client: openai.OpenAI, desk: ScriptedDesk) -> None:
+    desk.form, desk.script = "told", lambda ask, number: CALL
+    answer = client.chat.completions.create(model="tiny", messages=ASKED, tools=[WEATHER], tool_choice="required")
+    assert len(answer.choices[0].message.tool_calls or []) == 1
+    assert answer.choices[0].message.content is None
+
+
 def test_a_single_call_is_all_where_calls_may_not_be_parallel(client: openai.OpenAI, desk: ScriptedDesk) -> None:
     desk.script = lambda ask, choice: CALL + CALL
     answer = client.chat.completions.create(model="tiny", messages=ASKED, tools=[WEATHER], parallel_tool_calls=False)

@@ -10,8 +10,29 @@ from latentmem.memory.latent import LatentMemory
 from latentmem.models.agent import Prompt
 from latentmem.models.language_model import LanguageModel
 from latentmem.rollout import digest_of
-from latentmem.serving.rights.why import Remade, why
+from latentmem.serving.rights.why import why
 from latentmem.trajectory import Conversation, Message, Origin, Recalled, Role, Served, Step, Task, Trajectory
+
+
+class Remade:
+    """A latent memory whose recalls can be made again."""
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def again(self, record, composer):
+        return self.memory.compose([record])[0]
+
+    def made_of(self, kind, composer, task, role, trajectories):
+        return self.memory.recall_from([(task, role)], {task.key: trajectories})[0]
+
+
+class Gone:
+    """No memory is served any more."""
+
+    def again(self, record, composer):
+        return None
+
 
 TASK = Task(id="asked", domain="d", text="What is 12 + 7?")
 ROLE = Role(name="solver", profile="Solves the task.")
@@ -130,6 +151,7 @@ def test_a_source_that_was_forgotten_is_named_and_nothing_of_it_shown(
     ("change", "reason"),
     [
         ({"recalled": Recalled(kind="none")}, "no memory was given"),
+        ({"recalled": Recalled(kind="text", sources=("gone",))}, "what its memory was made of was forgotten"),
         ({"token_ids": (), "logps": ()}, "a server of another model was asked, which scores nothing"),
         ({"served": None}, "it was not asked for over HTTP"),
     ],
@@ -141,6 +163,6 @@ def test_what_cannot_be_measured_says_why(bank, memory, message, model, fake_emb
 
 
 def test_a_memory_that_is_not_served_any_more_leaves_the_sources(bank, message, model, fake_embed):
-    found = why(message, TASK, ROLE, bank, fake_embed, None, model)
+    found = why(message, TASK, ROLE, bank, fake_embed, Gone(), model)
     assert found.unmeasured == "this server has no memory of kind 'latent' now"
     assert all(source.similarity is not None for source in found.sources)

@@ -1,5 +1,6 @@
 """The supervised warm start on a real tiny model: what it learns from, that it learns, and that it resumes exactly."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,17 @@ def test_roles_are_those_of_the_team(world: World) -> None:
     roles = trainer_of(world).roles_of(world.trajectories[0])
     assert {name: role.name for name, role in roles.items()} == {role.name: role.name for role in world.team.roles}
     assert len(TASKS) == len(world.trajectories)
+
+
+def test_successes_without_tokens_are_left_out_and_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    whole, other = world.trajectories[:2]
+    first = other.messages[0].model_copy(update={"token_ids": (), "logps": ()})
+    step = other.steps[0].model_copy(update={"messages": (first, *other.steps[0].messages[1:])})
+    untold = other.model_copy(update={"steps": (step, *other.steps[1:])})
+    trainer = trainer_of(world)
+    with caplog.at_level(logging.WARNING):
+        assert trainer._usable([whole, untold]) == [whole]
+    assert "sft: 1 of 2 successes hold messages without token ids" in caplog.text
 
 
 def test_of_several_teams_each_trajectory_is_told_with_its_own_teams_profiles(world: World) -> None:

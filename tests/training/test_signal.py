@@ -138,3 +138,38 @@ def test_many_steps_without_signal_are_told_once(caplog):
     (record,) = caplog.records
     assert "no group had rewards that differ" in record.message
     assert "3 of its episodes ended in an error" in record.message
+
+
+def without_tokens(trajectory):
+    silent = [m.model_copy(update={"token_ids": (), "logps": ()}) for m in trajectory.messages]
+    step = trajectory.steps[0].model_copy(update={"messages": (*silent, message("c"))})
+    return trajectory.model_copy(update={"steps": (step,)})
+
+
+def test_messages_without_tokens_teach_nothing_and_are_told_once(caplog):
+    group = [without_tokens(episode(1.0)), without_tokens(episode(0.0))]
+    found = signal_of([group], scale=False)
+    assert [(m.role, a) for m, a in found[0].messages()] == [("c", 0.5), ("c", -0.5)]
+    metrics = measure([group], found, Processes())
+    assert metrics["without_tokens"] == pytest.approx(4 / 6)
+    wholly = [
+        t.model_copy(update={"steps": (t.steps[0].model_copy(update={"messages": t.messages[:2]}),)}) for t in group
+    ]
+    assert signal_of([wholly], scale=False) == []
+    silence = Silence("lmpo")
+    with caplog.at_level(logging.WARNING):
+        silence.note(metrics)
+        silence.note(metrics)
+    (record,) = caplog.records
+    assert "lmpo: 67% of a step's messages have no token ids" in record.message
+    assert "nothing is learned from them" in record.message
+
+
+def test_messages_that_a_text_to_stop_at_cut_teach_as_others_do():
+    cut = [
+        t.model_copy(update={"steps": (t.steps[0].model_copy(update={"messages": tuple(
+            m.model_copy(update={"finish": "cut"}) for m in t.messages)}),)})
+        for t in (episode(1.0), episode(0.0))
+    ]  # fmt: skip
+    assert taught(cut) == taught([episode(1.0), episode(0.0)])
+    assert measure([cut], signal_of([cut], scale=True), Processes())["truncated"] == 0

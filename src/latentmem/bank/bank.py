@@ -25,6 +25,7 @@ from latentmem.bank.reembedding import reembed_records
 from latentmem.bank.reports import AddReport, BankInfo, Found, VerifyReport
 from latentmem.bank.stored_form import decode, decompress, encode
 from latentmem.bank.tables import Filters, Meta, moment, record_of
+from latentmem.bank.transaction import names_of
 from latentmem.bank_place import Server, bank_place
 from latentmem.config import BankSection, default
 from latentmem.errors import BankError
@@ -69,7 +70,7 @@ class ExperienceBank:
         if index not in ("exact", "approximate"):
             raise ValueError(f"index is {index!r}; it must be 'exact' or 'approximate'")
         self.path = bank_place(path)
-        self.tenants = None if tenants is None else frozenset(tenants)
+        self.tenants = names_of(tenants)
         if index == "approximate":
             load_faiss(self.path)
         self._embed_function = embed
@@ -87,7 +88,7 @@ class ExperienceBank:
     def seen_by(self, tenants: Collection[str] | None) -> "ExperienceBank":
         """Return this same bank as these tenants see it; it shares the connection and the index, and takes no time."""
         view = copy.copy(self)
-        view.tenants = None if tenants is None else frozenset(tenants)
+        view.tenants = names_of(tenants)
         return view
 
     def close(self) -> None:
@@ -256,7 +257,7 @@ class ExperienceBank:
         queries = self._embed([task.text for task in tasks], [f"task {task.key!r}" for task in tasks])
         filters: Filters = {"success": success, "domain": domain, "role": role, "team": team}
         labels: list[Label] = [(name, value) for name, value in filters.items() if value is not None]
-        seen = self.tenants if tenants is None else tenants
+        seen = self.tenants if tenants is None else names_of(tenants)
         # One transaction is one snapshot: index, exclusions and records agree whatever others write meanwhile.
         with self._records.read() as transaction:
             meta = transaction.meta()
@@ -277,7 +278,7 @@ class ExperienceBank:
         Raises:
             BankError: an id is not in the bank, or belongs to another tenant; nothing tells which.
         """
-        seen = self.tenants if tenants is None else tenants
+        seen = self.tenants if tenants is None else names_of(tenants)
         wanted = list(ids)  # before the bank is locked: the iterable may read the bank itself
         stored_forms: list[tuple[int, bytes]] = []
         with self._records.read() as transaction:

@@ -367,6 +367,17 @@ class Transaction:
             yield seq, vector, compressed, columns, roles.get(seq, [])
 
 
+def names_of(tenants: Tenants) -> frozenset[str] | None:
+    """Return the tenants as a set; refuse a text, which would stand for its letters.
+
+    Raises:
+        ValueError: it is a text.
+    """
+    if isinstance(tenants, str):
+        raise ValueError(f"tenants is the text {tenants!r}; give a list of names, such as ['', {tenants!r}]")
+    return None if tenants is None else frozenset(tenants)
+
+
 def _of_tenants(tenants: Tenants) -> tuple[str, list[str]]:
     """Return the condition that a row belongs to one of the tenants, and its values."""
     if tenants is None:

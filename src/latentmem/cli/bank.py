@@ -204,6 +204,8 @@ def _delete(options: argparse.Namespace) -> None:
         raise BankError(
             f"{options.receipt}: there is no folder of that name to write the receipt into; nothing was done"
         )
+    if options.receipt is not None and options.receipt.exists():
+        raise BankError(f"{options.receipt}: exists already, and no receipt is overwritten; name another file")
     with _open_bank(options.bank) as bank:
         receipt = bank.delete(**filters, dry_run=options.dry_run)
         if options.receipt is not None:

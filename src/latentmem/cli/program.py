@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NoReturn, TextIO
 
 from latentmem import own
-from latentmem.cli import bank, checkpoint, engine, experiment, keys, retriever, serve
+from latentmem.cli import bank, checkpoint, engine, experiment, keys, retriever, rights, serve
 from latentmem.errors import LatentMemError
 from latentmem.passwords import hidden
 
@@ -86,6 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="latentmem", description="A learnable latent memory for teams of LLM agents.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (experiment, serve, keys, bank, checkpoint, retriever, engine):
+    for family in (experiment, serve, keys, rights, bank, checkpoint, retriever, engine):
         family.add_commands(commands)
     return parser

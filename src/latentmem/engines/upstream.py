@@ -1,7 +1,7 @@
 """Any server of OpenAI's chat completions speaks for the agents: chats go out as messages, text comes back.
 
 Such a server takes no latents and tells no token ids, so nothing is trained on what it says, and a memory is text. To
-those who listen, the bytes of the text (UTF-8) stand in for token ids; `decode` makes text of them. Calls of tools are
+those who listen, the bytes of the text (UTF-8) stand in for token ids; `said` makes text of them. Calls of tools are
 written into the text in the form that Hermes and Qwen use, the one form that a program's endpoint reads.
 """
 
@@ -31,6 +31,8 @@ class UpstreamEngine:
     """An `AgentModel` that asks a server of OpenAI's form; many threads may ask it at the same time."""
 
     concurrent = True
+    tool_form = "hermes"
+    """The form in which calls of tools stand in responses; see `serving.tools`."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class UpstreamEngine:
         self._limit_key = limit_key
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upstream")
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def said(self, token_ids: Sequence[int]) -> str:
         """Return the text of what a listener was told."""
         return bytes(token_ids).decode("utf-8", "replace")
 
@@ -109,6 +111,9 @@ class UpstreamEngine:
         }
         if prompt.conversation is not None and prompt.conversation.tools:
             asked["tools"] = list(prompt.conversation.tools)
+            if name := prompt.conversation.must_call:
+                one = {"type": "function", "function": {"name": name}}
+                asked["tool_choice"] = "required" if name == "*" else one
         if sampling.top_k:
             asked["top_k"] = sampling.top_k
         if any(prompt.stop):

@@ -1,5 +1,6 @@
 """A bank in a dataset repository: one SQLite file, a copy of one moment; a pulled bank makes its own index."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,11 +13,15 @@ from latentmem.errors import BankError
 from latentmem.hub.cards import bank_card
 from latentmem.hub.transfer import fetch, push, snapshot
 
+logger = logging.getLogger(__name__)
+
 _FILE = "bank.sqlite"
 
 
 def push_bank(path: str | Path | Server, repo: str, *, public: bool = False) -> str:
     """Send a bank with a card and return the address of the commit. Others may write to the bank meanwhile.
+
+    Episodes of tenants are not the sender's to publish: the copy that is sent holds the common pool alone.
 
     Args:
         path: the bank's SQLite file, or a server's URL; what is sent is a SQLite file.
@@ -34,8 +39,17 @@ def push_bank(path: str | Path | Server, repo: str, *, public: bool = False) -> 
         with ExperienceBank(bank) as opened:
             opened.copy_to(copy)
         info = _verified(copy, str(bank))
+        if tenants := [name for name in info.tenants if name]:
+            info = _without(tenants, copy, str(bank))
         card = bank_card(repo, info).encode("utf-8", "replace")
         return push(repo, "dataset", {_FILE: copy, "README.md": card}, "Experience bank of LatentMem", public=public)
+
+
+def _without(tenants: list[str], copy: Path, where: str) -> BankInfo:
+    with ExperienceBank(copy) as bank:
+        receipt = bank.seen_by(tenants).delete(everything=True)
+        logger.warning("%s: %d trajectories of tenants are not sent, only the common pool", where, receipt.count)
+        return bank.info()
 
 
 def pull_bank(repo: str, path: Path, revision: str | None = None, *, force: bool = False) -> BankInfo:

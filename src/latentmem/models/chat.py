@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
-from latentmem.models.chat_forms import CALL_MARKS, ChatForms, ToolForm, Write, try_out
-from latentmem.models.conversations import as_two, fold, marked
+from latentmem.models.chat_forms import CALL_MARKS, ChatForms, ToolForm, Write, begun_call, try_out
+from latentmem.models.conversations import as_two, fold, marked, names_of
 from latentmem.outside import well_formed
 from latentmem.trajectory import Conversation
 
@@ -82,8 +82,13 @@ class Chat:
         """Return the token ids of a chat of any form, with its tools and the generation prompt.
 
         A control token that is written in any of its texts stays text. What the template has no place for is told in
-        other words, see `conversations.fold`; a system message followed by a user's is the prompt of these two.
+        other words, see `conversations.fold`; a system message followed by a user's is the prompt of these two. Where
+        a tool has to be called, the call's beginning follows the generation prompt.
         """
+        begun = begun_call(self.tool_form, conversation.must_call, names_of(conversation.tools))
+        return self._encode_chat(conversation) + (self._encode_pieces(begun) if begun else [])
+
+    def _encode_chat(self, conversation: Conversation) -> list[int]:
         messages, tools = fold(conversation, self.forms)
         roles = [message["role"] for message in messages]
         if self._write is None or (roles == ["system", "user"] and not tools):

@@ -57,6 +57,30 @@ _TOOL = {
 }
 
 
+_BEGINNINGS = {
+    "hermes": ('<tool_call>\n{"name": "', '", "arguments": '),
+    "llama": ('{"name": "', '", "parameters": '),
+    "mistral": ('[TOOL_CALLS] [{"name": "', '", "arguments": '),
+    "bare": ('{"name": "', '", "arguments": '),
+}
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def begun_call(form: str, must_call: str, names: Sequence[str]) -> str:
+    """Return how a response begins that has to call a tool, up to where the agent decides; empty if it has not.
+
+    Args:
+        form: how the model writes calls; a form that is not here begins nothing.
+        must_call: see `Conversation.must_call`.
+        names: the tools that there are.
+    """
+    if not must_call or form not in _BEGINNINGS:
+        return ""
+    opening, between = _BEGINNINGS[form]
+    name = must_call if must_call != "*" else names[0] if len(names) == 1 else ""
+    return f"{opening}{name}{between}" if _NAME.fullmatch(name) else opening
+
+
 def try_out(write: Write) -> ChatForms:
     """Return the forms that a template takes."""
     system = _takes(write, "system", "user")

@@ -68,6 +68,12 @@ def marked(value: Any, mark: Callable[[str], str], mark_key: Callable[[str], str
     return value
 
 
+def names_of(tools: Sequence[dict[str, JsonValue]]) -> list[str]:
+    """Return the names of tools."""
+    functions = [tool.get("function") for tool in tools]
+    return [str(function.get("name")) for function in functions if isinstance(function, dict)]
+
+
 def tools_told(tools: Sequence[dict[str, JsonValue]]) -> str:
     """Return a description of tools for a model whose template does not know any."""
     lines = [json.dumps(tool.get("function"), ensure_ascii=False) for tool in tools]

@@ -33,7 +33,6 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
-from latentmem.models.agent import AgentModel
 from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
@@ -165,7 +164,7 @@ class Parts:
     # Models
 
     @cached_property
-    def agents(self) -> AgentModel:
+    def agents(self) -> LanguageModel | UpstreamEngine:
         """What speaks for the agents: their model, or a server of a model that is not here."""
         section = self.config.model.engine
         if isinstance(section, OpenAIEngineSection):

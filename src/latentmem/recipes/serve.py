@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from math import ceil
@@ -31,6 +31,8 @@ from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import Metrics
 from latentmem.serving.operators.operators import Operators
 from latentmem.serving.recalling import Recaller, Searching
+from latentmem.serving.rights.forget import Forgetting
+from latentmem.serving.rights.routes import Rights, rights_routes
 from latentmem.serving.serve import is_this_machine, run
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
@@ -66,10 +68,11 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
         voice = open_parts.enter_context(voice_of(parts))
+        recaller = open_parts.enter_context(closing(recaller_of(parts)))
         shop = Shop(
             store=store,
             voice=voice,
-            recall=open_parts.enter_context(closing(recaller_of(parts))),
+            recall=recaller,
             sampling=section.defaults,
         )
         desk = ServingDesk(
@@ -89,7 +92,10 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
             tokens,
             authenticate=operators.authenticate,
             watched=operators.watched,
-            routers=[operators.routes()],
+            routers=[
+                operators.routes(),
+                rights_routes(rights_of(parts, shop, recaller, operators.audit, desk.pools), operators.authenticate),
+            ],
         )
         _tell_figures(operators.metrics, desk, store, parts.bank)
         run(
@@ -149,6 +155,33 @@ def _composer(parts: Parts, weights: Path | None) -> Composer:
     return composer
 
 
+def rights_of(
+    parts: Parts, shop: Shop, recaller: Recaller, audit: AuditLog, pools: Callable[[str], Sequence[str]]
+) -> Rights:
+    """Make what may be asked about what was recorded.
+
+    Args:
+        parts: the model, the bank and its embedder.
+        shop: the sessions, and the model that samples.
+        recaller: the memories.
+        audit: is told of what is forgotten.
+        pools: whose episodes a tenant may see.
+    """
+    everybodys = parts.bank.seen_by(None)
+    return Rights(
+        store=shop.store,
+        bank=everybodys,
+        embed=parts.embedder,
+        memory=recaller,
+        model=shop.voice.model,
+        weights=parts.agents if isinstance(parts.agents, LanguageModel) else None,
+        roles=known_roles(parts.config),
+        pools=pools,
+        forgetting=Forgetting(everybodys, shop.store, audit, recaller.num_kept_of),
+        audit=audit,
+    )
+
+
 def operators_of(config: Config) -> Operators:
     """Make what operators put around a server: keys, the audit and the log.
 
@@ -176,9 +209,8 @@ def voice_of(parts: Parts) -> Iterator[Voice]:
     """
     agents = parts.agents
     if isinstance(agents, UpstreamEngine):
-        yield Voice(agents, agents.decode)
+        yield Voice(agents, agents.said, agents.tool_form)
         return
-    assert isinstance(agents, LanguageModel)
     if agents.concurrent:
         yield Voice(agents, agents.chat.said, agents.chat.tool_form)
         return

@@ -9,6 +9,9 @@ from latentmem.report.values import Row, as_dict, as_list, short
 MAX_TASKS = 24
 """Tasks per run whose trajectories are shown."""
 
+_ENDS = {"length": ", cut by the limit", "cut": ", cut at a text to stop at"}
+"""What ended a response, where it was not the response itself."""
+
 MAX_CHARACTERS = 8_000
 """Length at which a prompt or response is cut; a page of full-length texts would not open."""
 
@@ -51,6 +54,7 @@ def _shown_trajectory(memory: str, row: Row) -> Row:
         "success": bool(row.get("success")),
         "reward": short(row.get("reward")),
         "error": row.get("error"),
+        "origin": _origin(row),
         "steps": [
             {
                 "messages": [_shown_message(as_dict(message)) for message in as_list(step.get("messages"))],
@@ -63,12 +67,32 @@ def _shown_trajectory(memory: str, row: Row) -> Row:
     }
 
 
+def _origin(row: Row) -> str:
+    """Say where a served episode came from, and what its roles were paid; empty for any other episode."""
+    origin = as_dict(row.get("origin"))
+    parts = []
+    if origin:
+        judged = "" if origin.get("is_judged") else ", never judged"
+        tenant = f", tenant {origin['tenant']}" if origin.get("tenant") else ""
+        parts.append(f"Served: session {origin.get('session')}{tenant}{judged}.")
+    if rewards := as_dict(row.get("rewards")):
+        parts.append(f"Rewards: {', '.join(f'{role} {short(value)}' for role, value in rewards.items())}.")
+    return " ".join(parts)
+
+
+def _tools(conversation: Row) -> str:
+    """Return the names of the tools that an agent may call."""
+    named = [as_dict(as_dict(tool).get("function")).get("name") for tool in as_list(conversation.get("tools"))]
+    return ", ".join(str(name) for name in named)
+
+
 def _shown_message(message: Row) -> Row:
     recalled = as_dict(message.get("recalled"))
     return {
         "role": str(message.get("role", "?")),
         "num_tokens": len(as_list(message.get("token_ids"))),
-        "cut": message.get("finish") == "length",
+        "end": _ENDS.get(str(message.get("finish")), ""),
+        "tools": _tools(as_dict(as_dict(message.get("served")).get("conversation"))),
         "response": _clip(message.get("response", "")),
         "system": _clip(message.get("system", "")),
         "user": _clip(message.get("user", "")),

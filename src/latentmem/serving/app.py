@@ -19,6 +19,7 @@ from latentmem.errors import LatentMemError
 from latentmem.outside import one_line
 from latentmem.serving.asks import Desk, Refused, Who
 from latentmem.serving.desk import DRAIN_RETRY_SECONDS, ServingDesk, unstored
+from latentmem.serving.document import openapi_of
 from latentmem.serving.face.errors import refuse
 from latentmem.serving.face.routes import openai_routes
 from latentmem.serving.sessions.endings import Endings
@@ -81,6 +82,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.router.routes.extend(openai_routes(watched(desk), pool, whose))
+    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(StoreFailed, _not_stored)
     app.add_exception_handler(LatentMemError, _not_now)

@@ -50,8 +50,6 @@ class Ask:
     stream: bool = False
     with_usage: bool = False
     """Whether a stream ends with the usage."""
-    tool_choice: str = "auto"
-    """`auto`, `none`, `required`, or `function:NAME` for the one tool that has to be called."""
     parallel_calls: bool = True
     """Whether one response may call several tools."""
     memory: str | None = None

@@ -68,7 +68,7 @@ class Voice:
     """Many threads may ask it."""
     text_of: Callable[[Sequence[int]], str]
     """Writes sampled tokens as text, the end of the response left out."""
-    tool_form: str = "hermes"
+    tool_form: str = "told"
     """How it writes calls of tools; see `tools`."""
 
 
@@ -113,7 +113,7 @@ class ServingDesk:
         self._roles = roles
         self.domain = domain
         self.parallel = parallel
-        self._pools = pools
+        self.pools = pools
         self.shares = shares
         self._running: dict[str, asyncio.Future[None]] = {}
         """What ends with each running call, by the call's id."""
@@ -210,7 +210,7 @@ class ServingDesk:
             ask,
             begun,
             role,
-            self._pools(who.tenant),
+            self.pools(who.tenant),
             waited,
             lambda: loop.call_soon_threadsafe(self._done, begun.id),
         )

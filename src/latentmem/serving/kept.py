@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 from latentmem.memory.memory import Recall
 
@@ -31,6 +31,12 @@ class KeptRecalls:
             if state != self._state:
                 self._recalls.clear()
                 self._used, self._state = 0, state
+
+    def num_made_of(self, sources: Collection[str]) -> int:
+        """Return how many recalls are kept that were made of any of these trajectories."""
+        wanted = frozenset(sources)
+        with self._lock:
+            return sum(bool(wanted.intersection(recall.record.sources)) for recall in self._recalls.values())
 
     def get(self, key: Hashable) -> Recall | None:
         """Return a recall, if it is kept."""

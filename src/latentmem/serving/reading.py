@@ -98,7 +98,16 @@ class BlankFilter:
 class Reading:
     """One response, as it is sampled."""
 
-    def __init__(self, text_of: TextOf, stop: Sequence[str], tools: ToolReader) -> None:
+    def __init__(self, text_of: TextOf, stop: Sequence[str], tools: ToolReader, begun: str = "") -> None:
+        """Begin.
+
+        Args:
+            text_of: writes tokens as text.
+            stop: texts that end the response.
+            tools: reads calls of tools.
+            begun: what the response was made to begin with; the model only went on from there.
+        """
+        self._begun = begun
         self._tokens = Detokenizer(text_of)
         self._stop = StopFilter(stop)
         self._tools = tools
@@ -109,17 +118,20 @@ class Reading:
     def feed(self, ids: Sequence[int]) -> list[Piece]:
         """Take new tokens; return what they say."""
         self._num_fed += len(ids)
-        return self._kept(self._tools.feed(self._stop.feed(self._tokens.feed(ids))))
+        return self._kept(self._tools.feed(self._before() + self._stop.feed(self._tokens.feed(ids))))
+
+    def _before(self) -> str:
+        begun, self._begun = self._begun, ""
+        return begun
 
     def close(self, spoken: Spoken) -> tuple[list[Piece], Choice]:
         """Take the finished response; return what was not said yet, and the whole."""
         message = spoken.message
-        rest = ""
-        if message.token_ids:
+        if message.token_ids or self._num_fed:  # a server of another model may tell bytes, and no tokens in the end
             rest = self._tokens.feed(message.token_ids[self._num_fed :]) + self._tokens.close()
-        elif not self._num_fed:  # a server of another model tells no tokens
+        else:
             rest = message.response
-        text = self._stop.feed(rest)
+        text = self._before() + self._stop.feed(rest)
         text += self._stop.close()
         pieces: list[Piece] = [text] if spoken.tool_calls is not None else [*self._tools.feed(text)]
         pieces += spoken.tool_calls if spoken.tool_calls is not None else self._tools.close()

@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latentmem.bank import ExperienceBank
@@ -137,6 +137,58 @@ class Recaller:
     def versions(self) -> dict[str, str]:
         """Return the version of each latent memory's weights, by its name."""
         return {name: following.digest for name, following in self._latent.items()}
+
+    # What was recalled earlier
+
+    def again(self, record: Recalled, composer: str) -> Recall | None:
+        """Return a recall as it was, from its record; None if no memory of its kind is served.
+
+        Args:
+            record: what was stored of it.
+            composer: version of the weights that composed; if these are not served any more, others compose.
+        """
+        if not record.num_latents:
+            return Recall(record)
+        following = self._following(composer)
+        if following is None:
+            return None
+        with following.version() as version:
+            return Recall(record, version.compose(record.text), composer=version.digest)
+
+    def made_of(
+        self, kind: str, composer: str, task: Task, role: Role, trajectories: Sequence[Trajectory]
+    ) -> Recall | None:
+        """Return the recall of a role at a task, made of these trajectories; None if no such memory is served.
+
+        Args:
+            kind: `text` or `latent`.
+            composer: as in `again`.
+            task: what the episode is about.
+            role: who asks.
+            trajectories: best first.
+        """
+        if kind == "text":
+            text, told = framed(trajectories, role, self._words, self._budget, self._count, self._secret)
+            return Recall(Recalled(kind="text", text=text, sources=tuple(trajectory.id for trajectory in told)))
+        following = self._following(composer)
+        if following is None:
+            return None
+        with following.version() as version:
+            text = version.composer.prompt(task, role, trajectories)
+            ids = tuple(trajectory.id for trajectory in trajectories)
+            record = Recalled(kind="latent", text=text, sources=ids, num_latents=version.composer.num_latents)
+            return Recall(record, version.compose(text), composer=version.digest)
+
+    def num_kept_of(self, sources: Collection[str]) -> int:
+        """Return how many kept recalls that were made of any of these trajectories would still be given."""
+        if self.bank is not None:
+            self.kept.at(self.bank.generation())
+        return self.kept.num_made_of(sources)
+
+    def _following(self, composer: str) -> Following | None:
+        followings = [*self._latent.values()]
+        same = [following for following in followings if following.digest == composer]
+        return next(iter(same or followings), None)
 
     def close(self) -> None:
         """Look for no more checkpoints, and take the composers off their backbones."""

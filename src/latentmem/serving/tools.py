@@ -32,8 +32,10 @@ FORMS = {
     "llama": (_Form("<|python_tag|>"), _Form("")),
     "mistral": (_Form("[TOOL_CALLS]"),),
     "bare": (_Form(""),),
+    "told": (_Form("<tool_call>", "</tool_call>"),),
 }
-"""The forms by name: those of Hermes and Qwen, Llama 3, Mistral, and JSON that stands by itself."""
+"""The forms by name: those of Hermes and Qwen, Llama 3, Mistral, and JSON that stands by itself. `told` is that of
+Hermes, where calls were made elsewhere and are told as text."""
 DEFAULT_FORM = "hermes"
 
 

@@ -102,13 +102,19 @@ class SFTTrainer:
         self.carried = carried or dict[str, float]
 
     def _usable(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        usable = [
+        ours = [
             t
             for t in trajectories
-            if t.success
-            and t.model == self.model.name
-            and all(m.role in self.roles_of(t) and m.token_ids for m in t.messages)
+            if t.success and t.model == self.model.name and all(m.role in self.roles_of(t) for m in t.messages)
         ]
+        usable = [t for t in ours if all(m.token_ids for m in t.messages)]
+        if len(usable) < len(ours):
+            logger.warning(
+                "sft: %d of %d successes hold messages without token ids, as a server of another model tells none; "
+                "nothing is learned from them",
+                len(ours) - len(usable),
+                len(ours),
+            )
         logger.info("sft uses %d of %d trajectories: successes of this model and team", len(usable), len(trajectories))
         return usable
 

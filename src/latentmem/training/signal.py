@@ -33,12 +33,12 @@ class Group(NamedTuple):
     """The roles with rewards of their own."""
 
     def messages(self) -> list[tuple[Message, float]]:
-        """Return the messages that teach something, each with its advantage."""
+        """Return the messages that teach something, each with its advantage; one without tokens teaches nothing."""
         return [
             (message, advantages[key])
             for trajectory, advantages in zip(self.trajectories, self.advantages, strict=True)
             for message in trajectory.messages
-            if (key := message.role if message.role in self.own else TEAM) in advantages
+            if message.token_ids and (key := message.role if message.role in self.own else TEAM) in advantages
         ]
 
 
@@ -64,14 +64,26 @@ def signal_of(groups: Sequence[Sequence[Trajectory]], scale: bool) -> list[Group
 
 
 class Silence:
-    """Tells once if many steps in a row had nothing to learn from: such a training ends well and teaches nothing."""
+    """Tells once if many steps in a row had nothing to learn from: such a training ends well and teaches nothing.
+
+    It tells once, too, if messages came without their tokens.
+    """
 
     def __init__(self, phase: str) -> None:
         self._phase = phase
         self._num_steps = 0
+        self._has_told = False
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a step's rollouts."""
+        if metrics.get("without_tokens") and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "%s: %.0f%% of a step's messages have no token ids, as a server of another model tells none; "
+                "nothing is learned from them, see `without_tokens` in the metrics",
+                self._phase,
+                100 * metrics["without_tokens"],
+            )
         self._num_steps = 0 if metrics["signal_groups"] else self._num_steps + 1
         if self._num_steps == SILENT_STEPS:
             logger.warning(
@@ -106,6 +118,7 @@ def measure(played: Sequence[Sequence[Trajectory]], kept: Sequence[Group], proce
             "errors": sum(t.error is not None for t in everything),
             "messages": len(messages),
             "truncated": sum(message.finish == "length" for message in messages),
+            "without_tokens": sum(not message.token_ids for message in messages),
             "response_tokens": sum(len(message.token_ids) for message in messages),
             "no_answer": sum(
                 "extracted" in s.info and s.info["extracted"] is None for t in everything for s in t.steps[-1:]
@@ -126,5 +139,6 @@ def measure(played: Sequence[Sequence[Trajectory]], kept: Sequence[Group], proce
         "no_answer": sums["no_answer"] / sums["episodes"],
         "errors": sums["errors"],
         "truncated": sums["truncated"] / num_messages,
+        "without_tokens": sums["without_tokens"] / num_messages,
         "response_tokens": sums["response_tokens"] / num_messages,
     }

@@ -180,12 +180,12 @@ def read_chat(values: dict[str, Any], call: str) -> tuple[Ask, ChatRequest]:
     body = read_fields(ChatRequest, values)
     tools = [each.model_dump(exclude_none=True) for each in body.tools or ()]
     choice = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
-    tool_choice, offered = choose(choice, isinstance(body.tool_choice, NamedTool), tools)
+    must_call, offered = choose(choice, isinstance(body.tool_choice, NamedTool), tools)
     own = body.latentmem or Own()
     ask = Ask(
         call=call,
         model=body.model,
-        conversation=Conversation(messages=tuple(map(_plain, body.messages)), tools=offered),
+        conversation=Conversation(messages=tuple(map(_plain, body.messages)), tools=offered, must_call=must_call),
         temperature=body.temperature,
         top_p=body.top_p,
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -195,7 +195,6 @@ def read_chat(values: dict[str, Any], call: str) -> tuple[Ask, ChatRequest]:
         logprobs=bool(body.logprobs),
         stream=bool(body.stream),
         with_usage=bool(body.stream_options and body.stream_options.include_usage),
-        tool_choice=tool_choice,
         parallel_calls=body.parallel_tool_calls is not False,
         memory=own.memory,
         with_tokens=own.tokens,
@@ -207,7 +206,7 @@ def read_chat(values: dict[str, Any], call: str) -> tuple[Ask, ChatRequest]:
 def choose(
     choice: str | None, is_name: bool, tools: Sequence[dict[str, JsonValue]]
 ) -> tuple[str, tuple[dict[str, JsonValue], ...]]:
-    """Return how tools are chosen, and the tools that the agent is shown.
+    """Return which tool has to be called, see `Conversation.must_call`, and the tools that the agent is shown.
 
     Raises:
         Refused: a tool has to be called that is not there.
@@ -218,10 +217,10 @@ def choose(
     if is_name and choice not in names:
         raise Refused(400, f"tool_choice: {choice} is not among the tools", "tool_choice")
     if is_name:
-        return f"function:{choice}", (tools[names.index(str(choice))],)
+        return str(choice), (tools[names.index(str(choice))],)
     if choice == "required" and not tools:
         raise Refused(400, "tool_choice: a tool is required, and there are no tools", "tool_choice")
-    return choice or "auto", () if choice == "none" else tuple(tools)
+    return "*" if choice == "required" else "", () if choice == "none" else tuple(tools)
 
 
 def _plain(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage) -> dict[str, JsonValue]:

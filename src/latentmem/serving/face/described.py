@@ -86,7 +86,7 @@ def path_parameters(path: str) -> list[dict[str, Any]]:
     said = {
         "sid": ("The session's id.", named),
         "agent": ("The role's name.", named),
-        "model": ("The model's name.", {"type": "string"}),
+        "model": ("The model's name.", named),
     }
     return [
         {"name": name, "in": "path", "required": True, "description": text, "schema": schema}

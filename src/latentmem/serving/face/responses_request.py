@@ -155,19 +155,18 @@ def read_responses(values: dict[str, Any], call: str) -> tuple[Ask, ResponsesReq
     ]
     named = isinstance(body.tool_choice, NamedTool)
     choice = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
-    tool_choice, offered = choose(choice, named, tools)
+    must_call, offered = choose(choice, named, tools)
     own = body.latentmem or Own()
     ask = Ask(
         call=call,
         model=body.model,
-        conversation=Conversation(messages=tuple(_messages(body)), tools=offered),
+        conversation=Conversation(messages=tuple(_messages(body)), tools=offered, must_call=must_call),
         temperature=body.temperature,
         top_p=body.top_p,
         max_tokens=body.max_output_tokens,
         logprobs="message.output_text.logprobs" in (body.include or ()),
         stream=bool(body.stream),
         with_usage=True,
-        tool_choice=tool_choice,
         parallel_calls=body.parallel_tool_calls is not False,
         memory=own.memory,
         with_tokens=own.tokens,
@@ -191,7 +190,7 @@ def go_on(earlier: Conversation, now: Conversation, has_instructions: bool) -> C
         raise Refused(
             400, f"input: with the earlier response {len(messages)} messages; at most {MAX_MESSAGES} are read", "input"
         )
-    return Conversation(messages=messages, tools=now.tools)
+    return now.model_copy(update={"messages": messages})
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, JsonValue]]:

@@ -13,6 +13,8 @@ from functools import partial
 
 from starlette.requests import Request
 
+from latentmem.models.chat_forms import begun_call
+from latentmem.models.conversations import names_of
 from latentmem.serving.asks import Answer, Ask, Choice, Refused, Spoken, Timings, Turn
 from latentmem.serving.reading import Reading
 from latentmem.serving.tools import Piece, ToolReader
@@ -124,15 +126,10 @@ class Speaking:
         return voice
 
     def _reading(self) -> Reading:
-        names = set()
-        for tool in self.ask.conversation.tools:
-            function = tool.get("function")
-            if isinstance(function, dict):
-                names.add(str(function.get("name")))
-        if self.ask.tool_choice == "none":
-            names = set()
-        tools = ToolReader(self.turn.tool_form, names, self.ask.parallel_calls)
-        return Reading(self.turn.text_of, self.ask.stop, tools)
+        asked, form = self.ask.conversation, self.turn.tool_form
+        names = names_of(asked.tools)
+        tools = ToolReader(form, names, self.ask.parallel_calls)
+        return Reading(self.turn.text_of, self.ask.stop, tools, begun_call(form, asked.must_call, names))
 
     async def _lose(self, reason: str) -> None:
         await asyncio.gather(*self._voices, return_exceptions=True)

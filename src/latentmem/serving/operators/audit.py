@@ -25,7 +25,16 @@ from latentmem.parsing import parse_json
 
 FIRST = "0" * 64
 """Stands in the first line, before which there is none."""
-EVENTS = ("key created", "key revoked", "forgotten", "recalled", "refused", "replayed", "torn line dropped")
+EVENTS = (
+    "key created",
+    "key revoked",
+    "forgetting",
+    "forgotten",
+    "recalled",
+    "refused",
+    "replayed",
+    "torn line dropped",
+)
 """What is logged."""
 _LONGEST_LINE = 1 << 20
 

@@ -40,7 +40,7 @@ class Door:
 _SESSION = re.compile(r"/sessions/([^/]*)")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _SPOKEN = ("POST /chat/completions", "POST /responses")
-_DOORS = {
+DOORS = {
     "GET /healthz": "none",
     "GET /metrics": "operator",
     "GET /openapi.json": "any",
@@ -55,21 +55,19 @@ _DOORS = {
     **{
         f"{method} {place}/v1{path}": "infer"
         for place in ("", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
-        for method, path in (spoken.split(" ") for spoken in ("GET /models", "GET /models/{model:path}", *_SPOKEN))
+        for method, path in (spoken.split(" ") for spoken in ("GET /models", "GET /models/{model}", *_SPOKEN))
     },
 }
+"""The scope that each route needs, or `none`, `any`, `operator`."""
 _OF_KEYS_ALONE = ("GET /metrics", "POST /forget", "POST /sessions", "POST /sessions/{sid}/replay")
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{[\w:]+\})", template)
-    return re.compile("".join(_part(part) for part in parts))
+    return re.compile("".join(_PARTS.get(part, re.escape(part)) for part in re.split(r"(\{\w+\})", template)))
 
 
-def _part(part: str) -> str:
-    if not part.startswith("{"):
-        return re.escape(part)
-    return ".+" if part.endswith(":path}") else "[^/]+"
+_PARTS = {"{sid}": "[^/]+", "{call}": "[^/]+", "{agent}": "[^/]+", "{model}": ".+"}
+"""What may stand in a template's place; a model's name may have slashes."""
 
 
 def _made(words: str, scope: str) -> tuple[str, re.Pattern[str], Door]:
@@ -78,7 +76,7 @@ def _made(words: str, scope: str) -> tuple[str, re.Pattern[str], Door]:
     return method, _pattern(template), Door(method, template, scope, is_of_session)
 
 
-_TABLE = [_made(words, scope) for words, scope in _DOORS.items()]
+_TABLE = [_made(words, scope) for words, scope in DOORS.items()]
 
 
 def door_of(method: str, path: str) -> Door:

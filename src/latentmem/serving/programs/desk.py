@@ -152,6 +152,7 @@ class ProgramTurn:
         try:
             (message,) = self._session.speak([call])
         except WindowError as error:
+            asked.was_refused = True
             raise Refused(400, one_line(str(error), 500), code="context_length_exceeded") from None
         except ProgramFailed as error:
             raise Refused(409, str(error), code="session_ended") from None

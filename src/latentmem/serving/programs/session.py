@@ -36,6 +36,8 @@ class Asked:
     answer: Answer | None = None
     lost: str | None = None
     """Why the last attempt got no answer."""
+    was_refused: bool = False
+    """Whether the program was told that this cannot be asked, so that it knows how to go on."""
 
 
 class Session:
@@ -81,7 +83,7 @@ class Session:
         """End the episode: nothing is admitted any more. Return what its program's end does not tell of its failure."""
         with self._lock:
             self.is_over, self._end = True, None
-            lost = [asked for asked in self._asked if asked.answer is None]
+            lost = [asked for asked in self._asked if asked.answer is None and not asked.was_refused]
         if self.fault is None and lost:
             reasons = [asked.lost or "it was still running when the program ended" for asked in lost]
             self.fault = f"{len(lost)} of {len(self._asked)} calls got no answer: {reasons[0]}"

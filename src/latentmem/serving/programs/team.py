@@ -100,13 +100,15 @@ class ProgramTeam:
 class _Writing:
     """How a model's tokens become text."""
 
-    tool_form = "hermes"
-
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
 
+    @property
+    def tool_form(self) -> str:
+        return self._model.chat.tool_form
+
     def text_of(self, token_ids: Sequence[int]) -> str:
-        return self._model.decode(token_ids)
+        return self._model.chat.said(token_ids)
 
 
 def _shown(task: Task, instructions: str) -> dict[str, Any]:

@@ -55,20 +55,22 @@ class Replayed:
     difference: tuple[Part, ...]
 
 
-def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking | None, limit: int) -> list[Replayed]:
+def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking, limit: int) -> list[Replayed]:
     """Sample responses again.
 
     Args:
-        messages: what was answered; those that no program asked for over HTTP, or that had no memory, are left out, and
-            so are those beyond `MAX_CALLS`.
+        messages: what was answered; left out are those that no program asked for over HTTP, that had no memory or one
+            that is not served now or was forgotten, and those beyond `MAX_CALLS`.
         model: samples.
-        memory: makes latents again; None if this server has none: then only memories that are text are replayed.
+        memory: makes recalls again.
         limit: longest response, in tokens.
     """
-    chosen = [message for message in messages if _can_be_replayed(message, memory)][:MAX_CALLS]
+    asked = [message for message in messages if _had_memory(message)][:MAX_CALLS]
+    made = [(message, memory.again(message.recalled, _composer(message))) for message in asked]
+    chosen = [message for message, recall in made if recall is not None]
+    recalls = [recall for _, recall in made if recall is not None]
     if not chosen:
         return []
-    recalls = [_again(message.recalled, memory) for message in chosen]
     none = [Recall(Recalled(kind="none")) for _ in chosen]
     # Two calls: rows with and without latents are batches of their own.
     own, other = (
@@ -84,16 +86,13 @@ def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking | No
     return [_replayed(*each) for each in zip(chosen, own, other, strict=True)]
 
 
-def _can_be_replayed(message: Message, memory: Remaking | None) -> bool:
-    had = message.recalled
-    return message.served is not None and bool(had.sources) and (memory is not None or not had.num_latents)
+def _had_memory(message: Message) -> bool:
+    """Return whether a program asked for it and there was a memory; one that was forgotten since has no text."""
+    return message.served is not None and bool(message.recalled.sources) and bool(message.recalled.text)
 
 
-def _again(record: Recalled, memory: Remaking | None) -> Recall:
-    if not record.num_latents:
-        return Recall(record)
-    assert memory is not None
-    return memory.again(record)
+def _composer(message: Message) -> str:
+    return message.served.composer if message.served is not None else ""
 
 
 def _call(message: Message) -> Call:

@@ -8,7 +8,7 @@ without it: what the response then loses is what came from there. These shares n
 the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,40 +26,15 @@ MAX_VARIANTS = 24
 
 
 class Remaking(Protocol):
-    """A memory that can be made of given trajectories, as `LatentMemory` and `TextMemory` can."""
+    """Something that makes recalls again, as `Recaller` does."""
 
-    def again(self, record: Recalled) -> Recall:
-        """Return a recall as it was, from its record."""
+    def again(self, record: Recalled, composer: str) -> Recall | None:
+        """Return a recall as it was, from its record; None if no memory of its kind is served."""
 
-    def made_of(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> Recall:
-        """Return the recall of a role at a task made of these trajectories."""
-
-
-class Composing(Protocol):
-    """A memory that composes, as `LatentMemory` does."""
-
-    def compose(self, records: Sequence[Recalled]) -> list[Recall]:
-        """Compose the latents of each record."""
-
-    def recall_from(
-        self, queries: Sequence[tuple[Task, Role]], found: Mapping[str, Sequence[Trajectory]]
-    ) -> list[Recall]:
-        """Compose latents for each query from the given trajectories of its task, by the task's key."""
-
-
-@dataclass(frozen=True)
-class Remade:
-    """A latent memory whose recalls can be made again."""
-
-    memory: Composing
-
-    def again(self, record: Recalled) -> Recall:
-        """Return a recall as it was, composed from the text that it was composed from."""
-        return self.memory.compose([record])[0]
-
-    def made_of(self, task: Task, role: Role, trajectories: Sequence[Trajectory]) -> Recall:
-        """Return the recall of a role at a task made of these trajectories."""
-        return self.memory.recall_from([(task, role)], {task.key: trajectories})[0]
+    def made_of(
+        self, kind: str, composer: str, task: Task, role: Role, trajectories: Sequence[Trajectory]
+    ) -> Recall | None:
+        """Return the recall of a role at a task made of these trajectories; None if no such memory is served."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +92,7 @@ def why(
     role: Role,
     bank: ExperienceBank,
     embed: Embed,
-    memory: Remaking | None,
+    memory: Remaking,
     model: LanguageModel | None,
 ) -> Why:
     """Measure what a message's memory did.
@@ -128,7 +103,7 @@ def why(
         role: the role that it was sampled for.
         bank: where its sources are, as who asks may see it.
         embed: the bank's embedder.
-        memory: makes the memory again; None if there is none of that kind.
+        memory: makes recalls again.
         model: scores the response; None if there are no weights here.
     """
     served = message.served
@@ -148,20 +123,23 @@ def why(
         per_token=(),
         is_exact=False,
     )
-    if reason := _unmeasurable(message, memory, model):
+    if reason := _unmeasurable(message, model):
         return replace(result, unmeasured=reason)
-    assert memory is not None
     assert model is not None
-    own = memory.again(record)
-    none = Recall(Recalled(kind="none"))
-    variants = _variants([found[id] for id in record.sources if id in found])
+    own = memory.again(record, result.composer)
+    if own is None:
+        return replace(result, unmeasured=f"this server has no memory of kind {record.kind!r} now")
     whole = len(found) == len(record.sources)
-    recalls = [memory.made_of(task, role, left) for _, _, left in variants] if whole else []
-    logps = message_logps(model, [(message, recall) for recall in (own, none, *recalls)])
+    variants = _variants([found[id] for id in record.sources]) if whole else []
+    made = [
+        (id, step, recall)
+        for id, step, left in variants
+        if (recall := memory.made_of(record.kind, result.composer, task, role, left)) is not None
+    ]
+    given = [own, Recall(Recalled(kind="none")), *(recall for _, _, recall in made)]
+    logps = message_logps(model, [(message, recall) for recall in given])
     gain = logps[0] - logps[1]
-    lost = {
-        (id, step): float((logps[0] - rest).sum()) for (id, step, _), rest in zip(variants, logps[2:], strict=False)
-    }
+    lost = {(id, step): float((logps[0] - rest).sum()) for (id, step, _), rest in zip(made, logps[2:], strict=True)}
     same_composer = bool(own.composer) and own.composer == result.composer
     return replace(
         result,
@@ -172,15 +150,15 @@ def why(
     )
 
 
-def _unmeasurable(message: Message, memory: Remaking | None, model: LanguageModel | None) -> str | None:
+def _unmeasurable(message: Message, model: LanguageModel | None) -> str | None:
     if not message.recalled.sources:
         return "no memory was given"
+    if not message.recalled.text:
+        return "what its memory was made of was forgotten"
     if model is None or not message.token_ids:
         return "a server of another model was asked, which scores nothing"
     if message.served is None:
         return "it was not asked for over HTTP"
-    if memory is None:
-        return f"this server has no memory of kind {message.recalled.kind!r} now"
     return None
 
 

@@ -7,6 +7,7 @@ when it begins and again when it is answered, so that a call which a crash cut s
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import JsonValue
 
 from latentmem.parsing import parse_json
 from latentmem.serving.asks import Answer
+from latentmem.serving.sessions.forgetting import calls_made_of, erase, scrub_calls, sessions_about
 from latentmem.serving.sessions.session import Counts, Ended, Ending, KeptCall, Session, State
 from latentmem.serving.sessions.tables import (
     ANSWER,
@@ -193,6 +195,32 @@ class SessionStore:
     def move(self, session: Session, ended: Ended) -> "Future[Session]":
         """Let an ended session move to its last state."""
         return self._writer.submit(lambda db: move_session(db, session, ended))
+
+    # Forgetting
+
+    def about(
+        self,
+        *,
+        tenant: str | None = None,
+        session: str | None = None,
+        domain: str | None = None,
+        task_id: str | None = None,
+        before: datetime | None = None,
+    ) -> list[Session]:
+        """Return the sessions that meet all filters; `before` is a time with its zone."""
+        with self._writer.read() as db:
+            return sessions_about(db, tenant, session, domain, task_id, before)
+
+    def scrub(self, sources: Collection[str]) -> int:
+        """Delete, in all calls, what memories made of these trajectories told; return the number of calls."""
+        with self._writer.read() as db:
+            calls = calls_made_of(db, sources)
+        return self._writer.write(lambda db: scrub_calls(db, calls))
+
+    def erase(self) -> bool:
+        """Leave no byte of what was deleted in the file and its log; return whether that succeeded."""
+        with self._writer.read() as db:
+            return erase(db)
 
     def forget(self, sessions: Collection[tuple[str, str]]) -> int:
         """Delete sessions, by tenant and id, with all that belongs to them, and return their number."""

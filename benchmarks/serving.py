@@ -1,0 +1,260 @@
+"""What `latentmem serve` costs: the engine asked directly against the server before it, by 16 clients, alternately.
+
+Directly: one call of `model.respond` with all prompts of a round, which is the best case for a batch; once as it is,
+once with a listener to each response. Served: as many clients at the same time, each with a connection and a session of
+its own; each streams one response. Prompts, seeds and limits are the same. Time to the first token, tokens a second
+and tokens a second of CPU (the server's without the clients') are medians over the rounds; each round has new prompts.
+
+    python benchmarks/serving.py [--rounds 7] [--clients 16] [--tokens 64] [--memory latent:untrained] [--out FILE]
+    python benchmarks/serving.py --url http://127.0.0.1:8001    the engine is that server of vLLM
+    python benchmarks/serving.py --quick                        a smoke run, a minute
+"""
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import yaml
+
+from latentmem.config import Sampling
+from latentmem.engines.vllm import VLLMEngine
+from latentmem.models.agent import AgentModel, Prompt
+from latentmem.models.language_model import LanguageModel
+from latentmem.trajectory import Conversation
+
+SYSTEM = "You are a careful assistant in a team that keeps a lighthouse."
+WORDS = ["lamp", "tower", "river", "gold", "mill", "stone", "wind", "salt"]
+TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one round took."""
+
+    first: float
+    """Median time to the first token, in seconds."""
+    seconds: float
+    cpu_seconds: float
+    num_tokens: int
+
+
+def users_of(number: int, clients: int, length: int) -> list[str]:
+    """Return the user messages of a round, of some `length` words; none comes twice."""
+    generator = torch.Generator().manual_seed(number)
+    picks = torch.randint(0, len(WORDS), (clients, length), generator=generator).tolist()
+    return [f"{number}.{i}: tell more of {' '.join(WORDS[p] for p in row)}." for i, row in enumerate(picks)]
+
+
+def chat_of(user: str) -> tuple[dict[str, Any], ...]:
+    """Return the messages of a chat."""
+    return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": user})
+
+
+def directly(
+    model: AgentModel, users: Sequence[str], seeds: Sequence[int], how: Sampling, pid: int, heard: bool, latents: Any
+) -> Measured:
+    """Ask the engine for all responses in one call."""
+    firsts: list[float] = []
+
+    def listener() -> Callable[[Sequence[int]], bool]:
+        told: list[int] = []
+
+        def listen(tokens: Sequence[int]) -> bool:
+            if not told:
+                firsts.append(time.perf_counter() - began)
+            told.extend(tokens)
+            return True
+
+        return listen
+
+    prompts = [
+        Prompt("a", SYSTEM, user, user, seed, latents, conversation=Conversation(messages=chat_of(user)))
+        for user, seed in zip(users, seeds, strict=True)
+    ]
+    if heard:
+        prompts = [replace(prompt, on_tokens=listener()) for prompt in prompts]
+    before, began = cpu_of(os.getpid()) + (cpu_of(pid) if pid else 0.0), time.perf_counter()
+    said = model.respond(prompts, how)
+    seconds = time.perf_counter() - began
+    cpu = cpu_of(os.getpid()) + (cpu_of(pid) if pid else 0.0) - before
+    return Measured(statistics.median(firsts or [seconds]), seconds, cpu, sum(len(one.token_ids) for one in said))
+
+
+def served(
+    url: str, name: str, users: Sequence[str], seeds: Sequence[int], how: Sampling, pids: Sequence[int]
+) -> Measured:
+    """Let one client for each message ask the server, all at the same time."""
+    place = urlsplit(url)
+    ready = threading.Barrier(len(users) + 1)
+    began = 0.0
+
+    def ask(user: str, seed: int) -> tuple[float, int]:
+        request = {
+            "model": name,
+            "messages": chat_of(user),
+            "temperature": how.temperature,
+            "max_tokens": how.max_response_tokens,
+            "seed": seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
+        connection.connect()
+        ready.wait()
+        connection.request(
+            "POST", f"{place.path}/chat/completions", json.dumps(request), {"Content-Type": "application/json"}
+        )
+        first, num_tokens = 0.0, 0
+        with connection.getresponse() as response:
+            assert response.status == 200, response.read()
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                said = json.loads(line[6:])
+                if not first and any(choice["delta"].get("content") for choice in said["choices"]):
+                    first = time.perf_counter() - began
+                if said.get("usage"):
+                    num_tokens = said["usage"]["completion_tokens"]
+        connection.close()
+        return first or time.perf_counter() - began, num_tokens
+
+    with ThreadPoolExecutor(len(users)) as pool:
+        asked = [pool.submit(ask, user, seed) for user, seed in zip(users, seeds, strict=True)]
+        ready.wait()
+        before, began = sum(map(cpu_of, pids)), time.perf_counter()
+        found = [one.result() for one in asked]
+        seconds = time.perf_counter() - began
+    cpu = sum(map(cpu_of, pids)) - before
+    return Measured(statistics.median(first for first, _ in found), seconds, cpu, sum(num for _, num in found))
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU time of a process and of all below it, in seconds."""
+    seconds = sum(map(float, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return seconds / os.sysconf("SC_CLK_TCK") + sum(cpu_of(child) for child in children if pid != os.getpid())
+
+
+@contextmanager
+def server(model: str, memory: str, engine_url: str | None, clients: int, limit: int) -> Iterator[tuple[str, int]]:
+    """Start the server; yield its address and its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = {"kind": "local"} if engine_url is None else {"kind": "vllm", "urls": [engine_url]}
+        values = {
+            "run": f"{folder}/run",
+            "model": {"name": model, "dtype": "float32", "engine": engine},
+            "bank": {"embedder": "hashing"},
+            "serve": {
+                "memory": memory,
+                "port": 0,
+                "log": "none",
+                "parallel": clients,
+                "defaults": {"max_response_tokens": limit},
+            },
+        }
+        path = Path(folder) / "serve.yaml"
+        path.write_text(yaml.safe_dump(values))
+        words = [sys.executable, "-m", "latentmem.cli", "serve", str(path)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert line.startswith("serve: "), f"the server does not start: {line!r}"
+                yield line.rpartition(" at ")[2].strip(), process.pid
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def told(name: str, rounds: Sequence[Measured]) -> dict[str, Any]:
+    """Return the medians of one way to ask."""
+    return {
+        "way": name,
+        "first_ms": 1000 * statistics.median(one.first for one in rounds),
+        "tokens_per_second": statistics.median(one.num_tokens / one.seconds for one in rounds),
+        "tokens_per_cpu_second": statistics.median(one.num_tokens / one.cpu_seconds for one in rounds),
+        "num_tokens": sum(one.num_tokens for one in rounds),
+    }
+
+
+def main() -> None:
+    """Measure, print a table, and write the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--words", type=int, default=60)
+    parser.add_argument("--memory", default="none")
+    parser.add_argument("--url", help="a server of vLLM")
+    parser.add_argument("--engine-pid", type=int, default=0, help="its process, so that its CPU time counts")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.clients, options.tokens, options.words = 2, 4, 8, 10
+    how = Sampling(temperature=TEMPERATURE, max_response_tokens=options.tokens)
+    model = LanguageModel.from_pretrained(options.model, dtype="float32")
+    engine: AgentModel = model if options.url is None else VLLMEngine(model, [options.url], options.clients)
+    latents = None if options.memory in ("none", "text") else 0.1 * torch.randn(8, model.width)
+    found: dict[str, list[Measured]] = {"directly": [], "directly, heard": [], "served": []}
+    with server(options.model, options.memory, options.url, options.clients, options.tokens) as (url, pid):
+        pids = [pid, *([options.engine_pid] if options.engine_pid else [])]
+        for number in range(-1, options.rounds):
+            users = users_of(number + 1, options.clients, options.words)
+            seeds = [1000 * (number + 1) + i for i in range(options.clients)]
+            ways: list[tuple[str, Callable[[], Measured]]] = [
+                ("directly", lambda: directly(engine, users, seeds, how, options.engine_pid, False, latents)),  # noqa: B023
+                ("directly, heard", lambda: directly(engine, users, seeds, how, options.engine_pid, True, latents)),  # noqa: B023
+                ("served", lambda: served(url, options.model, users, seeds, how, pids)),  # noqa: B023
+            ]
+            for place in range(3):
+                name, way = ways[(place + number) % 3]  # none is always first
+                measured = way()
+                if number >= 0:
+                    found[name].append(measured)
+    rows = [told(name, rounds) for name, rounds in found.items()]
+    print(f"{options.clients} clients, {options.tokens} tokens, memory {options.memory}, medians of {options.rounds}")
+    print(f"{'':16} {'first token':>12} {'tokens/s':>9} {'tokens/CPU s':>13}")
+    for row in rows:
+        figures = f"{row['first_ms']:9.0f} ms {row['tokens_per_second']:9.1f} {row['tokens_per_cpu_second']:13.1f}"
+        print(f"{row['way']:16} {figures}")
+    over = {
+        "wall": 1 - statistics.median(_ratios(found["served"], found["directly"], lambda one: one.seconds)),
+        "wall against heard": 1
+        - statistics.median(_ratios(found["served"], found["directly, heard"], lambda one: one.seconds)),
+        "cpu": 1 - statistics.median(_ratios(found["served"], found["directly"], lambda one: one.cpu_seconds)),
+    }
+    print("overhead (tokens lost): " + ", ".join(f"{name} {value:.1%}" for name, value in over.items()))
+    if options.out is not None:
+        options.out.write_text(
+            json.dumps({"rows": rows, "overhead": over, "options": vars(options) | {"out": None}}, indent=1)
+        )
+
+
+def _ratios(served: Sequence[Measured], alone: Sequence[Measured], cost: Callable[[Measured], float]) -> list[float]:
+    """Return, round by round, the served rate as a share of the direct one."""
+    return [
+        (one.num_tokens / cost(one)) / (other.num_tokens / cost(other))
+        for one, other in zip(served, alone, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -227,6 +227,21 @@ def test_files_that_another_process_made_of_the_older_state_are_found(tmp_path: 
         assert [problem.kind for problem in bank.forgotten(receipt.ids).problems] == ["roles"]
 
 
+def test_an_index_that_another_process_writes_during_the_deletion_is_removed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bank.sqlite"
+    index = path.with_name("bank.sqlite.index")
+    with ExperienceBank(path, embed) as bank:
+        bank.add([make("a"), make("b")])
+        bank.search(ASKED, k=1)
+        old, erase = index.read_bytes(), bank._records.erase
+        monkeypatch.setattr(bank._records, "erase", lambda: index.write_bytes(old) and erase())
+        receipt = bank.delete(ids=[make("a").id])
+        assert not index.exists()
+        assert (receipt.is_erased, bank.forgotten(receipt.ids).ok) == (True, True)
+
+
 def test_a_search_in_another_object_forgets_too(store: Store) -> None:
     with ExperienceBank(store, embed) as bank, ExperienceBank(store, embed) as other:
         bank.add([make("a", "acme"), make("b", "acme"), make("c")])

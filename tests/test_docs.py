@@ -68,6 +68,7 @@ SLOW = (
     "docs/first-steps.md",
     "docs/python.md",
     "docs/memories.md",
+    "docs/programs.md",
     "docs/training.md",
 )
 """Pages whose commands train and play for long, even on the tiny model. `make slow` runs them; else they are parsed."""
@@ -99,11 +100,12 @@ HUB_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 FILES = {
     "README.md": {"mine.yaml": "README.md"},
     "docs/reports.md": {"mine.yaml": "README.md"},
+    "docs/programs.md": {"mine.yaml": "docs/programs.md", "my_program.py": "docs/programs.md"},
     "docs/serving.md": {"served.yaml": "docs/serving.md"},
     "docs/teams.md": {"proofreaders.yaml": "docs/teams.md", "sums.yaml": "docs/configuration.md"},
     "docs/released-weights.md": {"released.yaml": "docs/released-weights.md"},
 }
-"""Files that commands name, and the page whose first YAML block each of them is."""
+"""Files that commands name, and the page whose first block of that language each of them is."""
 
 
 def test_every_fence_says_what_is_in_it():
@@ -254,7 +256,8 @@ class Reader:
         (self.folder / "CONFIG").write_text(CODE_CONFIG if page == "docs/sandbox.md" else SMALL_CONFIG)
         self.rows()
         for name, source in FILES.get(page, {}).items():
-            text = next(block.text for block in blocks(source) if block.language == "yaml")
+            language = "python" if name.endswith(".py") else "yaml"
+            text = next(block.text for block in blocks(source) if block.language == language)
             (self.folder / name).write_text(text)
         if page == "docs/results/grid.md":
             (self.folder / "grid.yaml").write_text((ROOT / "docs/results/grid.yaml").read_text())

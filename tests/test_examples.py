@@ -12,7 +12,7 @@ from latentmem import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = ["researcher.py"]
-CONFIGURED = ["guessing", "keyword_memory", "until_agreed"]
+CONFIGURED = ["guessing", "keyword_memory", "planner_solver", "until_agreed"]
 NOTEBOOKS = ["own_data.ipynb"]
 
 
@@ -59,6 +59,9 @@ def test_a_configuration_with_a_class_of_ones_own_is_collected_and_evaluated(
         assert row["name"] in out
     if name == "guessing":
         assert results["domain"] == "guessing"
+    if name == "planner_solver":
+        assert results["team"] == "planner_solver"
+        assert all(row["num_errors"] == 0 for row in results["memories"])
     if name == "until_agreed":
         assert results["team"] == "until_agreed"
     if name == "keyword_memory":

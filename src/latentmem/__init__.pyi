@@ -44,9 +44,12 @@ from .training.lmpo import LMPOTrainer as LMPOTrainer
 from .training.losses import lmpo_loss as lmpo_loss
 from .training.sft import SFTTrainer as SFTTrainer
 from .training.warmup import WarmupTrainer as WarmupTrainer
+from .trajectory import Conversation as Conversation
 from .trajectory import Message as Message
+from .trajectory import Origin as Origin
 from .trajectory import Recalled as Recalled
 from .trajectory import Role as Role
+from .trajectory import Served as Served
 from .trajectory import Step as Step
 from .trajectory import Task as Task
 from .trajectory import Trajectory as Trajectory

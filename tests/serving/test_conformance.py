@@ -454,6 +454,33 @@ def test_a_client_that_goes_away_frees_its_place(url: str, desk: ScriptedDesk, s
     assert turn.answer is None
 
 
+def test_a_client_that_goes_away_while_it_waits_takes_no_place(url: str, desk: ScriptedDesk) -> None:
+    waits, left = threading.Event(), threading.Event()
+
+    async def admit(who: Any, ask: Ask) -> Any:
+        waits.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    desk.admit = admit  # type: ignore[method-assign]
+
+    async def leave() -> None:
+        async with httpx.AsyncClient() as client:
+            asking = asyncio.ensure_future(
+                client.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": ASKED})
+            )
+            await asyncio.to_thread(waits.wait, 30)
+            asking.cancel()
+
+    try:
+        asyncio.run(leave())
+        assert left.wait(30)
+    finally:
+        del desk.admit  # type: ignore[misc]
+
+
 def test_identity_comes_from_headers_body_metadata_url_or_token(url: str, desk: ScriptedDesk) -> None:
     full = {"latentmem": {"session": "b", "role": "rb"}, "metadata": {"session": "m", "role": "rm", "task": "tm"}}
     body = {"model": "tiny", "messages": ASKED}

@@ -12,7 +12,7 @@ from served import Script, client, on_a_port, parts_of, scripted
 from latentmem.errors import BankError, WindowError
 from latentmem.memory.memory import Recall
 from latentmem.serving.recalling import Remembered
-from latentmem.serving.sessions.session import UNJUDGED
+from latentmem.serving.sessions.session import UNJUDGED, Ending
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.trajectory import Recalled
 
@@ -332,6 +332,24 @@ def test_idle_sessions_end_and_count_what_was_told(parts, address):
     assert sorted(trajectory.origin.is_judged for trajectory in parts.bank) == [False, True]
     with pytest.raises(openai.ConflictError):
         ask(address, "x", session="silent")
+
+
+def test_a_session_in_which_something_happens_just_then_is_not_idle(parts, address):
+    ask(address, "2 + 2?", session="s")
+    (idle,) = parts.store.idle_since(time.time() + 1)
+    ask(address, "3 + 3?", session="s")
+    assert not parts.endings.complete(idle, Ending(cause="idle")).is_over
+    assert parts.endings.complete(parts.store.get("", "s"), Ending(cause="idle")).is_over
+
+
+def test_it_is_told_who_read_whom(tmp_path):
+    with parts_of(tmp_path, scripted("it is four", "agreed")) as parts, on_a_port(parts.app()) as address:
+        ask(address, "2 + 2?", session="s")
+        ask(address, "They said: it is four. Do you agree?", session="s", system="You check.")
+        ask(address, "2 + 2?", session="s", system="You sing.")
+        complete(address, "s", reward=1)
+        (stored,) = parts.bank
+        assert [message.reads for message in stored.messages] == [(), (0,), ()]
 
 
 def test_memory_is_in_the_prompt_and_never_in_what_is_stored(tmp_path):

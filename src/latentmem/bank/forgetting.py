@@ -81,6 +81,11 @@ def forget(
     if not dry:
         with records.read():  # whoever searches in this process waits
             indices.drop()
+    is_erased = not dry and records.erase()
+    if not dry:
+        with records.read() as transaction:  # another process that was searching may have written its index meanwhile
+            if any(indices.leftovers(transaction, {*doomed.values()})):
+                indices.drop()
     given: dict[str, str | bool | list[str] | None] = {k: v for k, v in filters.items() if v is not None}
     return Receipt(
         bank=where,
@@ -90,7 +95,7 @@ def forget(
         time=now(),
         digest_before=before,
         digest_after=after,
-        is_erased=not dry and records.erase(),
+        is_erased=is_erased,
     )
 
 

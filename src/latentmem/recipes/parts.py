@@ -39,9 +39,8 @@ from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
 from latentmem.recipes.folders import checkpoints_of, steps_done
-from latentmem.recipes.teams import team_of
+from latentmem.recipes.teams import Open, team_of
 from latentmem.seeds import stream_seed
-from latentmem.serving.programs.team import ProgramTeam
 from latentmem.teams.turn import Players, Teams
 from latentmem.templates import check_template
 from latentmem.training.checkpoint_folder import selected_checkpoint
@@ -321,7 +320,7 @@ class Parts:
     def close(self) -> None:
         """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""
         for team in (self.team, *self.train_teams):
-            if isinstance(team, ProgramTeam):
+            if isinstance(team, Open):
                 team.close()
         if "bank" in vars(self):
             self.bank.close()

@@ -1,13 +1,21 @@
 """Who plays, from the configuration: teams by their names or files, classes of your own, and programs."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from latentmem.config import Config, ProgramSection
 from latentmem.errors import ConfigError
 from latentmem.models.language_model import LanguageModel
-from latentmem.serving.programs.team import ProgramTeam
 from latentmem.teams.team import load_team
 from latentmem.teams.turn import Player
+
+
+@runtime_checkable
+class Open(Protocol):
+    """A team that holds something open between episodes."""
+
+    def close(self) -> None:
+        """Let it go."""
 
 
 def team_of(config: Config, team: str | ProgramSection, model: Callable[[], LanguageModel]) -> Player:
@@ -28,4 +36,11 @@ def team_of(config: Config, team: str | ProgramSection, model: Callable[[], Lang
             f"max_turns is {config.max_turns}, but team {team.label} is a program, which plays an episode in one turn; "
             "set max_turns to 1"
         )
+    try:
+        from latentmem.serving.programs.team import ProgramTeam
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"team {team.label}: a program speaks to a server, which needs the package {error.name}; "
+            "pip install 'latentmem[serve]'"
+        ) from None
     return ProgramTeam(team, model)

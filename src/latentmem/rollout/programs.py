@@ -7,7 +7,6 @@ found while playing; the memory is asked for them then.
 
 import hashlib
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from latentmem.environments.environment import Environment, Outcome
 from latentmem.errors import LatentMemError, WindowError
 from latentmem.outside import well_formed
 from latentmem.rollout.episodes import Episode
-from latentmem.rollout.prompts import group_of, message_of, prompt_of
+from latentmem.rollout.prompts import group_of, message_of, prompt_of, read_by
 from latentmem.rollout.recalls import SharedRecalls
 from latentmem.rollout.turns import Ask
 from latentmem.seeds import stream_seed
@@ -159,21 +158,11 @@ class _Heard:
 
 
 def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:
-    """Return the call with the numbers of the earlier messages whose responses its prompt quotes word for word."""
+    """Return the call with the numbers of the earlier messages that its prompt quotes."""
     if call.reads:
         return call
     asked = call.user if call.served is None else f"{call.served.conversation.system}\n{call.user}"
-    reads = tuple(
-        i
-        for i, message in enumerate(earlier)
-        if _quotes(asked, message.response) and not _quotes(shown, message.response)
-    )
-    return Call(call.role, call.system, call.user, reads, call.served)
-
-
-def _quotes(text: str, response: str) -> bool:
-    said = response.strip()
-    return bool(said) and re.search(rf"(?<!\w){re.escape(said)}(?!\w)", text) is not None
+    return Call(call.role, call.system, call.user, read_by(asked, earlier, shown), call.served)
 
 
 def warn_of_silence(episodes: Sequence[ProgramEpisode]) -> None:

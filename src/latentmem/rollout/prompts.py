@@ -1,6 +1,8 @@
 """What an agent reads and what is kept of its response: a call and a recall make a prompt, and then a message."""
 
 import hashlib
+import re
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -8,6 +10,9 @@ from latentmem.memory.memory import Recall
 from latentmem.models.agent import Prompt, Sampled
 from latentmem.teams.turn import Call, ServedCall
 from latentmem.trajectory import Message, Served, Task
+
+LOOKED_BACK = 64
+"""How many earlier messages a prompt is searched for."""
 
 
 def prompt_of(call: Call, recall: Recall, group: str, seed: int) -> Prompt:
@@ -74,3 +79,24 @@ def _label(task: Task) -> str:
     """Describe the task in a few words, for errors; a task without an id by the beginning of its text."""
     text = " ".join(task.text.split())
     return task.key if task.id is not None else repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def read_by(asked: str, earlier: Sequence[Message], shown: str) -> tuple[int, ...]:
+    """Return the positions of the earlier messages whose responses a prompt quotes word for word.
+
+    Args:
+        asked: the prompt.
+        earlier: the messages before it; the last `LOOKED_BACK` are looked at.
+        shown: what a prompt may quote without having read a message, such as the task.
+    """
+    first = max(0, len(earlier) - LOOKED_BACK)
+    return tuple(
+        first + i
+        for i, message in enumerate(earlier[first:])
+        if _quotes(asked, message.response) and not _quotes(shown, message.response)
+    )
+
+
+def _quotes(text: str, response: str) -> bool:
+    said = response.strip()
+    return bool(said) and said in text and re.search(rf"(?<!\w){re.escape(said)}(?!\w)", text) is not None

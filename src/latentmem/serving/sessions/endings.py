@@ -49,9 +49,7 @@ class Endings:
     def end_idle(self, now: float | None = None) -> int:
         """End the sessions in which nothing happened for too long, and return their number."""
         idle = self.store.idle_since((time.time() if now is None else now) - self.idle_seconds)
-        for session in idle:
-            self.complete(session, Ending(cause="idle"))
-        return len(idle)
+        return sum(self.complete(session, Ending(cause="idle")).is_over for session in idle)
 
     def resume(self, before: float | None = None) -> int:
         """Finish what was begun to end before a moment, but could not be stored, and return the number of sessions."""

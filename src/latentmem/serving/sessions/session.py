@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from latentmem.rollout import read_by
 from latentmem.serving.asks import Answer
 from latentmem.trajectory import Finite, Message, Origin, Record, Step, Task, Trajectory
 
@@ -186,6 +187,11 @@ def _trajectory(
     if team_reward is None and ending.rewards:
         team_reward = sum(ending.rewards.values()) / len(ending.rewards)
     reward = (team_reward or 0.0) if is_judged else 0.0
+    told = session.task.text
+    reading = [
+        message.model_copy(update={"reads": read_by(f"{message.system}\n{message.user}", messages[:place], told)})
+        for place, message in enumerate(messages)
+    ]
     info = {"session": session.id, "mode": session.mode, "cause": ending.cause}
     return Trajectory(
         task=session.task,
@@ -193,7 +199,7 @@ def _trajectory(
         model=storing.model,
         steps=(
             Step(
-                messages=tuple(messages),
+                messages=tuple(reading),
                 action=messages[-1].response if ending.answer is None else ending.answer,
                 observation=ending.feedback,
                 info=dict(info),

@@ -363,11 +363,15 @@ _JSON: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
 
 
 def end_session(db: sqlite3.Connection, session: Session, ending: Ending) -> Session:
-    """Keep how a session was ended, if it was not before, and return it as it is."""
+    """Keep how a session was ended, if it was not before, and return it as it is.
+
+    One that is idle is not ended if something has happened in it since it was looked up.
+    """
     seq = seq_of(db, session)
     now = find_session(db, session.tenant, session.id)
     assert now is not None
-    if not now.is_over:
+    is_used = ending.cause == "idle" and (now.touched > session.touched or counts_of(db, seq).running)
+    if not now.is_over and not is_used:
         db.execute(
             "UPDATE sessions SET ending = ?, touched = ? WHERE seq = ?", (ending.model_dump_json(), time.time(), seq)
         )

@@ -110,7 +110,7 @@ def test_prompts_join_while_others_are_sampled_and_each_tells_how_long_it_waited
         assert second.result(60).token_ids == model.sample([joined], WARM)[0].token_ids
         assert len(first.result(60).token_ids) > 3
     assert late.is_set()
-    assert second.result().queue_seconds > first.result().queue_seconds >= 0
+    assert all(asked.result().queue_seconds > 0 for asked in (first, second))
 
 
 def test_a_full_queue_refuses_and_a_large_call_is_taken_when_nobody_waits(model: LanguageModel) -> None:

@@ -12,10 +12,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+
+from latentmem.config import Sampling
+from latentmem.engines.vllm import VLLMEngine
+from latentmem.models.agent import Prompt
+from latentmem.models.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(os.environ.get("LATENTMEM_TEST_VLLM", ROOT / ".vllm"))
@@ -122,3 +128,48 @@ def test_a_run_with_a_real_server_that_is_killed_once(config):
     assert ratios == pytest.approx([1] * len(ratios), abs=1e-3)
     for name in ("results.json", "report/report.html"):
         assert (Path(yaml.safe_load(config.read_text())["run"]) / name).exists(), name
+
+
+def test_a_real_server_streams_and_is_told_when_nobody_waits(config):
+    values = yaml.safe_load(config.read_text())
+    url = values["model"]["engine"]["urls"][0]
+    model = LanguageModel.from_pretrained("smollm2-135m", dtype="float32")
+    engine = VLLMEngine(model, [url], timeout_seconds=600, retries=0)
+    latents = model.model.get_input_embeddings().weight[1000:1004].detach().clone()
+    prompts = [
+        Prompt("a", "Be brief.", f"Count from {i} to twenty.", f"g{i}", i, given)
+        for i, given in enumerate((latents, None, latents, None))
+    ]
+    how = Sampling(temperature=0, max_response_tokens=24)
+    heard = [[] for _ in prompts]
+
+    def listener(place, most=1000):
+        return lambda tokens: heard[place].extend(tokens) or len(heard[place]) < most
+
+    with server_of(config):
+        whole = engine.respond(prompts, how)
+        streamed = engine.respond([replace(p, on_tokens=listener(i)) for i, p in enumerate(prompts)], how)
+        assert [one.token_ids for one in streamed] == [one.token_ids for one in whole]
+        assert [tuple(tokens) for tokens in heard] == [one.token_ids for one in whole]
+        for one, other in zip(streamed, whole, strict=True):
+            assert one.logps == pytest.approx(other.logps, abs=1e-3)
+        stop = model.decode(whole[0].token_ids[5:8])
+        for one in (prompts[0], prompts[1]):
+            changed = replace(one, stop=(stop, "\n\n\n"), limit=20)
+            (theirs,), (ours,) = engine.respond([changed], how), model.sample([changed], how)
+            assert (theirs.token_ids, theirs.text, theirs.finish) == (ours.token_ids, ours.text, ours.finish)
+        heard[0].clear()
+        long = Sampling(temperature=0.9, max_response_tokens=900)
+        (left,) = engine.respond([replace(prompts[0], on_tokens=listener(0, most=3))], long)
+        assert len(left.token_ids) <= len(heard[0]) == 3 or left.finish == "stop"
+        end = time.monotonic() + 60
+        while running(url) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not running(url)  # 900 tokens would take far longer
+
+
+def running(url):
+    """Number of requests that the server works on."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))

@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,6 +101,29 @@ def test_the_text_asked_for_longest_ago_is_forgotten_first(forgetful, monkeypatc
     assert list(forgetful._remembered) == ["a", "c"]
     assert forgetful(["a", "b", "c"]).shape == (3, 384)  # more than it may remember in one call
     assert len(forgetful._remembered) == 2
+
+
+def test_many_threads_get_the_same_vectors_and_the_model_embeds_for_one_at_a_time(forgetful, monkeypatch):
+    texts = [f"Task {i}" for i in range(12)]
+    expected = {text: forgetful([text])[0] for text in texts}
+    forgetful._remembered.clear()
+    monkeypatch.setattr(embedder_module, "MAX_REMEMBERED", 3)  # what one thread knows, another forgets
+    embed, inside, most = forgetful._embed, [], []
+
+    def watched(asked):
+        inside.append(1)
+        most.append(len(inside))
+        rows = embed(asked)
+        inside.pop()
+        return rows
+
+    monkeypatch.setattr(forgetful, "_embed", watched)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [[texts[(i + j) % 12] for j in range(3)] for i in range(12)] * 4
+        for some, rows in zip(asked, pool.map(forgetful, asked), strict=True):
+            np.testing.assert_array_equal(rows, [expected[text] for text in some])
+    assert set(most) == {1}
+    assert len(forgetful._remembered) == 3
 
 
 def test_what_a_caller_does_to_a_row_is_not_remembered(forgetful):

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_EVERY = 4
 """Tokens between two moments at which prompts join: joining copies what the rows have read, and costs about as much as
-one token."""
+one token. As many prompts as rows join at once, so callers that come together soon are one batch."""
 
 
 class _Place:
@@ -137,7 +137,8 @@ class Batcher:
                     self._is_working = False
                     return
                 adapter = next(iter(self._running)).prompt.adapter if self._running else self._next_adapter()
-                is_time = not self._running or steps % JOIN_EVERY == 0
+                num_waiting = sum(map(len, self._waiting))
+                is_time = num_waiting >= len(self._running) or steps % JOIN_EVERY == 0
                 new = self._take(adapter) if is_time else []
             try:
                 with self.model.as_agent(adapter):

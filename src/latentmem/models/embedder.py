@@ -6,6 +6,7 @@ long texts and two thirds for short ones.
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,8 @@ class Embedder:
         self._name = name
         self._batch_size = batch_size
         self._remembered: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._state = threading.Lock()
+        self._embedding = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -115,17 +118,31 @@ class Embedder:
         return int(self._model.get_embedding_dimension())
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Embed texts [n] to float32 [n, e], each row of length 1, in the order of the texts."""
-        unknown = [text for text in dict.fromkeys(texts) if text not in self._remembered]
-        rows: dict[str, np.ndarray] = dict(zip(unknown, self._embed(unknown), strict=True)) if unknown else {}
-        for text in texts:
-            if text not in rows:
-                rows[text] = self._remembered[text]
-                self._remembered.move_to_end(text)
-        self._remembered.update((text, rows[text]) for text in unknown)
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+        """Embed texts [n] to float32 [n, e], each row of length 1, in the order of the texts.
+
+        Many threads may ask; the model embeds for one of them at a time.
+        """
+        rows = self._known(texts)
+        unknown = [text for text in dict.fromkeys(texts) if text not in rows]
+        if unknown:
+            with self._embedding:
+                rows |= self._known(unknown)  # another thread may have embedded them meanwhile
+                unknown = [text for text in unknown if text not in rows]
+                if unknown:
+                    rows |= zip(unknown, self._embed(unknown), strict=True)
+        with self._state:
+            self._remembered.update((text, rows[text]) for text in unknown)
+            while len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
         return np.stack([rows[text] for text in texts]) if texts else np.empty((0, self.width), dtype=np.float32)
+
+    def _known(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Return the vectors that are remembered."""
+        with self._state:
+            known = {text: self._remembered[text] for text in dict.fromkeys(texts) if text in self._remembered}
+            for text in known:
+                self._remembered.move_to_end(text)
+        return known
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         raw = self._model.encode(texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)

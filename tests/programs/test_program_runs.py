@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latentmem import recipes
+from latentmem import cli, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.config import load_config
 from latentmem.errors import ConfigError, RunError
@@ -202,6 +202,24 @@ def test_a_grid_plays_programs_beside_fixed_teams(tmp_path, tiny_model_dir):
     assert [run.place.name for run in grid.runs] == ["odd-autogen-seed0", "odd-ours-seed0"]
     assert grid.runs[1].config.team.call == "sample_programs:plays_solo"
     assert [run.bank.config.team == run.config.team for run in grid.runs] == [True, True]
+
+
+def test_a_grid_of_a_program_and_a_team_is_played_and_reported(tmp_path, tiny_model_dir, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    values = yaml.safe_load(CONFIG.format(run=tmp_path / "grid", model=tiny_model_dir, team="autogen"))
+    del values["data"], values["team"], values["evaluate"]
+    teams = ["solo", program_of("plays_solo", roles=listed("solo"))]
+    grid = {"benchmarks": {"odd": {"data": {"kind": "worlds:OddWorld"}}}, "teams": teams, "memories": ["none", "text"]}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.dump({**values, "grid": grid, "evaluate": {"num_bootstraps": 50}}))
+    assert cli.main(["evaluate", str(path)]) == 0
+    table = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    assert table["grid"]["teams"] == ["solo", "ours"]
+    assert [(cell["team"], cell["memory"]) for cell in table["cells"]] == [
+        (team, memory) for team in ("solo", "ours") for memory in ("none", "text")
+    ]
+    assert cli.main(["evaluate", str(path)]) == 0  # and does not play again
+    assert cli.main(["report", str(tmp_path / "grid")]) == 0
 
 
 def test_plan_and_prompts_know_programs(configure, capsys):

@@ -326,6 +326,12 @@ def test_what_is_not_served_is_refused_and_named(
     assert desk.turns == []
 
 
+def test_a_seed_is_a_number_of_64_bits(client: openai.OpenAI, desk: ScriptedDesk) -> None:
+    for seed, kept in ((7, 7), (-7, -7), (2**63 - 1, 2**63 - 1), (9_223_372_036_854_776_000, -(2**63) + 192)):
+        client.chat.completions.create(model="tiny", messages=ASKED, seed=seed)
+        assert desk.turns[-1].ask.seed == kept
+
+
 def test_what_states_the_default_or_is_unknown_is_accepted(url: str) -> None:
     body = {
         "model": "tiny", "messages": [*ASKED, {"role": "assistant", "content": None, "tool_calls": []}],

@@ -166,7 +166,15 @@ def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:
 
 
 def warn_of_silence(episodes: Sequence[ProgramEpisode]) -> None:
-    """Warn if programs ended well and none of their agents spoke: such episodes teach nothing."""
+    """Warn of what ends well and teaches nothing: that no agent spoke, or that silent ones were given rewards."""
     ended = [episode for episode in episodes if episode.error is None]
-    if ended and not any(message for episode in ended for step in episode.steps for message in step.messages):
+    spoke = {message.role for episode in ended for step in episode.steps for message in step.messages}
+    if ended and not spoke:
         logger.warning("program %s: %s", ended[0].team.name, NO_CALL)
+    if spoke and (silent := {role for episode in ended for role in episode.rewards} - spoke):
+        logger.warning(
+            "program %s: rewards are told for %s, who said nothing; the roles that spoke are %s",
+            ended[0].team.name,
+            ", ".join(sorted(silent)),
+            ", ".join(sorted(spoke)),
+        )

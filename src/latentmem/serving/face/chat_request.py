@@ -21,6 +21,7 @@ from latentmem.serving.face.fields import (
     ToolName,
     TopP,
     Zero,
+    of_64_bits,
     read_fields,
 )
 from latentmem.trajectory import Conversation
@@ -191,7 +192,7 @@ def read_chat(values: dict[str, Any], call: str) -> tuple[Ask, ChatRequest]:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         n=body.n or 1,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        seed=body.seed,
+        seed=of_64_bits(body.seed),
         logprobs=bool(body.logprobs),
         stream=bool(body.stream),
         with_usage=bool(body.stream_options and body.stream_options.include_usage),

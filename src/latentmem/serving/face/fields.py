@@ -32,7 +32,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE]
+MAX_SEED = 9_223_372_036_854_776_000
+"""OpenAI's limit: that of 64 bits, as a float writes it."""
+Seed = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED), WHOLE]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -63,6 +65,11 @@ class PlainText(Fields):
 
 
 F = TypeVar("F", bound=BaseModel)
+
+
+def of_64_bits(seed: int | None) -> int | None:
+    """Return a seed as a signed number of 64 bits."""
+    return None if seed is None else (seed + 2**63) % 2**64 - 2**63
 
 
 def read_fields(form: type[F], values: dict[str, Any]) -> F:

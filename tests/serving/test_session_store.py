@@ -137,6 +137,7 @@ def test_a_session_that_is_forgotten_leaves_nothing(store, tmp_path):
     assert store.get("a", "s") is None
     with pytest.raises(Refused):
         store.calls(session)
+    assert store.erase()
     assert b"MARKER" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 

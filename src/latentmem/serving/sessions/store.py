@@ -223,11 +223,8 @@ class SessionStore:
             return erase(db)
 
     def forget(self, sessions: Collection[tuple[str, str]]) -> int:
-        """Delete sessions, by tenant and id, with all that belongs to them and their bytes; return their number."""
-        deleting = list(sessions)
-        return self._writer.write(
-            lambda db: sum(forget_session(db, tenant, id_) for tenant, id_ in deleting), wipes=True
-        )
+        """Delete sessions, by tenant and id, with all that belongs to them, and return their number."""
+        return self._writer.write(lambda db: sum(forget_session(db, tenant, id_) for tenant, id_ in sessions))
 
 
 def _lost(db: sqlite3.Connection, call: str, reason: str) -> None:

@@ -41,7 +41,6 @@ class _Asked:
 
     change: Change[Any]
     future: "Future[Any]"
-    wipes: bool
 
 
 class Writer:
@@ -80,25 +79,21 @@ class Writer:
             with self._reading:
                 self._reader.close()
 
-    def submit(self, change: Change[T], *, wipes: bool = False) -> "Future[T]":
+    def submit(self, change: Change[T]) -> "Future[T]":
         """Ask for a change; the future has its result once it is on stable storage.
 
         An exception of the change takes it back and is the future's. `StoreFailed` says that the disk refused.
-
-        Args:
-            change: what is to be done.
-            wipes: whether the bytes of what it deletes are to be gone from the files, too.
         """
         future: Future[T] = Future()
         if self._is_closed:
             future.set_exception(ServingError(f"{self.path}: closed"))
         else:
-            self._asked.put(_Asked(change, future, wipes))
+            self._asked.put(_Asked(change, future))
         return future
 
-    def write(self, change: Change[T], *, wipes: bool = False) -> T:
-        """Do a change as `submit` does, and return its result once it is on stable storage."""
-        return self.submit(change, wipes=wipes).result()
+    def write(self, change: Change[T]) -> T:
+        """Do a change and return its result once it is on stable storage."""
+        return self.submit(change).result()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -139,8 +134,6 @@ class Writer:
                     done.append((asked.future, result))
                 self._db.execute("RELEASE one")
             self._db.execute("COMMIT")
-            if any(asked.wipes for asked in batch):  # the log holds what was deleted until it is begun anew
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # SQLite may have taken everything back by itself
                 self._db.execute("ROLLBACK")

@@ -203,7 +203,7 @@ def _tell_figures(
     metrics.reads(
         "sessions", "Sessions by state", lambda: {str(k): v for k, v in store.num_by_state().items()}, "state"
     )
-    metrics.reads("bank_trajectories", "Trajectories in the bank", lambda: len(bank))
+    metrics.reads("bank_trajectories", "Trajectories in the bank", lambda: len(bank.seen_by(None)))
     metrics.reads("kept_recalls", "Latents that need not be composed again", lambda: len(recaller.kept))
 
 

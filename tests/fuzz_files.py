@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from fuzzing import Sample
 from latentmem.environments.pddl_problems import generate
-from latentmem.trajectory import Message, Recalled, Step, Task, Trajectory
+from latentmem.trajectory import Conversation, Message, Origin, Recalled, Served, Step, Task, Trajectory
 
 QA = {"kind": "qa", "schema": "popqa", "train": {"path": "a"}, "test": {"path": "b"}, "search": {"url": "http://x"}}
 FAMILY = {"name": "chain_sum", "weight": 2.0, "params": {"min_terms": 2}}
@@ -119,6 +119,34 @@ TRAJECTORY = Trajectory(
     task=Task(id="1", domain="qa", text="What?", data={"answers": ["42"]}),
     team="solo", model="m", steps=(STEP, STEP), reward=1.0, success=True, seed=0,
 )  # fmt: skip
+CHAT = Conversation(
+    messages=(
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "u"}], "name": "n"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f"}}]},
+    ),
+    tools=({"type": "function", "function": {"name": "f", "parameters": {}}},),
+)
+SERVED = TRAJECTORY.model_copy(
+    update={
+        "steps": (
+            Step(
+                messages=(
+                    MESSAGE.model_copy(
+                        update={
+                            "finish": "cut",
+                            "served": Served(call="c", conversation=CHAT, prompt_ids=(1, 2, 3), lineage="l"),
+                        }
+                    ),
+                ),
+                action="42",
+                observation="",
+            ),
+        ),
+        "rewards": {"scout": 0.5},
+        "origin": Origin(tenant="acme", session="s", is_judged=True),
+    }
+)
 RELEASED_MESSAGE = {"name": "a", "system_instruction": "s", "user_instruction": "u", "response": "r"}
 RELEASED = [
     {

@@ -2,6 +2,7 @@
 
 import json
 from threading import Lock
+from types import SimpleNamespace
 
 import torch
 
@@ -10,7 +11,8 @@ from latentmem.memory.memory import Recalls
 from latentmem.models.agent import Sampled
 
 PLACE = "You have reached the Crimson Mill."
-CALL = 'I look. <tool_call>\n{"name": "kind_of_place", "arguments": {"name": "the Crimson Mill"}}\n</tool_call>'
+ARGUMENTS = {"kind_of_place": {"name": "the Crimson Mill"}, "ask_porter": {"input": "The Crimson Mill?"}}
+"""What the tools of the programs are called with."""
 WORDS = {"scout": "corn", "porter": "lion"}
 
 
@@ -19,6 +21,9 @@ class Talker:
 
     name = "served"
     concurrent = True
+    chat = SimpleNamespace(
+        tool_form="hermes", said=lambda token_ids: bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
+    )
 
     def __init__(self):
         self.prompts = []
@@ -28,9 +33,6 @@ class Talker:
         with self._lock:
             self.prompts += prompts
         return [self._said(prompt) for prompt in prompts]
-
-    def decode(self, token_ids):
-        return bytes(i for i in token_ids if i < 256).decode()
 
     def _said(self, prompt):
         text = self._text(prompt)
@@ -43,12 +45,18 @@ class Talker:
     def _text(self, prompt):
         names = {tool["function"]["name"] for tool in prompt.conversation.tools}
         has_seen = any(results_in(message) for message in prompt.conversation.messages)
-        if "kind_of_place" in names and not has_seen:
-            return CALL
+        first = next((name for name in ARGUMENTS if name in names), None)
+        if first is not None and not has_seen:
+            return f"I look. {call_of(first, ARGUMENTS[first])}"
         word = next(word for name, word in WORDS.items() if name in prompt.system)
         if "final_answer" in names:
-            return f"<tool_call>\n{json.dumps({'name': 'final_answer', 'arguments': {'answer': word}})}\n</tool_call>"
+            return call_of("final_answer", {"answer": word})
         return word
+
+
+def call_of(name, arguments):
+    """A call of a tool, as a model of the Hermes family writes it."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 def results_in(message):

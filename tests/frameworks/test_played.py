@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from talking import CALL, PLACE, WORDS, BothWords, RoleLatents, Talker, results_in
+from talking import ARGUMENTS, PLACE, WORDS, BothWords, RoleLatents, Talker, call_of, results_in
 from venvs import python_of
 
 from latentmem import Task, rollout
@@ -29,25 +29,22 @@ FACES = [
 WAYS = [("header", False), ("body", True), ("url", False), ("system", True)]
 
 
-@pytest.fixture
-def played(framework, api, told_by, stream, monkeypatch):
-    """The one episode of a framework's program, and the prompts that the engine saw."""
-    asked = {"TOLD_BY": told_by, "STREAM": str(int(stream)), "API": api}
-    for name, value in asked.items():
-        monkeypatch.setenv(name, value)
+def play(framework, program, told_by="system", stream=False, api="chat"):
+    """Two episodes of a program, and the prompts that the engine saw."""
     roles = [
         {"name": name, "profile": profile, "pattern": rf"\b{name}\b" if told_by == "system" else None}
         for name, profile in PROFILES.items()
     ]
-    command = (str(python_of(framework)), str(PROGRAMS / f"{framework}_pair.py"))
+    asked = {"TOLD_BY": told_by, "STREAM": str(int(stream)), "API": api}
+    command = ("env", *(f"{name}={value}" for name, value in asked.items()), str(python_of(framework)))
+    section = ProgramSection(kind="program", command=(*command, str(PROGRAMS / program)), roles=roles)
     model = Talker()
-    team = ProgramTeam(ProgramSection(kind="program", command=command, roles=roles), lambda: model)
+    team = ProgramTeam(section, lambda: model)
     task = Task(id="t", domain="toy", text=PLACE)
     try:
-        rollouts = rollout(team, RoleLatents(), model, [task], lambda task: BothWords(), group_size=2)
+        first, second = rollout(team, RoleLatents(), model, [task], lambda task: BothWords(), group_size=2).trajectories
     finally:
         team.close()
-    first, second = rollouts.trajectories
     assert first.error is None, first.error
     said = [sorted((m.role, m.response) for m in each.messages) for each in (first, second)]
     assert said[0] == said[1]
@@ -58,8 +55,8 @@ def played(framework, api, told_by, stream, monkeypatch):
     ("told_by", "stream"), WAYS, ids=lambda value: {True: "streamed", False: "whole"}.get(value, value)
 )
 @pytest.mark.parametrize(("framework", "api"), FACES)
-def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(played, framework):
-    trajectory, prompts = played
+def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(framework, api, told_by, stream):
+    trajectory, prompts = play(framework, f"{framework}_pair.py", told_by, stream, api)
     assert trajectory.reward == 1
 
     by_role = {role: [m for m in trajectory.messages if m.role == role] for role in WORDS}
@@ -76,7 +73,7 @@ def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(pl
         assert message.served.composer == "c"
         assert message.served.prompt_ids == (1, 2, 3)
 
-    assert calling.response == CALL
+    assert calling.response == f"I look. {call_of('kind_of_place', ARGUMENTS['kind_of_place'])}"
     asked = calling.served.conversation
     tools = {tool["function"]["name"]: tool["function"] for tool in asked.tools}
     assert tools["kind_of_place"]["parameters"]["properties"]["name"]["type"] == "string"
@@ -97,3 +94,15 @@ def test_each_agent_gets_its_roles_latents_and_its_episode_is_kept_as_it_went(pl
     assert telling.served.lineage == calling.served.lineage
     assert porter.served.lineage != calling.served.lineage
     assert "porter" in porter.served.conversation.system
+
+
+def test_an_agent_that_is_the_tool_of_another_has_a_conversation_of_its_own():
+    trajectory, prompts = play("openai_agents", "openai_agents_nested.py")
+    assert trajectory.reward == 1
+    calling, nested, telling = trajectory.messages
+    assert [m.role for m in trajectory.messages] == ["scout", "porter", "scout"]
+    assert telling.served.lineage == calling.served.lineage != nested.served.lineage
+    assert nested.user == ARGUMENTS["ask_porter"]["input"]
+    assert telling.reads == (1,)
+    for prompt in prompts:
+        assert torch.equal(prompt.latents, torch.full((2, 3), float(len(prompt.role))))

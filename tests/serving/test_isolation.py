@@ -48,7 +48,7 @@ class Victim:
         self.sessions, self.calls, self.trajectories, self.tokens = [], [], [], []
         for i, text in enumerate(self.texts):
             name = f"victim-{i}"
-            opened = client.post("/sessions", json={"id": name, "task": text, "task_id": f"{MARK}-{i}"}).json()
+            opened = client.post("/sessions", json={"id": name, "task": text, "task_id": f"task-{i}"}).json()
             self.tokens.append(opened["token"])
             headers = {"Idempotency-Key": f"retry-{i}"}
             body = {"model": "scripted", "messages": [{"role": "user", "content": text}]}
@@ -122,7 +122,7 @@ class Attacker:
         fields = {
             "session": self.session(),
             "role": bent(random, "agent"),
-            "task": bent(random, f"{MARK}-0"),
+            "task": bent(random, "task-0"),
             "domain": bent(random, "served"),
             "memory": random.choice(["text", "text", "none", "latent:../../acme"]),
         }
@@ -207,7 +207,7 @@ def attack(folder, tries, seed):
                 answer = hostile.request(method, path, headers=headers, json=body)
                 statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
                 told = answer.text + repr(answer.headers)
-                if MARK in told.replace(f"{MARK}-0", ""):  # the id of a task that the attacker named
+                if MARK in told:  # no name that the attacker gives has it
                     reads.append((method, path, headers, body, answer.text))
                 if any(MARK in text for text in model.read):
                     reads.append((method, path, headers, body, model.read))

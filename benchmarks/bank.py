@@ -147,6 +147,7 @@ def fill(path: Path, space: Space, start: int, size: int) -> None:
                 team="rare" if rng.integers(RARE_EVERY) == 0 else "autogen",
                 model=pattern.model,
                 messages=pattern.messages,
+                origin=None,
             )
             rows.append(record_of(row, vector, stored_form))
         with records.write() as transaction:

@@ -1,11 +1,13 @@
 """What `latentmem serve` costs: the engine asked directly against the server before it, by 16 clients, alternately.
 
+The server is asked without memory, with text memory and with latents, the latter two of the same retrieved episodes.
+
 Directly: one call of `model.respond` with all prompts of a round, which is the best case for a batch; once as it is,
 once with a listener to each response. Served: as many clients at the same time, each with a connection and a session of
 its own; each streams one response. Prompts, seeds and limits are the same. Time to the first token, tokens a second
 and tokens a second of CPU (the server's without the clients') are medians over the rounds; each round has new prompts.
 
-    python benchmarks/serving.py [--rounds 7] [--clients 16] [--tokens 64] [--memory latent:untrained] [--out FILE]
+    python benchmarks/serving.py [--rounds 7] [--clients 16] [--tokens 64] [--memories none text latent] [--out FILE]
     python benchmarks/serving.py --url http://127.0.0.1:8001    the engine is that server of vLLM
     python benchmarks/serving.py --quick                        a smoke run, a minute
 """
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,15 +34,19 @@ from urllib.parse import urlsplit
 import torch
 import yaml
 
+from latentmem.bank import ExperienceBank
 from latentmem.config import Sampling
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.models.agent import AgentModel, Prompt
+from latentmem.models.embedder import HashingEmbedder
 from latentmem.models.language_model import LanguageModel
-from latentmem.trajectory import Conversation
+from latentmem.trajectory import Conversation, Message, Recalled, Step, Task, Trajectory
 
 SYSTEM = "You are a careful assistant in a team that keeps a lighthouse."
 WORDS = ["lamp", "tower", "river", "gold", "mill", "stone", "wind", "salt"]
 TEMPERATURE = 0.8
+EPISODES = 50
+LATENT = "latent:untrained"
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,32 @@ def users_of(number: int, clients: int, length: int) -> list[str]:
     generator = torch.Generator().manual_seed(number)
     picks = torch.randint(0, len(WORDS), (clients, length), generator=generator).tolist()
     return [f"{number}.{i}: tell more of {' '.join(WORDS[p] for p in row)}." for i, row in enumerate(picks)]
+
+
+def episode_of(text: str) -> Trajectory:
+    """Return an episode of an agent that said something long."""
+    said = f"It was like this: {text} " * 2
+    message = Message(
+        role="keeper",
+        system=SYSTEM,
+        user=text,
+        response=said,
+        token_ids=(1,),
+        logps=(0.0,),
+        finish="stop",
+        temperature=1.0,
+        num_prompt_tokens=1,
+        recalled=Recalled(kind="none"),
+    )
+    return Trajectory(
+        task=Task(id=None, domain="served", text=text),
+        team="t",
+        model="m",
+        steps=(Step(messages=(message,), action=said, observation=""),),
+        reward=1.0,
+        success=True,
+        seed=0,
+    )
 
 
 def chat_of(user: str) -> tuple[dict[str, Any], ...]:
@@ -83,7 +116,7 @@ def directly(
         return listen
 
     prompts = [
-        Prompt("a", SYSTEM, user, user, seed, latents, conversation=Conversation(messages=chat_of(user)))
+        Prompt("a", SYSTEM, user, user, seed, conversation=Conversation(messages=chat_of(user)))
         for user, seed in zip(users, seeds, strict=True)
     ]
     if heard:
@@ -96,7 +129,7 @@ def directly(
 
 
 def served(
-    url: str, name: str, users: Sequence[str], seeds: Sequence[int], how: Sampling, pids: Sequence[int]
+    url: str, name: str, memory: str, users: Sequence[str], seeds: Sequence[int], how: Sampling, pids: Sequence[int]
 ) -> Measured:
     """Let one client for each message ask the server, all at the same time."""
     place = urlsplit(url)
@@ -112,6 +145,7 @@ def served(
             "seed": seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "latentmem": {"memory": memory},
         }
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
         connection.connect()
@@ -152,16 +186,20 @@ def cpu_of(pid: int) -> float:
 
 
 @contextmanager
-def server(model: str, memory: str, engine_url: str | None, clients: int, limit: int) -> Iterator[tuple[str, int]]:
-    """Start the server; yield its address and its process."""
+def server(model: str, engine_url: str | None, clients: int, limit: int, length: int) -> Iterator[tuple[str, int]]:
+    """Start the server over a bank of episodes; yield its address and its process."""
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "run").mkdir()
+        with ExperienceBank(Path(folder, "run", "bank.sqlite"), HashingEmbedder()) as bank:
+            bank.add([episode_of(text) for text in users_of(99, EPISODES, length)])
         engine = {"kind": "local"} if engine_url is None else {"kind": "vllm", "urls": [engine_url]}
         values = {
             "run": f"{folder}/run",
             "model": {"name": model, "dtype": "float32", "engine": engine},
             "bank": {"embedder": "hashing"},
             "serve": {
-                "memory": memory,
+                "memory": LATENT,
+                "choose_memory": True,
                 "port": 0,
                 "log": "none",
                 "parallel": clients,
@@ -201,7 +239,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--words", type=int, default=60)
-    parser.add_argument("--memory", default="none")
+    parser.add_argument("--memories", nargs="+", choices=["none", "text", "latent"], default=["none", "text", "latent"])
     parser.add_argument("--url", help="a server of vLLM")
     parser.add_argument("--engine-pid", type=int, default=0, help="its process, so that its CPU time counts")
     parser.add_argument("--quick", action="store_true")
@@ -212,40 +250,38 @@ def main() -> None:
     how = Sampling(temperature=TEMPERATURE, max_response_tokens=options.tokens)
     model = LanguageModel.from_pretrained(options.model, dtype="float32")
     engine: AgentModel = model if options.url is None else VLLMEngine(model, [options.url], options.clients)
-    latents = None if options.memory in ("none", "text") else 0.1 * torch.randn(8, model.width)
-    found: dict[str, list[Measured]] = {"directly": [], "directly, heard": [], "served": []}
-    with server(options.model, options.memory, options.url, options.clients, options.tokens) as (url, pid):
+    served_ways = {f"served, {name}": LATENT if name == "latent" else name for name in options.memories}
+    found: dict[str, list[Measured]] = {name: [] for name in ("directly", "directly, heard", *served_ways)}
+    with server(options.model, options.url, options.clients, options.tokens, options.words) as (url, pid):
         pids = [pid, *([options.engine_pid] if options.engine_pid else [])]
         for number in range(-1, options.rounds):
             users = users_of(number + 1, options.clients, options.words)
             seeds = [1000 * (number + 1) + i for i in range(options.clients)]
-            ways: list[tuple[str, Callable[[], Measured]]] = [
-                ("directly", lambda: directly(engine, users, seeds, how, options.engine_pid, False, latents)),  # noqa: B023
-                ("directly, heard", lambda: directly(engine, users, seeds, how, options.engine_pid, True, latents)),  # noqa: B023
-                ("served", lambda: served(url, options.model, users, seeds, how, pids)),  # noqa: B023
-            ]
-            for place in range(3):
-                name, way = ways[(place + number) % 3]  # none is always first
-                measured = way()
+            alone = partial(directly, engine, users, seeds, how, options.engine_pid)
+            ways: dict[str, Callable[[], Measured]] = {
+                "directly": partial(alone, False),
+                "directly, heard": partial(alone, True),
+            }
+            for name, memory in served_ways.items():
+                ways[name] = partial(served, url, options.model, memory, users, seeds, how, pids)
+            names = list(ways)
+            for place in range(len(names)):
+                name = names[(place + number) % len(names)]  # none is always first
+                measured = ways[name]()
                 if number >= 0:
                     found[name].append(measured)
     rows = [told(name, rounds) for name, rounds in found.items()]
-    print(f"{options.clients} clients, {options.tokens} tokens, memory {options.memory}, medians of {options.rounds}")
-    print(f"{'':16} {'first token':>12} {'tokens/s':>9} {'tokens/CPU s':>13}")
+    threads = torch.get_num_threads()
+    print(f"{options.clients} clients, {options.tokens} tokens, {threads} threads, medians of {options.rounds}")
+    print(f"{'':16} {'first token':>12} {'tokens/s':>9} {'tokens/CPU s':>13} {'lost':>7} {'of CPU':>7}")
     for row in rows:
+        rounds = found[row["way"]]
+        row["lost"] = 1 - statistics.median(_ratios(rounds, found["directly"], lambda one: one.seconds))
+        row["lost_cpu"] = 1 - statistics.median(_ratios(rounds, found["directly"], lambda one: one.cpu_seconds))
         figures = f"{row['first_ms']:9.0f} ms {row['tokens_per_second']:9.1f} {row['tokens_per_cpu_second']:13.1f}"
-        print(f"{row['way']:16} {figures}")
-    over = {
-        "wall": 1 - statistics.median(_ratios(found["served"], found["directly"], lambda one: one.seconds)),
-        "wall against heard": 1
-        - statistics.median(_ratios(found["served"], found["directly, heard"], lambda one: one.seconds)),
-        "cpu": 1 - statistics.median(_ratios(found["served"], found["directly"], lambda one: one.cpu_seconds)),
-    }
-    print("overhead (tokens lost): " + ", ".join(f"{name} {value:.1%}" for name, value in over.items()))
+        print(f"{row['way']:16} {figures} {row['lost']:7.1%} {row['lost_cpu']:7.1%}")
     if options.out is not None:
-        options.out.write_text(
-            json.dumps({"rows": rows, "overhead": over, "options": vars(options) | {"out": None}}, indent=1)
-        )
+        options.out.write_text(json.dumps({"rows": rows, "options": vars(options) | {"out": None}}, indent=1) + "\n")
 
 
 def _ratios(served: Sequence[Measured], alone: Sequence[Measured], cost: Callable[[Measured], float]) -> list[float]:

@@ -88,6 +88,14 @@ def test_a_chat_its_tools_stop_texts_and_limit_go_out_as_they_are(server: ChatSt
     assert "Authorization" not in server.headers[0]
 
 
+def test_a_tool_that_has_to_be_called_is_asked_for(server: ChatStandIn) -> None:
+    engine = engine_of(server)
+    named = {"type": "function", "function": {"name": "look"}}
+    for must_call, told in (("*", "required"), ("look", named), ("", None)):
+        engine.respond([replace(BARE, conversation=CHAT.model_copy(update={"must_call": must_call}))], HOW)
+        assert server.requests[-1].get("tool_choice") == told
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_calls_of_tools_come_back_in_the_form_that_endpoints_read(server: ChatStandIn, streamed: bool) -> None:
     calls = [

@@ -1,6 +1,7 @@
 """Chats of any form through templates of several families: told whole, in the template's words, and without control."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -184,7 +185,12 @@ TOOL: Any = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=int(os.environ.get("FUZZ_INPUTS", "60")),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(messages=st.lists(MESSAGE, min_size=1, max_size=4), tools=st.lists(TOOL, max_size=2))
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_no_text_becomes_a_control_token(chats: Any, template: str, messages: Any, tools: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from starlette.applications import Starlette
 
 from latentmem.serving.asks import Ask, Refused
-from scripted_desk import ScriptedDesk, serving, session_of_token
+from latentmem.serving.face.routes import openai_routes
+from latentmem.serving.face.speaking import Speaking
+from scripted_desk import ScriptedDesk, running, serving, session_of_token
 
 WEATHER: Any = {
     "type": "function",
@@ -388,6 +392,45 @@ def test_errors_of_the_engine_are_told_once_and_lose_the_turn(client: openai.Ope
         assert error.value.response.headers["retry-after"] == "2"
         assert desk.turns[-1].ended.wait(10)
         assert "the engine is away" in str(desk.turns[-1].lost_because)
+
+
+def test_when_one_choice_fails_the_others_are_told_to_stop(client: openai.OpenAI, desk: ScriptedDesk) -> None:
+    failed = threading.Event()
+
+    def script(ask: Ask, choice: int) -> str | Exception:
+        failed.wait(30) if choice == 0 else None
+        return Refused(503, "the engine is away") if choice == 0 else "word " * 200
+
+    def between(start: int) -> None:
+        failed.set()
+        if start > 100:
+            gave_up.wait(30)
+
+    gave_up = threading.Event()
+    desk.script, desk.between = script, between
+    told = Speaking.give_up
+
+    def give_up(self: Speaking, reason: str) -> None:
+        told(self, reason)
+        gave_up.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Speaking, "give_up", give_up)
+        with pytest.raises(openai.InternalServerError, match="the engine is away"):
+            client.chat.completions.create(model="tiny", messages=ASKED, n=2)
+        (turn,) = desk.turns
+        assert turn.ended.wait(10)
+    assert turn.heard[-1] is False
+    assert turn.lost_because is not None
+
+
+def test_a_server_that_ends_loses_no_turn_silently(desk: ScriptedDesk) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with running(Starlette(routes=openai_routes(desk, pool))) as url:
+        answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": ASKED})
+    assert answer.status_code == 503
+    assert desk.turns[0].lost_because == "the server ends"
 
 
 def test_a_bug_is_a_500_without_its_text(client: openai.OpenAI, desk: ScriptedDesk) -> None:

@@ -295,6 +295,18 @@ def test_what_is_kept_has_a_limit_and_the_least_recently_used_goes(model, bank, 
         assert recaller(None, tasks[1], ROLES[0], ("",)).recall is not second.recall
 
 
+def test_a_task_or_a_role_too_long_for_the_composer_is_cut(model, bank, pointer) -> None:  # type: ignore[no-untyped-def]
+    long = "Read this. " * 900
+    task = Task(id="1", domain="sums", text=f"What is 9 + 9? {long}")
+    role = Role(name="reader", profile=f"You read. {long}")
+    with recaller_of(model, bank, pointer) as recaller:
+        for one, other in ((task, ROLES[0]), (NEW, role), (task, role)):
+            record = recaller(None, one, other, ("",)).recall.record
+            assert len(model.encode(record.text)) <= 1024
+            assert "What is 9 + 9?" in record.text
+            assert other.profile[:9] in record.text
+
+
 def test_a_call_may_choose_among_the_memories_that_are_offered(model, bank, pointer) -> None:  # type: ignore[no-untyped-def]
     with recaller_of(model, bank, pointer) as recaller:
         assert recaller("none", NEW, ROLES[0], ("",)).recall.record == Recalled(kind="none")

@@ -12,7 +12,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import Config
 from latentmem.engines.batching import Batcher
 from latentmem.engines.upstream import UpstreamEngine
-from latentmem.errors import CheckpointError, RunError, ServingError
+from latentmem.errors import CheckpointError, LatentMemError, RunError, ServingError
 from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
 from latentmem.memory_names import TRAININGS
@@ -150,8 +150,12 @@ def _checkpoint_now(config: Config, which: str) -> Path | None:
 
 def _composer(parts: Parts, weights: Path | None) -> Composer:
     composer = parts.loose_composer()
-    if weights is not None:
-        composer.load_weights(weights)
+    try:
+        if weights is not None:
+            composer.load_weights(weights)
+    except LatentMemError:
+        composer.detach()  # nobody else will: the one that serves stays
+        raise
     return composer
 
 

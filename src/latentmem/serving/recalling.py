@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import BankSection, MemorySection, default
+from latentmem.errors import ConfigError
+from latentmem.memory.composer import Composer
 from latentmem.memory.framed import framed
 from latentmem.memory.memory import Recall
 from latentmem.memory.retrieval import Rate, best_rated
@@ -97,7 +99,9 @@ class Recaller:
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
         if latent and refresh_seconds is not None:
-            self._watcher = threading.Thread(target=self._watch, args=(refresh_seconds,), name="checkpoints")
+            self._watcher = threading.Thread(
+                target=self._watch, args=(refresh_seconds,), name="checkpoints", daemon=True
+            )
             self._watcher.start()
 
     def __call__(self, memory: str | None, task: Task, role: Role, tenants: Sequence[str]) -> Remembered:
@@ -240,7 +244,7 @@ class Recaller:
             searched = composed = time.perf_counter()
             if recall is None:
                 composer = version.composer
-                text = composer.prompt(task, role, [trajectory for trajectory, _ in found])
+                text = composers_text(composer, task, role, [trajectory for trajectory, _ in found])
                 record = Recalled(kind="latent", text=text, sources=ids, num_latents=composer.num_latents)
                 searched = time.perf_counter()
                 recall = Recall(record, version.compose(text), composer=version.digest)
@@ -248,3 +252,24 @@ class Recaller:
                 self.kept.put(key, recall, state)
         timings = Timings(recall=searched - began, composing=composed - searched)
         return Remembered(recall, timings, tuple(similarity for _, similarity in found))
+
+
+def composers_text(composer: Composer, task: Task, role: Role, found: Sequence[Trajectory]) -> str:
+    """Return the text to compose from; the task and the role's profile are cut where they are too long for it.
+
+    A program's first message may hold a whole document, and a system message many pages.
+    """
+    try:
+        return composer.prompt(task, role, found)
+    except ConfigError:
+        limit = composer.max_prompt_tokens // 2
+    encode, decode = composer.backbone.encode, composer.backbone.decode
+    while True:
+        text, profile = (decode(encode(long)[:limit]) for long in (task.text, role.profile))
+        shorter = task.model_copy(update={"text": text}), role.model_copy(update={"profile": profile})
+        try:
+            return composer.prompt(*shorter, found)
+        except ConfigError:
+            if not limit:
+                raise
+            limit //= 2

@@ -198,7 +198,11 @@ async def serve(request: Request, desk: Desk, pool: Executor, caller: Caller, fo
     gone = asyncio.ensure_future(until_gone(request))
     try:
         turn = await _unless_gone(desk.admit(who, ask), gone)
-        speaking = Speaking(turn, ask, pool)
+        try:
+            speaking = Speaking(turn, ask, pool)
+        except RuntimeError:  # the pool takes nothing any more
+            turn.lost("the server ends")
+            raise Refused(503, "the server ends; send the request again", retry_after=1) from None
     except BaseException:
         gone.cancel()
         raise

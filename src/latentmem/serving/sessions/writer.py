@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -34,6 +35,14 @@ class StoreFailed(Exception):  # noqa: N818 - it is an answer to clients, with a
         super().__init__(f"{path.name}: {what}; nothing of this request is stored")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A change that was asked for."""
+
+    change: Change[Any]
+    future: "Future[Any]"
+
+
 class Writer:
     """An open file with its writing thread; reads see what was committed. Threads may share it."""
 
@@ -56,7 +65,7 @@ class Writer:
                 f"{path}: cannot be opened ({error}); check the path, its permissions and the disk"
             ) from None
         self._reading = threading.Lock()
-        self._asked: SimpleQueue[tuple[Change[Any], Future[Any]] | None] = SimpleQueue()
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=f"writes {path.name}", daemon=True)
         self._thread.start()
@@ -79,7 +88,7 @@ class Writer:
         if self._is_closed:
             future.set_exception(ServingError(f"{self.path}: closed"))
         else:
-            self._asked.put((change, future))
+            self._asked.put(_Asked(change, future))
         return future
 
     def write(self, change: Change[T]) -> T:
@@ -102,34 +111,34 @@ class Writer:
             while len(batch) < _AT_ONCE and not self._asked.empty():
                 batch.append(self._asked.get())
             ending = None in batch
-            self._commit([each for each in batch if each is not None and each[1].set_running_or_notify_cancel()])
+            self._commit([each for each in batch if each is not None and each.future.set_running_or_notify_cancel()])
         self._db.close()
 
-    def _commit(self, batch: Sequence[tuple[Change[Any], "Future[Any]"]]) -> None:
+    def _commit(self, batch: Sequence["_Asked"]) -> None:
         if not batch:
             return
         done: list[tuple[Future[Any], Any]] = []
         refused: list[tuple[Future[Any], BaseException]] = []
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for change, future in batch:
+            for asked in batch:
                 self._db.execute("SAVEPOINT one")
                 try:
-                    result = change(self._db)
+                    result = asked.change(self._db)
                 except sqlite3.OperationalError:
                     raise
                 except BaseException as error:
                     self._db.execute("ROLLBACK TO one")
-                    refused.append((future, error))
+                    refused.append((asked.future, error))
                 else:
-                    done.append((future, result))
+                    done.append((asked.future, result))
                 self._db.execute("RELEASE one")
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # SQLite may have taken everything back by itself
                 self._db.execute("ROLLBACK")
-            for _, future in batch:
-                future.set_exception(StoreFailed(self.path, error))
+            for asked in batch:
+                asked.future.set_exception(StoreFailed(self.path, error))
             return
         for future, result in done:
             future.set_result(result)

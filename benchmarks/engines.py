@@ -1,7 +1,8 @@
 """New tokens a CPU second: the model in this process, a server of vLLM and transformers' `generate`, asked alternately.
 
 The server runs on this machine (`latentmem engine start`); the CPU time of all processes below `--pid` counts, and that
-of this process. Groups of 8 share a prompt and latents, as in a step of LMPO.
+of this process. Shared prompts are those of a step of LMPO: groups of 8 with one prompt and its latents. At the end,
+whole steps with and without the server.
 """
 
 import argparse

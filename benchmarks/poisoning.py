@@ -149,7 +149,7 @@ def ranked_first(
     bank.add([with_reply(honest[task.key], "No.", origin, f"{task.text} ") for task in tasks])
     found: dict[str, object] = {}
     for name, tenants in (("everybody's", None), ("the common pool's", [""])):
-        hits = bank.search_many(tasks, k=1, tenants=tenants)
+        hits = bank.seen_by(tenants).search_many(tasks, k=1)
         first = sum(hit[0].trajectory.origin is not None for hit in hits)
         found[name] = share(first, len(tasks))
         print(f"episodes of {name:18} hostile one found first {_told(found[name])}", flush=True)

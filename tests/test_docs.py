@@ -102,6 +102,7 @@ FILES = {
     "docs/reports.md": {"mine.yaml": "README.md"},
     "docs/programs.md": {"mine.yaml": "docs/programs.md", "my_program.py": "docs/programs.md"},
     "docs/serving.md": {"served.yaml": "docs/serving.md"},
+    "docs/operating.md": {"served.yaml": "docs/operating.md"},
     "docs/teams.md": {"proofreaders.yaml": "docs/teams.md", "sums.yaml": "docs/configuration.md"},
     "docs/released-weights.md": {"released.yaml": "docs/released-weights.md"},
 }

@@ -1,5 +1,6 @@
 """A server over a scripted model: sessions, rewards, lineage, retries and what is stored, by the official client."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -423,6 +424,32 @@ def test_bad_bodies_are_one_line_and_name_their_field(address):
         for path in ("/sessions/none", "/sessions/none/traces"):
             assert http.get(path).status_code == 404
         assert http.post("/sessions/none/complete", json={}).status_code == 404
+
+
+def test_text_that_cannot_be_written_down_is_refused_at_the_door(parts, address):
+    ask(address, "x", session="s")
+    json_type = {"Content-Type": "application/json"}
+    with client(address) as http:
+        for path, body in (
+            ("/sessions", rb'{"task": "\ud800"}'),
+            ("/sessions", rb'{"id": "a\u0000"}'),
+            ("/sessions", b"[]"),
+            ("/sessions", b""),
+            ("/sessions/s/events", rb'{"event_type": "note", "data": {"x": "\ud800"}}'),
+            ("/sessions/s/events", b'{"event_type": "note", "data": {"x": 1e999}}'),
+            ("/sessions/s/events", b'{"event_type": "note", "data": {"x": ' + b"[" * 5000 + b"]" * 5000 + b"}}"),
+            ("/sessions/s/complete", rb'{"answer": "\ud800"}'),
+            ("/sessions/s/complete", rb'{"rewards": {"\ud800": 1}}'),
+            ("/sessions/s/complete", b'{"reward": NaN}'),
+        ):
+            assert http.post(path, content=body, headers=json_type).status_code == 400, body[:60]
+        odd = {"model": "x", "messages": [{"role": "user", "content": "half: \ud800"}]}
+        raw = json.dumps(odd).encode()
+        assert http.post("/sessions/s/v1/chat/completions", content=raw, headers=json_type).status_code in (200, 400)
+        assert http.get("/sessions/s/traces", params={"after": "9" * 30}).status_code == 400
+    assert complete(address, "s", reward=1, answer="NUL \0 stays")["state"] == "succeeded"
+    (stored,) = parts.bank
+    assert stored.steps[0].action == "NUL \0 stays"
 
 
 def test_what_cannot_be_stored_is_refused_and_nothing_is_half_done(parts, address):

@@ -97,7 +97,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
                 rights_routes(rights_of(parts, shop, recaller, operators.audit, desk.pools), operators.authenticate),
             ],
         )
-        _tell_figures(operators.metrics, desk, store, parts.bank)
+        _tell_figures(operators.metrics, desk, store, parts.bank.seen_by(None), recaller)
         run(
             operators.gate(app, tokens.read),
             desk,
@@ -195,13 +195,16 @@ def operators_of(config: Config) -> Operators:
     return Operators(Keys(keys_of(config)), AuditLog(audit_of(config)), RequestLog(sys.stderr, config.serve.log))
 
 
-def _tell_figures(metrics: Metrics, desk: ServingDesk, store: SessionStore, bank: ExperienceBank) -> None:
+def _tell_figures(
+    metrics: Metrics, desk: ServingDesk, store: SessionStore, bank: ExperienceBank, recaller: Recaller
+) -> None:
     metrics.reads("taken_places", "Requests that are being answered", lambda: desk.load.taken)
     metrics.reads("queue_length", "Requests that wait for a place", lambda: desk.load.waiting)
     metrics.reads(
         "sessions", "Sessions by state", lambda: {str(k): v for k, v in store.num_by_state().items()}, "state"
     )
-    metrics.reads("bank_trajectories", "Trajectories in the bank", lambda: len(bank))
+    metrics.reads("bank_trajectories", "Trajectories in the bank", lambda: len(bank.seen_by(None)))
+    metrics.reads("kept_recalls", "Latents that need not be composed again", lambda: len(recaller.kept))
 
 
 @contextmanager

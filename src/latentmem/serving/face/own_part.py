@@ -1,5 +1,6 @@
 """What answers of both endpoints tell beyond OpenAI's: where the memory came from, and where the time went."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -37,10 +38,10 @@ def own_part(answer: Answer, ask: Ask) -> dict[str, Any]:
 def headers_of(turn: Turn, answer: Answer | None, call: str) -> Mapping[str, str]:
     """Return the headers of an answer; a stream's are written before all is known."""
     recalled: Recalled | None = answer.choices[0].message.recalled if answer is not None else turn.recalled
-    headers = {"X-Request-ID": call, "X-LatentMem-Session-ID": quote(turn.session, safe=_SAFE)}
+    headers = {"X-Request-ID": call, "X-LatentMem-Session-ID": _in_header(turn.session)}
     if recalled is not None:
         headers["X-LatentMem-Sources"] = ",".join(recalled.sources[:_MAX_SOURCES])
-        headers["X-LatentMem-Memory"] = quote(recalled.kind, safe=_SAFE)
+        headers["X-LatentMem-Memory"] = _in_header(recalled.kind)
     if answer is not None:
         headers["X-LatentMem-Timings"] = _written(answer.timings)
     return headers
@@ -62,6 +63,12 @@ def token_entries(choice: Choice, text_of: TextOf) -> list[dict[str, Any]]:
     ]
 
 
+def _in_header(name: str) -> str:
+    """Return a name as a header may hold it; blanks at its ends are no part of a header."""
+    return _ENDS.sub(lambda blanks: "%20" * len(blanks[0]), quote(name, safe=_SAFE))
+
+
+_ENDS = re.compile(r"^ +| +$")
 _SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 
 

@@ -1,8 +1,9 @@
 """The bodies of the endpoints of sessions: what is asked, and what is answered."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
 from latentmem.serving.sessions.session import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
@@ -68,6 +69,15 @@ class OtherEvent(Form):
     event_type: Annotated[str, Field(min_length=1, max_length=100, json_schema_extra={"not": {"const": "reward"}})]
     data: dict[str, JsonValue] = Field(default_factory=dict)
     id: Label | None = None
+
+    @field_validator("data")
+    @classmethod
+    def _can_be_written(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise ValueError(f"has no form in JSON ({error})") from None
+        return value
 
 
 def _kind(event: Any) -> str:

@@ -25,7 +25,8 @@ class Talker:
         tool_form="hermes", said=lambda token_ids: bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
     )
 
-    def __init__(self):
+    def __init__(self, finish="stop"):
+        self.finish = finish
         self.prompts = []
         self._lock = Lock()
 
@@ -36,11 +37,11 @@ class Talker:
 
     def _said(self, prompt):
         text = self._text(prompt)
-        ids = (*text.encode(), 256)
+        ids = (*text.encode(), 256) if self.finish == "stop" else tuple(text.encode())
         for i in range(0, len(ids), 2):
             assert prompt.on_tokens is None or prompt.on_tokens(ids[i : i + 2])
         logps = tuple(-0.5 for _ in ids)
-        return Sampled(text, ids, logps, "stop", num_prompt_tokens=7, prompt_ids=(1, 2, 3), weights="w")
+        return Sampled(text, ids, logps, self.finish, num_prompt_tokens=7, prompt_ids=(1, 2, 3), weights="w")
 
     def _text(self, prompt):
         names = {tool["function"]["name"] for tool in prompt.conversation.tools}

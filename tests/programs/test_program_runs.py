@@ -142,6 +142,25 @@ def test_curves_and_trajectories_are_those_of_the_fixed_team_that_does_the_same(
         )  # fmt: skip
 
 
+FACTS = """{kind: hidden_facts, attributes: 2, needs: {scout: [password], porter: [emblem]}, train_entities: 4,
+test_entities: 4, values: 8}"""
+
+
+def test_members_who_are_judged_one_by_one_play_hidden_facts_as_the_fixed_team_does(configure, monkeypatch):
+    few = [f"data={' '.join(FACTS.split())}", "collect.num_tasks=6", 'evaluate.memories=[none, "latent:untrained"]']
+    own = configure("own", program_of("plays_pair", roles=listed("pair")), *few)
+    do(own, "collect", "evaluate")
+    streams_of_programs(monkeypatch)
+    fixed = configure("fixed", "pair", *few)
+    do(fixed, "collect", "evaluate")
+    assert said(collected(own)) == said(collected(fixed))
+    mine, theirs = (json.loads((Path(c.run) / "results.json").read_text()) for c in (own, fixed))
+    for one, other in zip(mine["memories"], theirs["memories"], strict=True):
+        assert (one["name"], one["rewards"]) == (other["name"], other["rewards"])
+    carried = [row["memories"][1]["carried"]["nats"] for row in (mine, theirs)]  # of responses that each acted out
+    assert carried[0] == pytest.approx(carried[1], abs=1e-3)
+
+
 def test_roles_that_nobody_listed_are_learned_from_and_evaluated(configure):
     config = configure(
         "found", program_of("planner_and_solver"), 'evaluate.memories=[none, text, "latent:lmpo", "latent:lmpo:empty"]'

@@ -137,6 +137,7 @@ def test_rewards_of_agents_are_kept_and_the_team_s_is_the_domain_s(program, mode
     assert done.steps[0].info["team"] == {"told_reward": 0.25}
 
 
+@pytest.mark.slow
 def test_two_hundred_episodes_are_played_side_by_side(program, model):
     together = threading.Barrier(200, timeout=300)
 

@@ -7,7 +7,7 @@ then no episode waits for another, and a slow environment holds up its own episo
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -30,6 +30,9 @@ from latentmem.trajectory import Role, Task, Trajectory
 
 EPISODES_AT_ONCE = 256
 """How many episodes of a model with `concurrent` are played at the same time, each in a thread."""
+
+STOP_AGAIN_SECONDS = 1.0
+"""How long episodes have to end before they are told again."""
 
 AnyEpisode = TypeVar("AnyEpisode", bound=Episode)
 
@@ -206,13 +209,16 @@ def _apart(
             raise CancelledError
         return ask(prompts)
 
+    playing: list[Future[tuple[float, float]]] = []
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            playing = [pool.submit(play, episode, ask_unless_stopped) for episode in episodes]
+            playing += [pool.submit(play, episode, ask_unless_stopped) for episode in episodes]
             seconds = [done.result() for done in as_completed(playing)]
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             stop()
+            while wait(playing, STOP_AGAIN_SECONDS).not_done:
+                stop()  # an episode may have begun meanwhile
             raise
     return sum(generation for generation, _ in seconds), sum(environment for _, environment in seconds)

@@ -218,7 +218,8 @@ def _apart(
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             stop()
-            while wait(playing, STOP_AGAIN_SECONDS).not_done:
+            begun = [done for done in playing if not done.cancelled()]
+            while wait(begun, STOP_AGAIN_SECONDS).not_done:
                 stop()  # an episode may have begun meanwhile
             raise
     return sum(generation for generation, _ in seconds), sum(environment for _, environment in seconds)

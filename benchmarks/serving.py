@@ -99,7 +99,12 @@ def chat_of(user: str) -> tuple[dict[str, Any], ...]:
 
 
 def directly(
-    model: AgentModel, users: Sequence[str], seeds: Sequence[int], how: Sampling, pid: int, heard: bool, latents: Any
+    model: AgentModel,
+    users: Sequence[str],
+    seeds: Sequence[int],
+    how: Sampling,
+    pid: int,
+    heard: bool,
 ) -> Measured:
     """Ask the engine for all responses in one call."""
     firsts: list[float] = []

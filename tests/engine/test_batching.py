@@ -234,6 +234,27 @@ def test_a_composer_reads_between_two_tokens_and_neither_sees_the_other(model: L
         composer.detach()
 
 
+def test_prompts_of_different_adapters_take_turns(model: LanguageModel, batcher: Batcher) -> None:
+    adapter = model.adapters.add(rank=2, alpha=4.0, target_modules=("q_proj",), key="x")
+    try:
+        with torch.no_grad():
+            for matrix in adapter.matrices.values():
+                matrix.add_(0.3)
+        prompts = [
+            Prompt("solver", "Be brief.", f"Say {i // 2}.", "g", i, adapter=adapter.name if i % 2 else None)
+            for i in range(12)
+        ]
+        alone = [model.sample([prompt], WARM)[0] for prompt in prompts]
+        with ThreadPoolExecutor(12) as pool:
+            together = list(pool.map(lambda prompt: batcher.respond([prompt], WARM)[0], prompts))
+        assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+        assert {bool(one.weights) for one in together[::2]} == {True}
+        assert {one.weights for one in together[1::2]} == {""}  # a trained adapter has no version here
+    finally:
+        batcher.close()
+        model.adapters.remove(adapter.name)
+
+
 def test_the_model_asks_it_as_its_engine(model: LanguageModel, batcher: Batcher) -> None:
     prompts = prompts_of(model)
     model.engine = batcher

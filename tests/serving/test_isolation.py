@@ -112,7 +112,8 @@ class Attacker:
         random = self.random
         broken = random.choice([*self.victim.keys, *self.victim.tokens])
         at = random.randrange(4, len(broken))
-        broken = broken[:at] + random.choice("abcXYZ019_-.") + broken[at + 1 :]
+        other = random.choice([each for each in "abcXYZ019_-." if each != broken[at]])
+        broken = broken[:at] + other + broken[at + 1 :]
         return random.choice([None, None, None, None, self.own_token, broken, broken[:-1], f"{broken} {broken}"])
 
     def names(self):

@@ -16,7 +16,7 @@ from latentmem.serving.operators.doors import door_of
 from latentmem.serving.operators.gate import MAX_BODY_BYTES, Gate, caller_of, depth_exceeds
 from latentmem.serving.operators.keys import SCOPES, Keys
 from latentmem.serving.operators.limits import Limits
-from latentmem.serving.sessions.tokens import Opened
+from latentmem.serving.sessions.tokens import Opened, Tokens
 
 CHAT = "/v1/chat/completions"
 HERE = "http://127.0.0.1:8080"
@@ -356,3 +356,13 @@ def test_a_websocket_is_closed(client):
 
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/realtime"):
         pass
+
+
+def test_no_other_spelling_of_a_sessions_token_is_one():
+    tokens = Tokens(b"x" * 32)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.="
+    for opened in (Opened("acme", "s" * length, "0123456789ab") for length in range(1, 5)):
+        token = tokens.make(opened)
+        assert tokens.read(token) == opened
+        changed = [token[:i] + c + token[i + 1 :] for i in range(len(token)) for c in letters if c != token[i]]
+        assert not any(map(tokens.read, [*changed, f"{token}=", f"{token} "]))

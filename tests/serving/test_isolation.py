@@ -111,7 +111,7 @@ class Attacker:
     def credentials(self):
         random = self.random
         broken = random.choice([*self.victim.keys, *self.victim.tokens])
-        at = random.randrange(4, len(broken) - 1)  # of a token's last character, some bits say nothing
+        at = random.randrange(4, len(broken))
         other = random.choice([each for each in "abcXYZ019_-." if each != broken[at]])
         broken = broken[:at] + other + broken[at + 1 :]
         return random.choice([None, None, None, None, self.own_token, broken, broken[:-1], f"{broken} {broken}"])

@@ -9,6 +9,7 @@ import torch
 from latentmem import Outcome, Recall, Recalled
 from latentmem.memory.memory import Recalls
 from latentmem.models.agent import Sampled
+from latentmem.models.chat_forms import begun_call
 
 PLACE = "You have reached the Crimson Mill."
 ARGUMENTS = {"kind_of_place": {"name": "the Crimson Mill"}, "ask_porter": {"input": "The Crimson Mill?"}}
@@ -36,7 +37,8 @@ class Talker:
         return [self._said(prompt) for prompt in prompts]
 
     def _said(self, prompt):
-        text = self._text(prompt)
+        text, begun = self._text(prompt), begun_with(prompt.conversation)
+        text = text[text.index(begun) + len(begun) :]
         ids = (*text.encode(), 256) if self.finish == "stop" else tuple(text.encode())
         for i in range(0, len(ids), 2):
             assert prompt.on_tokens is None or prompt.on_tokens(ids[i : i + 2])
@@ -53,6 +55,12 @@ class Talker:
         if "final_answer" in names:
             return call_of("final_answer", {"answer": word})
         return word
+
+
+def begun_with(conversation):
+    """What the prompt has begun a response with that has to call a tool; the model goes on from there."""
+    names = [tool["function"]["name"] for tool in conversation.tools]
+    return begun_call("hermes", conversation.must_call, names)
 
 
 def call_of(name, arguments):

@@ -51,7 +51,7 @@ class Talker:
         first = next((name for name in ARGUMENTS if name in names), None)
         if first is not None and not has_seen:
             return f"I look. {call_of(first, ARGUMENTS[first])}"
-        word = next(word for name, word in WORDS.items() if name in prompt.system)
+        (word,) = [word for name, word in WORDS.items() if name in prompt.system]
         if "final_answer" in names:
             return call_of("final_answer", {"answer": word})
         return word

@@ -337,6 +337,21 @@ def test_programs_and_fixed_teams_share_tasks():
         assert trajectory.team == teams.of(trajectory.task).name
 
 
+def test_that_most_episodes_failed_is_told_with_the_cause(caplog):
+    def run(task, speak):
+        speak([Call(A, "s", "x")])
+        if task.id != "0":
+            raise ProgramFailed("cut short")
+        return Action("x")
+
+    play(run, num_tasks=2)
+    assert not caplog.records
+    play(run, num_tasks=3)
+    assert [r.message for r in caplog.records] == [
+        "program scripted: 2 of 3 episodes failed, most often so: program: cut short"
+    ]
+
+
 def test_rewards_for_roles_that_said_nothing_are_told_of(caplog):
     def run(task, speak):
         speak([Call(A, "s", "x")])

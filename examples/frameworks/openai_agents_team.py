@@ -4,12 +4,13 @@ import asyncio
 import json
 import os
 
-from agents import Agent, Runner, set_tracing_disabled
+from agents import Agent, Runner, set_default_openai_api, set_tracing_disabled
 
 SCOUT = "You are the scout. Say the password, like this: apple"
 PORTER = "You are the porter. Say the emblem, like this: lion"
 
 set_tracing_disabled(True)  # else each run is sent to OpenAI
+set_default_openai_api("chat_completions")  # over the other API, a response that reached its limit is an error
 
 
 async def solve(task: dict[str, str]) -> str:

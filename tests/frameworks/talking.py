@@ -9,6 +9,7 @@ import torch
 from latentmem import Outcome, Recall, Recalled
 from latentmem.memory.memory import Recalls
 from latentmem.models.agent import Sampled
+from latentmem.models.chat_forms import begun_call
 
 PLACE = "You have reached the Crimson Mill."
 ARGUMENTS = {"kind_of_place": {"name": "the Crimson Mill"}, "ask_porter": {"input": "The Crimson Mill?"}}
@@ -25,7 +26,8 @@ class Talker:
         tool_form="hermes", said=lambda token_ids: bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
     )
 
-    def __init__(self):
+    def __init__(self, finish="stop"):
+        self.finish = finish
         self.prompts = []
         self._lock = Lock()
 
@@ -35,12 +37,13 @@ class Talker:
         return [self._said(prompt) for prompt in prompts]
 
     def _said(self, prompt):
-        text = self._text(prompt)
-        ids = (*text.encode(), 256)
+        text, begun = self._text(prompt), begun_with(prompt.conversation)
+        text = text[text.index(begun) + len(begun) :]
+        ids = (*text.encode(), 256) if self.finish == "stop" else tuple(text.encode())
         for i in range(0, len(ids), 2):
             assert prompt.on_tokens is None or prompt.on_tokens(ids[i : i + 2])
         logps = tuple(-0.5 for _ in ids)
-        return Sampled(text, ids, logps, "stop", num_prompt_tokens=7, prompt_ids=(1, 2, 3), weights="w")
+        return Sampled(text, ids, logps, self.finish, num_prompt_tokens=7, prompt_ids=(1, 2, 3), weights="w")
 
     def _text(self, prompt):
         names = {tool["function"]["name"] for tool in prompt.conversation.tools}
@@ -48,10 +51,16 @@ class Talker:
         first = next((name for name in ARGUMENTS if name in names), None)
         if first is not None and not has_seen:
             return f"I look. {call_of(first, ARGUMENTS[first])}"
-        word = next(word for name, word in WORDS.items() if name in prompt.system)
+        (word,) = [word for name, word in WORDS.items() if name in prompt.system]
         if "final_answer" in names:
             return call_of("final_answer", {"answer": word})
         return word
+
+
+def begun_with(conversation):
+    """What the prompt has begun a response with that has to call a tool; the model goes on from there."""
+    names = [tool["function"]["name"] for tool in conversation.tools]
+    return begun_call("hermes", conversation.must_call, names)
 
 
 def call_of(name, arguments):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from talking import PLACE, WORDS, BothWords, RoleLatents, Talker
-from venvs import NAMES, python_of
+from venvs import NAMES, TRAINED, python_of
 
 from latentmem import ExperienceBank, Task, rollout
 from latentmem.config import ProgramSection, load_config
@@ -27,27 +27,40 @@ def test_there_is_an_example_for_each_framework():
     assert load_config(str(CONFIG)).team.call == "autogen_team:solve"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("framework", NAMES)
-def test_an_example_gives_each_of_its_roles_its_latents(framework, monkeypatch):
+def played(framework, finish, monkeypatch):
+    """Three episodes of an example, in one worker, and the roles that it was given."""
     monkeypatch.chdir(FOLDER)
     roles = yaml.safe_load(CONFIG.read_text())["team"]["roles"]
     section = ProgramSection(
         kind="program", call=f"{framework}_team:solve", python=str(python_of(framework)), parallel=1, roles=roles
     )
-    model = Talker()
+    model = Talker(finish)
     team = ProgramTeam(section, lambda: model)
     tasks = [Task(id=str(i), domain="toy", text=PLACE) for i in range(3)]
     try:
-        played = rollout(team, RoleLatents(), model, tasks, lambda task: BothWords()).trajectories
+        return rollout(team, RoleLatents(), model, tasks, lambda task: BothWords()).trajectories, roles
     finally:
         team.close()
-    for trajectory in played:
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", NAMES)
+def test_an_example_gives_each_of_its_roles_its_latents(framework, monkeypatch):
+    trajectories, roles = played(framework, "stop", monkeypatch)
+    for trajectory in trajectories:
         assert (trajectory.error, trajectory.reward) == (None, 1)
         assert {m.role for m in trajectory.messages} == set(WORDS)
         for message in trajectory.messages:
             profile = next(role["profile"] for role in roles if role["name"] == message.role)
             assert message.recalled.text == f"{PLACE} {message.role}: {profile}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", TRAINED)
+def test_an_example_that_is_trained_goes_on_with_a_response_that_reached_its_limit(framework, monkeypatch):
+    for trajectory in played(framework, "length", monkeypatch)[0]:
+        assert (trajectory.error, trajectory.reward) == (None, 1)
+        assert {m.finish for m in trajectory.messages} == {"length"}
 
 
 @pytest.mark.slow

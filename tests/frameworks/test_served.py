@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def recall(memory, task, role, tenants):
 def test_a_session_is_stored_with_its_rewards_when_it_is_completed(framework, api, told_by, stream, tmp_path):
     python, model = python_of(framework), Talker()
     with parts_of(tmp_path, model, recall=recall) as parts, on_a_port(parts.app()) as address, client(address) as http:
+        shop = parts.desk.shop
+        parts.desk.shop = replace(shop, voice=replace(shop.voice, tool_form=model.chat.tool_form))
         opened = http.post("/sessions", json={"task": PLACE, "task_id": "mill", "domain": "places"}).json()
         program = subprocess.run(
             [python, PROGRAMS / f"{framework}_pair.py"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from venvs import python_of
+from venvs import TRAINED, python_of
 
 FOLDER = Path(__file__).parents[2] / "examples" / "frameworks"
 CONFIG = FOLDER / "hidden_facts.yaml"
@@ -50,7 +50,7 @@ def start(tmp_path_factory):
     return checkpoint
 
 
-@pytest.mark.parametrize("framework", ["agent_framework", "autogen", "langgraph", "openai_agents"])
+@pytest.mark.parametrize("framework", TRAINED)
 def test_its_own_memory_beats_its_control(framework, start, tmp_path):
     python_of(framework)
     memories = ["none", LMPO, f"{LMPO}:irrelevant", f"{LMPO}:other-role"]

@@ -14,6 +14,8 @@ import pytest
 REQUIREMENTS = Path(__file__).with_name("requirements")
 FOLDER = Path(os.environ.get("LATENTMEM_TEST_FRAMEWORKS", Path.home() / ".cache" / "latentmem-frameworks"))
 NAMES = sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+TRAINED = ("agent_framework", "autogen", "langgraph", "openai_agents")
+"""Those whose programs are trained."""
 
 
 def environment(name):

@@ -165,8 +165,17 @@ def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:
     return Call(call.role, call.system, call.user, read_by(asked, earlier, shown), call.served)
 
 
-def warn_of_silence(episodes: Sequence[ProgramEpisode]) -> None:
-    """Warn of what ends well and teaches nothing: that no agent spoke, or that silent ones were given rewards."""
+def warn_of_waste(episodes: Sequence[ProgramEpisode]) -> None:
+    """Warn of what teaches nothing: most episodes failed, no agent spoke, or silent ones were given rewards."""
+    failures = Counter(episode.error for episode in episodes if episode.error is not None)
+    if failures.total() > len(episodes) / 2:
+        logger.warning(
+            "program %s: %d of %d episodes failed, most often so: %s",
+            episodes[0].team.name,
+            failures.total(),
+            len(episodes),
+            failures.most_common(1)[0][0],
+        )
     ended = [episode for episode in episodes if episode.error is None]
     spoke = {message.role for episode in ended for step in episode.steps for message in step.messages}
     if ended and not spoke:

@@ -21,7 +21,7 @@ from latentmem.memory.memory import Memory, Recall, Spent
 from latentmem.models.agent import AgentModel, Prompt, Sampled
 from latentmem.rollout.concurrent import asked_by_many
 from latentmem.rollout.episodes import Episode
-from latentmem.rollout.programs import ProgramEpisode, warn_of_silence
+from latentmem.rollout.programs import ProgramEpisode, warn_of_waste
 from latentmem.rollout.recalls import SharedRecalls
 from latentmem.rollout.turns import Ask, TurnEpisode, play_in_step
 from latentmem.seeds import stream_seed
@@ -185,7 +185,7 @@ def _run_programs(
                 workers or player.parallel,
                 player.stop,
             )
-            warn_of_silence(its)
+            warn_of_waste(its)
             generation, environment = generation + spent[0], environment + spent[1]
     return generation, environment
 

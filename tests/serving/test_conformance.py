@@ -433,8 +433,9 @@ def test_a_server_that_ends_loses_no_turn_silently(desk: ScriptedDesk) -> None:
     assert desk.turns[0].lost_because == "the server ends"
 
 
-def test_a_bug_is_a_500_without_its_text(client: openai.OpenAI, desk: ScriptedDesk) -> None:
-    desk.script = lambda ask, choice: ZeroDivisionError("the secret")
+@pytest.mark.parametrize("bug", [ZeroDivisionError("the secret"), StopIteration("the secret")])
+def test_a_bug_is_a_500_without_its_text(client: openai.OpenAI, desk: ScriptedDesk, bug: Exception) -> None:
+    desk.script = lambda ask, choice: bug
     with pytest.raises(openai.InternalServerError) as error:
         client.chat.completions.create(model="tiny", messages=ASKED)
     assert "secret" not in str(error.value)

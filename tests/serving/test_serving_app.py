@@ -1,9 +1,12 @@
 """A server over a scripted model: sessions, rewards, lineage, retries and what is stored, by the official client."""
 
+import http.client
 import json
+import sqlite3
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -15,6 +18,7 @@ from latentmem.memory.memory import Recall
 from latentmem.serving.recalling import Remembered
 from latentmem.serving.sessions.session import UNJUDGED, Ending
 from latentmem.serving.sessions.store import SessionStore
+from latentmem.serving.sessions.writer import StoreFailed
 from latentmem.trajectory import Recalled
 
 
@@ -269,9 +273,14 @@ def test_a_call_that_is_refused_masks_nothing_since_its_program_knows(tmp_path):
 def test_a_client_that_goes_away_frees_its_place_and_masks_its_session(tmp_path):
     model = Slow(["four", "five"])
     with parts_of(tmp_path, model, parallel=1) as parts, on_a_port(parts.app()) as address:
-        with pytest.raises(openai.APITimeoutError):
-            ask(address, "2 + 2?", session="s", timeout=0.3)
+        body = {"model": "x", "messages": [{"role": "user", "content": "2 + 2?"}]}
+        place = urlsplit(address)
+        leaving = http.client.HTTPConnection(place.hostname, place.port)
+        leaving.request(
+            "POST", "/sessions/s/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
         assert model.asked.acquire(timeout=30)
+        leaving.close()
         model.let.release(2)
         assert ask(address, "3 + 3?", session="t").choices[0].message.content  # there is one place only
         assert view(address, "s")["calls"]["lost"] == 1
@@ -468,6 +477,31 @@ def test_what_cannot_be_stored_is_refused_and_nothing_is_half_done(parts, addres
         assert view(address, "s")["calls"] == {"answered": 2, "lost": 0, "running": 0}
         assert sum(parts.store.num_by_state().values()) == 1
         assert complete(address, "s", reward=1)["state"] == "succeeded"
+
+
+def test_a_request_whose_loss_could_not_be_kept_may_be_sent_again(parts, address, monkeypatch):
+    with client(address) as http_client:
+        http_client.post("/sessions", json={"id": "s"})
+    full = [True]
+
+    def submit(change):
+        """Store how calls begin, and nothing of how they end, while the disk is full."""
+        if full[0] and change.__qualname__.startswith(("SessionStore.answered", "SessionStore.lost")):
+            refused = Future()
+            refused.set_exception(StoreFailed(parts.store.path, sqlite3.OperationalError("disk I/O error")))
+            return refused
+        return submit_well(change)
+
+    submit_well = parts.store._writer.submit
+    monkeypatch.setattr(parts.store._writer, "submit", submit)
+    with pytest.raises(openai.APIStatusError):
+        ask(address, "2 + 2?", session="s", headers={"Idempotency-Key": "k"})
+    assert view(address, "s")["calls"] == {"answered": 0, "lost": 0, "running": 1}
+    with pytest.raises(openai.APIStatusError):
+        ask(address, "2 + 2?", session="s", headers={"Idempotency-Key": "k"})
+    full[0] = False
+    ask(address, "2 + 2?", session="s", headers={"Idempotency-Key": "k"})
+    assert view(address, "s")["calls"] == {"answered": 1, "lost": 0, "running": 0}
 
 
 def fill(store, pages=1):

@@ -201,6 +201,8 @@ class ServingDesk:
             before = self._running.get(begun.id)
             if before is not None:  # the same request was sent twice: whoever comes second waits for the first
                 await asyncio.shield(before)
+            else:  # it has ended, and the disk had no room for that
+                await self._lose(begun.id)
         role = role_of(who.role, ask.conversation, self._roles)
         if begun.known is None:
             self._running[begun.id] = asyncio.get_running_loop().create_future()
@@ -214,6 +216,12 @@ class ServingDesk:
             waited,
             lambda: loop.call_soon_threadsafe(self._done, begun.id),
         )
+
+    async def _lose(self, call: str) -> None:
+        try:
+            await asyncio.wrap_future(self.shop.store.lost(call, "it got no answer, which could not be kept"))
+        except StoreFailed as error:
+            raise unstored(error) from None
 
     async def earlier(self, who: Who, call: str) -> Earlier | None:
         """Return a call that was answered before and that another one may go on from."""

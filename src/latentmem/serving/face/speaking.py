@@ -117,7 +117,10 @@ class Speaking:
             return self._gone is None
 
         def speak() -> Spoken:
-            spoken = self.turn.speak(number, on_tokens)
+            try:
+                spoken = self.turn.speak(number, on_tokens)
+            except StopIteration as error:  # no future can hold one, so it would be waited for without end
+                raise RuntimeError("the engine has nothing more to say") from error
             hear(spoken)
             return spoken
 

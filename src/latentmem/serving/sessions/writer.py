@@ -1,8 +1,8 @@
 """One SQLite file whose writes are acknowledged only when they are on stable storage, many in one sync.
 
 A single thread writes. What is asked for while it syncs forms the next transaction, so that a hundred clients who wait
-for the disk wait for one sync and not for a hundred. A change that fails is taken back alone; if the disk is full, all
-changes of its transaction fail, and none is half done.
+for the disk wait for one sync and not for a hundred. A change that fails is taken back alone, also one for which the
+disk has no room, and none is half done.
 """
 
 import sqlite3
@@ -137,8 +137,11 @@ class Writer:
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # SQLite may have taken everything back by itself
                 self._db.execute("ROLLBACK")
-            for asked in batch:
-                asked.future.set_exception(StoreFailed(self.path, error))
+            if len(batch) == 1:
+                batch[0].future.set_exception(StoreFailed(self.path, error))
+            else:  # one change that does not fit must not take the others with it
+                for asked in batch:
+                    self._commit([asked])
             return
         for future, result in done:
             future.set_result(result)

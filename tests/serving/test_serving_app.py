@@ -183,14 +183,22 @@ def test_a_request_that_is_sent_again_has_the_same_answer_also_after_a_restart(t
 
 
 class Slow(Script):
-    """A model that answers when it is let."""
+    """A model that answers when it is let; with `until_left`, its first client has to go away before that."""
+
+    until_left = False
 
     def __init__(self, responses):
         super().__init__({"solver": responses})
         self.asked, self.let = threading.Semaphore(0), threading.Semaphore(0)
+        self.has_left = threading.Event()
 
     def respond(self, prompts, sampling):
         self.asked.release()
+        if self.until_left:
+            while prompts[0].on_tokens(()):  # asks whether somebody still waits
+                time.sleep(0.01)
+            self.until_left = False
+            self.has_left.set()
         assert self.let.acquire(timeout=30)
         return super().respond(prompts, sampling)
 
@@ -272,6 +280,7 @@ def test_a_call_that_is_refused_masks_nothing_since_its_program_knows(tmp_path):
 
 def test_a_client_that_goes_away_frees_its_place_and_masks_its_session(tmp_path):
     model = Slow(["four", "five"])
+    model.until_left = True
     with parts_of(tmp_path, model, parallel=1) as parts, on_a_port(parts.app()) as address:
         body = {"model": "x", "messages": [{"role": "user", "content": "2 + 2?"}]}
         place = urlsplit(address)
@@ -281,6 +290,7 @@ def test_a_client_that_goes_away_frees_its_place_and_masks_its_session(tmp_path)
         )
         assert model.asked.acquire(timeout=30)
         leaving.close()
+        assert model.has_left.wait(30)
         model.let.release(2)
         assert ask(address, "3 + 3?", session="t").choices[0].message.content  # there is one place only
         assert view(address, "s")["calls"]["lost"] == 1

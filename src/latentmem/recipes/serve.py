@@ -21,6 +21,7 @@ from latentmem.recipes.folders import audit_of, checkpoints_of, keys_of
 from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
+from latentmem.serving.allocation import give_memory_back
 from latentmem.serving.app import create_app
 from latentmem.serving.desk import ServingDesk, Shop, Voice
 from latentmem.serving.following import Following
@@ -54,6 +55,7 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         RunError: another server works in this run's folder.
         LatentMemError: a mistake in the configuration of a part.
     """
+    give_memory_back()
     section = config.serve
     folder = serving_folder(config)
     with ExitStack() as open_parts:

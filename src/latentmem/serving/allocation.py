@@ -1,8 +1,8 @@
 """Freed memory goes back to the system, so that a server which runs for weeks stays as large as its work.
 
-Batches of a server differ in size from one to the next. The C library keeps freed blocks of up to 32 MiB in heaps, where
-blocks of other sizes seldom fit, and the process grows for hours. Larger ones it takes from the system and gives back
-at once; so that is what it is told to do with all but small ones.
+Batches of a server differ in size from one to the next. The C library keeps freed blocks of up to 32 MiB in heaps,
+where blocks of other sizes seldom fit, and the process grows for hours. Larger ones it takes from the system and gives
+back at once; so that is what it is told to do with all but small ones.
 """
 
 import ctypes

@@ -160,6 +160,16 @@ def test_checkpoints_that_are_missing_or_do_not_fit(fails, folder, tiny_model_di
         f"{folder}/run: no checkpoint of sft here; run `latentmem train sft` with this configuration first"
     )
     assert "no composer here" in fails("evaluate", c, f"evaluate.memories=['latent:{folder}/x']", f"run={folder}/2")
+    no_folder = (
+        "no composer here, there is no such folder; name one that holds a composer, or untrained, or a training of "
+        "this run;"
+    )
+    assert fails("evaluate", c, "evaluate.memories=['latent:lmop']", f"run={folder}/6").endswith(
+        f"lmop: {no_folder} did you mean 'lmpo'?"
+    )
+    assert fails("evaluate", c, "evaluate.memories=['latent:nosuch']", f"run={folder}/7").endswith(
+        f"nosuch: {no_folder} known: lmpo, sft, untrained, warmup"
+    )
     line = fails("evaluate", c, f"evaluate.memories=['latent:{folder}/k']", f"run={folder}/3")
     assert "num_latents" in line
     assert "5" in line

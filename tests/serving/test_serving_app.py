@@ -86,6 +86,7 @@ def test_an_episode_from_its_opening_to_the_bank(parts, address):
         assert http.post(events, json=for_one).json() == {"number": 3}
     ended = complete(address, opened["id"], answer="4", feedback="right")
     assert (ended["state"], ended["reward"], ended["rewards"]) == ("succeeded", 1.0, {"adder": 0.5})
+    assert ended["warnings"] == []
     assert complete(address, opened["id"], reward=0) == ended
     (stored,) = parts.bank
     assert stored.id == ended["trajectory"]
@@ -423,6 +424,23 @@ def test_a_full_queue_is_429_with_a_time_to_come_again(tmp_path):
         assert waiting.result(30)
 
 
+def test_a_reward_for_a_role_that_said_nothing_is_told_of(address):
+    ask(address, "x", session="s", headers={"X-LatentMem-Role": "adder"})
+    with client(address) as http:
+        event = {"event_type": "reward", "data": {"value": 0.5, "agent": "adderr"}}
+        assert http.post("/sessions/s/events", json=event).status_code == 200
+    ended = complete(address, "s", rewards={"adder": 1, "nobody": 0})
+    assert ended["warnings"] == [
+        "a reward was told for the role 'adderr', which said nothing in this session; did you mean 'adder'?",
+        "a reward was told for the role 'nobody', which said nothing in this session; known: adder",
+    ]
+    with client(address) as http:
+        http.post("/sessions", json={"id": "mute"})
+    assert complete(address, "mute", rewards={"adder": 1})["warnings"] == [
+        "a reward was told for the role 'adder', and no call of this session was answered"
+    ]
+
+
 def test_bad_bodies_are_one_line_and_name_their_field(address):
     ask(address, "x", session="s")
     with client(address) as http:
@@ -440,6 +458,14 @@ def test_bad_bodies_are_one_line_and_name_their_field(address):
             error = answer.json()["error"]
             assert (answer.status_code, error["param"]) == (400, field)
             assert "\n" not in error["message"]
+        for event_type in ("rewards", "Reward", " reward", "rewrad"):
+            answer = http.post("/sessions/s/events", json={"event_type": event_type, "data": {"value": 1}})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (
+                400,
+                f"other.event_type: Value error, is {event_type!r}, which would reward nobody; did you mean 'reward'?",
+            )
+        for event_type in ("forward", "award", "reward_model", "note"):
+            assert http.post("/sessions/s/events", json={"event_type": event_type}).status_code == 200
         for path in ("/sessions/none", "/sessions/none/traces"):
             assert http.get(path).status_code == 404
         assert http.post("/sessions/none/complete", json={}).status_code == 404

@@ -201,6 +201,11 @@ def test_what_cannot_be_served_is_told_in_one_line(config, capsys, tmp_path):
     assert "is no regular expression" in fails(capsys, config, "serve.roles=[{name: a, profile: b, pattern: '('}]")
     line = fails(capsys, config, "serve.memory=latent:lmpo", "serve.port=0")
     assert line.endswith("no checkpoint of lmpo here; run `latentmem train lmpo` with this configuration first")
+    line = fails(capsys, config, "serve.memory=latent:lmop", "serve.port=0")
+    assert line.startswith("lmop: no composer here, there is no such folder; ")
+    assert line.endswith("did you mean 'lmpo'?")
+    line = fails(capsys, config, "serve.memory=latent:nosuch", "serve.port=0")
+    assert line.endswith("known: lmpo, sft, untrained, warmup")
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(config, capsys, monkeypatch):

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from latentmem.config import Config
+from latentmem.errors import CheckpointError, suggest
+from latentmem.memory_names import TRAININGS
 from latentmem.training.checkpoint_folder import newest_checkpoint
 
 EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
@@ -16,6 +18,21 @@ DEV_ROWS = "dev.jsonl"
 def checkpoints_of(config: Config, phase: str) -> Path:
     """Return the folder of a training's checkpoints."""
     return Path(config.run) / phase / "checkpoints"
+
+
+def composer_folder(name: str) -> Path:
+    """Return the folder of a composer that this run did not train.
+
+    Raises:
+        CheckpointError: there is no such folder; the name may be a misspelt one of a training.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{name}: no composer here, there is no such folder; name one that holds a composer, or untrained, or a "
+            f"training of this run; {suggest(name, ('untrained', *TRAININGS))}"
+        )
+    return folder
 
 
 def keys_of(config: Config) -> Path:

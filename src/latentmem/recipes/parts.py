@@ -33,12 +33,13 @@ from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
+from latentmem.memory_names import TRAININGS
 from latentmem.models.embedder import Embedder, HashingEmbedder, load_embedder
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
-from latentmem.recipes.folders import checkpoints_of, steps_done
+from latentmem.recipes.folders import checkpoints_of, composer_folder, steps_done
 from latentmem.recipes.teams import Open, team_of
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Players, Teams
@@ -49,6 +50,7 @@ from latentmem.trajectory import Role, Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_PHASES = (*TRAININGS, "grpo")
 
 
 class Shared:
@@ -249,12 +251,18 @@ class Parts:
         return memory
 
     def initial(self, which: str) -> Path | None:
-        """Return the checkpoint that a training starts from; None if it starts untrained."""
-        return None if which == "untrained" else self.checkpoint(which)
+        """Return the checkpoint that a composer starts from; None if it starts untrained.
+
+        Raises:
+            CheckpointError: there is no such checkpoint or folder.
+        """
+        if which == "untrained":
+            return None
+        return self.checkpoint(which) if which in _PHASES else composer_folder(which)
 
     def checkpoint(self, which: str) -> Path:
         """Return the checkpoint that a phase of this run selected; take any other name as a folder."""
-        if which not in ("warmup", "sft", "lmpo", "grpo"):
+        if which not in _PHASES:
             return Path(which)
         folder = checkpoints_of(self.config, which)
         found = selected_checkpoint(folder)

@@ -17,7 +17,7 @@ from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
 from latentmem.memory_names import TRAININGS
 from latentmem.models.language_model import LanguageModel
-from latentmem.recipes.folders import audit_of, checkpoints_of, keys_of
+from latentmem.recipes.folders import audit_of, checkpoints_of, composer_folder, keys_of
 from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
@@ -141,7 +141,7 @@ def _checkpoint_now(config: Config, which: str) -> Path | None:
     if which == "untrained":
         return None
     if which not in TRAININGS:
-        return Path(which)
+        return composer_folder(which)
     found = selected_checkpoint(checkpoints_of(config, which))
     if found is None:
         raise CheckpointError(

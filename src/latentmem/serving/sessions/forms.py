@@ -1,15 +1,20 @@
 """The bodies of the endpoints of sessions: what is asked, and what is answered."""
 
 import json
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
+from latentmem.errors import suggest
 from latentmem.serving.sessions.session import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
 
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/?#]+$")]
 Line = Annotated[str, Field(max_length=2000)]
+_SLIP = 0.8
+"""How like `reward` the type of another event may not be, by `difflib`: `rewards` is .92, `forward` .77."""
 Reward = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -64,11 +69,18 @@ class RewardEvent(Form):
 
 
 class OtherEvent(Form):
-    """Anything else that is to be kept with the session."""
+    """Anything else that is to be kept with the session. A type that is almost `reward` is refused as a slip."""
 
     event_type: Annotated[str, Field(min_length=1, max_length=100, json_schema_extra={"not": {"const": "reward"}})]
     data: dict[str, JsonValue] = Field(default_factory=dict)
     id: Label | None = None
+
+    @field_validator("event_type")
+    @classmethod
+    def _is_no_slip(cls, value: str) -> str:
+        if get_close_matches(value.strip().lower(), ["reward"], cutoff=_SLIP):
+            raise ValueError(f"is {value!r}, which would reward nobody; did you mean 'reward'?")
+        return value
 
     @field_validator("data")
     @classmethod
@@ -143,6 +155,29 @@ class SessionView(Form):
     """What became of the ended session, in words."""
     trajectory: str | None
     """Id of its trajectory in the bank."""
+
+
+class CompletedView(SessionView):
+    """A session that was ended, and what its rewards do not do."""
+
+    warnings: list[str] = Field(default_factory=list)
+    """A line for each role that was rewarded and said nothing."""
+
+
+def unheard(rewards: Iterable[str], spoke: Collection[str]) -> list[str]:
+    """Return a line for each rewarded role that said nothing.
+
+    Args:
+        rewards: the roles that were rewarded.
+        spoke: the roles that spoke.
+    """
+    return [
+        f"a reward was told for the role {role!r}, which said nothing in this session; {suggest(role, spoke)}"
+        if spoke
+        else f"a reward was told for the role {role!r}, and no call of this session was answered"
+        for role in rewards
+        if role not in spoke
+    ]
 
 
 def view_of(session: Session, counts: Counts, ending: Ending) -> SessionView:

@@ -11,6 +11,7 @@ from latentmem.serving.asks import Refused, Who
 from latentmem.serving.desk import ServingDesk
 from latentmem.serving.sessions.endings import Endings, merged
 from latentmem.serving.sessions.forms import (
+    CompletedView,
     CompleteRequest,
     Event,
     EventKept,
@@ -19,6 +20,7 @@ from latentmem.serving.sessions.forms import (
     SessionView,
     Traces,
     traces_of,
+    unheard,
     view_of,
 )
 from latentmem.serving.sessions.session import Ending, Session
@@ -54,6 +56,14 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
     def view(session: Session) -> SessionView:
         ending = session.ending or Ending(cause="completed")
         return view_of(session, store.counts(session), merged(ending, store.events(session)))
+
+    def completed(session: Session) -> CompletedView:
+        seen = view(session)
+        warnings = list[str]()
+        if seen.rewards:
+            answers = [call.answer for call in store.calls(session) if call.answer is not None]
+            warnings = unheard(seen.rewards, {choice.message.role for one in answers for choice in one.choices})
+        return CompletedView(**seen.model_dump(), warnings=warnings)
 
     @router.post("/sessions", status_code=201)
     async def open_session(request: Request, body: OpenRequest) -> SessionOpened:
@@ -99,10 +109,10 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
         return EventKept(number=number)
 
     @router.post("/sessions/{sid}/complete")
-    async def complete(request: Request, sid: str, body: CompleteRequest) -> SessionView:
+    async def complete(request: Request, sid: str, body: CompleteRequest) -> CompletedView:
         """End a session. When this is answered, its episode is in the bank; asking again changes nothing."""
         session = await find(request, sid)
-        return await asyncio.to_thread(lambda: view(endings.complete(session, body.ending())))
+        return await asyncio.to_thread(lambda: completed(endings.complete(session, body.ending())))
 
     @router.get("/sessions/{sid}/traces")
     async def get_traces(

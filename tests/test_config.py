@@ -302,8 +302,8 @@ def reference():
         for section in nested(Config, name):
             title = name if name not in ("team", "data") else f"{name}, kind: {kind_of(section)}"
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
-    for title, (section, given) in parts_of_sections().items():
-        parts += ["", f"## {title}", "", *table(section, given=given)]
+    for title, (section, preset) in parts_of_sections().items():
+        parts += ["", f"## {title}", "", *table(section, preset=preset)]
     return "\n".join(parts) + "\n"
 
 
@@ -343,22 +343,20 @@ def nested_in(field):
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 
-def table(section, skip=(), given=None):
-    """Its rows; where the section is a key's default, `given`, with the values that it has there."""
+def table(section, skip=(), preset=None):
+    """Its rows; with the values of `preset` as defaults, where the key of a section has one."""
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         if name not in skip:
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            rows.append(
-                f"| `{field.alias or name}` | {default(field, getattr(given, name, None))} | {values(field)} | {meaning} |"
-            )
+            told = default(field, getattr(preset, name, field.default))
+            rows.append(f"| `{field.alias or name}` | {told} | {values(field)} | {meaning} |")
     return rows
 
 
-def default(field, given=None):
+def default(field, value):
     if field.is_required():
         return "required"
-    value = field.default if given is None else given
     if isinstance(value, Section):
         return "see below"
     style = '"' if isinstance(value, str) and "\n" in value else None
@@ -402,7 +400,7 @@ def test_each_key_that_is_told_below_has_a_table_below():
     for name in Config.model_fields:
         for section in nested(Config, name):
             for key, field in section.model_fields.items():
-                if default(field) == "see below":
+                if default(field, field.default) == "see below":
                     assert f"\n## {name}.{key}" in text, f"{name}.{key}"
 
 

@@ -245,6 +245,11 @@ def goes_away(task):
     return "well"
 
 
+def fails_after_a_call(task):
+    say("You plan.", task["text"])
+    raise RuntimeError("the plan is bad")
+
+
 def makes_no_call(task):
     return "well"
 

@@ -248,8 +248,37 @@ def test_a_program_that_asks_nobody_is_told_of(program, model, caplog):
     team = program("makes_no_call", name="silent")
     assert [t.error for t in play(team, model).trajectories] == [None, None]
     assert [r.message for r in caplog.records] == [
-        "program silent: it made no call; is its base_url taken from OPENAI_BASE_URL?"
+        "program silent: no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?"
     ]
+
+
+def test_a_program_that_fails_before_it_asks_anybody_is_asked_for_its_base_url(program, model, caplog):
+    team = program(command=["python", "-c", "raise SystemExit('Connection refused')"], name="fixed")
+    assert [t.error for t in play(team, model, tasks("t")).trajectories] == [
+        "program: exit status 1: Connection refused"
+    ]
+    assert [r.message for r in caplog.records] == [
+        "program fixed: 1 of 1 episodes failed, most often so: program: exit status 1: Connection refused",
+        "program fixed: no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?",
+    ]
+
+
+def test_a_program_that_fails_after_it_has_asked_is_not_asked_for_its_base_url(program, model, caplog):
+    play(program("fails_after_a_call"), model, tasks("t"))
+    assert "most often so" in caplog.text
+    assert "base_url" not in caplog.text
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_interpreter_that_cannot_run_is_told_before_any_episode(program, tmp_path, is_there):
+    path = tmp_path / "python"
+    if is_there:
+        path.write_text("not executable")
+    with pytest.raises(ConfigError) as caught:
+        program("makes_no_call", python=str(path))
+    assert str(caught.value) == (
+        f"team.python: {path}: no such program, or it may not be executed; give the path of a Python interpreter"
+    )
 
 
 def test_a_program_that_is_not_there_is_a_mistake_of_the_configuration(program, model):

@@ -26,7 +26,7 @@ from latentmem.trajectory import Message, Task
 
 logger = logging.getLogger(__name__)
 
-NO_CALL = "it made no call; is its base_url taken from OPENAI_BASE_URL?"
+NO_CALL = "no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?"
 
 
 @dataclass
@@ -38,6 +38,8 @@ class ProgramEpisode(Episode):
     """Seconds of sampling, summed over the calls."""
     stopped_by: Exception | None = None
     """What ends the whole rollout: an error of the model or the memory."""
+    was_called: bool = False
+    """Whether a call has arrived, answered or not."""
     _ask: Ask | None = None
     _recalls: SharedRecalls | None = None
     _temperature: float = 0.0
@@ -95,6 +97,7 @@ class ProgramEpisode(Episode):
         assert self._recalls is not None
         with self._lock:
             self._check_open()
+            self.was_called = True
             seeds = [self._next_seed(call) for call in calls]
             earlier = tuple(self.messages)
         try:
@@ -166,7 +169,7 @@ def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:
 
 
 def warn_of_waste(episodes: Sequence[ProgramEpisode]) -> None:
-    """Warn of what teaches nothing: most episodes failed, no agent spoke, or silent ones were given rewards."""
+    """Warn of what teaches nothing: most episodes failed, no call arrived, or silent agents were given rewards."""
     failures = Counter(episode.error for episode in episodes if episode.error is not None)
     if failures.total() > len(episodes) / 2:
         logger.warning(
@@ -178,8 +181,8 @@ def warn_of_waste(episodes: Sequence[ProgramEpisode]) -> None:
         )
     ended = [episode for episode in episodes if episode.error is None]
     spoke = {message.role for episode in ended for step in episode.steps for message in step.messages}
-    if ended and not spoke:
-        logger.warning("program %s: %s", ended[0].team.name, NO_CALL)
+    if episodes and not any(episode.was_called for episode in episodes):
+        logger.warning("program %s: %s", episodes[0].team.name, NO_CALL)
     if spoke and (silent := {role for episode in ended for role in episode.rewards} - spoke):
         logger.warning(
             "program %s: rewards are told for %s, who said nothing; the roles that spoke are %s",

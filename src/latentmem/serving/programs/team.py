@@ -31,7 +31,7 @@ class ProgramTeam:
             model: makes the agents' model, which writes tokens as text.
 
         Raises:
-            ConfigError: there is no such command.
+            ConfigError: there is no such command or interpreter.
         """
         self.name = section.label
         self.parallel = section.parallel
@@ -43,9 +43,14 @@ class ProgramTeam:
         self._host = ProgramHost(ProgramDesk(lambda: _Writing(model()), known))
         self._runner: Runner
         if section.call is not None:
+            if section.python is not None and not _is_found(section.python):
+                raise ConfigError(
+                    f"team.python: {section.python}: no such program, or it may not be executed; give the path of a "
+                    "Python interpreter"
+                )
             self._runner = Function(section.call, section.timeout_seconds, section.python)
         else:
-            if which(section.command[0], path=surroundings()["PATH"]) is None:
+            if not _is_found(section.command[0]):
                 raise ConfigError(
                     f"team.command: {section.command[0]!r} is no program that can be found; give its path"
                 )
@@ -109,6 +114,10 @@ class _Writing:
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         return self._model.chat.said(token_ids)
+
+
+def _is_found(program: str) -> bool:
+    return which(program, path=surroundings()["PATH"]) is not None
 
 
 def _shown(task: Task, instructions: str) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def test_a_server_knows_the_roles_that_its_program_was_trained_with():
 
 
 def test_a_missing_package_is_told_and_what_is_missing_of_ours_is_a_bug():
-    with pytest.raises(ServingError, match=r"needs the package fastapi; pip install 'latentmem\[serve\]'"):
-        with serving_packages():
-            raise ModuleNotFoundError(name="fastapi")
+    said = r"needs the package fastapi; pip install 'latentmem\[serve\]'"
+    with pytest.raises(ServingError, match=said), serving_packages():
+        raise ModuleNotFoundError(name="fastapi")
     with pytest.raises(ModuleNotFoundError), serving_packages():
         raise ModuleNotFoundError(name="latentmem.nowhere")
 

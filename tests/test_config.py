@@ -302,21 +302,30 @@ def reference():
         for section in nested(Config, name):
             title = name if name not in ("team", "data") else f"{name}, kind: {kind_of(section)}"
             parts += ["", f"## {title}", "", " ".join(section.__doc__.split()), "", *table(section)]
-    for title, section in (("Rows: data.train and data.test", "Rows"), ("One of data.families", "Family")):
-        parts += ["", f"## {title}", "", *table(next(s for s in sections() if s.__name__ == section))]
-    for title, section in (
-        ("model.engine, kind: vllm", "VLLMEngineSection"),
-        ("data.search", "SearchSection"),
-        ("data.sandbox", "SandboxSection"),
-        ("rivals.voyager", "VoyagerSection"),
-        ("rivals.generative", "GenerativeSection"),
-        ("rivals.insights", "InsightsSection"),
-        ("rivals.gmemory", "GMemorySection"),
-        ("One of serve.roles or team.roles", "ServedRole"),
-    ):
-        (part,) = {s for s in sections() if s.__name__ == section}
-        parts += ["", f"## {title}", "", *table(part)]
+    for title, (section, preset) in parts_of_sections().items():
+        parts += ["", f"## {title}", "", *table(section, preset=preset)]
     return "\n".join(parts) + "\n"
+
+
+ELSEWHERE = {
+    "Rows": "Rows: data.train and data.test",
+    "Family": "One of data.families",
+    "MixPart": "One of data.train or data.test, kind: mix",
+    "ServedRole": "One of serve.roles or team.roles",
+}
+"""Headings of sections that stand in several places."""
+
+
+def parts_of_sections():
+    """The sections within sections by their headings, each with the default that its key has."""
+    found = {}
+    for name in Config.model_fields:
+        for key, field in ((k, f) for section in nested(Config, name) for k, f in section.model_fields.items()):
+            kinds = nested_in(field)
+            for part in kinds:
+                title = f"{name}.{key}" + (f", kind: {kind_of(part)}" if len(kinds) > 1 else "")
+                found.setdefault(ELSEWHERE.get(part.__name__, title), (part, field.default))
+    return found
 
 
 def kind_of(section):
@@ -325,24 +334,29 @@ def kind_of(section):
 
 
 def nested(section, name):
-    annotation = section.model_fields[name].annotation
+    return nested_in(section.model_fields[name])
+
+
+def nested_in(field):
+    annotation = field.annotation
     kinds = [get_args(a)[0] if get_origin(a) is Annotated else a for a in (annotation, *get_args(annotation))]
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 
-def table(section, skip=()):
+def table(section, skip=(), preset=None):
+    """Its rows; with the values of `preset` as defaults, where the key of a section has one."""
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         if name not in skip:
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            rows.append(f"| `{field.alias or name}` | {default(field)} | {values(field)} | {meaning} |")
+            told = default(field, getattr(preset, name, field.default))
+            rows.append(f"| `{field.alias or name}` | {told} | {values(field)} | {meaning} |")
     return rows
 
 
-def default(field):
+def default(field, value):
     if field.is_required():
         return "required"
-    value = field.default
     if isinstance(value, Section):
         return "see below"
     style = '"' if isinstance(value, str) and "\n" in value else None
@@ -379,6 +393,15 @@ def values(field):
 def test_the_documented_keys_are_those_of_the_schema():
     # If this fails after a change of src/latentmem/config/: python tests/test_config.py
     assert DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].strip() == reference().strip()
+
+
+def test_each_key_that_is_told_below_has_a_table_below():
+    text = DOCS.read_text(encoding="utf-8")
+    for name in Config.model_fields:
+        for section in nested(Config, name):
+            for key, field in section.model_fields.items():
+                if default(field, field.default) == "see below":
+                    assert f"\n## {name}.{key}" in text, f"{name}.{key}"
 
 
 def test_a_control_is_told_from_the_memory_it_controls_and_folders_keep_their_colons():

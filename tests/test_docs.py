@@ -240,6 +240,8 @@ class Reader:
                 ".ci/run": lambda words, command: self.exists(".ci/run"),
                 "pre-commit": lambda words, command: self.exists(".pre-commit-config.yaml"),
                 "source": lambda words, command: None,
+                # The reader's own.
+                "my_program": lambda words, command: None,
                 # It serves until it is stopped.
                 "tensorboard": lambda words, command: importlib.util.find_spec("tensorboard") or pytest.fail("absent"),
                 # Of the system's package manager, and a program that it installs.

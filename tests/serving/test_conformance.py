@@ -540,12 +540,13 @@ def test_identity_comes_from_headers_body_metadata_url_or_token(url: str, desk: 
     post(url, path, body | {"metadata": full["metadata"]})
     post(url, path, body)
     post(url, "/sessions/u%20%C3%A9/v1/chat/completions", body)
+    post(url, "/agents/ru/v1/chat/completions", body)
     post(url, "/v1/chat/completions", body, authorization="Bearer session-t")
     post(url, "/v1/chat/completions", body)
     found = [(t.who.session, t.who.role, t.who.task) for t in desk.turns]
     assert found == [
         ("h", "rb", "tm"), ("b", "rb", "tm"), ("m", "rm", "tm"), ("u", "ru", None), ("u é", None, None),
-        ("t", None, None), (None, None, None),
+        (None, "ru", None), ("t", None, None), (None, None, None),
     ]  # fmt: skip
 
 

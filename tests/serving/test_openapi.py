@@ -34,7 +34,7 @@ def document(app: FastAPI) -> Any:
 
 def test_every_route_is_described(app: FastAPI) -> None:
     paths = app.openapi()["paths"]
-    bases = ("", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
+    bases = ("", "/agents/{agent}", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
     assert {path: list(kinds) for path, kinds in paths.items()} == {
         f"{base}{end}": [kind] for base in bases for end, kind in ENDS.items()
     }

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,3 +73,20 @@ def takes_pulled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+@contextmanager
+def serving_packages() -> Iterator[None]:
+    """Import what serves in this block; a package that is missing is told in one line.
+
+    Raises:
+        ServingError: a package of the extra `serve` is not installed.
+    """
+    from latentmem.errors import ServingError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "latentmem":
+            raise
+        raise ServingError(f"serving needs the package {error.name}; pip install 'latentmem[serve]'") from None

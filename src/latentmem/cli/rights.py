@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentmem.cli.arguments import CONFIG_HELP, count, takes_overrides
+from latentmem.cli.arguments import CONFIG_HELP, count, serving_packages, takes_overrides
 
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
@@ -58,8 +58,10 @@ def _config(options: argparse.Namespace) -> Any:
 def _forget(options: argparse.Namespace) -> None:
     from latentmem.errors import BankError
     from latentmem.files import write_atomic
-    from latentmem.recipes.rights import forget
-    from latentmem.serving.rights.forget import Wish
+
+    with serving_packages():
+        from latentmem.recipes.rights import forget
+        from latentmem.serving.rights.forget import Wish
 
     wish = Wish(
         tenant=options.tenant,
@@ -91,7 +93,8 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from latentmem.recipes.rights import replay_session
+    with serving_packages():
+        from latentmem.recipes.rights import replay_session
 
     calls = replay_session(_config(options), options.tenant, options.session, options.limit)
     for call in calls:

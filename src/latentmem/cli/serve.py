@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from latentmem.cli.arguments import port, takes_config
+from latentmem.cli.arguments import port, serving_packages, takes_config
 
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
@@ -24,6 +24,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     given = [f"serve.{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
     config = load_serving_config(options.config, [*options.overrides, *given])
-    from latentmem.recipes.serve import serve
+    with serving_packages():
+        from latentmem.recipes.serve import serve
 
     serve(config, announce=lambda text: print(text, flush=True))

@@ -62,7 +62,8 @@ class ServeSection(Section):
     """Whether a request may name one of `memory`, `text` and `none` for itself, as `memory` in its `latentmem`
     object."""
     roles: Annotated[tuple[ServedRole, ...], AsTuple] = ()
-    """Roles that are known by name; any other system message makes a role of its own."""
+    """Roles that are known by name; any other system message makes a role of its own. Empty: the roles of `team`, if
+    that is a program."""
     team: Text = "program"
     """The team's name, as written into the trajectories."""
     domain: Text = "served"

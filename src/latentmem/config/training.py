@@ -133,7 +133,7 @@ class WarmupSection(Section):
     projection_rate: PositiveFloat = 0.1
     """Learning rate of projection, gates and frames, as a multiple of `learning_rate`."""
     lessons_per_step: PositiveInt = 16
-    """Number of examples in one step, over all processes."""
+    """Number of examples in one step, over all processes; a multiple of `words_per_prompt`."""
     words_per_prompt: PositiveInt = 8
     """Number of words tried after one prompt while the frame is trained; the prompt is read once for all of them."""
     max_grad_norm: PositiveFloat = 1.0

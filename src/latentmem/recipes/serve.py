@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import Config
+from latentmem.config import Config, ProgramSection
 from latentmem.engines.batching import Batcher
 from latentmem.engines.upstream import UpstreamEngine
 from latentmem.errors import CheckpointError, LatentMemError, RunError, ServingError
@@ -251,10 +251,11 @@ def serving_folder(config: Config) -> Path:
 
 
 def known_roles(config: Config) -> list[KnownRole]:
-    """Return the roles of the configuration."""
+    """Return the roles of the configuration: those of `serve`, or else those that its program was trained with."""
+    listed = config.serve.roles or (config.team.roles if isinstance(config.team, ProgramSection) else ())
     return [
         KnownRole(
             Role(name=role.name, profile=role.profile), None if role.pattern is None else re.compile(role.pattern)
         )
-        for role in config.serve.roles
+        for role in listed
     ]

@@ -1,7 +1,7 @@
 """The routes of the OpenAI-compatible endpoints over a desk; they translate and call.
 
-Each endpoint stands under `/v1`, and for programs of which only the base URL can be set under `/sessions/{sid}/v1` and
-`/sessions/{sid}/agents/{agent}/v1`.
+Each endpoint stands under `/v1`, and for programs of which only the base URL can be set under `/agents/{agent}/v1`,
+`/sessions/{sid}/v1` and `/sessions/{sid}/agents/{agent}/v1`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from latentmem.serving.identity import who_speaks
 from latentmem.serving.reading import TextOf
 from latentmem.serving.tools import Piece
 
-BASES = ("", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
+BASES = ("", "/agents/{agent}", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
 """What may stand before `/v1`."""
 Caller = Callable[[Request], Awaitable[Who]]
 """A function: the request -> what its API key, or its session's own token, tells. It raises `Refused`."""

@@ -54,7 +54,7 @@ DOORS = {
     "POST /sessions/{sid}/replay": "read",
     **{
         f"{method} {place}/v1{path}": "infer"
-        for place in ("", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
+        for place in ("", "/agents/{agent}", "/sessions/{sid}", "/sessions/{sid}/agents/{agent}")
         for method, path in (spoken.split(" ") for spoken in ("GET /models", "GET /models/{model}", *_SPOKEN))
     },
 }

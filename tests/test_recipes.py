@@ -17,6 +17,7 @@ from latentmem import evaluation, processes, recipes
 from latentmem.bank import ExperienceBank
 from latentmem.bank import lists as bank_approximate
 from latentmem.config import load_config, parse_config
+from latentmem.environments.environment import Outcome
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.evaluation import compare
@@ -277,6 +278,60 @@ def test_training_interrupted_at_some_writes_goes_on_to_the_same_weights(configu
         interrupted_at_sync(number, monkeypatch, lambda config=cut: do(config, phase))
         do(cut, phase)
         assert_same(cut, whole, phase)
+
+
+class Unpaid:
+    """An environment in which every action is worth nothing."""
+
+    instructions = "Say a number."
+
+    def step(self, action):
+        return Outcome("", reward=0.0, done=True)
+
+
+SAME_REWARDS = "3 steps done, none changed {}: no group had rewards that differ; see docs/training.md, Signal; "
+
+
+@pytest.mark.parametrize(("phase", "trained"), [("lmpo", "the composer"), ("grpo", "the agents")])
+def test_a_training_that_moved_nothing_says_so_also_after_an_interruption(
+    configure, monkeypatch, capsys, phase, trained
+):
+    monkeypatch.setattr(ReasoningDomain, "start", lambda *_: Unpaid())
+    config = configure("run")
+    do(config, "collect")
+    interrupted_at_sync(9, monkeypatch, lambda: do(config, phase))
+    do(config, phase)
+    said = SAME_REWARDS.format(trained)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{phase}: {said}")
+    do(config, phase)
+    assert capsys.readouterr().out.startswith(f"{phase}: {said.replace('3 steps done', 'finished already, 3 steps')}")
+
+
+def test_a_training_whose_earlier_command_moved_something_is_not_said_to_have_moved_nothing(
+    configure, monkeypatch, capsys
+):
+    shorter = configure("run", "lmpo.num_steps=2")
+    do(shorter, "collect", "lmpo")
+    (Path(shorter.run) / "lmpo" / "config.yaml").unlink()
+    monkeypatch.setattr(ReasoningDomain, "start", lambda *_: Unpaid())
+    do(configure("run"), "lmpo")
+    updated = [row["updated"] for row in metrics(shorter) if row["phase"] == "lmpo"]
+    assert updated[0] == 1
+    assert updated[2] == 0
+    out = capsys.readouterr().out
+    assert "lmpo: 3 steps done; " in out
+    assert "none changed" not in out
+
+
+def test_nothing_is_claimed_of_a_training_whose_metrics_are_lost(configure, monkeypatch, capsys):
+    monkeypatch.setattr(ReasoningDomain, "start", lambda *_: Unpaid())
+    config = configure("run")
+    do(config, "collect", "lmpo")
+    path = Path(config.run) / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[-1] + "\n")
+    capsys.readouterr()
+    do(config, "lmpo")
+    assert capsys.readouterr().out.startswith("lmpo: finished already, 3 steps; ")
 
 
 @pytest.fixture

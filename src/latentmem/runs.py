@@ -155,10 +155,14 @@ class Run:
         """
         row = {"phase": self.phase, **metrics}
         append_rows(self._metrics_path, [row])
-        self._tracking.log(row, self._logged)
+        self._tracking.log(row, self.logged)
 
-    def _logged(self) -> list[dict[str, Any]]:
-        """Return all lines of this phase."""
+    def logged(self) -> list[dict[str, Any]]:
+        """Return all lines of this phase.
+
+        Raises:
+            RunError: a line before the last is not a JSON object.
+        """
         return [row for row in read_metrics(self._metrics_path).rows if row.get("phase") == self.phase]
 
     def show_results(self, cells: Sequence[Sequence[str]], markdown: str, results: Mapping[str, Any]) -> None:
@@ -200,6 +204,10 @@ class SilentRun:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Drop the line."""
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Return nothing: the first process alone reads what it wrote."""
+        return []
 
     def log_details(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Drop the rows."""

@@ -21,6 +21,9 @@ from latentmem.training.sft import SFTTrainer
 from latentmem.training.warmup import WarmupTrainer
 from latentmem.trajectory import Task
 
+_BY_REWARD = {"lmpo": "the composer", "grpo": "the agents"}
+"""The trainings by reward, which teaches nothing where all get the same, and what they train."""
+
 
 def train_warmup(config: Config, parts: Parts | None = None) -> None:
     """Train agents and composer to pass words on, before any data are used."""
@@ -149,7 +152,8 @@ def _is_finished(here: Phase, num_steps: int, earlier_steps: int = 0) -> bool:
     if here.is_first:
         remove_others(folder)
     total = earlier_steps + num_steps
-    here.say(f"{here.name}: finished already, {total} steps; {selected_checkpoint(folder)} is selected")
+    unmoved = _unmoved(here, num_steps)
+    here.say(f"{here.name}: finished already, {total} steps{unmoved}; {selected_checkpoint(folder)} is selected")
     return True
 
 
@@ -158,4 +162,27 @@ def _train(here: Phase, trainer: _Trainer, num_steps: int, shown: str, done: int
     begun = steps_done(folder) if done is None else done
     with step_bar(num_steps, here.name, shown, begun, here.is_first) as bar:
         trainer.train(folder, _RunJournal(here, bar))
-    here.say(f"{here.name}: {num_steps} steps done; {selected_checkpoint(folder)} is selected")
+    here.say(
+        f"{here.name}: {num_steps} steps done{_unmoved(here, num_steps)}; {selected_checkpoint(folder)} is selected"
+    )
+
+
+def _unmoved(here: Phase, num_steps: int) -> str:
+    """Return what to add of a training by reward none of whose steps changed what it trains; else nothing.
+
+    A resumed run has the lines of its earlier commands too. Where lines of some steps are missing, nothing is claimed.
+    """
+    if here.name not in _BY_REWARD:
+        return ""
+    steps = [row for row in here.run.logged() if "updated" in row]
+    if [row["step"] for row in steps] != list(range(1, num_steps + 1)) or any(row["updated"] for row in steps):
+        return ""
+    if any(row.get("bad") for row in steps):
+        reason = "losses or gradients were not finite"
+    elif any(row.get("without_tokens") for row in steps):
+        reason = "no group whose messages have token ids had rewards that differ"
+    else:
+        reason = "no group had rewards that differ"
+    crashed = sum(int(row.get("errors") or 0) for row in steps)
+    ended = f", and {crashed} episodes ended in an error" if crashed else ""
+    return f", none changed {_BY_REWARD[here.name]}: {reason}{ended}; see docs/training.md, Signal"

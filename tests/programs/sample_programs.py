@@ -245,6 +245,14 @@ def goes_away(task):
     return "well"
 
 
+def tells_rewards(task):
+    """Misspells the type of a reward, and answers with what it is told."""
+    try:
+        post(os.environ["LATENTMEM_SESSION_URL"] + "/events", {"event_type": "rewards", "data": {"value": 1}})
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {json.load(error)['error']['message']}"
+
+
 def fails_after_a_call(task):
     say("You plan.", task["text"])
     raise RuntimeError("the plan is bad")

@@ -7,6 +7,7 @@ desk alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -15,6 +16,8 @@ from latentmem.trajectory import Conversation, Message, Recalled
 
 OnTokens = Callable[[Sequence[int]], bool]
 """A function that gets new tokens as they are sampled; False: nobody waits for the rest any more."""
+_SLIP = 0.8
+"""From here on a type of events is too like `reward`, by `difflib`: `rewards` is at .92, `forward` at .77."""
 
 
 @dataclass(frozen=True)
@@ -217,3 +220,8 @@ class Desk(Protocol):
 
         `who.tenant` decides what may be seen, and `who.session` where it is given.
         """
+
+
+def is_slip_of_reward(event_type: str) -> bool:
+    """Return whether the type of an event is almost `reward`: taken as another one, it would lose a reward unseen."""
+    return event_type != "reward" and bool(get_close_matches(event_type.strip().lower(), ["reward"], cutoff=_SLIP))

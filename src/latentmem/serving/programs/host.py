@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from latentmem.outside import one_line
-from latentmem.serving.asks import Refused, Who
+from latentmem.serving.asks import Refused, Who, is_slip_of_reward
 from latentmem.serving.face.body import read_body
 from latentmem.serving.face.errors import refusal_of, refuse
 from latentmem.serving.face.routes import openai_routes
@@ -107,7 +107,11 @@ class ProgramHost:
             raise Refused(403, "the token belongs to another session than the one that is named", "session")
         session = self.desk.session_of(who)
         values, _ = await read_body(request)
-        if values.get("event_type") != "reward":
+        kind = values.get("event_type")
+        if isinstance(kind, str) and is_slip_of_reward(kind):
+            said = f"event_type is {one_line(repr(kind), 60)}, which would reward nobody; did you mean 'reward'?"
+            raise Refused(400, said, "event_type")
+        if kind != "reward":
             return JSONResponse({"status": "ignored"})
         data = values.get("data")
         value = data.get("value") if isinstance(data, dict) else None

@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
 from latentmem.errors import suggest
+from latentmem.serving.asks import is_slip_of_reward
 from latentmem.serving.sessions.session import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
 
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/?#]+$")]
 Line = Annotated[str, Field(max_length=2000)]
-_SLIP = 0.8
-"""How like `reward` the type of another event may not be, by `difflib`: `rewards` is .92, `forward` .77."""
 Reward = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -78,7 +76,7 @@ class OtherEvent(Form):
     @field_validator("event_type")
     @classmethod
     def _is_no_slip(cls, value: str) -> str:
-        if get_close_matches(value.strip().lower(), ["reward"], cutoff=_SLIP):
+        if is_slip_of_reward(value):
             raise ValueError(f"is {value!r}, which would reward nobody; did you mean 'reward'?")
         return value
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from keepers import keepers
 
 from latentmem import cli, recipes
 from latentmem.bank import ExperienceBank
@@ -174,9 +175,11 @@ def test_roles_that_nobody_listed_are_learned_from_and_evaluated(configure):
     assert {m.role for t in collected(config) for m in t.messages} == {"agent-68bc7353b4", "agent-888c1b5a1d"}
 
 
-def test_the_rival_trains_on_programs_too(configure):
+def test_the_rival_trains_on_programs_too_and_phases_end_their_programs(configure):
     config = configure("rival", program_of("planner_and_solver"))
+    before = keepers()
     do(config, "collect", "grpo")
+    assert keepers() <= before
     assert [line["step"] for line in metrics(config) if line["phase"] == "grpo"] == [1, 2]
 
 

@@ -325,11 +325,15 @@ class Parts:
             path, self.embedder, embedder=self.embedder.name, index=section.index, tenants=section.tenants
         )
 
-    def close(self) -> None:
-        """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""
+    def end_programs(self) -> None:
+        """End the programs of teams, and what they are served by."""
         for team in (self.team, *self.train_teams):
             if isinstance(team, Open):
                 team.close()
+
+    def close(self) -> None:
+        """Close the bank, end programs and free the backbone; these parts cannot be used afterwards."""
+        self.end_programs()
         if "bank" in vars(self):
             self.bank.close()
         for adapted in self._adapted:

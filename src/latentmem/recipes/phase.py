@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,11 +60,14 @@ def begin(config: Config, phase: str, parts: Parts | None) -> Iterator[Phase]:
     """Begin a phase: make its parts unless they are given, and open the run in the first process.
 
     A mistake in one process ends all of them. A mistake in the cheap parts is reported before the run's folder is made.
+    Programs that parts made here have started end with the phase.
     """
     processes = Processes()
-    with processes.one_fate():
+    with processes.one_fate(), ExitStack() as ending:
         check_trackers(config.report_to)
-        parts = parts or Parts(config)
+        if parts is None:
+            parts = Parts(config)
+            ending.callback(parts.end_programs)
         check_online(phase in EVALUATIONS.values() and config.evaluate.online, processes)
         with open_run(config, phase, parts.domain) if processes.is_first else nullcontext() as run:
             processes.wait()  # no process goes on before the run is open

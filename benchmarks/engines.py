@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from latentmem import Composer, ExperienceBank, HiddenFactsDomain, LatentMemory, LMPOTrainer, load_team
+from latentmem import Composer, ExperienceBank, LatentMemory, LMPOTrainer, Outcome, Split, Task, load_team
 from latentmem.config import Sampling
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.models.agent import Prompt
@@ -140,9 +140,27 @@ def main() -> None:
         options.out.write_text(json.dumps({"batches": found, "steps": steps}, indent=1) + "\n")
 
 
+class OddWorld:
+    """A domain in which about every second answer is right, so that each group has something to learn from."""
+
+    name = "odd"
+    instructions = "Say something."
+
+    def tasks(self, split: Split) -> list[Task]:
+        return [Task(id=f"{split} {i}", domain="odd", text=f"What about lamp {i}?") for i in range(8)]
+
+    def skipped(self, split: Split) -> dict[str, int]:
+        return {}
+
+    def start(self, task: Task) -> "OddWorld":
+        return self
+
+    def step(self, action: str) -> Outcome:
+        return Outcome(observation="", reward=float(len(action) % 2), done=True)
+
+
 def one_step(model: LanguageModel, seed: int) -> int:
-    """Roll out and update once, on hidden facts; return 1."""
-    domain = HiddenFactsDomain(train_entities=16, dev_entities=2, test_entities=2)
+    """Roll out and update once; return 1."""
     with tempfile.TemporaryDirectory() as folder:
         bank = ExperienceBank(Path(folder) / "bank.sqlite", HashingEmbedder())
         memory = LatentMemory(bank, Composer(model, num_latents=8))
@@ -151,17 +169,18 @@ def one_step(model: LanguageModel, seed: int) -> int:
                 memory,
                 model,
                 load_team("solo"),
-                domain,
+                OddWorld(),
                 num_steps=1,
                 tasks_per_step=4,
                 group_size=8,
                 seed=seed,
                 sampling=Sampling(temperature=1.0, max_response_tokens=24),
             )
-            trainer.train(Path(folder) / "checkpoints")
+            done = trainer.train(Path(folder) / "checkpoints")
         finally:
             memory.composer.detach()
             bank.close()
+    assert done.step == 1
     return 1
 
 

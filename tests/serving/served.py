@@ -14,14 +14,18 @@ import uvicorn
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import Sampling
+from latentmem.memory.memory import NoMemory
 from latentmem.models.agent import ScriptedModel
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.serving.app import create_app
-from latentmem.serving.desk import ServingDesk, Shop, Voice, nothing_recalled
+from latentmem.serving.asks import Refused
+from latentmem.serving.desk import ServingDesk, Shop, Voice
+from latentmem.serving.recalling import Remembered
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.serving.sessions.tokens import Tokens
+from latentmem.trajectory import Role, Task
 
 
 def spelled(token_ids: Sequence[int]) -> str:
@@ -42,6 +46,13 @@ class Parts:
 
     def app(self, **more: Any) -> Any:
         return create_app(self.desk, self.endings, self.tokens, **more)
+
+
+def nothing_recalled(memory: str | None, task: Task, role: Role, tenants: Sequence[str]) -> Remembered:
+    """Recall nothing."""
+    if memory not in (None, "none"):
+        raise Refused(400, f"latentmem.memory: {memory!r} is not served here", "latentmem.memory")
+    return Remembered(NoMemory().recall_many([(task, role)])[0])
 
 
 @contextmanager

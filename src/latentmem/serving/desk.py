@@ -15,7 +15,6 @@ from typing import Protocol
 
 from latentmem.config import Sampling
 from latentmem.errors import BusyError, WindowError
-from latentmem.memory.memory import NoMemory
 from latentmem.models.agent import AgentModel
 from latentmem.rollout import message_of, prompt_of
 from latentmem.seeds import stream_seed
@@ -51,13 +50,6 @@ class Recalling(Protocol):
         Raises:
             Refused: the request may not choose, or there is no such memory.
         """
-
-
-def nothing_recalled(memory: str | None, task: Task, role: Role, tenants: Sequence[str]) -> Remembered:
-    """Recall nothing."""
-    if memory not in (None, "none"):
-        raise Refused(400, f"latentmem.memory: {memory!r} is not served here", "latentmem.memory")
-    return Remembered(NoMemory().recall_many([(task, role)])[0])
 
 
 @dataclass(frozen=True)
@@ -192,7 +184,7 @@ class ServingDesk:
             try:
                 begun = await asyncio.shield(asyncio.wrap_future(asked))
             except asyncio.CancelledError:
-                asked.add_done_callback(lambda done: _lose(self.shop.store, ask.call, done))
+                asked.add_done_callback(lambda done: _lose_begun(self.shop.store, ask.call, done))
                 raise
             except StoreFailed as error:
                 raise unstored(error) from None
@@ -392,7 +384,7 @@ def first_user_text(ask: Ask) -> str:
     return next((text_of(m) for m in messages if m.get("role") == "user"), ask.conversation.user)
 
 
-def _lose(store: SessionStore, call: str, done: "Future[Begun]") -> None:
+def _lose_begun(store: SessionStore, call: str, done: "Future[Begun]") -> None:
     """Take back a call whose client went away before it was admitted."""
     if not done.cancelled() and done.exception() is None:
         store.lost(call, "the client went away before its turn")

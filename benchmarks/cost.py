@@ -40,7 +40,7 @@ from latentmem.models.agent import Prompt
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.fused import product
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import Kept
+from latentmem.models.prefilling import Kept
 from latentmem.training.losses import lmpo_loss
 from latentmem.training.scoring import Example, accumulate, read_prompts
 

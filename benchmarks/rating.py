@@ -33,7 +33,8 @@ from latentmem.memory.composer import TEMPLATE, Composer
 from latentmem.memory.rating import ANSWERS, Rater
 from latentmem.models.assets import quiet_loading, resolve_model
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import hidden_states, prefill
+from latentmem.models.prefilling import prefill
+from latentmem.models.prefix import hidden_states
 from latentmem.trajectory import Message, Recalled, Role, Step, Task, Trajectory
 
 EPISODES_FIRST = """A team of agents works on a task. One of its members needs to remember what past episodes teach.

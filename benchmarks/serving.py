@@ -4,8 +4,9 @@ The server is asked without memory, with text memory and with latents, the latte
 
 Directly: one call of `model.respond` with all prompts of a round, which is the best case for a batch; once as it is,
 once with a listener to each response. Served: as many clients at the same time, each with a connection and a session of
-its own; each streams one response. Prompts, seeds and limits are the same. Time to the first token, tokens a second
-and tokens a second of CPU (the server's without the clients') are medians over the rounds; each round has new prompts.
+its own; each streams one response. Seeds and limits are the same; prompts are new each time and equally long. Time to
+the first token, tokens a second and tokens a second of CPU (the server's without the clients') are medians over the
+rounds.
 
     python benchmarks/serving.py [--rounds 7] [--clients 16] [--tokens 64] [--memories none text latent] [--out FILE]
     python benchmarks/serving.py --url http://127.0.0.1:8001    the engine is that server of vLLM
@@ -260,15 +261,19 @@ def main() -> None:
     with server(options.model, options.url, options.clients, options.tokens, options.words) as (url, pid):
         pids = [pid, *([options.engine_pid] if options.engine_pid else [])]
         for number in range(-1, options.rounds):
-            users = users_of(number + 1, options.clients, options.words)
             seeds = [1000 * (number + 1) + i for i in range(options.clients)]
-            alone = partial(directly, engine, users, seeds, how, options.engine_pid)
+
+            def fresh(way: int, number: int = number) -> list[str]:
+                # Each way has prompts of its own: an engine that keeps what it read would read them once.
+                return users_of(1 + number + 1000 * way, options.clients, options.words)
+
+            pid_of_engine = options.engine_pid
             ways: dict[str, Callable[[], Measured]] = {
-                "directly": partial(alone, False),
-                "directly, heard": partial(alone, True),
+                "directly": partial(directly, engine, fresh(0), seeds, how, pid_of_engine, False),
+                "directly, heard": partial(directly, engine, fresh(1), seeds, how, pid_of_engine, True),
             }
-            for name, memory in served_ways.items():
-                ways[name] = partial(served, url, options.model, memory, users, seeds, how, pids)
+            for way, (name, memory) in enumerate(served_ways.items(), 2):
+                ways[name] = partial(served, url, options.model, memory, fresh(way), seeds, how, pids)
             names = list(ways)
             for place in range(len(names)):
                 name = names[(place + number) % len(names)]  # none is always first

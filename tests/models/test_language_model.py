@@ -24,7 +24,8 @@ from latentmem.models.agent import Prompt, Sampled, ScriptedModel
 from latentmem.models.assets import quiet_loading
 from latentmem.models.decoding import draw_uniform, pick, stack_latents
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import Prefix, pad, prefill, response_logps
+from latentmem.models.prefilling import prefill
+from latentmem.models.prefix import Prefix, pad, response_logps
 from latentmem.outside import well_formed
 from latentmem.seeds import stream_seed
 

@@ -1,4 +1,8 @@
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
+from typing import cast
 
 import pytest
 import torch
@@ -11,8 +15,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from latentmem.errors import ModelError
 from latentmem.models.assets import quiet_loading
 from latentmem.models.attention import prepare
+from latentmem.models.prefilling import Kept, prefill, prefill_kept, read_beginnings
 from latentmem.models.prefix import (
-    Kept,
     Prefix,
     causal_mask,
     check_window,
@@ -20,8 +24,6 @@ from latentmem.models.prefix import (
     hidden_states,
     next_positions,
     pad,
-    prefill,
-    read_beginnings,
     response_logps,
 )
 
@@ -191,6 +193,80 @@ def test_beginnings_read_longest_ago_are_forgotten_first(model: PreTrainedModel)
     assert [kept.find([tuple(BEGIN[i:])]) is not None for i in (3, 4, 5)] == [False, True, True]
     assert kept.find([tuple(BEGIN[4:]), ()]) is not None
     assert kept.find([tuple(BEGIN[4:]), (9,)]) is None
+
+
+def counted(model: PreTrainedModel, work: Callable[[], Prefix]) -> tuple[Prefix, int]:
+    """Do some work, and count the real columns and the padding that pass the model."""
+    passed: list[int] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: passed.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    try:
+        return work(), sum(passed)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("positions", [0, 7, 20, 4096])
+def test_whole_prompts_that_are_kept_are_gone_on_from_and_change_nothing(
+    model: PreTrainedModel, plain: PreTrainedModel, positions: int
+) -> None:
+    random = Random(5)
+    kept = Kept(positions)
+    said: list[list[int]] = [[]]
+    for _ in range(40):
+        rows = [random.choice(said) + random.choices(range(4), k=random.randint(1, 5)) for _ in range(3)]
+        rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        owners = [random.choice("ab") for _ in rows] if random.random() < 0.5 else ["a"] * len(rows)
+        said += [row for row in rows if len(row) < 30]
+        prefix = prefill_kept(model, rows, owners, room=2, kept=kept)
+        assert prefix.seen.sum(1).tolist() == list(map(len, rows))
+        alone = torch.stack([plain(torch.tensor([row])).logits[0, -1] for row in rows])
+        assert_close(prefix.logits(model), alone, atol=1e-5, rtol=1e-5)
+        prefix.extend(
+            model, model.get_input_embeddings()(torch.tensor([[7]] * len(rows))), torch.ones(len(rows), 1) > 0
+        )
+        alone = torch.stack([plain(torch.tensor([[*row, 7]])).logits[0, -1] for row in rows])
+        assert_close(prefix.logits(model), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_that_goes_on_from_a_kept_one_passes_the_model_from_there_on(model: PreTrainedModel) -> None:
+    kept = Kept()
+    read = partial(prefill_kept, model, room=1, kept=kept)
+    assert counted(model, lambda: read([BEGIN], ["a"]))[1] == len(BEGIN)
+    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["a"]))[1] == 2
+    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["a"]))[1] == 1  # of the same prompt, its last token
+    assert counted(model, lambda: read([[*BEGIN, 5, 7, 8]], ["a"]))[1] == 2
+    assert counted(model, lambda: read([BEGIN[:4]], ["a"]))[1] == 1
+    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["b"]))[1] == len(BEGIN) + 2  # of another owner's, nothing
+
+
+def test_what_new_prompts_of_one_owner_share_passes_once(model: PreTrainedModel) -> None:
+    rows = [[*BEGIN, i] for i in range(3)]
+    assert counted(model, lambda: prefill_kept(model, rows, ["a"] * 3, 1, Kept()))[1] == len(BEGIN) + 3
+    assert counted(model, lambda: prefill_kept(model, rows, ["a", "a", "b"], 1, Kept()))[1] == 3 * (len(BEGIN) + 1)
+
+
+def test_prompts_used_longest_ago_are_forgotten_first_and_what_goes_on_replaces_its_beginning() -> None:
+    kept = Kept(positions=10)
+    row = cast(Prefix, None)
+    kept.add((1, 2, 3), row)
+    kept.add((4, 5, 6), row)
+    assert kept.longest([1, 2, 9, 9]) == (1, 2)
+    kept.add((1, 2, 3, 4), row)  # takes the place of its beginning, and is the newest
+    kept.add((7, 8, 9), row)
+    assert [kept.longest([*begin, 0]) for begin in ((1, 2, 3, 4), (4, 5, 6), (7, 8, 9))] == [
+        (1, 2, 3, 4),
+        (4, 5, 6),
+        (7, 8, 9),
+    ]
+    kept.longest([4, 5, 0])
+    kept.add((3, 3, 3), row)
+    assert kept.longest([1, 2, 3, 4, 0]) == ()
+    assert kept.longest([4, 5, 6, 0]) == (4, 5, 6)
+    kept.add(tuple(range(11)), row)
+    assert kept.longest([*range(11), 0]) == ()  # it is longer than all that may be kept, and nothing went for it
+    assert kept.longest([3, 3, 3, 0]) == (3, 3, 3)
 
 
 def test_selected_rows_go_on_as_if_the_others_had_never_been(model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from latentmem.config import Sampling
 from latentmem.errors import BusyError, EngineError
 from latentmem.models.agent import Prompt, Sampled
 from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefilling import Kept
 from latentmem.models.running import Row, Running
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 JOIN_EVERY = 4
 """Tokens between two moments at which prompts join: joining copies what the rows have read, and costs about as much as
 one token. As many prompts as rows join at once, so callers that come together soon are one batch."""
+GATHER_SECONDS = 0.01
+"""How long the first prompt waits for others when nothing runs: read with it, they cost far less than after it."""
 
 
 class _Place:
@@ -42,7 +45,13 @@ class Batcher:
 
     concurrent = True
 
-    def __init__(self, model: LanguageModel, max_rows: int | None = None, max_waiting: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        max_rows: int | None = None,
+        max_waiting: int | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         """Prepare to sample; no thread is started yet.
 
         Args:
@@ -50,10 +59,13 @@ class Batcher:
             max_rows: most rows that run at once; None is the model's `max_batch_size`.
             max_waiting: most prompts that wait for a place; None is no limit. A call with more prompts is taken if
                 nothing else waits.
+            kept: receives the prompts as the frozen model has read them, and gives them to those that go on from
+                them; None is one of its own.
         """
         self.model = model
         self.max_rows = max_rows or model.max_batch_size
         self.max_waiting = max_waiting
+        self._kept = kept or Kept()
         self._state = threading.Lock()
         self._waiting: deque[deque[_Place]] = deque()
         """The prompts of each call."""
@@ -129,6 +141,7 @@ class Batcher:
     def _work(self) -> None:
         running = Running(self.model.model)
         steps = 0
+        time.sleep(GATHER_SECONDS)
         while True:
             with self._state:
                 if self._is_closed:
@@ -194,8 +207,10 @@ class Batcher:
         rows = [place.row for place in places]
         for place in places:
             place.queue_seconds = time.perf_counter() - place.since
-        with self.model.as_agent(rows[0].prompt.adapter) as reader:
-            running.join(rows, self.model.read(rows, reader))
+        adapter = rows[0].prompt.adapter
+        with self.model.as_agent(adapter) as reader:
+            kept = self._kept if adapter is None else None
+            running.join(rows, self.model.read(rows, reader, kept, whole=True))
         self._running.update(zip(rows, places, strict=True))
 
     def _settle(self, row: Row) -> None:

@@ -36,6 +36,8 @@ class Prompt:
     on_tokens: Callable[[Sequence[int]], bool] | None = field(default=None, compare=False)
     """Called with new tokens of the response as they are sampled; False: nobody waits for the rest any more. It gets
     all tokens, those of a stop text too. The thread that samples calls it, so it should not wait for anything."""
+    owner: str = ""
+    """Whose prompt it is. What was read for one owner is not used for another."""
 
     @property
     def is_watched(self) -> bool:

@@ -25,7 +25,8 @@ from latentmem.models.decoding import Continued, decode, draw_uniform, stack_lat
 from latentmem.models.ending import Ending
 from latentmem.models.fused import pays
 from latentmem.models.loading import load
-from latentmem.models.prefix import Kept, check_window
+from latentmem.models.prefilling import Kept
+from latentmem.models.prefix import check_window
 from latentmem.models.reader import Reader
 from latentmem.models.running import Row, Running
 from latentmem.models.self_test import choose_reader
@@ -194,8 +195,15 @@ class LanguageModel:
         return row
 
     @torch.no_grad()
-    def read(self, rows: Sequence[Row], reader: Reader, kept: Kept | None = None) -> Continued:
-        """Let the model read the prompts and latents of rows; all have latents of one shape, or none has any."""
+    def read(self, rows: Sequence[Row], reader: Reader, kept: Kept | None = None, whole: bool = False) -> Continued:
+        """Let the model read the prompts and latents of rows; all have latents of one shape, or none has any.
+
+        Args:
+            rows: responses that begin now.
+            reader: reads with the adapter that is on.
+            kept: is searched for what was read before, and receives what is read.
+            whole: whether it receives whole prompts, for those that go on from them; else what each group shares.
+        """
         ids = [row.ids for row in rows]
         latents = stack_latents([row.prompt.latents for row in rows])
         room = max(row.num_latents + row.limit for row in rows)
@@ -205,8 +213,12 @@ class LanguageModel:
         again = [places.setdefault(kind, len(places)) for kind in asked]
         firsts = [again.index(place) for place in range(len(places))]  # the first of each kind
         once, groups = [ids[row] for row in firsts], [rows[row].prompt.group for row in firsts]
-        begun = reader.read_beginnings(ids, [row.prompt.group for row in rows], kept)
-        prefix: Continued = reader.prefill(once, groups, room, begun)
+        prefix: Continued
+        if kept is not None and whole:
+            prefix = reader.prefill_kept(once, [rows[row].prompt.owner for row in firsts], room, kept)
+        else:
+            begun = reader.read_beginnings(ids, [row.prompt.group for row in rows], kept)
+            prefix = reader.prefill(once, groups, room, begun)
         if latents is not None:
             latents = latents[firsts].to(self.device, self.model.dtype)
             real = torch.ones(latents.shape[:2], dtype=torch.bool, device=self.device)

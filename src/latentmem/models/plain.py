@@ -15,7 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from latentmem.models.branches import Branched, Said
-from latentmem.models.prefix import Beginnings, Kept, pad
+from latentmem.models.prefilling import Beginnings, Kept
+from latentmem.models.prefix import pad
 
 
 @dataclass
@@ -77,6 +78,12 @@ class PlainReader:
         """Embed the prompts; they are read when logits are asked for."""
         ids, real = pad(prompts, self.model.device)
         return PlainPrefix(self, self.model.get_input_embeddings()(ids), real)
+
+    def prefill_kept(
+        self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept
+    ) -> PlainPrefix:
+        """Embed the prompts; nothing can be kept."""
+        return self.prefill(prompts, owners, room)
 
     def response_logps(
         self, prefix: PlainPrefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor, temperature: float

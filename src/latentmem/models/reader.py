@@ -11,16 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentmem.models.branches import Branched, Said, branch_logps
-from latentmem.models.prefix import (
-    Beginnings,
-    Kept,
-    Prefix,
-    hidden_states,
-    judge_responses,
-    prefill,
-    read_beginnings,
-    response_logps,
-)
+from latentmem.models.prefilling import Beginnings, Kept, prefill, prefill_kept, read_beginnings
+from latentmem.models.prefix import Prefix, hidden_states, judge_responses, response_logps
 
 
 class Reader(Protocol):
@@ -33,12 +25,15 @@ class Reader(Protocol):
     def read_beginnings(
         self, prompts: Sequence[Sequence[int]], groups: Sequence[str], kept: Kept | None = None
     ) -> Beginnings:
-        """Read what the prompts of each group begin with alike; see `prefix.read_beginnings`."""
+        """Read what the prompts of each group begin with alike; see `prefilling.read_beginnings`."""
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], groups: Sequence[str], room: int, begun: Beginnings | None = None
     ) -> Any:
-        """Read prompts, to be continued by at most `room` columns; returns a `decoding.Continued`; see `prefill`."""
+        """Read prompts, to be continued by at most `room` columns; returns a `decoding.Continued`; see `prefilling`."""
+
+    def prefill_kept(self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept) -> Any:
+        """Read prompts, each from what is kept of it, and keep them; see `prefilling.prefill_kept`."""
 
     def response_logps(
         self, prefix: Any, latents: Tensor | None, response_ids: Tensor, mask: Tensor, temperature: float
@@ -78,6 +73,10 @@ class FastReader:
     ) -> Prefix:
         """Read prompts, to be continued by at most `room` columns."""
         return prefill(self.model, prompts, groups, room, begun)
+
+    def prefill_kept(self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept) -> Prefix:
+        """Read prompts, each from what is kept of it, and keep them."""
+        return prefill_kept(self.model, prompts, owners, room, kept)
 
     def response_logps(
         self, prefix: Prefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor, temperature: float

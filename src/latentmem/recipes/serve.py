@@ -17,11 +17,12 @@ from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
 from latentmem.memory_names import TRAININGS
 from latentmem.models.language_model import LanguageModel
+from latentmem.models.prefilling import Kept
 from latentmem.recipes.folders import audit_of, checkpoints_of, composer_folder, keys_of
 from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
-from latentmem.serving.allocation import give_memory_back
+from latentmem.serving.allocation import giving_memory_back
 from latentmem.serving.app import create_app
 from latentmem.serving.desk import ServingDesk, Shop, Voice
 from latentmem.serving.following import Following
@@ -55,10 +56,10 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         RunError: another server works in this run's folder.
         LatentMemError: a mistake in the configuration of a part.
     """
-    give_memory_back()
     section = config.serve
     folder = serving_folder(config)
     with ExitStack() as open_parts:
+        open_parts.enter_context(giving_memory_back())
         operators = open_parts.enter_context(closing(operators_of(config)))
         if not is_this_machine(section.host) and not operators.keys.exist():
             raise ServingError(
@@ -223,7 +224,8 @@ def voice_of(parts: Parts) -> Iterator[Voice]:
     if agents.concurrent:
         yield Voice(agents, agents.chat.said, agents.chat.tool_form)
         return
-    batcher = Batcher(agents, max_waiting=parts.config.serve.queue)
+    section = parts.config.serve
+    batcher = Batcher(agents, max_waiting=section.queue, kept=Kept(section.kept_prompt_tokens))
     try:
         yield Voice(batcher, agents.chat.said, agents.chat.tool_form)
     finally:

@@ -37,12 +37,10 @@ def team_of(config: Config, team: str | ProgramSection, model: Callable[[], Lang
             "set max_turns to 1"
         )
     try:
-        from latentmem.serving.allocation import give_memory_back
         from latentmem.serving.programs.team import ProgramTeam
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"team {team.label}: a program speaks to a server, which needs the package {error.name}; "
             "pip install 'latentmem[serve]'"
         ) from None
-    give_memory_back()
     return ProgramTeam(team, model)

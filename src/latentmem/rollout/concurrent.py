@@ -23,7 +23,7 @@ def asked_by_many(model: AgentModel, sampling: Sampling) -> Iterator[tuple[Ask, 
     if model.concurrent:
         yield partial(model.respond, sampling=sampling), nullcontext()
     elif isinstance(own, LanguageModel):
-        with closing(Batcher(own)) as batcher:
+        with closing(Batcher(own, kept=model.kept if isinstance(model, KeepingModel) else None)) as batcher:
             yield partial(batcher.respond, sampling=sampling), nullcontext()
     else:
         alone = Lock()

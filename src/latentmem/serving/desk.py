@@ -313,6 +313,7 @@ class ServingTurn:
         )
         group = f"session {self.session}, {self.role.name}"
         prompt = prompt_of(call, remembered.recall, group, stream_seed(self.begun.seed, choice))
+        prompt = replace(prompt, owner=self.begun.session.tenant)
         sampling = self.shop.sampling.model_copy(
             update={
                 name: value

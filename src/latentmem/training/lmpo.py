@@ -25,7 +25,7 @@ from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import KeepingModel, LanguageModel
-from latentmem.models.prefix import Kept
+from latentmem.models.prefilling import Kept
 from latentmem.processes import Processes
 from latentmem.rollout import Rollouts, queries_of, rollout
 from latentmem.seeds import stream_seed

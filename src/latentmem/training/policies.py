@@ -16,7 +16,8 @@ from latentmem.memory.memory import Memory
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.models.branches import Branched, grow_rows
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import Kept, check_window
+from latentmem.models.prefilling import Kept
+from latentmem.models.prefix import check_window
 from latentmem.training.optimizer import Trained
 from latentmem.training.scoring import Example, accumulate, even_batches, micro_batches_of, score_all
 from latentmem.trajectory import Message

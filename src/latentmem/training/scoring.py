@@ -15,7 +15,8 @@ from torch import Tensor
 
 from latentmem.memory.composer import Composer
 from latentmem.models.language_model import LanguageModel
-from latentmem.models.prefix import Beginnings, Kept, check_window, pad
+from latentmem.models.prefilling import Beginnings, Kept
+from latentmem.models.prefix import check_window, pad
 from latentmem.models.reader import Reader
 from latentmem.trajectory import Message
 

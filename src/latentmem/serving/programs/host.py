@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import uvicorn
 from starlette.applications import Starlette
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from latentmem.outside import one_line
+from latentmem.serving.allocation import giving_memory_back
 from latentmem.serving.asks import Refused, Who, is_slip_of_reward
 from latentmem.serving.face.body import read_body
 from latentmem.serving.face.errors import refusal_of, refuse
@@ -44,6 +46,7 @@ class ProgramHost:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._until_closed = ExitStack()
         self.url = ""
 
     def open(self, session: Session) -> None:
@@ -67,6 +70,7 @@ class ProgramHost:
             server.should_exit = server.force_exit = True
             thread.join()
             pool.shutdown(cancel_futures=True)
+            self._until_closed.close()
 
     def _start(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,6 +92,7 @@ class ProgramHost:
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="programs", daemon=True)
         self._thread.start()
+        self._until_closed.enter_context(giving_memory_back())
         self._server.is_up.wait()
 
     async def _caller(self, request: Request) -> Who:

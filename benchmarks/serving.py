@@ -1,6 +1,7 @@
 """What `latentmem serve` costs: the engine asked directly against the server before it, by 16 clients, alternately.
 
 The server is asked without memory, with text memory and with latents, the latter two of the same retrieved episodes.
+Each client then asks on in its chat: prompts and latents that the server has kept are not read or composed again.
 
 Directly: one call of `model.respond` with all prompts of a round, which is the best case for a batch; once as it is,
 once with a listener to each response. Served: as many clients at the same time, each with a connection and a session of
@@ -45,6 +46,7 @@ from latentmem.trajectory import Conversation, Message, Recalled, Step, Task, Tr
 
 SYSTEM = "You are a careful assistant in a team that keeps a lighthouse."
 WORDS = ["lamp", "tower", "river", "gold", "mill", "stone", "wind", "salt"]
+GO_ON = "Tell more of the last of these."
 TEMPERATURE = 0.8
 EPISODES = 50
 LATENT = "latent:untrained"
@@ -136,22 +138,39 @@ def directly(
 
 def served(
     url: str, name: str, memory: str, users: Sequence[str], seeds: Sequence[int], how: Sampling, pids: Sequence[int]
+) -> tuple[Measured, Measured]:
+    """Let one client for each message ask the server, all at the same time; then each asks on in its chat."""
+    chats = [list(chat_of(user)) for user in users]
+    first = served_turn(url, name, memory, chats, seeds, how, pids)
+    for chat in chats:
+        chat.append({"role": "user", "content": GO_ON})
+    return first, served_turn(url, name, memory, chats, seeds, how, pids)
+
+
+def served_turn(
+    url: str,
+    name: str,
+    memory: str,
+    chats: Sequence[list[dict[str, Any]]],
+    seeds: Sequence[int],
+    how: Sampling,
+    pids: Sequence[int],
 ) -> Measured:
-    """Let one client for each message ask the server, all at the same time."""
+    """Let one client for each chat ask the server, all at the same time; the answers are put behind the chats."""
     place = urlsplit(url)
-    ready = threading.Barrier(len(users) + 1)
+    ready = threading.Barrier(len(chats) + 1)
     began = 0.0
 
-    def ask(user: str, seed: int) -> tuple[float, int]:
+    def ask(chat: list[dict[str, Any]], seed: int) -> tuple[float, int]:
         request = {
             "model": name,
-            "messages": chat_of(user),
+            "messages": chat,
             "temperature": how.temperature,
             "max_tokens": how.max_response_tokens,
             "seed": seed,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "latentmem": {"memory": memory},
+            "latentmem": {"memory": memory, "session": f"{memory} {chat[1]['content'][:9]}", "role": "keeper"},
         }
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
         connection.connect()
@@ -159,22 +178,24 @@ def served(
         connection.request(
             "POST", f"{place.path}/chat/completions", json.dumps(request), {"Content-Type": "application/json"}
         )
-        first, num_tokens = 0.0, 0
+        first, num_tokens, text = 0.0, 0, ""
         with connection.getresponse() as response:
             assert response.status == 200, response.read()
             for line in response:
                 if not line.startswith(b"data: {"):
                     continue
                 said = json.loads(line[6:])
-                if not first and any(choice["delta"].get("content") for choice in said["choices"]):
+                text += "".join(choice["delta"].get("content") or "" for choice in said["choices"])
+                if not first and text:
                     first = time.perf_counter() - began
                 if said.get("usage"):
                     num_tokens = said["usage"]["completion_tokens"]
         connection.close()
+        chat.append({"role": "assistant", "content": text})
         return first or time.perf_counter() - began, num_tokens
 
-    with ThreadPoolExecutor(len(users)) as pool:
-        asked = [pool.submit(ask, user, seed) for user, seed in zip(users, seeds, strict=True)]
+    with ThreadPoolExecutor(len(chats)) as pool:
+        asked = [pool.submit(ask, chat, seed) for chat, seed in zip(chats, seeds, strict=True)]
         ready.wait()
         before, began = sum(map(cpu_of, pids)), time.perf_counter()
         found = [one.result() for one in asked]
@@ -257,7 +278,7 @@ def main() -> None:
     model = LanguageModel.from_pretrained(options.model, dtype="float32")
     engine: AgentModel = model if options.url is None else VLLMEngine(model, [options.url], options.clients)
     served_ways = {f"served, {name}": LATENT if name == "latent" else name for name in options.memories}
-    found: dict[str, list[Measured]] = {name: [] for name in ("directly", "directly, heard", *served_ways)}
+    found: dict[str, list[Measured]] = {}
     with server(options.model, options.url, options.clients, options.tokens, options.words) as (url, pid):
         pids = [pid, *([options.engine_pid] if options.engine_pid else [])]
         for number in range(-1, options.rounds):
@@ -267,29 +288,29 @@ def main() -> None:
                 # Each way has prompts of its own: an engine that keeps what it read would read them once.
                 return users_of(1 + number + 1000 * way, options.clients, options.words)
 
-            pid_of_engine = options.engine_pid
-            ways: dict[str, Callable[[], Measured]] = {
-                "directly": partial(directly, engine, fresh(0), seeds, how, pid_of_engine, False),
-                "directly, heard": partial(directly, engine, fresh(1), seeds, how, pid_of_engine, True),
+            alone = partial(directly, engine, seeds=seeds, how=how, pid=options.engine_pid)
+            ways: dict[str, Callable[[], tuple[Measured, ...]]] = {
+                "directly": lambda alone=alone, fresh=fresh: (alone(users=fresh(0), heard=False),),
+                "directly, heard": lambda alone=alone, fresh=fresh: (alone(users=fresh(1), heard=True),),
             }
             for way, (name, memory) in enumerate(served_ways.items(), 2):
                 ways[name] = partial(served, url, options.model, memory, fresh(way), seeds, how, pids)
             names = list(ways)
             for place in range(len(names)):
                 name = names[(place + number) % len(names)]  # none is always first
-                measured = ways[name]()
-                if number >= 0:
-                    found[name].append(measured)
-    rows = [told(name, rounds) for name, rounds in found.items()]
+                for turn, measured in enumerate(ways[name]()):
+                    if number >= 0:
+                        found.setdefault(f"{name}, next turn" if turn else name, []).append(measured)
+    rows = [told(name, found[name]) for name in sorted(found)]
     threads = torch.get_num_threads()
     print(f"{options.clients} clients, {options.tokens} tokens, {threads} threads, medians of {options.rounds}")
-    print(f"{'':16} {'first token':>12} {'tokens/s':>9} {'tokens/CPU s':>13} {'lost':>7} {'of CPU':>7}")
+    print(f"{'':25} {'first token':>12} {'tokens/s':>9} {'tokens/CPU s':>13} {'lost':>7} {'of CPU':>7}")
     for row in rows:
         rounds = found[row["way"]]
         row["lost"] = 1 - statistics.median(_ratios(rounds, found["directly"], lambda one: one.seconds))
         row["lost_cpu"] = 1 - statistics.median(_ratios(rounds, found["directly"], lambda one: one.cpu_seconds))
         figures = f"{row['first_ms']:9.0f} ms {row['tokens_per_second']:9.1f} {row['tokens_per_cpu_second']:13.1f}"
-        print(f"{row['way']:16} {figures} {row['lost']:7.1%} {row['lost_cpu']:7.1%}")
+        print(f"{row['way']:25} {figures} {row['lost']:7.1%} {row['lost_cpu']:7.1%}")
     if options.out is not None:
         options.out.write_text(json.dumps({"rows": rows, "options": vars(options) | {"out": None}}, indent=1) + "\n")
 

@@ -28,7 +28,7 @@ def api(server):
 
 RIGHT, WRONG = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 ASKED = [(words, RIGHT) for words in DOORS if words != "GET /openapi.json"]
-ASKED += [(words, WRONG) for words in DOORS if words.startswith("POST ") or words.endswith("/traces")]
+ASKED += [(words, WRONG) for words in DOORS if words.startswith("POST ") or words.endswith(("/traces", " /sessions"))]
 """What takes nothing but names in its path takes whatever stands there."""
 
 

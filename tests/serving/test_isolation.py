@@ -170,6 +170,7 @@ class Attacker:
                 ("POST", f"{base}/v1/chat/completions", chat),
                 ("POST", f"{base}/v1/chat/completions", chat),
                 ("POST", f"{base}/v1/responses", again),
+                ("GET", random.choice(["/sessions", f"/sessions?after={sid}", "/sessions?tenant=acme"]), None),
                 ("GET", f"/sessions/{sid}", None),
                 ("GET", f"/sessions/{sid}/traces", None),
                 ("GET", f"/sessions/{sid}/traces?tenant=acme&after=0", None),

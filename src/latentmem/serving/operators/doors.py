@@ -45,6 +45,7 @@ DOORS = {
     "GET /metrics": "operator",
     "GET /openapi.json": "any",
     "POST /forget": "admin",
+    "GET /sessions": "read",
     "POST /sessions": "write",
     "GET /sessions/{sid}": "read",
     "POST /sessions/{sid}/events": "write",
@@ -59,7 +60,13 @@ DOORS = {
     },
 }
 """The scope that each route needs, or `none`, `any`, `operator`."""
-_OF_KEYS_ALONE = ("GET /metrics", "POST /forget", "POST /sessions", "POST /sessions/{sid}/replay")
+_OF_KEYS_ALONE = (
+    "GET /metrics",
+    "POST /forget",
+    "GET /sessions",
+    "POST /sessions",
+    "POST /sessions/{sid}/replay",
+)
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -16,6 +16,10 @@ Line = Annotated[str, Field(max_length=2000)]
 Reward = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+LISTED_TASK = 200
+"""Characters of a task that a list of sessions tells."""
+
+
 class Form(BaseModel):
     """A strict form: a misspelt field is an error, not nothing."""
 
@@ -153,6 +157,14 @@ class SessionView(Form):
     """What became of the ended session, in words."""
     trajectory: str | None
     """Id of its trajectory in the bank."""
+
+
+class Sessions(Form):
+    """Some sessions, the one that was opened last first. Of each task only the beginning is told."""
+
+    sessions: list[SessionView]
+    next: str | None
+    """What to ask for as `after` to get older ones; null: that was all."""
 
 
 class CompletedView(SessionView):

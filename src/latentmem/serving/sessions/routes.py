@@ -1,29 +1,32 @@
 """The endpoints of sessions; they translate and call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, TypeVar
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Body, Header, Query, Request
 
 from latentmem.serving.asks import Refused, Who
 from latentmem.serving.desk import ServingDesk
 from latentmem.serving.sessions.endings import Endings, merged
 from latentmem.serving.sessions.forms import (
+    LISTED_TASK,
     CompletedView,
     CompleteRequest,
     Event,
     EventKept,
     OpenRequest,
     SessionOpened,
+    Sessions,
     SessionView,
     Traces,
     traces_of,
     unheard,
     view_of,
 )
-from latentmem.serving.sessions.session import Ending, Session
+from latentmem.serving.sessions.session import Ending, Session, State
 from latentmem.serving.sessions.tables import Opening
 from latentmem.serving.sessions.tokens import Opened, Tokens
 
@@ -66,7 +69,9 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
         return CompletedView(**seen.model_dump(), warnings=warnings)
 
     @router.post("/sessions", status_code=201)
-    async def open_session(request: Request, body: OpenRequest) -> SessionOpened:
+    async def open_session(
+        request: Request, body: Annotated[OpenRequest, Body(default_factory=OpenRequest)]
+    ) -> SessionOpened:
         """Open a session."""
         desk.check_open()
         who = await caller(request)
@@ -90,6 +95,27 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
             token=tokens.make(Opened(session.tenant, session.id, session.key)),
         )
 
+    def listed(sessions: Sequence[Session]) -> Iterator[SessionView]:
+        for session in sessions:
+            with suppress(Refused):  # it was forgotten just now
+                seen = view(session)
+                yield seen.model_copy(update={"task": seen.task and seen.task[:LISTED_TASK]})
+
+    @router.get("/sessions")
+    async def list_sessions(
+        request: Request,
+        state: State | None = None,
+        after: Annotated[str | None, Query(max_length=200)] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> Sessions:
+        """List the sessions of the key's tenant, the one that was opened last first."""
+        who = await caller(request)
+        if who.session is not None:
+            raise Refused(403, "a session's own token lists no sessions")
+        found = await asyncio.to_thread(store.page, who.tenant, state, after, limit + 1)
+        seen = await asyncio.to_thread(lambda: list(listed(found[:limit])))
+        return Sessions(sessions=seen, next=found[limit - 1].id if len(found) > limit else None)
+
     @router.get("/sessions/{sid}")
     async def get_session(request: Request, sid: str) -> SessionView:
         """Tell how a session is."""
@@ -109,7 +135,9 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
         return EventKept(number=number)
 
     @router.post("/sessions/{sid}/complete")
-    async def complete(request: Request, sid: str, body: CompleteRequest) -> CompletedView:
+    async def complete(
+        request: Request, sid: str, body: Annotated[CompleteRequest, Body(default_factory=CompleteRequest)]
+    ) -> CompletedView:
         """End a session. When this is answered, its episode is in the bank; asking again changes nothing."""
         session = await find(request, sid)
         return await asyncio.to_thread(lambda: completed(endings.complete(session, body.ending())))

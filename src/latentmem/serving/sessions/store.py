@@ -41,6 +41,7 @@ from latentmem.serving.sessions.tables import (
     secret_of,
     seq_of,
     session_of,
+    sessions_of,
     tell_event,
 )
 from latentmem.serving.sessions.writer import Writer
@@ -87,6 +88,21 @@ class SessionStore:
         """Count the session's calls."""
         with self._writer.read() as db:
             return counts_of(db, seq_of(db, session))
+
+    def page(self, tenant: str, state: State | None = None, after: str | None = None, limit: int = -1) -> list[Session]:
+        """Return the sessions of a tenant, the one that was opened last first.
+
+        Args:
+            tenant: whose they are.
+            state: only those of this state; None: of any.
+            after: id of the session behind which the page begins; None: it begins with the last one.
+            limit: how many to return at most; -1: all.
+
+        Raises:
+            Refused: the tenant has no session `after`.
+        """
+        with self._writer.read() as db:
+            return sessions_of(db, tenant, state, after, limit)
 
     def num_by_state(self) -> dict[State, int]:
         """Count all sessions."""

@@ -36,6 +36,7 @@ TABLES = (
         outcome TEXT,
         UNIQUE (tenant, id)
     )""",
+    "CREATE INDEX sessions_by_tenant ON sessions (tenant)",  # with `seq` behind it, as every index
     "CREATE INDEX sessions_by_touch ON sessions (touched) WHERE state IN ('queuing', 'running')",
     """CREATE TABLE calls (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -151,6 +152,27 @@ def find_session(db: sqlite3.Connection, tenant: str, id_: str) -> Session | Non
     query = f"SELECT {COLUMNS} FROM sessions WHERE tenant = ? AND id = ?"  # noqa: S608
     row = db.execute(query, (tenant, id_)).fetchone()
     return None if row is None else session_of(row)
+
+
+def sessions_of(
+    db: sqlite3.Connection, tenant: str, state: State | None, after: str | None, limit: int
+) -> list[Session]:
+    """Return a page of the sessions of a tenant; see `SessionStore.page`.
+
+    Raises:
+        Refused: the tenant has no session `after`.
+    """
+    asked, values = ["tenant = ?"], [tenant]
+    if state is not None:
+        asked, values = [*asked, "state = ?"], [*values, state.value]
+    before: tuple[int, ...] = ()
+    if after is not None:
+        before = db.execute("SELECT seq FROM sessions WHERE tenant = ? AND id = ?", (tenant, after)).fetchone()
+        if before is None:
+            raise Refused(404, f"there is no session {after[:200]!r} to go on after", "after")
+        asked.append("seq < ?")
+    query = f"SELECT {COLUMNS} FROM sessions WHERE {' AND '.join(asked)} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+    return [session_of(row) for row in db.execute(query, (*values, *before, limit))]
 
 
 def seq_of(db: sqlite3.Connection, session: Session) -> int:

@@ -378,7 +378,26 @@ def test_bank_search_uses_the_embedder_that_filled_the_bank(prints, bank):
     assert out[0].endswith("reward 1  red door")
     assert len(out) == 2
     assert prints("bank", "search", bank, "red", "--success", "no", "--role", "solver").count("\n") == 2
-    assert prints("bank", "search", bank, "red", "--domain", "elsewhere") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["red", "--domain", "elsewhere"], "no trajectory has the domain 'elsewhere'; known: toy"),
+        (["red", "--role", "slover"], "no trajectory has the role 'slover'; did you mean 'solver'?"),
+        (["red", "--role", "x"], "no trajectory has the role 'x'; known: solver"),
+        (["red", "--tenant", "acme"], "no trajectory is there to be found"),
+        (
+            ["red door", "--success", "yes"],
+            "none of 3 trajectories fits; those whose task is this very text are never found",
+        ),
+    ],
+)
+def test_a_bank_search_that_finds_nothing_says_so(capsys, bank, words, why):
+    capsys.readouterr()
+    assert cli.main(["bank", "search", str(bank), *words]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"{bank}: {why}\n")
 
 
 def test_bank_export_import_verify_and_delete(prints, fails, bank, tmp_path):

@@ -147,7 +147,7 @@ def test_sigterm_lets_requests_in_flight_end_and_refuses_new_ones(tmp_path, tiny
         told = [line for line in lines if line]
         assert told[-1] == "data: [DONE]"
         assert served.process.wait(60) == 0
-        assert served.said == ""
+        assert served.said == f"serve: getting {tiny_model_dir} ready; the address follows once requests are taken\n"
     store = SessionStore(tmp_path / "run" / "serve" / "sessions.sqlite")
     (call,) = store.calls(store.get("", "s"))
     assert call.answer is not None

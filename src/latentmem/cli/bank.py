@@ -10,7 +10,7 @@ from latentmem.cli.arguments import bank as bank_argument
 from latentmem.cli.arguments import count, positive, takes_pulled, takes_pushed
 
 if TYPE_CHECKING:
-    from latentmem.bank import ExperienceBank
+    from latentmem.bank import BankInfo, ExperienceBank
     from latentmem.bank_place import Place
     from latentmem.cli.arguments import Commands
 
@@ -131,9 +131,24 @@ def _search(options: argparse.Namespace) -> None:
     with _open_bank(options.bank, embed=True) as bank:
         task = Task(id=None, domain=options.domain or "", text=options.text)
         seen = bank.seen_by(_tenants(options))
-        for hit in seen.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role):
+        hits = seen.search(task, k=options.k, success=_success(options), domain=options.domain, role=options.role)
+        if not hits:
+            print(f"{options.bank}: {_why_none(seen.info(), options)}", file=sys.stderr)
+        for hit in hits:
             text = " ".join(hit.trajectory.task.text.split())[:100]
             print(f"{hit.similarity:.3f}  {hit.trajectory.id}  reward {hit.trajectory.reward:g}  {text}")
+
+
+def _why_none(info: "BankInfo", options: argparse.Namespace) -> str:
+    """Say why a search found nothing, as far as that is known."""
+    from latentmem.errors import suggest
+
+    if not info.num_trajectories:
+        return "no trajectory is there to be found"
+    for what, asked, known in (("role", options.role, info.roles), ("domain", options.domain, info.domains)):
+        if asked is not None and asked not in known:
+            return f"no trajectory has the {what} {asked!r}; {suggest(asked, known)}"
+    return f"none of {info.num_trajectories} trajectories fits; those whose task is this very text are never found"
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """`latentmem serve`: serve agent programs of any framework, with a memory."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from latentmem.cli.arguments import port, serving_packages, takes_config
@@ -27,4 +28,8 @@ def _serve(options: argparse.Namespace) -> None:
     with serving_packages():
         from latentmem.recipes.serve import serve
 
-    serve(config, announce=lambda text: print(text, flush=True))
+    serve(
+        config,
+        begin=lambda text: print(text, file=sys.stderr, flush=True),
+        announce=lambda text: print(text, flush=True),
+    )

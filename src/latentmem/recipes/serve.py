@@ -44,11 +44,12 @@ from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.trajectory import Role
 
 
-def serve(config: Config, announce: Callable[[str], object]) -> None:
+def serve(config: Config, begin: Callable[[str], object], announce: Callable[[str], object]) -> None:
     """Serve agent programs until SIGTERM or SIGINT.
 
     Args:
         config: the experiment; of `data` nothing is played.
+        begin: called before the model is loaded, which may take a minute, with one line that says so.
         announce: called once the server can answer, with one line that says where.
 
     Raises:
@@ -70,6 +71,9 @@ def serve(config: Config, announce: Callable[[str], object]) -> None:
         listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))
         open_parts.enter_context(lock(folder))
         store = open_parts.enter_context(closing(SessionStore(folder / "sessions.sqlite")))
+        for name in _latent_memories(config):
+            _checkpoint_now(config, name)  # what is missing is told before anybody waits for the model
+        begin(f"serve: getting {config.model.name} ready; the address follows once requests are taken")
         voice = open_parts.enter_context(voice_of(parts))
         recaller = open_parts.enter_context(closing(recaller_of(parts)))
         shop = Shop(
@@ -121,9 +125,8 @@ def recaller_of(parts: Parts) -> Recaller:
     section = config.serve
     choices = (section.memory, "text", "none") if section.choose_memory else (section.memory,)
     latent = {
-        name: Following(partial(_checkpoint_now, config, name.partition(":")[2]), partial(_composer, parts))
-        for name in choices
-        if name.startswith("latent:")
+        name: Following(partial(_checkpoint_now, config, name), partial(_composer, parts))
+        for name in _latent_memories(config)
     }
     return Recaller(
         section.memory,
@@ -137,8 +140,17 @@ def recaller_of(parts: Parts) -> Recaller:
     )
 
 
-def _checkpoint_now(config: Config, which: str) -> Path | None:
-    """Return the checkpoint that counts now; None: the composer stays untrained."""
+def _latent_memories(config: Config) -> list[str]:
+    return [config.serve.memory] if config.serve.memory.startswith("latent:") else []
+
+
+def _checkpoint_now(config: Config, memory: str) -> Path | None:
+    """Return the checkpoint of a latent memory that counts now; None: the composer stays untrained.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    which = memory.partition(":")[2]
     if which == "untrained":
         return None
     if which not in TRAININGS:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
+
 
 class ChatStandIn:
     """A server of one model. Its attributes may be changed while it runs."""
@@ -44,7 +46,7 @@ class ChatStandIn:
                     standin.stream(self, asked, misdeed)
                 else:
                     choice = {"index": 0, "message": standin.reply(asked), "finish_reason": standin.finish}
-                    usage = {"prompt_tokens": 11, "completion_tokens": 3}
+                    usage = USAGE
                     self.whole(
                         200,
                         json.dumps(
@@ -97,7 +99,7 @@ class ChatStandIn:
                 }
             )
         send({"model": "big-1", "choices": [{"index": 0, "delta": {}, "finish_reason": self.finish}]})
-        send({"model": "big-1", "choices": [], "usage": {"prompt_tokens": 11}})
+        send({"model": "big-1", "choices": [], "usage": USAGE})
         handler.wfile.write(b"data: [DONE]\n\n")
 
     def kill(self) -> None:

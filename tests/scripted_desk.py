@@ -14,12 +14,13 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 
-from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spoken, Timings, Who
+from latentmem.serving.asks import Answer, Ask, Counted, Earlier, OnTokens, Refused, Speaker, Spoken, Timings, Who
 from latentmem.serving.face.routes import openai_routes
 from latentmem.serving.identity import role_of
-from latentmem.trajectory import Conversation, Message, Recalled, Served
+from latentmem.trajectory import Conversation, Message, Recalled, Role, Served
 
 EOS = 256
+SOLVER = Speaker(Role(name="solver", profile=""))
 RECALLED = Recalled(kind="latent:x", text="t", sources=("s1", "s2"), num_latents=4)
 
 
@@ -38,6 +39,7 @@ class ScriptedTurn:
     session: str
     known: Answer | None = None
     tool_form: str = "hermes"
+    speaker: Speaker = SOLVER
     recalled: Recalled | None = RECALLED
     answer: Answer | None = None
     lost_because: str | None = None
@@ -84,7 +86,7 @@ class ScriptedTurn:
             recalled=self.recalled or Recalled(kind="none"),
             served=Served(call=self.ask.call, conversation=self.ask.conversation, prompt_ids=(7, 8), lineage="0"),
         )
-        return Spoken(message, Timings(recall=0.25, generation=1.5))
+        return Spoken(message, Timings(recall=0.25, generation=1.5), counted=Counted(kept=7))
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         return bytes(i for i in token_ids if i != EOS).decode("utf-8", "replace")

@@ -219,7 +219,7 @@ def test_whole_prompts_that_are_kept_are_gone_on_from_and_change_nothing(
         rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
         owners = [random.choice("ab") for _ in rows] if random.random() < 0.5 else ["a"] * len(rows)
         said += [row for row in rows if len(row) < 30]
-        prefix = prefill_kept(model, rows, owners, room=2, kept=kept)
+        prefix, _ = prefill_kept(model, rows, owners, room=2, kept=kept)
         assert prefix.seen.sum(1).tolist() == list(map(len, rows))
         alone = torch.stack([plain(torch.tensor([row])).logits[0, -1] for row in rows])
         assert_close(prefix.logits(model), alone, atol=1e-5, rtol=1e-5)
@@ -232,18 +232,23 @@ def test_whole_prompts_that_are_kept_are_gone_on_from_and_change_nothing(
 
 def test_a_prompt_that_goes_on_from_a_kept_one_passes_the_model_from_there_on(model: PreTrainedModel) -> None:
     kept = Kept()
-    read = partial(prefill_kept, model, room=1, kept=kept)
-    assert counted(model, lambda: read([BEGIN], ["a"]))[1] == len(BEGIN)
-    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["a"]))[1] == 2
-    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["a"]))[1] == 1  # of the same prompt, its last token
-    assert counted(model, lambda: read([[*BEGIN, 5, 7, 8]], ["a"]))[1] == 2
-    assert counted(model, lambda: read([BEGIN[:4]], ["a"]))[1] == 1
-    assert counted(model, lambda: read([[*BEGIN, 5, 6]], ["b"]))[1] == len(BEGIN) + 2  # of another owner's, nothing
+    asked = [
+        (BEGIN, "a", 0),
+        ([*BEGIN, 5, 6], "a", len(BEGIN)),
+        ([*BEGIN, 5, 6], "a", len(BEGIN) + 1),  # of the same prompt, its last token is read
+        ([*BEGIN, 5, 7, 8], "a", len(BEGIN) + 1),
+        (BEGIN[:4], "a", 3),
+        ([*BEGIN, 5, 6], "b", 0),  # of another owner's, nothing
+    ]
+    for prompt, owner, num_known in asked:
+        (_, num_kept), passed = counted(model, partial(prefill_kept, model, [prompt], [owner], 1, kept))
+        assert (num_kept, passed) == ([num_known], len(prompt) - num_known)
 
 
 def test_what_new_prompts_of_one_owner_share_passes_once(model: PreTrainedModel) -> None:
     rows = [[*BEGIN, i] for i in range(3)]
-    assert counted(model, lambda: prefill_kept(model, rows, ["a"] * 3, 1, Kept()))[1] == len(BEGIN) + 3
+    (_, num_kept), passed = counted(model, lambda: prefill_kept(model, rows, ["a"] * 3, 1, Kept()))
+    assert (num_kept, passed) == ([0] * 3, len(BEGIN) + 3)  # nothing of them was kept before
     assert counted(model, lambda: prefill_kept(model, rows, ["a", "a", "b"], 1, Kept()))[1] == 3 * (len(BEGIN) + 1)
 
 

@@ -73,6 +73,17 @@ def planner_and_solver(task):
     return say("You solve.", f"{task['text']}\nThe plan: {plan}")
 
 
+def tells_what_it_is_told(task):
+    """Asks the same twice, and returns what the answers say beside the response."""
+    told = []
+    for _ in range(2):
+        body = {"model": "any", "messages": [{"role": "user", "content": task["text"]}]}
+        answer = post("/chat/completions", body, headers={"X-LatentMem-Role": "planner"})
+        own = answer["latentmem"]
+        told.append({"usage": answer["usage"], "known": own["role_is_known"], "warnings": own["warnings"]})
+    return json.dumps(told)
+
+
 def uses_openai(task):
     """The same with the official client."""
     from openai import OpenAI

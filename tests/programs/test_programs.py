@@ -1,5 +1,6 @@
 """Programs played as teams over HTTP: the same as our own loop, side by side, and each harming only itself."""
 
+import json
 import sys
 import threading
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_listed_roles_are_recognised_by_a_pattern(program, model):
     ]
     (done, _) = play(program("planner_and_solver", roles=roles), model).trajectories
     assert [message.role for message in done.messages] == ["planner", "solver"]
+
+
+def test_answers_tell_a_misspelt_role_and_the_tokens_that_were_kept(program, model, caplog):
+    roles = [{"name": "plannner", "profile": "plans"}]
+    (done,) = play(program("tells_what_it_is_told", roles=roles), model, tasks("What is 1 + 7?")).trajectories
+    line = "role 'planner' is not in the configuration and is taken for a new one; did you mean 'plannner'?"
+    assert [message.role for message in done.messages] == ["planner", "planner"]
+    first, second = json.loads(done.steps[0].action)
+    assert (first["known"], first["warnings"]) == (False, [line])
+    assert [text for text in caplog.messages if "planner" in text] == [line]
+    num = done.messages[0].num_prompt_tokens
+    assert (first["usage"]["prompt_tokens"], second["usage"]["prompt_tokens"]) == (num, num)
+    cached = [told["usage"]["prompt_tokens_details"]["cached_tokens"] for told in (first, second)]
+    assert cached == [0, num - 1]
 
 
 def test_the_official_client_is_enough_and_its_sampling_is_the_run_s(program, model):

@@ -99,6 +99,8 @@ def test_a_chat_is_answered(client: openai.OpenAI, desk: ScriptedDesk) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (11, 28, 39)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 7
     (turn,) = desk.turns
     assert (turn.ask.temperature, turn.ask.seed, turn.ask.max_tokens, turn.ask.n) == (0.5, 3, 99, 1)
     assert turn.ask.conversation.messages == tuple(ASKED)
@@ -292,6 +294,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"50": 1}}, "logit_bias"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"presence_penalty": -0.5}, "presence_penalty"),
     ({"response_format": {"type": "json_object"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.type"),
     ({"modalities": ["text", "audio"]}, "modalities[1]"),
@@ -346,6 +349,28 @@ def test_what_states_the_default_or_is_unknown_is_accepted(url: str) -> None:
     }  # fmt: skip
     answer = post(url, "/v1/chat/completions", body)
     assert answer.status_code == 200, answer.text
+
+
+ASKS_NOTHING: list[dict[str, Any]] = [
+    {"response_format": {"type": "text"}},
+    *({name: value} for name in ("frequency_penalty", "presence_penalty") for value in (0, 0.0, -0.0, None)),
+    *({"top_logprobs": value} for value in (0, 0.0, None)),
+    {"logprobs": True, "top_logprobs": 0},
+    {"logprobs": False, "top_logprobs": 0},
+    {"response_format": None},
+]
+"""Of what is refused otherwise."""
+
+
+@pytest.mark.parametrize("more", ASKS_NOTHING, ids=[str(i) for i in range(len(ASKS_NOTHING))])
+def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI, url: str, more: dict[str, Any]) -> None:
+    plain = post(url, "/v1/chat/completions", {"model": "tiny", "messages": ASKED})
+    answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": ASKED, **more})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"] == plain.json()["choices"][0]["message"]
+    if "top_logprobs" in more:
+        said = post(url, "/v1/responses", {"model": "tiny", "input": "1?", "top_logprobs": more["top_logprobs"]})
+        assert said.status_code == 200, said.text
 
 
 def test_a_full_server_says_when_to_come_back_and_the_client_does(url: str, desk: ScriptedDesk) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from latentmem.serving.asks import Refused, Who
-from latentmem.serving.identity import KnownRole, role_of, who_speaks
+from latentmem.serving.identity import KnownRole, Roles, role_of, who_speaks
 from latentmem.trajectory import Conversation, Role
 
 PLACES: list[tuple[str, Any]] = [
@@ -90,3 +90,39 @@ def test_an_unknown_role_has_a_short_name_that_stays() -> None:
     assert role_of(None, chat("You dance."), ()).name != role.name
     assert role_of(None, chat("You sing.", name="singer"), ()).name == "singer"
     assert role_of(None, chat("You sing.", name="a\nb"), ()).name == role.name
+
+
+def test_a_speaker_tells_whether_its_role_is_known() -> None:
+    roles = Roles((SOLVER, CRITIC))
+    told = [
+        roles.speaker(name, chat(system))
+        for name, system in (("critic", "x"), (None, "You check."), ("judge", "x"), (None, "You sing."))
+    ]
+    assert [(each.is_known, each.warning) for each in told] == [
+        (True, None),
+        (True, None),
+        (False, None),
+        (False, None),
+    ]
+    assert told[2].role == Role(name="judge", profile="x")
+    assert Roles().speaker("critic", chat("x")).is_known is None
+    assert not roles.speaker(None, chat("You sing.", name="solver")).is_known  # another's profile, whatever its name
+
+
+@pytest.mark.parametrize("name", ["critc", "Critic", "CRITIC", "critics", "cirtic"])
+def test_a_name_that_is_almost_a_role_s_is_served_and_warned_about_once(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    roles = Roles((SOLVER, CRITIC))
+    said = f"role '{name}' is not in the configuration and is taken for a new one; did you mean 'critic'?"
+    for _ in range(3):
+        speaker = roles.speaker(name, chat("x"))
+        assert (speaker.role, speaker.is_known, speaker.warning) == (Role(name=name, profile="x"), False, said)
+    assert caplog.messages == [said]
+
+
+def test_clients_cannot_fill_the_log_with_names(caplog: pytest.LogCaptureFixture) -> None:
+    roles = Roles((SOLVER,))
+    speakers = [roles.speaker(f"solver-{i}", chat("x")) for i in range(300)]
+    assert all(speaker.warning for speaker in speakers)
+    assert len(caplog.messages) == 100

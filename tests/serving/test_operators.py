@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from latentmem.errors import AuditError
-from latentmem.serving.asks import Answer, Ask, Choice, Refused, Spoken, Timings, Who
+from latentmem.serving.asks import Answer, Ask, Choice, Counted, Refused, Speaker, Spoken, Timings, Who
 from latentmem.serving.face.errors import refuse
 from latentmem.serving.operators.audit import AuditLog, verify
 from latentmem.serving.operators.keys import SCOPES, Keys
@@ -22,7 +22,7 @@ from latentmem.serving.operators.metrics import MAX_TENANTS, Metrics
 from latentmem.serving.operators.operators import Operators
 from latentmem.serving.operators.visits import Caller, Visit
 from latentmem.serving.sessions.tokens import Opened
-from latentmem.trajectory import Conversation, Message, Recalled
+from latentmem.trajectory import Conversation, Message, Recalled, Role
 
 CHAT = "/v1/chat/completions"
 PROMPT, RESPONSE = "the prompt's words", "the response's words"
@@ -40,13 +40,14 @@ class Turn:
     known = None
     recalled = None
     tool_form = ""
+    speaker = Speaker(Role(name="planner", profile=""), is_known=True)
 
     def __init__(self, session):
         self.session = session
         self.ends = []
 
     def speak(self, choice, on_tokens):
-        return Spoken(message(), Timings(0.1, 0.2, 0.3, 0.4))
+        return Spoken(message(), Timings(0.1, 0.2, 0.3, 0.4), counted=Counted(kept=12))
 
     def text_of(self, token_ids):
         return RESPONSE
@@ -147,6 +148,7 @@ def test_metrics_count_requests_tokens_parts_and_recalls(client):
     assert found["latentmem_requests_total", "POST", CHAT, "200"] == 2
     assert found["latentmem_request_seconds_count", CHAT] == 2
     assert [found["latentmem_tokens_total", kind, ""] for kind in ("prompt", "latent", "generated")] == [40, 8, 6]
+    assert found["latentmem_cached_prompt_tokens_total", ""] == 24
     parts = {part: found["latentmem_part_seconds_sum", part] for part in ("recall", "composing", "queue", "generation")}
     assert parts == pytest.approx({"recall": 0.2, "composing": 0.4, "queue": 0.6, "generation": 0.8})
     assert found["latentmem_recalls_total", "latent"] == 2
@@ -200,7 +202,7 @@ def test_the_log_has_a_line_of_json_for_each_request_without_its_texts(client, l
     client.get("/never%0Aheard%1B[2J")
     said, unknown = map(json.loads, log.getvalue().splitlines())
     assert said["route"] == CHAT
-    assert said["tokens"] == {"prompt": 20, "latent": 4, "generated": 3}
+    assert said["tokens"] == {"prompt": 20, "cached": 12, "latent": 4, "generated": 3}
     assert said["parts"] == {"recall": 0.1, "composing": 0.2, "queue": 0.3, "generation": 0.4}
     assert (said["session"], said["role"], said["calls"], said["sources"]) == (
         "made-up",

@@ -15,11 +15,12 @@ from served import Script, client, on_a_port, parts_of, scripted
 
 from latentmem.errors import BankError, WindowError
 from latentmem.memory.memory import Recall
+from latentmem.serving.identity import KnownRole
 from latentmem.serving.recalling import Remembered
 from latentmem.serving.sessions.session import UNJUDGED, Ending
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.serving.sessions.writer import StoreFailed
-from latentmem.trajectory import Recalled
+from latentmem.trajectory import Recalled, Role
 
 
 @pytest.fixture
@@ -115,6 +116,37 @@ def test_a_sessions_own_token_makes_a_plain_url_its_own(parts, address):
     with OpenAI(base_url=f"{address}/v1", api_key=forged) as made:
         answer = made.chat.completions.create(model="scripted", messages=told("2 + 2?"))
         assert session_of(answer) != opened["id"]
+
+
+def test_an_answer_tells_whether_its_role_is_known_and_what_was_probably_meant(tmp_path):
+    roles = [KnownRole(Role(name="scout", profile="Finds the place.")), KnownRole(Role(name="guide", profile="Leads."))]
+    line = "role 'scuot' is not in the configuration and is taken for a new one; did you mean 'scout'?"
+    body = {"model": "m", "messages": told("x"), "latentmem": {"session": "s"}}
+    with parts_of(tmp_path, scripted("four"), roles=roles) as parts, on_a_port(parts.app()) as address:
+        with client(address) as http:
+
+            def ask(role, **more):
+                path = "responses" if "input" in more else "chat/completions"
+                chosen = body | more if "input" not in more else {"model": "m", **more}
+                return http.post(f"/agents/{role}/v1/{path}", json=chosen, headers={"Idempotency-Key": f"{role}{more}"})
+
+            right, new, wrong, again = ask("scout"), ask("judge"), ask("scuot"), ask("scuot")
+            response, stream = ask("scuot", input="x"), ask("scuot", stream=True)
+        own = [answer.json()["latentmem"] for answer in (right, new, wrong, again, response)]
+        assert [each["role"] for each in own] == ["scout", "judge", "scuot", "scuot", "scuot"]
+        assert [each["role_is_known"] for each in own] == [True, False, False, False, False]
+        assert [each["warnings"] for each in own] == [[], [], [line], [line], [line]]
+        assert again.json() == wrong.json()
+        heads = [answer.headers.get("x-latentmem-warning") for answer in (right, new, wrong, again, response, stream)]
+        assert heads == [None, None, line, line, line, line]
+        assert json.dumps(line)[1:-1] in stream.text
+        (trace, *_) = [call.answer.choices[0].message for call in parts.store.calls(parts.store.get("", "s"))][2:]
+        assert (trace.role, trace.served is not None) == ("scuot", True)
+
+
+def test_a_server_without_roles_of_its_own_calls_none_unknown(address):
+    own = ask(address, "x", headers={"X-LatentMem-Role": "scuot"}).latentmem
+    assert (own["role"], own["role_is_known"], own["warnings"]) == ("scuot", None, [])
 
 
 def test_a_program_without_sessions_has_one_for_each_conversation(parts, address):
@@ -479,7 +511,7 @@ def test_text_that_cannot_be_written_down_is_refused_at_the_door(parts, address)
             ("/sessions", rb'{"task": "\ud800"}'),
             ("/sessions", rb'{"id": "a\u0000"}'),
             ("/sessions", b"[]"),
-            ("/sessions", b""),
+            ("/sessions/s/events", b""),
             ("/sessions/s/events", rb'{"event_type": "note", "data": {"x": "\ud800"}}'),
             ("/sessions/s/events", b'{"event_type": "note", "data": {"x": 1e999}}'),
             ("/sessions/s/events", b'{"event_type": "note", "data": {"x": ' + b"[" * 5000 + b"]" * 5000 + b"}}"),

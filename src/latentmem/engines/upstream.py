@@ -133,6 +133,8 @@ class UpstreamEngine:
             finish=said.finish,
             num_prompt_tokens=said.num_prompt_tokens,
             weights=said.model,
+            num_kept=min(said.num_kept, said.num_prompt_tokens),
+            num_sampled=said.num_sampled,
         )
 
 
@@ -143,6 +145,9 @@ class _Said:
     text: str = ""
     finish: Finish = "length"
     num_prompt_tokens: int = 0
+    num_kept: int = 0
+    """How many of these it had kept."""
+    num_sampled: int = 0
     model: str = ""
     """The model's name and version, as the server tells them."""
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -152,9 +157,11 @@ class _Said:
         """Take note of what an answer, or a piece of one, tells about the whole."""
         version = " ".join(str(said[key]) for key in ("model", "system_fingerprint") if said.get(key))[:200]
         self.model = max(self.model, version, key=len)  # not each piece of a stream tells all of it
-        usage = said.get("usage")
-        if isinstance(usage, dict) and type(usage.get("prompt_tokens")) is int:
-            self.num_prompt_tokens = max(0, usage["prompt_tokens"])
+        if isinstance(usage := said.get("usage"), dict):
+            details = usage.get("prompt_tokens_details")
+            self.num_prompt_tokens = _count(usage, "prompt_tokens", self.num_prompt_tokens)
+            self.num_kept = _count(details, "cached_tokens", self.num_kept)
+            self.num_sampled = _count(usage, "completion_tokens", self.num_sampled)
 
     def add_calls(self, calls: Any) -> None:
         """Add calls of tools, or pieces of them."""
@@ -175,6 +182,12 @@ class _Said:
             written = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
             told.append(TOOL_CALL.format(call=written))
         return "".join(f"\n{text}" for text in told)
+
+
+def _count(told: Any, key: str, before: int) -> int:
+    """Return a count that a server tells; what is no count leaves what was known before."""
+    count = told.get(key) if isinstance(told, dict) else None
+    return count if type(count) is int and count >= 0 else before
 
 
 def _messages(prompt: Prompt) -> list[Any]:

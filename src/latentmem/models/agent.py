@@ -65,6 +65,10 @@ class Sampled:
     """Version of the weights that sampled; empty if it is not known."""
     queue_seconds: float = field(default=0.0, compare=False)
     """How long the prompt waited until the model began with it."""
+    num_kept: int = field(default=0, compare=False)
+    """How many of the prompt's tokens were kept from earlier prompts, so that they were not read again."""
+    num_sampled: int | None = None
+    """Tokens of the response as a server counts them that does not tell the tokens; None: `token_ids` has them all."""
 
 
 class AgentModel(Protocol):

@@ -215,7 +215,9 @@ class LanguageModel:
         once, groups = [ids[row] for row in firsts], [rows[row].prompt.group for row in firsts]
         prefix: Continued
         if kept is not None and whole:
-            prefix = reader.prefill_kept(once, [rows[row].prompt.owner for row in firsts], room, kept)
+            prefix, num_kept = reader.prefill_kept(once, [rows[row].prompt.owner for row in firsts], room, kept)
+            for row, place in zip(rows, again, strict=True):
+                row.num_kept = num_kept[place]
         else:
             begun = reader.read_beginnings(ids, [row.prompt.group for row in rows], kept)
             prefix = reader.prefill(once, groups, room, begun)
@@ -269,6 +271,7 @@ class LanguageModel:
             num_prompt_tokens=len(row.ids),
             prompt_ids=tuple(row.ids),
             weights=self.weights if row.prompt.adapter is None else "",
+            num_kept=row.num_kept,
         )
 
     @cached_property

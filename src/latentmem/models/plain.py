@@ -81,9 +81,9 @@ class PlainReader:
 
     def prefill_kept(
         self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept
-    ) -> PlainPrefix:
+    ) -> tuple[PlainPrefix, list[int]]:
         """Embed the prompts; nothing can be kept."""
-        return self.prefill(prompts, owners, room)
+        return self.prefill(prompts, owners, room), [0] * len(prompts)
 
     def response_logps(
         self, prefix: PlainPrefix, latents: Tensor | None, response_ids: Tensor, mask: Tensor, temperature: float

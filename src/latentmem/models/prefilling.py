@@ -193,7 +193,7 @@ def prefill(
 @torch.no_grad()
 def prefill_kept(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept
-) -> Prefix:
+) -> tuple[Prefix, list[int]]:
     """Let the frozen model read prompts, each from the longest beginning of it that is kept, and keep them whole.
 
     What one owner's prompts all begin with is read once, even where nothing of it is kept. Nothing is taken from
@@ -205,8 +205,12 @@ def prefill_kept(
         owners: B names.
         room: number of columns that will be read after the prompts, by `extend`.
         kept: searched first; receives the prompts.
+
+    Returns:
+        The prompts, and how many tokens of each were kept before.
     """
     begins = [kept.longest(*asked) for asked in zip(prompts, owners, strict=True)]
+    num_kept = [len(begin) for begin in begins]
     shared = common_length(prompts) if len(prompts) > 1 and len(set(owners)) == 1 else 0
     if min(map(len, begins)) < shared <= kept.positions:
         prefill_kept(model, [prompts[0][:shared]], owners[:1], 0, kept)
@@ -220,4 +224,4 @@ def prefill_kept(
     prefix = prefill(model, prompts, names, room, begun)
     for row, (prompt, owner) in enumerate(zip(prompts, owners, strict=True)):
         kept.add(tuple(prompt), prefix.alone(row, len(prompt)), owner)
-    return prefix
+    return prefix, num_kept

@@ -32,7 +32,9 @@ class Reader(Protocol):
     ) -> Any:
         """Read prompts, to be continued by at most `room` columns; returns a `decoding.Continued`; see `prefilling`."""
 
-    def prefill_kept(self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept) -> Any:
+    def prefill_kept(
+        self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept
+    ) -> tuple[Any, list[int]]:
         """Read prompts, each from what is kept of it, and keep them; see `prefilling.prefill_kept`."""
 
     def response_logps(
@@ -74,7 +76,9 @@ class FastReader:
         """Read prompts, to be continued by at most `room` columns."""
         return prefill(self.model, prompts, groups, room, begun)
 
-    def prefill_kept(self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept) -> Prefix:
+    def prefill_kept(
+        self, prompts: Sequence[Sequence[int]], owners: Sequence[str], room: int, kept: Kept
+    ) -> tuple[Prefix, list[int]]:
         """Read prompts, each from what is kept of it, and keep them."""
         return prefill_kept(self.model, prompts, owners, room, kept)
 

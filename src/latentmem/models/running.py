@@ -31,6 +31,8 @@ class Row:
     limit: int
     """Most tokens of the response."""
     ending: Ending
+    num_kept: int = 0
+    """How many of the prompt's tokens were kept from earlier prompts."""
     logps: list[float] = field(default_factory=list)
     error: Exception | None = None
     """What failed when the caller was given a token."""

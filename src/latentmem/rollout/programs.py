@@ -115,6 +115,9 @@ class ProgramEpisode(Episode):
         except Exception as error:  # of the model or the memory, not of the program
             self.stopped_by = self.stopped_by or error
             raise
+        for call, sampled in zip(calls, responses, strict=True):
+            if call.served is not None and call.served.on_sampled is not None:
+                call.served.on_sampled(sampled)
         messages = [
             message_of(_with_reads(call, earlier, self._shown), sampled, recall, self._temperature)
             for call, sampled, recall in zip(calls, responses, recalls, strict=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from latentmem.trajectory import Conversation, Message, Recalled
+from latentmem.trajectory import Conversation, Message, Recalled, Role
 
 OnTokens = Callable[[Sequence[int]], bool]
 """A function that gets new tokens as they are sampled; False: nobody waits for the rest any more."""
@@ -33,6 +33,17 @@ class Who:
     task: str | None = None
     """Id of the task."""
     domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The role that a request speaks for."""
+
+    role: Role
+    is_known: bool | None = None
+    """Whether the configuration has it; None: it has no roles."""
+    warning: str | None = None
+    """That it may be another one, misspelt."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,20 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What an engine counts of a response and no message keeps."""
+
+    kept: int = 0
+    """Tokens of the prompt that were kept from earlier prompts, and not read again."""
+    sampled: int | None = None
+    """Tokens of the response, from a server that does not tell the tokens."""
+
+    def tokens_of(self, message: Message) -> int:
+        """Return the number of tokens of the response."""
+        return len(message.token_ids) if self.sampled is None else self.sampled
+
+
+@dataclass(frozen=True)
 class Spoken:
     """One sampled response."""
 
@@ -88,6 +113,7 @@ class Spoken:
     timings: Timings = Timings()
     tool_calls: "tuple[ToolCall, ...] | None" = None
     """Tools that it calls, where a server of another model has read them already; None: they stand in the text."""
+    counted: Counted = Counted()
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,7 @@ class Choice:
     """`stop`, `length` or `tool_calls`."""
     message: Message
     """What is stored of it."""
+    counted: Counted = Counted()
 
     @property
     def as_sent_back(self) -> dict[str, JsonValue]:
@@ -134,6 +161,10 @@ class Answer:
     session: str
     choices: tuple[Choice, ...]
     timings: Timings = Timings()
+    role_is_known: bool | None = None
+    """See `Speaker.is_known`."""
+    warnings: tuple[str, ...] = ()
+    """What its program has probably done by mistake, one line each."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +207,10 @@ class Turn(Protocol):
     @property
     def known(self) -> Answer | None:
         """The answer that the same request was given before, when it was sent again; then nothing else is called."""
+
+    @property
+    def speaker(self) -> Speaker:
+        """The role that it speaks for."""
 
     @property
     def recalled(self) -> Recalled | None:

@@ -18,8 +18,8 @@ from latentmem.errors import BusyError, WindowError
 from latentmem.models.agent import AgentModel
 from latentmem.rollout import message_of, prompt_of
 from latentmem.seeds import stream_seed
-from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spoken, Who
-from latentmem.serving.identity import KnownRole, role_of
+from latentmem.serving.asks import Answer, Ask, Counted, Earlier, OnTokens, Refused, Speaker, Spoken, Who
+from latentmem.serving.identity import KnownRole, Roles
 from latentmem.serving.lineage import chain
 from latentmem.serving.places import RETRY_SECONDS, Load, Places
 from latentmem.serving.recalling import Remembered
@@ -102,7 +102,7 @@ class ServingDesk:
         """
         self.shop = shop
         self.places = Places(parallel, queue)
-        self._roles = roles
+        self._roles = Roles(roles)
         self.domain = domain
         self.parallel = parallel
         self.pools = pools
@@ -195,7 +195,7 @@ class ServingDesk:
                 await asyncio.shield(before)
             else:  # it has ended, and the disk had no room for that
                 await self._lose(begun.id)
-        role = role_of(who.role, ask.conversation, self._roles)
+        speaker = self._roles.speaker(who.role, ask.conversation)
         if begun.known is None:
             self._running[begun.id] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
@@ -203,7 +203,7 @@ class ServingDesk:
             self.shop,
             ask,
             begun,
-            role,
+            speaker,
             self.pools(who.tenant),
             waited,
             lambda: loop.call_soon_threadsafe(self._done, begun.id),
@@ -242,7 +242,7 @@ class ServingTurn:
     shop: Shop
     ask: Ask
     begun: Begun
-    role: Role
+    speaker: Speaker
     pools: Sequence[str]
     waited: float
     """Seconds until it had a place."""
@@ -297,9 +297,9 @@ class ServingTurn:
     def _speak(self, choice: int, on_tokens: OnTokens | None) -> Spoken:
         remembered = self._recall()
         ask, limit = self.ask, self.shop.sampling.max_response_tokens
-        conversation = ask.conversation
+        conversation, role = ask.conversation, self.speaker.role
         call = Call(
-            role=self.role,
+            role=role,
             system=conversation.system,
             user=conversation.user,
             served=ServedCall(
@@ -311,7 +311,7 @@ class ServingTurn:
                 on_tokens=on_tokens,
             ),
         )
-        group = f"session {self.session}, {self.role.name}"
+        group = f"session {self.session}, {role.name}"
         prompt = prompt_of(call, remembered.recall, group, stream_seed(self.begun.seed, choice))
         prompt = replace(prompt, owner=self.begun.session.tenant)
         sampling = self.shop.sampling.model_copy(
@@ -326,12 +326,14 @@ class ServingTurn:
         seconds = time.perf_counter() - began
         queue, generation = self.waited + sampled.queue_seconds, seconds - sampled.queue_seconds
         timings = replace(remembered.timings, queue=queue, generation=generation)
-        return Spoken(message_of(call, sampled, remembered.recall, sampling.temperature), timings)
+        message = message_of(call, sampled, remembered.recall, sampling.temperature)
+        return Spoken(message, timings, counted=Counted(sampled.num_kept, sampled.num_sampled))
 
     def _recall(self) -> Remembered:
         with self._remembering:
             if self._remembered is None:
-                self._remembered = self.shop.recall(self.ask.memory, self.begun.session.task, self.role, self.pools)
+                task, role = self.begun.session.task, self.speaker.role
+                self._remembered = self.shop.recall(self.ask.memory, task, role, self.pools)
             return self._remembered
 
     def text_of(self, token_ids: Sequence[int]) -> str:

@@ -5,13 +5,15 @@ token, and for the role the system message. The tenant comes from the API key al
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from latentmem.outside import one_line
-from latentmem.serving.asks import Refused, Who
+from latentmem.serving.asks import Refused, Speaker, Who
 from latentmem.trajectory import SYSTEM_ROLES, Conversation, Role
 
 FACTS = ("session", "role", "task", "domain")
@@ -34,6 +36,11 @@ MAX_CHARACTERS = 200
 _UNSEEN = r"\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
 NAME = rf"^[^\s{_UNSEEN}][^{_UNSEEN}]{{0,{MAX_CHARACTERS - 1}}}$"
 """A name begins with no blank, and holds no character that cannot be seen, or that turns the direction of others."""
+_NEAR = 0.75
+"""From here on a role's name is almost another, by `difflib`: `scuot` and `scout` are at .8."""
+_MOST_WARNINGS = 100
+"""Names that are warned about in the log, since clients choose them; answers go on telling."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,37 @@ def role_of(name: str | None, conversation: Conversation, known: Sequence[KnownR
         return named or Role(name=name, profile=system)
     role = next((each.role for each in known if each.speaks_in(system)), None)
     return role or Role(name=_own_name(conversation) or f"agent-{digest_of_text(system)}", profile=system)
+
+
+class Roles:
+    """The roles of a configuration; a name that is almost one of theirs is served, and warned about."""
+
+    def __init__(self, known: Sequence[KnownRole] = ()) -> None:
+        """Take the roles."""
+        self._known = known
+        self._warned: set[str] = set()
+        """Names that were warned about in the log: a program that has one wrong says it in each request."""
+
+    def speaker(self, name: str | None, conversation: Conversation) -> Speaker:
+        """Return who speaks; see `role_of`."""
+        role = role_of(name, conversation, self._known)
+        known = {each.role.name: each.role for each in self._known}
+        near = None if name is None or name in known else _near(name, known)
+        warning = None
+        if name is not None and near is not None:
+            new = f"role {one_line(repr(name), 60)} is not in the configuration and is taken for a new one"
+            warning = f"{new}; did you mean {near!r}?"
+            if name not in self._warned and len(self._warned) < _MOST_WARNINGS:
+                self._warned.add(name)
+                logger.warning("%s", warning)
+        return Speaker(role, known.get(role.name) == role if known else None, warning)
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a name is almost."""
+    folded = {each.casefold(): each for each in known}
+    near = get_close_matches(name.casefold(), folded, n=1, cutoff=_NEAR)
+    return folded[near[0]] if near else None
 
 
 def digest_of_text(text: str) -> str:

@@ -139,7 +139,7 @@ class Reading:
         calls = tuple(piece for piece in self._pieces if isinstance(piece, ToolCall))
         content = "".join(piece for piece in self._pieces if isinstance(piece, str))
         finish = "tool_calls" if calls else "length" if message.finish == "length" else "stop"
-        return said, Choice(content=content, tool_calls=calls, finish=finish, message=message)
+        return said, Choice(content=content, tool_calls=calls, finish=finish, message=message, counted=spoken.counted)
 
     def _kept(self, pieces: Sequence[Piece]) -> list[Piece]:
         kept = [self._blanks.feed(piece) if isinstance(piece, str) else piece for piece in pieces]

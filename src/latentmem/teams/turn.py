@@ -9,12 +9,15 @@ import hashlib
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
 from latentmem.templates import fill
 from latentmem.trajectory import Conversation, Message, Role, Step, Task
+
+if TYPE_CHECKING:
+    from latentmem.models.agent import Sampled
 
 PAST = "Turn {number}\nWe answered: {action}\nReply: {observation}"
 """How an earlier turn of the episode is told, unless the team's file says otherwise."""
@@ -52,6 +55,8 @@ class ServedCall:
     """Texts that end the response."""
     on_tokens: Callable[[Sequence[int]], bool] | None = None
     """See `Prompt.on_tokens`."""
+    on_sampled: "Callable[[Sampled], object] | None" = None
+    """Called with what was sampled; it has counts that no message keeps."""
 
 
 @dataclass(frozen=True)

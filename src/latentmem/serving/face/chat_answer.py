@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from latentmem.serving.asks import Answer, Ask, Choice, ToolCall
-from latentmem.serving.face.own_part import num_tokens, own_part, token_entries
+from latentmem.serving.face.own_part import own_part, token_entries, usage_of
 from latentmem.serving.reading import TextOf
 from latentmem.serving.tools import Piece
 
@@ -109,10 +109,11 @@ def _logprobs(choice: Choice, ask: Ask, text_of: TextOf) -> dict[str, Any] | Non
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
-    prompt, latents, completion = num_tokens(answer)
+    usage = usage_of(answer)
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "latent_tokens": latents,
+        "prompt_tokens": usage.prompt,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.total,
+        "latent_tokens": usage.latents,
     }

@@ -37,14 +37,16 @@ _REFUSALS = {
 }
 _OWN = {
     "type": "object",
-    "required": ["session", "role", "memory", "sources", "latent_tokens", "timings"],
+    "required": ["session", "role", "role_is_known", "memory", "sources", "latent_tokens", "timings", "warnings"],
     "properties": {
         "session": {"type": "string"},
         "role": {"type": "string"},
+        "role_is_known": {"type": ["boolean", "null"]},
         "memory": {"type": "string"},
         "sources": {"type": "array", "items": {"type": "string"}},
         "latent_tokens": {"type": "integer"},
         "timings": {"type": "object", "additionalProperties": {"type": "number"}},
+        "warnings": {"type": "array", "items": {"type": "string"}},
     },
 }
 

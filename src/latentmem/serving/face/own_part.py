@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -21,10 +21,12 @@ def own_part(answer: Answer, ask: Ask) -> dict[str, Any]:
     own: dict[str, Any] = {
         "session": answer.session,
         "role": message.role,
+        "role_is_known": answer.role_is_known,
         "memory": recalled.kind,
         "sources": list(recalled.sources),
         "latent_tokens": recalled.num_latents,
         "timings": asdict(answer.timings),
+        "warnings": list(answer.warnings),
     }
     if ask.with_tokens:
         served = message.served
@@ -39,6 +41,8 @@ def headers_of(turn: Turn, answer: Answer | None, call: str) -> Mapping[str, str
     """Return the headers of an answer; a stream's are written before all is known."""
     recalled: Recalled | None = answer.choices[0].message.recalled if answer is not None else turn.recalled
     headers = {"X-Request-ID": call, "X-LatentMem-Session-ID": _in_header(turn.session)}
+    if turn.speaker.warning is not None:
+        headers["X-LatentMem-Warning"] = _in_header(turn.speaker.warning)
     if recalled is not None:
         headers["X-LatentMem-Sources"] = ",".join(recalled.sources[:_MAX_SOURCES])
         headers["X-LatentMem-Memory"] = _in_header(recalled.kind)
@@ -47,11 +51,37 @@ def headers_of(turn: Turn, answer: Answer | None, call: str) -> Mapping[str, str
     return headers
 
 
-def num_tokens(answer: Answer) -> tuple[int, int, int]:
-    """Return the tokens of the prompt, latents left out; the latents; and the tokens of all responses."""
+@dataclass(frozen=True)
+class Usage:
+    """The tokens of an answer."""
+
+    prompt: int
+    """Latents left out."""
+    cached: int
+    """Those of the prompt that were kept from earlier prompts."""
+    latents: int
+    completion: int
+    """Of all responses."""
+
+    @property
+    def total(self) -> int:
+        """What OpenAI calls the total, so without latents."""
+        return self.prompt + self.completion
+
+
+def usage_of(answer: Answer) -> Usage:
+    """Return the tokens of an answer.
+
+    Each choice reads the prompt, those that come later from what the first one has left. The fewest that any choice
+    found are those that were kept before the request.
+    """
     first = answer.choices[0].message
-    generated = sum(len(choice.message.token_ids) for choice in answer.choices)
-    return first.num_prompt_tokens, first.recalled.num_latents, generated
+    return Usage(
+        prompt=first.num_prompt_tokens,
+        cached=min(choice.counted.kept for choice in answer.choices),
+        latents=first.recalled.num_latents,
+        completion=sum(choice.counted.tokens_of(choice.message) for choice in answer.choices),
+    )
 
 
 def token_entries(choice: Choice, text_of: TextOf) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from latentmem.serving.asks import Answer, Ask, Choice, ToolCall
 from latentmem.serving.face.chat_answer import sse
-from latentmem.serving.face.own_part import num_tokens, own_part, token_entries
+from latentmem.serving.face.own_part import own_part, token_entries, usage_of
 from latentmem.serving.reading import TextOf
 from latentmem.serving.tools import Piece
 
@@ -165,14 +165,14 @@ def _response(call: str, created: int, ask: Ask, output: list[dict[str, Any]], a
         "usage": None,
     }
     if answer is not None:
-        prompt, latents, completion = num_tokens(answer)
+        usage = usage_of(answer)
         response["usage"] = {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": completion,
+            "input_tokens": usage.prompt,
+            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+            "output_tokens": usage.completion,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": prompt + completion,
-            "latent_tokens": latents,
+            "total_tokens": usage.total,
+            "latent_tokens": usage.latents,
         }
         response["latentmem"] = own_part(answer, ask)
     return response

@@ -90,6 +90,8 @@ class Speaking:
                 session=self.turn.session,
                 choices=tuple(choices[number] for number in range(self.ask.n)),
                 timings=_longest(timings),
+                role_is_known=self.turn.speaker.is_known,
+                warnings=() if self.turn.speaker.warning is None else (self.turn.speaker.warning,),
             )
             if self._gone is not None:
                 raise Refused(GONE, self._gone)

@@ -57,6 +57,7 @@ class RequestLog:
                 "calls": visit.calls,
                 "tokens": {
                     "prompt": visit.prompt_tokens,
+                    "cached": visit.kept_tokens,
                     "latent": visit.latent_tokens,
                     "generated": visit.generated_tokens,
                 },

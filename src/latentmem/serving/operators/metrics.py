@@ -55,6 +55,12 @@ class Metrics:
         self._tokens = Counter(
             "latentmem_tokens", "Tokens of prompts, latents and responses", ["kind", "tenant"], registry=registry
         )
+        self._cached = Counter(
+            "latentmem_cached_prompt_tokens",
+            "Tokens of prompts that were kept from earlier ones, and not read again",
+            ["tenant"],
+            registry=registry,
+        )
         self._refused = Counter("latentmem_refused", "Requests that were refused", ["status"], registry=registry)
         self._lost = Counter("latentmem_lost_calls", "Requests for a response that got none", registry=registry)
         self._recalls = Counter("latentmem_recalls", "Answers by the kind of memory", ["memory"], registry=registry)
@@ -85,6 +91,8 @@ class Metrics:
         for kind in ("prompt", "latent", "generated"):
             if tokens := getattr(visit, f"{kind}_tokens"):
                 self._tokens.labels(kind, tenant).inc(tokens)
+        if visit.kept_tokens:
+            self._cached.labels(tenant).inc(visit.kept_tokens)
 
     def lost(self) -> None:
         """Count a call that got no answer."""

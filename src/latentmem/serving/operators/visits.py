@@ -53,6 +53,8 @@ class Visit:
     calls: list[str] = field(default_factory=list)
     """Ids of answers."""
     prompt_tokens: int = 0
+    kept_tokens: int = 0
+    """How many of these were kept from earlier prompts."""
     latent_tokens: int = 0
     generated_tokens: int = 0
     recalled: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from latentmem.errors import AuditError
-from latentmem.serving.asks import Answer, Ask, Desk, Earlier, OnTokens, Refused, Spoken, Turn, Who
+from latentmem.serving.asks import Answer, Ask, Desk, Earlier, OnTokens, Refused, Speaker, Spoken, Turn, Who
 from latentmem.serving.operators.visits import Caller, Visit, current
 from latentmem.trajectory import Recalled
 
@@ -119,8 +119,10 @@ class WatchedDesk:
         latents = message.recalled.num_latents
         visit.prompt_tokens += message.num_prompt_tokens
         visit.latent_tokens += latents
-        visit.generated_tokens += len(message.token_ids)
-        self._spent(visit.caller.key, message.num_prompt_tokens + latents + len(message.token_ids))
+        generated = spoken.counted.tokens_of(message)
+        visit.kept_tokens += spoken.counted.kept
+        visit.generated_tokens += generated
+        self._spent(visit.caller.key, message.num_prompt_tokens + latents + generated)
 
 
 class _WatchedTurn:
@@ -138,6 +140,10 @@ class _WatchedTurn:
     @property
     def known(self) -> Answer | None:
         return self._turn.known
+
+    @property
+    def speaker(self) -> Speaker:
+        return self._turn.speaker
 
     @property
     def recalled(self) -> Recalled | None:

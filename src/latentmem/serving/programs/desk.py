@@ -12,8 +12,8 @@ from typing import Protocol
 
 from latentmem.errors import WindowError
 from latentmem.outside import one_line
-from latentmem.serving.asks import Answer, Ask, Earlier, OnTokens, Refused, Spoken, Timings, Who
-from latentmem.serving.identity import KnownRole, role_of
+from latentmem.serving.asks import Answer, Ask, Counted, Earlier, OnTokens, Refused, Speaker, Spoken, Timings, Who
+from latentmem.serving.identity import KnownRole, Roles
 from latentmem.serving.programs.session import Asked, Session
 from latentmem.teams.turn import Call, ProgramFailed, ServedCall
 from latentmem.trajectory import Recalled
@@ -42,7 +42,7 @@ class ProgramDesk:
     def __init__(self, writing: Callable[[], Writing], known: Sequence[KnownRole]) -> None:
         """Take what makes tokens text, and the roles that are known beforehand."""
         self._writing = writing
-        self._known = known
+        self._roles = Roles(known)
         self.sessions: dict[str, Session] = {}
         """The episodes by their ids."""
 
@@ -72,12 +72,12 @@ class ProgramDesk:
     async def admit(self, who: Who, ask: Ask) -> "ProgramTurn":
         """Find the request's episode and role; one that was sent again waits for its earlier sending."""
         session = self.session_of(who)
-        role = role_of(who.role, ask.conversation, self._known)
-        asked, in_progress = session.ask(ask, role)
+        speaker = self._roles.speaker(who.role, ask.conversation)
+        asked, in_progress = session.ask(ask, speaker.role)
         while in_progress is not None:
             await asyncio.wrap_future(in_progress)
-            asked, in_progress = session.ask(ask, role)
-        return ProgramTurn(session, asked, ask, self._writing())
+            asked, in_progress = session.ask(ask, speaker.role)
+        return ProgramTurn(session, asked, ask, speaker, self._writing())
 
     async def earlier(self, who: Who, call: str) -> Earlier | None:
         """Return a call of the same episode that was answered before."""
@@ -87,10 +87,11 @@ class ProgramDesk:
 class ProgramTurn:
     """One request of an episode."""
 
-    def __init__(self, session: Session, asked: Asked, ask: Ask, writing: Writing) -> None:
+    def __init__(self, session: Session, asked: Asked, ask: Ask, speaker: Speaker, writing: Writing) -> None:
         self._session = session
         self._asked = asked
         self._ask = ask
+        self.speaker = speaker
         self._writing = writing
 
     @property
@@ -137,6 +138,7 @@ class ProgramTurn:
 
     def _sample(self, choice: int, on_tokens: OnTokens | None) -> Spoken:
         ask, asked = self._ask, self._asked
+        counted = [Counted()]
         served = ServedCall(
             call=ask.call,
             conversation=ask.conversation,
@@ -146,6 +148,7 @@ class ProgramTurn:
             limit=ask.max_tokens,
             stop=ask.stop,
             on_tokens=on_tokens,
+            on_sampled=lambda sampled: counted.append(Counted(sampled.num_kept, sampled.num_sampled)),
         )
         call = Call(asked.role, ask.conversation.system, ask.conversation.user, served=served)
         began = perf_counter()
@@ -159,7 +162,7 @@ class ProgramTurn:
         except Exception as error:  # the rollout has taken note of it, and ends with it
             self._session.abort("the rollout was ended")
             raise Refused(503, f"the run has stopped: {one_line(str(error))}") from None
-        return Spoken(message, Timings(generation=perf_counter() - began))
+        return Spoken(message, Timings(generation=perf_counter() - began), counted=counted[-1])
 
     def answered(self, answer: Answer) -> None:
         """Keep the answer for a request that goes on from it, or is sent again."""

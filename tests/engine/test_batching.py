@@ -265,3 +265,18 @@ def test_the_model_asks_it_as_its_engine(model: LanguageModel, batcher: Batcher)
         ]
     finally:
         model.engine = None
+
+
+def test_a_prompt_that_was_kept_is_not_read_again_until_all_are_dropped(model: LanguageModel, batcher: Batcher) -> None:
+    prompt = Prompt("solver", "Be brief.", "What is 7 + 7?", "g", 3)
+
+    def asked() -> tuple[int, tuple[int, ...]]:
+        (said,) = batcher.respond([prompt], WARM)
+        return said.num_kept, said.token_ids
+
+    length = len(model.prompt_ids(prompt))
+    (first, tokens), again = asked(), asked()
+    assert (first, again) == (0, (length - 1, tokens))
+    batcher.drop_kept()
+    assert asked() == (0, tokens)
+    assert asked() == (length - 1, tokens)

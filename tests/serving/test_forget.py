@@ -8,7 +8,7 @@ from whole import play, whole
 
 from latentmem.errors import DataError
 from latentmem.serving.operators.audit import verify
-from latentmem.serving.rights.forget import Wish
+from latentmem.serving.rights.forget import Forgetting, Wish
 
 MARK = "zyzzyva"
 """A word that stands nowhere else."""
@@ -55,6 +55,22 @@ def test_no_byte_of_a_forgotten_text_is_left_in_any_file(server, tmp_path):
         assert client.post("/forget", json={"session": "first"}).json()["is_erased"]
     server.parts.store.erase()
     assert MARK.encode() not in everything_in(tmp_path)
+
+
+def test_prompts_that_the_model_keeps_are_dropped_once_all_is_deleted(server):
+    dropped = []
+
+    def drop():
+        dropped.append("first" in {each.id for each in server.parts.store.about(tenant="acme")})
+
+    with server.client(server.key("acme")) as client:
+        play(client, "first", f"What is 12 + 7 {MARK}?")
+        forgetting = Forgetting(server.parts.bank, server.parts.store, server.operators.audit, drop_prompts=drop)
+        wish = Wish(tenant="acme", session="first")
+        forgetting.forget(wish, "test", dry_run=True)
+        assert dropped == []
+        forgetting.forget(wish, "test", dry_run=False)
+        assert dropped == [False]
 
 
 def test_what_others_were_told_of_it_is_named_and_goes_too_if_asked_for(server, tmp_path):

@@ -118,6 +118,10 @@ class Batcher:
             for place in mine:
                 place.is_wanted = False
 
+    def drop_kept(self) -> None:
+        """Keep none of the prompts that were read before; what is being sampled goes on."""
+        self._kept = Kept(self._kept.positions)
+
     def close(self) -> None:
         """End all that waits or runs, with an error; returns when the thread has ended."""
         with self._state:

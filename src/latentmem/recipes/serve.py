@@ -196,7 +196,7 @@ def rights_of(
         weights=parts.agents if isinstance(parts.agents, LanguageModel) else None,
         roles=known_roles(parts.config),
         pools=pools,
-        forgetting=Forgetting(everybodys, shop.store, audit, recaller.num_kept_of),
+        forgetting=Forgetting(everybodys, shop.store, audit, recaller.num_kept_of, shop.voice.drop_kept),
         audit=audit,
     )
 
@@ -239,7 +239,7 @@ def voice_of(parts: Parts) -> Iterator[Voice]:
     section = parts.config.serve
     batcher = Batcher(agents, max_waiting=section.queue, kept=Kept(section.kept_prompt_tokens))
     try:
-        yield Voice(batcher, agents.chat.said, agents.chat.tool_form)
+        yield Voice(batcher, agents.chat.said, agents.chat.tool_form, batcher.drop_kept)
     finally:
         batcher.close()
 

@@ -62,6 +62,8 @@ class Voice:
     """Writes sampled tokens as text, the end of the response left out."""
     tool_form: str = "told"
     """How it writes calls of tools; see `tools`."""
+    drop_kept: Callable[[], object] = lambda: None
+    """Drops the prompts that the model keeps as it has read them."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     bank       records, index and lists, and the file's own bytes
     sessions   what was recorded of them, and what of them was told to others as memory
-    caches     latents that were composed from them
+    caches     latents that were composed from them, and all prompts that the model keeps as it has read them
     audit      keeps ids, counts and who asked, and nothing that was said
 
 What a composer learned from them in training stays in its weights. Episodes that others played with a memory made of
@@ -109,6 +109,7 @@ class Forgetting:
         sessions: SessionStore,
         audit: AuditLog,
         kept: Callable[[Collection[str]], int] = lambda ids: 0,
+        drop_prompts: Callable[[], object] = lambda: None,
     ) -> None:
         """Take what is deleted from.
 
@@ -117,11 +118,13 @@ class Forgetting:
             sessions: the store of sessions.
             audit: is told of each deletion, durably.
             kept: returns how many kept recalls that were made of these trajectories would still be given.
+            drop_prompts: drops the prompts that the model keeps, since any of them may quote a memory.
         """
         self._bank = bank
         self._sessions = sessions
         self._audit = audit
         self._kept = kept
+        self._drop_prompts = drop_prompts
 
     def forget(self, wish: Wish, by: str, *, dry_run: bool) -> Forgotten:
         """Delete what a wish names; the receipt and its line in the audit are durable when this returns.
@@ -163,6 +166,7 @@ class Forgetting:
         erased = self._sessions.erase() and erased
         late = self._ids(wish, sessions)  # a session that ended meanwhile
         erased = self._delete(late) and erased
+        self._drop_prompts()
         proof = self._proof(wish, (*ids, *late), found)
         receipt = Forgotten(
             wish, False, len({*ids, *late}), (*ids, *late), num_sessions, scrubbed, derived, erased, before,

@@ -2,9 +2,10 @@
 
     python tests/planned_peaks.py PHASE MODEL SETTINGS
 
-PHASE is collect, sft, lmpo or evaluate; SETTINGS is JSON: tasks, group, words, response, positions, latents. The last
-line of the output is JSON, in MiB: `measured`, the high-water mark without what the process took before it loaded the
-model, and `planned`, without libraries.
+PHASE is collect, warmup, sft, lmpo or evaluate; SETTINGS is JSON: tasks, group, words, response, positions, latents.
+For the warm-up, tasks are its lessons, and groups share a prompt. The last line of the output is JSON, in MiB:
+`measured`, the high-water mark without what the process took before it loaded the model, and `planned`, without
+libraries.
 """
 
 import hashlib
@@ -30,12 +31,20 @@ from latentmem import (
     rollout,
 )
 from latentmem.config import parse_config
+from latentmem.memory_names import TRAININGS
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.recipes import Planner
 from latentmem.training.checkpoint_folder import Progress
 from latentmem.training.sft import SFTTrainer
+from latentmem.training.warmup import WarmupTrainer
 
-PHASES = {"collect": "collect", "sft": "train sft", "lmpo": "train lmpo", "evaluate": "evaluate"}
+PHASES = {
+    "collect": "collect",
+    "warmup": "train warmup",
+    "sft": "train sft",
+    "lmpo": "train lmpo",
+    "evaluate": "evaluate",
+}
 
 
 class Judge:
@@ -92,6 +101,12 @@ def main(phase: str, name: str, settings: dict[str, int]) -> None:
         played = rollout(team, NoMemory(), model, tasks, Pleased, sampling=sampling).trajectories
     if phase == "evaluate":
         played = rollout(team, memory, model, tasks, Judge, sampling=sampling).trajectories
+    elif phase == "warmup":
+        composer = Composer(model, num_latents=size.latents, slots=1, cue="\nThe word is")
+        lessons: dict[str, Any] = {"lessons_per_step": size.tasks, "words_per_prompt": size.group}
+        warmup = WarmupTrainer(composer, model, team, **lessons, micro_batch_positions=size.positions)
+        assert warmup._frame_step(Progress()).moved
+        assert warmup._copy_step(Progress()).moved
     elif phase == "sft":
         fields: dict[str, Any] = {"trajectories_per_step": size.tasks, "micro_batch_positions": size.positions}
         result = SFTTrainer(memory, model, team, played, num_steps=1, **fields).step(Progress())
@@ -105,8 +120,8 @@ def main(phase: str, name: str, settings: dict[str, int]) -> None:
         assert trainer.step(Progress()).moved
     measured = mib("VmHWM") - baseline
     prompt = max(m.num_prompt_tokens for t in played for m in t.messages)
-    text = 1
-    if phase != "collect":
+    text = None if phase == "warmup" else 1
+    if phase not in ("collect", "warmup"):
         records = memory.records([(task, role) for task in tasks for role in team.roles])
         text = max(len(model.encode(record.text)) for record in records)
     config = parse_config(
@@ -115,10 +130,17 @@ def main(phase: str, name: str, settings: dict[str, int]) -> None:
             "data": {"kind": "hidden_facts"},
             "model": {"name": name, "device": "cpu", "dtype": "float32"},
             "bank": {"embedder": "hashing"},
-            "composer": {"num_latents": size.latents},
+            "composer": {"num_latents": size.latents, "slots": 1 if phase == "warmup" else None},
             "sampling": sampling.model_dump(),
             "collect": {"batch_size": size.tasks},
-            "evaluate": {"batch_size": size.tasks},
+            "evaluate": {"batch_size": size.tasks, "memories": ["none", f"latent:{phase}"]}
+            if phase in TRAININGS
+            else {"batch_size": size.tasks},
+            "warmup": {
+                "lessons_per_step": size.tasks,
+                "words_per_prompt": size.group,
+                "micro_batch_positions": size.positions,
+            },
             "sft": {"trajectories_per_step": size.tasks, "micro_batch_positions": size.positions},
             "lmpo": {"tasks_per_step": size.tasks, "group_size": size.group, "micro_batch_positions": size.positions},
         }

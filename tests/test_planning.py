@@ -204,6 +204,36 @@ def test_a_plan_grows_with_what_it_says_it_grows_with(folders, tmp_path):
     assert with_keys(lmpo={"num_iterations": 2}).total("train lmpo") >= plan.total("train lmpo")
 
 
+@pytest.mark.parametrize(
+    ("memories", "sections", "planned"),
+    [
+        (["none", "text"], {}, []),
+        (["latent:lmpo:irrelevant"], {}, ["sft", "lmpo"]),
+        (["latent:lmpo"], {"lmpo": {"initial": "untrained"}}, ["lmpo"]),
+        (["latent:sft"], {"sft": {"initial": "warmup"}, "composer": {"slots": 1}}, ["warmup", "sft"]),
+        (["latent:warmup", "grpo"], {"composer": {"slots": 1}}, ["warmup", "grpo"]),
+        (["grpo:elsewhere", "latent:elsewhere"], {}, []),
+    ],
+)
+def test_the_trainings_that_are_planned_are_those_that_the_memories_need(
+    folders, tmp_path, memories, sections, planned
+):
+    config = a_config(folders["llama"], tmp_path, evaluate={"memories": memories}, **sections)
+    assert [*Planner(config).plan().peaks] == ["collect", *(f"train {phase}" for phase in planned), "evaluate"]
+
+
+def test_the_warm_up_is_planned_with_lessons_of_its_own(folders, tmp_path):
+    def planned(prompt_tokens=400, **warmup):
+        sections = {"evaluate": {"memories": ["latent:warmup"]}, "composer": {"slots": 1}, "warmup": warmup}
+        plan = Planner(a_config(folders["llama"], tmp_path, **sections), prompt_tokens).plan()
+        assert any(line.startswith("in the warm-up prompts of 48 tokens") for line in plan.assumptions)
+        return plan.peaks["train warmup"]
+
+    assert planned(prompt_tokens=4000) == planned()  # it does not read the tasks
+    assert planned(copy_steps=0).trained * 4 == planned().trained  # the frame's own moments are not counted
+    assert planned(copy_steps=0).kept < planned().kept < planned(micro_batch_positions=4096).kept
+
+
 @pytest.mark.parametrize(("team", "at_once", "messages"), [("solo", 1, 1), ("autogen", 1, 2), ("macnet", 2, 5)])
 def test_a_team_is_asked_how_many_speak(folders, tmp_path, team, at_once, messages):
     numbers = Planner(a_config(folders["llama"], tmp_path, team=team)).plan().numbers
@@ -313,7 +343,7 @@ def measured(phase: str, model: str, **settings: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["collect", "sft", "lmpo", "evaluate"])
+@pytest.mark.parametrize("phase", ["collect", "warmup", "sft", "lmpo", "evaluate"])
 def test_a_process_takes_what_was_planned(phase):
     found = measured(phase, "smollm2-135m", tasks=4, group=4, words=60, response=8, positions=512, latents=4)
     assert found["measured"] == pytest.approx(found["planned"], rel=0.2), found

@@ -371,7 +371,18 @@ def test_a_warm_up_interrupted_at_some_writes_goes_on_to_the_same_weights(config
     assert reached == {0, 2, 3}  # in the frame stage, between the two, and in the copy stage
     capsys.readouterr()
     do(whole, "warmup")
-    assert "warmup: finished already, 4 steps" in capsys.readouterr().out
+    assert "warmup: finished already, 2 frame steps and 2 copy steps; " in capsys.readouterr().out
+
+
+def test_a_warm_up_without_copying_says_that_the_frame_was_trained(configure_wordy, capsys):
+    config = configure_wordy("run", "warmup.copy_steps=0", "warmup.eval_every=null")
+    selected = (
+        f"{config.run}/warmup/checkpoints/step-000000 is selected, which is after all frame steps and 0 copy steps"
+    )
+    do(config, "warmup")
+    assert capsys.readouterr().out == f"warmup: 2 frame steps and 0 copy steps done; {selected}\n"
+    do(config, "warmup")
+    assert capsys.readouterr().out == f"warmup: finished already, 2 frame steps and 0 copy steps; {selected}\n"
 
 
 @pytest.mark.slow
@@ -595,6 +606,21 @@ def test_a_memory_whose_composer_was_trained_on_is_evaluated_again_and_no_other(
     caplog.clear()
     do(longer, "evaluate")
     assert "has changed" not in caplog.text
+
+
+def test_a_finished_evaluation_is_told_again_without_making_a_composer(configure, monkeypatch):
+    config = configure("run", "evaluate.memories=[none, text, latent:untrained, latent:untrained:random]")
+    do(config, "collect", "evaluate")
+    first, composer, made = results(config), recipes.Parts.composer, []
+    monkeypatch.setattr(recipes.Parts, "composer", lambda parts: made.append(1) or composer(parts))
+    do(config, "evaluate")
+    assert results(config) == first
+    assert not made
+    costs = Path(config.run) / "evaluate" / "latent-untrained-random.costs"
+    costs.write_bytes(b"".join(costs.read_bytes().splitlines(keepends=True)[:-1]))  # as if its last batch was lost
+    do(config, "evaluate")
+    assert results(config) == first
+    assert made == [1]
 
 
 def test_an_unfinished_training_is_used_with_a_warning(configure, caplog):
@@ -1004,7 +1030,7 @@ def test_several_processes_evaluate_to_the_very_results_of_one(configure, peers,
     assert_same(shared, alone, "evaluate")
     told = capfd.readouterr()
     assert told.out.count("report: no report") == 1
-    assert told.err.count("100%") == 1
+    assert told.err.count("evaluate: 100%") == 1
     for name in ("none", "text"):
         ours, theirs = (Path(config.run) / "evaluate" / f"{name}.jsonl" for config in (shared, alone))
         assert ours.read_bytes() == theirs.read_bytes()

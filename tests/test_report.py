@@ -495,7 +495,7 @@ def test_a_control_is_told_against_what_it_controls_and_against_nothing_else() -
 
 
 def carries(nats: float, low: float, high: float, num_tasks: int = 30) -> dict:
-    return {"nats": nats, "low": low, "high": high, "p_value": 0.01, "num_tasks": num_tasks}
+    return {"nats": nats, "low": low, "high": high, "p_value": 0.001, "num_tasks": num_tasks}
 
 
 def test_what_a_memory_carries_is_said_in_words() -> None:
@@ -510,11 +510,11 @@ def test_what_a_memory_carries_is_said_in_words() -> None:
     ]
     results = {"num_tasks": 40, "memories": memories}
     found = [sentence for sentence in verdict(results) if "nats" in sentence]
-    told = "as far as 30 tasks tell (carried"
+    told = "nats a response over another task's memory, on 30 tasks."
     assert found == [
-        f"text carries nothing that helps, {told} +0.02 [-0.10, +0.14] nats a response).",
-        f"latent:untrained carries nothing that helps, {told} -0.01 [-0.03, +0.01] nats a response).",
-        f"latent:sft works as a learned prompt: content does not matter, {told} +0.01 [-0.02, +0.04] nats a response).",
+        "text: it is open whether it carries what it read; more tasks would tell: +0.02 [-0.10, +0.14] " + told,
+        f"latent:untrained carries nothing that helps: -0.01 [-0.03, +0.01] {told}",
+        "latent:sft is a learned prompt at most, because its content hardly matters: +0.01 [-0.02, +0.04] " + told,
         "latent:runs/x carries a trace of what it read: +0.06 [+0.01, +0.11] nats a response over another task's "
         "memory, on 30 tasks.",
         "latent:lmpo carries what it read: +4.70 [+4.10, +5.30] nats a response over another task's memory, on 30 "
@@ -524,6 +524,51 @@ def test_what_a_memory_carries_is_said_in_words() -> None:
     assert "carried, nats [95%]" in table
     assert "+4.70 [+4.10, +5.30]" in table.split("\n\n")[0]
     assert "carried, nats" not in format_table({"num_tasks": 40, "memories": [memory("none")]})
+
+
+FEW = "too few tasks to say whether it carries what it read, 16 are needed: "
+NOT_ENOUGH = (
+    "makes the right responses likelier by what it read, but not likely enough: none of its 40 episodes succeeded"
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"carried": carries(4.7, 4.1, 5.3, 8)}, f"latent:x: {FEW}"),
+        ({"carried": carries(0.0, 0.0, 0.0, 15)}, f"latent:x: {FEW}"),
+        ({"carried": carries(4.7, 4.1, 5.3), "accuracy": 0.0}, f"latent:x {NOT_ENOUGH}; +4.70"),
+        ({"carried": carries(-2.0, -3.0, -1.0)}, "latent:x makes the right responses less likely than another task's"),
+        ({"carried": carries(4.7, 4.1, 5.3) | {"p_value": 0.03}}, "latent:x: it is open whether it carries what it"),
+    ],
+)
+def test_what_is_carried_is_said_no_stronger_than_tasks_successes_and_their_number_allow(
+    found: dict, said: str
+) -> None:
+    other = memory("latent:y", carried=carries(1.0, 0.5, 1.5) | {"p_value": 0.04})  # its test counts in the correction
+    results = {"num_tasks": 40, "memories": [memory("latent:x", **found), other]}
+    (sentence,) = (sentence for sentence in verdict(results) if "latent:x" in sentence)
+    assert sentence.startswith(said)
+
+
+def test_without_a_success_nothing_is_said_about_which_is_better() -> None:
+    memories = [memory("none", accuracy=0.0), memory("text", accuracy=0.0, vs_none=against(0.0, 1.0))]
+    found = verdict({"num_tasks": 40, "memories": memories})
+    assert found[1] == "No memory solved any of the 40 tasks, so nothing is said about which is better."
+    assert not any("significant" in sentence for sentence in found)
+
+
+def test_too_few_tasks_for_any_finding_are_told() -> None:
+    memories = [
+        memory("none"),
+        memory("text", vs_none=against(1.0, 0.0312)),  # as if each of six tasks was won
+        memory("latent:x", vs_none=against(0.1, 0.6)),
+    ]
+    told = verdict({"num_tasks": 6, "memories": memories})[1]
+    assert told == "With 6 tasks and 2 comparisons no difference could be significant at 5%; play more tasks."
+    assert "text against none: +100.0" in verdict({"num_tasks": 6, "memories": memories[:2]})[1]
+    memories[1]["vs_none"]["p_value"] = 2 ** (1 - 7)
+    assert "significant at 5% (p = 0.031 after" in verdict({"num_tasks": 7, "memories": memories})[1]
 
 
 def test_hits_and_groups_are_shown_where_tasks_have_them(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ class MemoryName:
         return self.is_latent and self.checkpoint != "untrained"
 
     @property
+    def weights(self) -> str:
+        """The training or folder that the memory's weights come from; for others the kind, which is no training."""
+        return self.checkpoint or self.kind
+
+    @property
     def needs_bank(self) -> bool:
         """Whether the memory recalls from a bank."""
         return _kind(self.kind).needs_bank

@@ -25,6 +25,21 @@ def on_terminal() -> bool:
 
 
 @contextmanager
+def working(what: str, shown: bool = True) -> Iterator[None]:
+    """Name work that has no steps while it goes on: on a terminal until it ends, in a log file as a line."""
+    live = on_terminal()
+    if shown:
+        sys.stderr.write(what if live else f"{what}\n")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shown and live:
+            sys.stderr.write("\r\x1b[K")  # back to the line's beginning, which is then cleared
+            sys.stderr.flush()
+
+
+@contextmanager
 def progress(total: int, name: str, unit: str, initial: int = 0, shown: bool = True) -> Iterator[Any]:
     """Show a bar on standard error, or a line every half minute in a log file. Yields tqdm's bar."""
     live = on_terminal()

@@ -18,13 +18,14 @@ from latentmem.config import load_config
 from latentmem.errors import ConfigError, RunError
 from latentmem.grid.file import load_grid
 from latentmem.memory_names import MemoryName
+from latentmem.recipes import lessons
 from latentmem.recipes.memories import memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.rollout import prompt_of, turns
 from latentmem.seeds import stream_seed
 from latentmem.serving.programs.session import _digest
 from latentmem.teams.team import load_team
-from latentmem.trajectory import Conversation
+from latentmem.trajectory import Conversation, Trajectory
 
 CONFIG = """
 run: {run}
@@ -271,6 +272,17 @@ def test_hidden_facts_are_learned_from_demonstrations_that_a_program_acted_out(t
     results = json.loads((tmp_path / "facts" / "results.json").read_text())
     rows = {row["name"]: row for row in results["memories"]}
     assert rows["latent:lmpo"]["carried"]["num_tasks"] == 8  # the right responses, acted out by the program
+    with monkeypatch.context() as patched:  # they are kept, and not acted out again
+        patched.setattr(lessons, "demonstrate", None)
+        recipes.compare(config)
+    assert json.loads((tmp_path / "facts" / "results.json").read_text()) == results
+    kept = tmp_path / "facts" / "evaluate" / "right.responses"
+    of, *right = kept.read_bytes().splitlines()
+    kept.write_bytes(b"of other demonstrations\n")
+    recipes.compare(config)
+    of_again, *again = kept.read_bytes().splitlines()
+    assert of_again == of
+    assert [Trajectory.from_json(line).id for line in again] == [Trajectory.from_json(line).id for line in right]
     assert {line.get("phase") for line in metrics(config)} >= {"collect", "warmup", "sft", "lmpo"}
 
 

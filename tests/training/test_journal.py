@@ -1,15 +1,17 @@
 """What a trainer writes beside its checkpoints when it is told nothing else; it resumes by it."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training_world import SAMPLING, TASKS, Toy, World
+from training_world import SAMPLING, TASKS, Lines, Toy, World
 
 from latentmem.errors import ConfigError
 from latentmem.training.checkpoint_folder import Progress
+from latentmem.training.journal import step_bar
 from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.sft import SFTTrainer
 
@@ -41,6 +43,27 @@ def test_a_domain_is_enough_its_dev_tasks_choose_and_numbers_stand_beside_the_ch
     found = rows(tmp_path / "lmpo" / "metrics.jsonl")
     assert [row["step"] for row in found] == [0, 1, 1, 2, 2]
     assert [row["step"] for row in found if "eval_reward" in row] == [0, 1, 2]
+
+
+def test_the_bar_says_what_is_done_between_two_steps_until_the_next_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with step_bar(2, "lmpo", "reward") as bar:
+        bar.show({"step": 2, "reward": 0.5})
+        capsys.readouterr()
+        bar.doing("evaluating")
+        assert re.match(r"lmpo, evaluating: 100%\|.* 2/2 .*reward=0.500", capsys.readouterr().err)
+        bar.show({"step": 2, "eval_reward": 0.25})
+        assert re.match(r"lmpo: 100%\|.* 2/2 .*eval_reward=0.250", capsys.readouterr().err)
+
+
+def test_each_evaluation_is_told_before_it_begins(world: World, tmp_path: Path) -> None:
+    lines = Lines()
+    trainer = lmpo_of(world)
+    evaluate = trainer._evaluate
+    told: list[int] = []
+    trainer._evaluate = lambda step: told.append(len(lines.done)) or evaluate(step)  # type: ignore[method-assign]
+    trainer.train(tmp_path / "lmpo", lines)
+    assert told == [1, 2, 3]
+    assert lines.done == ["evaluating"] * 3
 
 
 @pytest.mark.slow

@@ -52,11 +52,6 @@ def make(wordy_model_dir: Path, other_model_dir: Path) -> Callable[..., WarmupTr
     return build
 
 
-@pytest.fixture(autouse=True)
-def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NUM_HELD_OUT", 16)
-
-
 @pytest.fixture
 def model(wordy_model_dir: Path) -> LanguageModel:
     return LanguageModel.from_pretrained(str(wordy_model_dir), "cpu")
@@ -150,7 +145,8 @@ def test_equal_seeds_draw_equal_lessons_and_others_others() -> None:
 def test_the_frame_stage_moves_the_frame_alone_and_lowers_the_surprise_at_words_never_trained_on(
     make: Callable[..., WarmupTrainer], tmp_path: Path
 ) -> None:
-    trainer = make(frame_steps=20, copy_steps=0, eval_every=20, lessons_per_step=16, words_per_prompt=8)
+    few = {"frame_steps": 20, "copy_steps": 0, "eval_every": 20, "lessons_per_step": 16, "words_per_prompt": 8}
+    trainer = make(**few, eval_lessons=128)
     untrained = weights(trainer.composer)
     rows = [row for row in run(trainer, tmp_path) if "framed" in row]
     framed = weights(trainer.composer)
@@ -214,6 +210,26 @@ def test_words_that_are_held_out_are_never_learned(
     prompts = [(lesson.system, lesson.user, lesson.episode) for lesson in learned[:8]]
     assert all(prompts.count(prompt) == 4 for prompt in prompts)  # words_per_prompt
     assert len({lesson.values for lesson in learned[:4]}) > 1
+
+
+def test_an_evaluation_scores_as_many_examples_as_told_and_shares_the_prompts_of_the_frame(
+    make: Callable[..., WarmupTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(eval_lessons=10)  # with 4 words after a prompt
+    evaluated: list[Lesson] = []
+    example = trainer._example
+    monkeypatch.setattr(trainer, "_example", lambda lesson: evaluated.append(lesson) or example(lesson))
+    _, framed = trainer._evaluate_frame(0)
+    frame, evaluated[:] = [*evaluated], []
+    _, copied = trainer._evaluate_copy(0)
+    assert (len(frame), len(evaluated)) == (10, 10)
+    prompts = [lesson.episode.task.text + lesson.user for lesson in frame]
+    assert [prompts.count(prompt) for prompt in dict.fromkeys(prompts)] == [4, 4, 2]
+    assert len({lesson.values for lesson in frame[:4]}) > 1
+    assert {word for lesson in [*frame, *evaluated] for word in lesson.values} <= set(trainer.words.held_out)
+    monkeypatch.setattr(WarmupTrainer, "_per_pass", 3)  # it changes the memory used, not the result
+    assert trainer._evaluate_frame(0)[1]["eval_loss"] == pytest.approx(framed["eval_loss"], rel=1e-5)
+    assert copied["eval_loss"] > 0
 
 
 def test_latents_behind_the_slots_begin_as_a_phrase_and_the_slots_empty(make: Callable[..., WarmupTrainer]) -> None:
@@ -291,7 +307,7 @@ def test_without_slots_there_is_nothing_to_warm_up(make: Callable[..., WarmupTra
 def test_without_copying_the_frame_is_what_is_selected(make: Callable[..., WarmupTrainer], tmp_path: Path) -> None:
     trainer = make(frame_steps=2, copy_steps=0)
     rows = run(trainer, tmp_path)
-    assert [row["step"] for row in rows] == [0, 1, 2, 2, 3]
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]  # and no evaluation of a copy that is not trained
     found = make(seed=9)
     selected = selected_checkpoint(tmp_path)
     assert selected is not None

@@ -94,6 +94,7 @@ class Lines:
     def __init__(self, lines: list[dict[str, Any]] | None = None, without: Sequence[str] = ()) -> None:
         self.lines = [] if lines is None else lines
         self.tasks: list[dict[str, Any]] = []
+        self.done: list[str] = []
         self.without = without
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -101,6 +102,9 @@ class Lines:
 
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.tasks += map(dict, rows)
+
+    def doing(self, what: str) -> None:
+        self.done.append(what)
 
     def rewind(self, step: int) -> None:
         self.lines[:] = [line for line in self.lines if line["step"] <= step]

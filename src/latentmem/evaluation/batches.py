@@ -112,8 +112,7 @@ def resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Co
     lines = _whole_lines(path)
     cost_lines: list[bytes] = []
     costs: list[Cost] = []
-    for line in _whole_lines(_costs_path(path)):
-        cost = _cost(line, _costs_path(path))
+    for line, cost in zip(*read_costs(path), strict=True):
         if sum(c.num_tasks for c in costs) + cost.num_tasks > len(lines):
             break
         costs.append(cost)
@@ -130,6 +129,12 @@ def resume(path: Path, tasks: Sequence[Task]) -> tuple[list[Trajectory], list[Co
                 "now; restore the data, or name a new run folder with run=FOLDER"
             )
     return trajectories, costs
+
+
+def read_costs(path: Path) -> tuple[list[bytes], list[Cost]]:
+    """Return the costs beside a file of trajectories, as lines and read."""
+    lines = _whole_lines(_costs_path(path))
+    return lines, [_cost(line, _costs_path(path)) for line in lines]
 
 
 def _cost(line: bytes, path: Path) -> Cost:

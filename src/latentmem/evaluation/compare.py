@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from latentmem.carrying import measure_carried, roles_of_teams
 from latentmem.config import EvaluateSection, Sampling
 from latentmem.environments.environment import Domain
 from latentmem.errors import ConfigError, RunError
-from latentmem.evaluation.batches import commit, kept_tasks, play, resume
+from latentmem.evaluation.batches import commit, kept_tasks, play, read_costs, resume
 from latentmem.evaluation.results import Results
 from latentmem.evaluation.rows import Played, retrieval, row_of, tasks_of_sources
 from latentmem.files import read_json, write_atomic
@@ -44,9 +44,12 @@ logger = logging.getLogger(__name__)
 RESULTS_VERSION = 1
 DEFAULTS = EvaluateSection()
 GREEDY = Sampling(temperature=DEFAULTS.temperature)
+_BAR = "evaluate"
 
 OnProgress = Callable[[str, int, float], None]
 """Function that receives the memory's name, the number of tasks done, and the mean reward so far."""
+OnWork = Callable[[str], None]
+"""Function that receives the name of work that begins when all tasks are played."""
 
 
 def evaluate(
@@ -64,6 +67,7 @@ def evaluate(
     online: bool = DEFAULTS.online,
     num_bootstraps: int = DEFAULTS.num_bootstraps,
     on_progress: OnProgress | None = None,
+    on_work: OnWork = lambda _: None,
     processes: Processes | None = None,
     bank: ExperienceBank | None = None,
     held_out: Sequence[Trajectory] | None = None,
@@ -89,6 +93,7 @@ def evaluate(
         online: let each memory store what it played, batch by batch; its bank must be its own copy.
         num_bootstraps: resamples for intervals and paired differences.
         on_progress: receives the memory, tasks done, and the mean reward so far; None shows a bar on a terminal.
+        on_work: with `on_progress`, receives the name of what is computed after that, when it begins.
         processes: those that share the batches; None means those that were launched.
         bank: the bank that the memories recall from, if any. It tells which task a recalled trajectory belongs to, and
             must not change meanwhile, unless `online`.
@@ -114,7 +119,7 @@ def evaluate(
     names = {name: MemoryName.parse(name) for name in memories}
     with (
         _folder(folder) as place,
-        _listener(len(tasks), made, on_progress, processes) as shown,
+        _listeners(len(tasks), [*made], on_progress, on_work, processes) as (shown, doing),
         nullcontext() if bank is None or online else bank.frozen("an evaluation"),
     ):
         played = {}
@@ -146,15 +151,16 @@ def evaluate(
         carried: dict[str, dict[str, Any] | None] = dict.fromkeys(memories)
         # Scripted agents cannot score responses; an online memory has learned from the tasks it would be scored on.
         if isinstance(model, LanguageModel) and not online:
-            carry = partial(_carried, team, model, scored, seed, place, processes)
+            carry = partial(_carried, team, model, scored, seed, place, processes, doing)
             carried |= {name: carry(names[name], make) for name, make in made.items() if names[name].may_carry}
-    answers = tasks_of_sources(bank, played)
-    rows = [
-        row_of(names[name], *played[name], played, seed, num_bootstraps, starts.get(name))
-        | {"carried": carried[name]}
-        | retrieval(played[name][0], answers)
-        for name in memories
-    ]
+        doing("comparing")
+        answers = tasks_of_sources(bank, played)
+        rows = [
+            row_of(names[name], *played[name], played, seed, num_bootstraps, starts.get(name))
+            | {"carried": carried[name]}
+            | retrieval(played[name][0], answers)
+            for name in memories
+        ]
     return Results(
         {
             "schema_version": RESULTS_VERSION,
@@ -188,28 +194,41 @@ def _folder(given: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _listener(
-    num_tasks: int, memories: Iterable[str], told: OnProgress | None, processes: Processes
-) -> Iterator[OnProgress]:
-    """Yield the function that receives progress: the one given, or one that moves a bar on a terminal."""
-    if told is not None:
-        yield told
+def _listeners(
+    num_tasks: int, memories: Sequence[str], on_progress: OnProgress | None, on_work: OnWork, processes: Processes
+) -> Iterator[tuple[OnProgress, OnWork]]:
+    """Yield the functions that receive progress: the ones given, or those of a bar on a terminal."""
+    if on_progress is not None:
+        yield on_progress, on_work
         return
-    with task_bar(num_tasks, memories, visible=processes.is_first and on_terminal()) as show:
-        yield show
+    with task_bar(num_tasks, memories, visible=processes.is_first and on_terminal()) as bar:
+        yield bar.show, bar.doing
+
+
+class TaskBar:
+    """A bar over the tasks of all memories, in the given order; then it says what else is done."""
+
+    def __init__(self, bar: Any, num_tasks: int, memories: Sequence[str]) -> None:
+        self.bar = bar
+        self.num_tasks = num_tasks
+        self.order = memories
+
+    def show(self, name: str, done: int, reward: float) -> None:
+        """Move the bar; as `OnProgress`."""
+        self.bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
+        self.bar.update(self.order.index(name) * self.num_tasks + done - self.bar.n)
+
+    def doing(self, what: str) -> None:
+        """Show at once what goes on; as `OnWork`."""
+        self.bar.set_description_str(f"{_BAR}, {what}")
 
 
 @contextmanager
-def task_bar(num_tasks: int, memories: Iterable[str], visible: bool) -> Iterator[OnProgress]:
-    """Show a bar over the tasks of all memories, in the given order; yield the function that moves it."""
-    order = [*memories]
-    with progress(num_tasks * len(order), "evaluate", "task", shown=visible) as bar:
-
-        def show(name: str, done: int, reward: float) -> None:
-            bar.set_postfix(memory=name, reward=f"{reward:.3f}", refresh=False)
-            bar.update(order.index(name) * num_tasks + done - bar.n)
-
-        yield show
+def task_bar(num_tasks: int, memories: Sequence[str], visible: bool) -> Iterator[TaskBar]:
+    """Yield the bar of an evaluation."""
+    with progress(num_tasks * len(memories), _BAR, "task", shown=visible) as bar:
+        yield TaskBar(bar, num_tasks, memories)
+        bar.set_description_str(_BAR, refresh=False)
 
 
 def check_online(online: bool, processes: Processes) -> None:
@@ -238,6 +257,12 @@ class _KeptCarried(Form):
     carried: _CarriedNumbers | None
 
 
+def num_played(folder: Path, name: MemoryName) -> int:
+    """Return how many tasks a memory has played, by the costs that are kept in a folder."""
+    _, costs = read_costs(folder / f"{name.file_stem}.jsonl")
+    return sum(cost.num_tasks for cost in costs)
+
+
 def forget(folder: Path, name: MemoryName) -> None:
     """Remove the files of a memory, so that it is played again from the first task."""
     for path in folder.glob(f"{name.file_stem}.*"):
@@ -257,6 +282,7 @@ def _carried(
     seed: int,
     folder: Path,
     processes: Processes,
+    doing: OnWork,
     name: MemoryName,
     make: Callable[[], Memory],
 ) -> dict[str, Any] | None:
@@ -271,6 +297,7 @@ def _carried(
             raise RunError(f"{path}: damaged ({error}); remove it, and it is measured again") from None
         known: dict[str, Any] | None = kept["carried"]
         return known
+    doing(f"measuring what {name} carries")
     measured = measure_carried(make(), model, trajectories, roles_of_teams([team]), seed=seed, processes=processes)
     found = None if measured is None else measured.as_json()
     if measured is not None and not math.isfinite(measured.total.difference):

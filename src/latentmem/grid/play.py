@@ -163,7 +163,7 @@ def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list
     recalling = [name for name in names if name.needs_bank]
 
     def users(phase: str) -> list[MemoryName]:
-        return [name for name in names if phase in _trainings(run.config, _training(name))]
+        return [name for name in names if phase in recipes.trainings(run.config, name.weights)]
 
     return [
         *([("collect", recipes.collect, recalling)] if run.config.bank.path is None else []),
@@ -172,21 +172,6 @@ def _phases(run: GridRun) -> list[tuple[str, Callable[[Config, Any], None], list
         ("lmpo", recipes.train_lmpo, users("lmpo")),
         ("grpo", recipes.train_grpo, users("grpo")),
     ]
-
-
-def _training(memory: MemoryName) -> str:
-    """Return the training or folder that a memory's weights come from; for others the kind, which is no training."""
-    return memory.checkpoint or memory.kind
-
-
-def _trainings(config: Config, phase: str) -> list[str]:
-    """Return a training of this run, the training it started from, and so on; empty if `phase` is not a training."""
-    initial = recipes.initials(config)
-    needed: list[str] = []
-    while phase in ("warmup", "sft", "lmpo", "grpo"):
-        needed.append(phase)
-        phase = initial.get(phase, "")
-    return needed
 
 
 def _evaluate(config: Config, parts: Any, lines: dict[MemoryName, str]) -> Row | None:
@@ -275,7 +260,7 @@ def _key(run: GridRun, phase: str, memory: MemoryName | None = None) -> str | No
     parts: list[Any] = [phase, None if memory is None else str(memory)]
     if memory is None:
         parts += [recipes.what_decides(config, phase), None if phase in ("warmup", "grpo") else bank]
-        parts += [getattr(config, before).model_dump(mode="json") for before in _trainings(config, phase)[1:]]
+        parts += [getattr(config, before).model_dump(mode="json") for before in recipes.trainings(config, phase)[1:]]
     elif str(memory) in ("none", "text") and not config.evaluate.online:
         values = config.model_dump(mode="json")
         parts += [values[key] for key in ("team", "max_turns", "data", "model", "sampling")]

@@ -106,6 +106,36 @@ def play(agents: Backbone, work: Work, episodes: int, tasks: int, frozen: int, t
     return Peak(frozen, 0 if trained is None else trained.weights, columns, 0, passing)
 
 
+def train_warmup(
+    agents: Backbone,
+    composer: Trained,
+    work: Work,
+    frozen: int,
+    budget: int,
+    *,
+    lessons: int,
+    shared: int,
+    copies: bool,
+) -> Peak:
+    """Return the peak of a step of the warm-up: of its frame, or of its copy, which is a step of SFT.
+
+    Args:
+        agents: the frozen agents.
+        composer: what is trained; in the frame stage, only constants.
+        work: lengths and widths; one message an episode.
+        frozen: bytes of all frozen weights.
+        budget: `warmup.micro_batch_positions`.
+        lessons: examples that this process learns from in a step.
+        shared: examples of the frame that share a prompt.
+        copies: whether there are steps of the copy.
+    """
+    begun, columns, kept, passing = _scoring(agents, work, budget, ceil(lessons / shared), shared)
+    moments = [Peak(frozen, composer.weights, begun + columns, kept, passing)]
+    if copies:
+        moments.append(train_sft(agents, composer, work, frozen, budget, episodes=lessons, a_task=1))
+    return max(moments, key=lambda moment: moment.total)
+
+
 def train_sft(
     agents: Backbone, composer: Trained, work: Work, frozen: int, budget: int, *, episodes: int, a_task: int
 ) -> Peak:

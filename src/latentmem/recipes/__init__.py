@@ -8,7 +8,7 @@ from latentmem.recipes.collecting import collect
 from latentmem.recipes.evaluate import compare, play_test
 from latentmem.recipes.main_path import quickstart
 from latentmem.recipes.parts import Parts, Shared
-from latentmem.recipes.phase import initials, what_decides
+from latentmem.recipes.phase import trainings, what_decides
 from latentmem.recipes.plan import Planner
 from latentmem.recipes.prompts import show_prompts
 from latentmem.recipes.readings import show_latents
@@ -20,7 +20,6 @@ __all__ = [
     "Shared",
     "collect",
     "compare",
-    "initials",
     "play_test",
     "quickstart",
     "show_latents",
@@ -29,5 +28,6 @@ __all__ = [
     "train_lmpo",
     "train_sft",
     "train_warmup",
+    "trainings",
     "what_decides",
 ]

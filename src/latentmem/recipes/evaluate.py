@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from latentmem.config import Config, Sampling
-from latentmem.evaluation import evaluate, forget, task_bar
+from latentmem.evaluation import evaluate, forget, num_played, task_bar
 from latentmem.files import write_atomic
 from latentmem.memory_names import MemoryName
+from latentmem.progress import working
 from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
 from latentmem.recipes.memories import learn, learning, made_of, memory_of, own_memory
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin, initials
-from latentmem.recipes.readings import write_reading
+from latentmem.recipes.readings import is_to_read, write_reading
 from latentmem.report import format_markdown, format_table, write_report
 from latentmem.report.cells import comparison_cells
 from latentmem.runs import Run
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _MEASURED = 32
 """Tasks whose right responses are used to measure what a memory carries, where the data demonstrate them."""
+_RIGHT = "right.responses"
+"""File of these responses. Its name does not end in .jsonl: those hold what was played."""
 
 
 def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
         results = _play(here)
     if here.is_first and config.evaluate.split == "test":
-        page = f"report: {write_report([Path(config.run)])}"
+        with working("evaluate: writing the report"):
+            page = f"report: {write_report([Path(config.run)])}"
     else:
         page = f"dev split, for choices: {Path(config.run) / RESULTS['dev']}"
     here.say(f"{format_table(results)}\n{page}")
@@ -54,15 +58,21 @@ def _play(here: Phase) -> dict[str, Any]:
     for name in names:
         if name.is_own:
             own_memory(parts, name)  # reports a mistake in it before a model is loaded
-    made = {str(name): memory_of(parts, name) for name in names}  # reports a missing or unfit checkpoint now
+    folder = Path(config.run) / here.name
+    played = processes.from_first(partial(_played, here, folder, len(tasks)))
+    # What is made now reports a missing or unfit checkpoint before hours of play.
+    made = {
+        str(name): partial(memory_of, parts, name) if str(name) in played else memory_of(parts, name) for name in names
+    }
     for name in names:
+        memory = made[str(name)]
+        if isinstance(memory, partial):
+            continue
         if name.is_own and tasks and parts.team.roles:
-            made[str(name)].recall_many([(tasks[0], parts.team.roles[0])])  # shows a fault before hours of play
-    for memory in made.values():
+            memory.recall_many([(tasks[0], parts.team.roles[0])])  # shows a fault before hours of play
         learn(memory, processes, shown=True)
     if here.opened is not None:
         _forget_outdated(here.opened, {name: made_of(parts, name) for name in names})
-    folder = Path(config.run) / here.name
     copies = folder if section.online else None
     sampling = Sampling(
         temperature=section.temperature,
@@ -70,7 +80,8 @@ def _play(here: Phase) -> dict[str, Any]:
         top_k=parts.sampling.top_k,
         max_response_tokens=section.max_response_tokens or parts.sampling.max_response_tokens,
     )
-    with task_bar(len(tasks), made, here.is_first) as show:
+    right = right_responses(parts, tasks[:_MEASURED], parts.team, folder / _RIGHT)
+    with task_bar(len(tasks), [*made], here.is_first) as bar:
         found = evaluate(
             parts.team,
             parts.agents,
@@ -84,23 +95,43 @@ def _play(here: Phase) -> dict[str, Any]:
             max_turns=config.max_turns,
             online=section.online,
             num_bootstraps=section.num_bootstraps,
-            on_progress=show,
+            on_progress=bar.show,
+            on_work=bar.doing,
             processes=processes,
             bank=parts.bank if any(name.needs_bank for name in names) else None,
-            held_out=right_responses(parts, tasks[:_MEASURED], parts.team),
+            held_out=right,
             starts={f"latent:{phase}": f"latent:{first}" for phase, first in initials(config).items()},
         )
-    results = found.to_dict()
-    for name, row in zip(names, results["memories"], strict=True):
-        row["learning"] = learning(parts, name, copies)
-    results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
-    if here.opened is not None:
-        write_atomic(here.opened.folder / RESULTS[section.split], json.dumps(results, indent=1, allow_nan=False) + "\n")
-        for name in names:
-            write_reading(parts, name, folder, tasks)
+        results = found.to_dict()
+        for name, row in zip(names, results["memories"], strict=True):
+            row["learning"] = learning(parts, name, copies)
+        results = {"run": config.run, "split": section.split, **results, "seed": config.seed}
+        if here.opened is not None:
+            text = json.dumps(results, indent=1, allow_nan=False)
+            write_atomic(here.opened.folder / RESULTS[section.split], f"{text}\n")
+            for name in names:
+                if is_to_read(name, folder):
+                    bar.doing(f"reading what the latents of {name} say")
+                    write_reading(parts, name, folder, tasks)
     here.run.show_results(comparison_cells(results), format_markdown(results), results)
     processes.wait()  # reading out a composer that is spread over the processes needs all of them
     return results
+
+
+def _played(here: Phase, folder: Path, num_tasks: int) -> frozenset[str]:
+    """Return the latent memories that have played all tasks, and have not changed since.
+
+    Their composers need not be made, which takes seconds each.
+    """
+    assert here.opened is not None
+    before = here.opened.state.get("inputs", {})
+    return frozenset(
+        str(name)
+        for name in here.config.evaluate.memories
+        if name.is_latent
+        and num_played(folder, name) == num_tasks
+        and before.get(str(name)) == made_of(here.parts, name)
+    )
 
 
 def _forget_outdated(run: Run, inputs: dict[MemoryName, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from latentmem.config import Config
 from latentmem.errors import CheckpointError, suggest
 from latentmem.memory_names import TRAININGS
-from latentmem.training.checkpoint_folder import newest_checkpoint
+from latentmem.training.checkpoint_folder import newest_checkpoint, step_of
 
 EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of each split's evaluation; the settings of one do not bind the other."""
@@ -48,7 +48,7 @@ def audit_of(config: Config) -> Path:
 def steps_done(folder: Path) -> int:
     """Return the steps of the newest checkpoint in a folder; 0 if there is none."""
     newest = newest_checkpoint(folder)
-    return int(newest.name.removeprefix("step-")) if newest else 0
+    return step_of(newest) if newest else 0
 
 
 def warmup_steps_done(folder: Path, frame_steps: int) -> int:

@@ -1,8 +1,11 @@
 """What is learned from, and what is held out for measuring: demonstrations and stored episodes."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -10,8 +13,10 @@ from latentmem.carrying import measure_carried, roles_of_teams, scorable
 from latentmem.config import OpenAIEngineSection
 from latentmem.environments.environment import Demonstrator, Split
 from latentmem.errors import DataError, TrainingError
+from latentmem.files import write_atomic
 from latentmem.memory.latent import LatentMemory
 from latentmem.processes import Processes
+from latentmem.progress import progress
 from latentmem.recipes.parts import Parts
 from latentmem.rollout import player_of
 from latentmem.seeds import stream_seed
@@ -65,22 +70,37 @@ def demonstrated(parts: Parts, tasks: Sequence[Task]) -> list[Demonstration] | N
     return [one for one in read_demonstrations(Path(source), known, roles) if one.task.key in keys]
 
 
-def right_responses(parts: Parts, tasks: Sequence[Task], players: Players) -> list[Trajectory] | None:
+def right_responses(
+    parts: Parts, tasks: Sequence[Task], players: Players, kept: Path | None = None
+) -> list[Trajectory] | None:
     """Return the right responses to some tasks; None if the data lack those of a role that speaks, or nothing here can
     score them.
 
     A program whose roles are not known beforehand is run with the responses that there are; a task in which another
-    role speaks is left out.
+    role speaks is left out. What programs did is written to the file `kept`, and read from there the next time.
     """
     if not isinstance(parts.domain, Demonstrator) or isinstance(parts.config.model.engine, OpenAIEngineSection):
         return None
     shown = _told_by(parts.domain, tasks)
     roles = {role.name for team in teams_of(players) for role in team.roles}
-    if not roles:
-        return act_out(parts, shown, players, only_fitting=True)
-    if any("" not in one.said and not roles <= one.said.keys() for one in shown):
+    if roles and any("" not in one.said and not roles <= one.said.keys() for one in shown):
         return None
-    return act_out(parts, shown, players)
+    act = partial(act_out, parts, shown, players, only_fitting=not roles)
+    plays = any(isinstance(team, Program) for team in teams_of(players))
+    return act() if kept is None or not plays else _kept(kept, shown, act)
+
+
+def _kept(path: Path, shown: Sequence[Demonstration], act: Callable[[], list[Trajectory]]) -> list[Trajectory]:
+    """Return what a file holds if it is of these demonstrations; else act them out, and write the file."""
+    of = hashlib.sha256(json.dumps([[one.task.key, dict(one.said)] for one in shown]).encode()).hexdigest()
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    if lines and lines[0] == of.encode():
+        return [Trajectory.from_json(line, f"{path}:{i}") for i, line in enumerate(lines[1:], 2)]
+    acted = act()
+    if Processes().is_first:
+        text = "".join(f"{line}\n" for line in (of, *(one.to_json() for one in acted)))
+        write_atomic(path, text.encode("utf-8", "surrogatepass"))
+    return acted
 
 
 def act_out(
@@ -110,9 +130,17 @@ def act_out(
                 return None
             raise
 
-    at_once = max((team.parallel for team in teams_of(players) if isinstance(team, Program)), default=1)
-    with ThreadPoolExecutor(at_once) as pool:  # programs take their time to start
-        return [acted for acted in pool.map(act, shown) if acted is not None]
+    programs = [team for team in teams_of(players) if isinstance(team, Program)]
+    at_once = max((team.parallel for team in programs), default=1)
+    with (
+        ThreadPoolExecutor(at_once) as pool,  # programs take their time to start
+        progress(len(shown), "right responses", "task", shown=bool(programs and shown) and Processes().is_first) as bar,
+    ):
+        found = []
+        for acted in pool.map(act, shown):
+            found.append(acted)
+            bar.update()
+        return [acted for acted in found if acted is not None]
 
 
 def carried_by(

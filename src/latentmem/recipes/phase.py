@@ -13,6 +13,7 @@ from latentmem.config import ENGINE_FREE, TEAM_FREE, Config, ProgramSection, dum
 from latentmem.environments.environment import Domain, Split
 from latentmem.errors import ConfigError
 from latentmem.evaluation import check_online
+from latentmem.memory_names import TRAININGS
 from latentmem.passwords import hidden_in
 from latentmem.processes import Processes
 from latentmem.recipes.folders import EVALUATIONS
@@ -140,6 +141,16 @@ def what_decides(config: Config, phase: str) -> dict[str, Any]:
 def initials(config: Config) -> dict[str, str]:
     """Return what each training of a composer starts from, as the configuration names it."""
     return {"sft": config.sft.initial, "lmpo": config.lmpo.initial}
+
+
+def trainings(config: Config, phase: str) -> list[str]:
+    """Return a training of this run, the training it started from, and so on; empty if `phase` is not a training."""
+    initial = initials(config)
+    needed: list[str] = []
+    while phase in (*TRAININGS, "grpo"):
+        needed.append(phase)
+        phase = initial.get(phase, "")
+    return needed
 
 
 def _plays_itself(config: Config, phase: str) -> bool:

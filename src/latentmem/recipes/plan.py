@@ -17,12 +17,17 @@ from latentmem.errors import LatentMemError, ModelError
 from latentmem.models.fused import pays
 from latentmem.planning import disk
 from latentmem.planning.memory import Backbone
-from latentmem.planning.phases import Peak, Trained, Work, play, train_grpo, train_lmpo, train_sft
+from latentmem.planning.phases import Peak, Trained, Work, play, train_grpo, train_lmpo, train_sft, train_warmup
 from latentmem.planning.shapes import Shape, read_embedder, read_shape
+from latentmem.recipes.phase import trainings
 from latentmem.teams.team import load_team
 
 ASSUMED_PROMPT = 512
 """Tokens of a prompt where nothing was measured."""
+_LESSON = {"prompt": 48, "text": 152, "fact": 6}
+"""Tokens of a prompt and of a composer's text in the warm-up, with one fact, and what each further one adds.
+
+They are means of 300 lessons, with the default template, in SmolLM2's tokens: many lessons fill a pass together."""
 _LIBRARIES = {"cpu": 560 * 2**20, "cuda": 600 * 2**20}
 """Bytes that a process takes before any weights: libraries and tokenizer (measured), a CUDA context (assumed)."""
 _GAPS = {"cpu": (100 * 2**20, 0.35), "cuda": (0, 0.1)}
@@ -163,6 +168,11 @@ class Planner:
         shares = {name: ceil(getattr(config, name).tasks_per_step / self.processes) for name in ("lmpo", "grpo")}
         peaks = {
             "collect": play(agents, work, collected * config.collect.rollouts_per_task, collected, agents.weights),
+            "train warmup": train_warmup(
+                agents, composer, _lesson(work), frozen, config.warmup.micro_batch_positions,
+                lessons=ceil(config.warmup.lessons_per_step / self.processes),
+                shared=config.warmup.words_per_prompt, copies=config.warmup.copy_steps > 0,
+            ),
             "train sft": train_sft(
                 agents, composer, work, frozen, config.sft.micro_batch_positions,
                 episodes=ceil(config.sft.trajectories_per_step / self.processes),
@@ -178,6 +188,8 @@ class Planner:
             ),
             "evaluate": play(agents, evaluated, asked, asked, frozen, composer),
         }  # fmt: skip
+        trained = {f"train {phase}" for name in config.evaluate.memories for phase in trainings(config, name.weights)}
+        peaks = {name: peak for name, peak in peaks.items() if name in ("collect", "evaluate") or name in trained}
         said = self.messages * config.max_turns
         requests = config.lmpo.tasks_per_step * config.lmpo.group_size * said
         request = disk.embeds(prompt + work.num_latents, agents.shape.width, item)
@@ -189,7 +201,7 @@ class Planner:
             fixed={"embedder": 4 * self.embedder, "libraries": _LIBRARIES[device]},
             disk={
                 "bank, a collected episode": disk.bank_growth(said, prompt, work.response, self.vector),
-                "checkpoints of sft or lmpo": disk.checkpoints(
+                "checkpoints of a composer's training": disk.checkpoints(
                     composer.parameters, evaluates=bool(config.lmpo.eval_every or config.sft.eval_every)
                 ),
                 "an evaluated episode with latents": disk.kept_episode(said, prompt, evaluated.response, text),
@@ -210,7 +222,7 @@ class Planner:
                 "messages_a_turn": self.messages,
                 "bytes_a_position": agents.column,
             },
-            assumptions=tuple(_assumptions(self, config, work, told, device, dtype)),
+            assumptions=tuple(_assumptions(self, config, work, told, device, dtype, "train warmup" in peaks)),
         )
 
     @cached_property
@@ -271,6 +283,13 @@ def _place(device: str, dtype: str) -> tuple[str, str]:
     return kind, ("bfloat16" if kind == "cuda" else "float32") if dtype == "auto" else dtype
 
 
+def _lesson(work: Work) -> Work:
+    """Return the lengths of the warm-up, whose made-up lessons have one message: the words of the slots and the end."""
+    further = max(0, work.slots - 1) * _LESSON["fact"]
+    prompt, text = _LESSON["prompt"] + further, min(work.composer_text, _LESSON["text"] + further)
+    return replace(work, prompt=prompt, composer_text=text, response=work.slots + 1, messages=1, turns=1)
+
+
 def _own_parameters(config: Config, agents: Shape, base: Shape) -> int:
     """Return the number of a composer's parameters besides LoRA: queries, projection, gates and frames."""
     section = config.composer
@@ -301,13 +320,18 @@ def _speaking(config: Config, chosen: str | ProgramSection) -> tuple[int, int]:
         return len(team.roles), len(team.roles)
 
 
-def _assumptions(planner: Planner, config: Config, work: Work, told: str, device: str, dtype: str) -> Iterable[str]:
+def _assumptions(
+    planner: Planner, config: Config, work: Work, told: str, device: str, dtype: str, warms_up: bool
+) -> Iterable[str]:
     """Yield a line for each thing that was assumed; `told` says where the length of prompts comes from."""
     given = "as given by --composer-tokens" if planner.composer_tokens else "the longest, composer.max_prompt_tokens"
     yield f"{device}, {dtype}; each of {planner.processes} processes holds the whole model (FSDP spreads it)"
     yield f"prompts of {work.prompt} tokens: {told}"
     yield f"composer texts of {work.composer_text} tokens: {given}"
     yield f"responses of {work.response} tokens, the longest allowed"
+    if warms_up:
+        lesson = _lesson(work)
+        yield f"in the warm-up prompts of {lesson.prompt} tokens, composer texts of {lesson.composer_text}"
     yield f"{work.messages} messages in a turn of the team, at most {work.calls} of them at once"
     if device == "cuda":
         yield "a CUDA context of 600 MiB, and gaps of 10% in what comes and goes; neither was measured"

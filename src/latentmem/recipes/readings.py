@@ -31,15 +31,24 @@ _READ_TASKS = 3
 """Tasks of an evaluation whose latents are read."""
 
 
+def is_to_read(name: MemoryName, folder: Path) -> bool:
+    """Return whether a memory's latents were kept, and not read yet."""
+    path, kept_path = _files(name, folder)
+    return kept_path.exists() and not path.exists()
+
+
+def _files(name: MemoryName, folder: Path) -> tuple[Path, Path]:
+    """Return the file of what a memory's latents say, and that of the latents."""
+    return folder / f"{name.file_stem}{READING_SUFFIX}", folder / f"{name.file_stem}{SUFFIX}"
+
+
 def write_reading(parts: Parts, name: MemoryName, folder: Path, tasks: Sequence[Task]) -> None:
     """Write what a memory's latents say for the first tasks whose latents were kept, to a file beside the latents.
 
     The latents after training are read from what was kept; those before training are composed again from the episodes'
     texts. Roles that said nothing are left out.
     """
-    path, kept_path = (folder / f"{name.file_stem}{suffix}" for suffix in (READING_SUFFIX, SUFFIX))
-    if path.exists() or not kept_path.exists():
-        return
+    path, kept_path = _files(name, folder)
     try:
         kept = read_latents(kept_path)
     except RunError as error:  # the report shows it too, and the results are not affected

@@ -14,7 +14,7 @@ from latentmem.recipes.memories import latent_memory
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import Phase, begin
 from latentmem.seeds import stream_seed
-from latentmem.training.checkpoint_folder import newest_checkpoint, remove_others, selected_checkpoint
+from latentmem.training.checkpoint_folder import newest_checkpoint, remove_others, selected_checkpoint, step_of
 from latentmem.training.journal import StepBar, step_bar
 from latentmem.training.lmpo import LMPOTrainer
 from latentmem.training.sft import SFTTrainer
@@ -29,7 +29,7 @@ def train_warmup(config: Config, parts: Parts | None = None) -> None:
     """Train agents and composer to pass words on, before any data are used."""
     with begin(config, "warmup", parts) as here:
         section, parts = config.warmup, here.parts
-        if _is_finished(here, section.copy_steps, section.frame_steps):
+        if _is_finished(here, section.copy_steps):
             return
         seed = stream_seed(config.seed, "warmup")
         trainer = WarmupTrainer(
@@ -135,6 +135,9 @@ class _RunJournal:
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.run.log_details(DEV_ROWS, rows)
 
+    def doing(self, what: str) -> None:
+        self.bar.doing(what)
+
     def rewind(self, step: int) -> None:
         self.run.rewind_metrics(self.phase, step)
         self.run.rewind_details(DEV_ROWS, step)
@@ -144,16 +147,15 @@ class _Trainer(Protocol):
     def train(self, folder: Path, journal: _RunJournal) -> object: ...
 
 
-def _is_finished(here: Phase, num_steps: int, earlier_steps: int = 0) -> bool:
-    """Return whether a training is finished, and say so; `earlier_steps` were done in a separate folder."""
+def _is_finished(here: Phase, num_steps: int) -> bool:
+    """Return whether a training is finished, and say so; `num_steps` are those that its folder counts."""
     folder = checkpoints_of(here.config, here.name)
     if newest_checkpoint(folder) is None or steps_done(folder) < num_steps:
         return False
     if here.is_first:
         remove_others(folder)
-    total = earlier_steps + num_steps
-    unmoved = _unmoved(here, num_steps)
-    here.say(f"{here.name}: finished already, {total} steps{unmoved}; {selected_checkpoint(folder)} is selected")
+    steps = _steps(here, num_steps)
+    here.say(f"{here.name}: finished already, {steps}{_unmoved(here, num_steps)}; {_selected(here, folder)}")
     return True
 
 
@@ -162,9 +164,22 @@ def _train(here: Phase, trainer: _Trainer, num_steps: int, shown: str, done: int
     begun = steps_done(folder) if done is None else done
     with step_bar(num_steps, here.name, shown, begun, here.is_first) as bar:
         trainer.train(folder, _RunJournal(here, bar))
-    here.say(
-        f"{here.name}: {num_steps} steps done{_unmoved(here, num_steps)}; {selected_checkpoint(folder)} is selected"
-    )
+    here.say(f"{here.name}: {_steps(here, num_steps)} done{_unmoved(here, num_steps)}; {_selected(here, folder)}")
+
+
+def _steps(here: Phase, num_steps: int) -> str:
+    """Return how many steps a training has, as words; the warm-up has two kinds."""
+    if here.name != "warmup":
+        return f"{num_steps} steps"
+    return f"{here.config.warmup.frame_steps} frame steps and {here.config.warmup.copy_steps} copy steps"
+
+
+def _selected(here: Phase, folder: Path) -> str:
+    """Return which checkpoint is selected. Those of the warm-up are numbered by its copy steps, which come last."""
+    chosen = selected_checkpoint(folder)
+    if chosen is None or here.name != "warmup":
+        return f"{chosen} is selected"
+    return f"{chosen} is selected, which is after all frame steps and {step_of(chosen)} copy steps"
 
 
 def _unmoved(here: Phase, num_steps: int) -> str:

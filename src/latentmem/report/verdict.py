@@ -9,6 +9,9 @@ from latentmem.stats import holm
 
 MUCH_CARRIED = 0.1
 """Nats per response below which a memory is said to carry only a trace."""
+FEW_TASKS = 16
+"""With fewer tasks nothing is concluded about what a memory carries: Student's interval needs more, unless the
+differences are distributed normally."""
 
 
 def verdict(results: Row) -> list[str]:
@@ -22,12 +25,13 @@ def verdict(results: Row) -> list[str]:
             f"With {num_tasks} tasks the 95% interval of an accuracy is up to ±{100 * max(widths):.0f} points."
         )
     comparisons = list(_comparisons(memories))
-    if not comparisons:
+    if memories and all(memory.get("accuracy") == 0 for memory in memories):
+        sentences.append(f"No memory solved any of the {num_tasks} tasks, so nothing is said about which is better.")
+    elif not comparisons:
         sentences.append("No memory was compared with none or text, so nothing is said about which is better.")
     else:
-        sentences += findings(comparisons)
-    for memory in memories:
-        sentences += _carries(str(memory["name"]), as_dict(memory.get("carried")))
+        sentences += findings(comparisons, num_tasks)
+    sentences += _carrying(memories, num_tasks)
     for memory in memories:
         if memory.get("num_errors"):
             sentences.append(
@@ -42,19 +46,35 @@ def verdict(results: Row) -> list[str]:
     return sentences
 
 
-def _carries(name: str, carried: Row) -> list[str]:
-    """Say whether it matters to the agents what a memory was made from."""
-    if not has(carried, "nats", "low", "high", "num_tasks"):
-        return []
-    size = f"{carried_cell({'carried': carried})} nats a response"
-    over = f"over another task's memory, on {carried['num_tasks']} tasks"
-    if carried["low"] > 0:
+def _carrying(memories: list[Row], num_tasks: int) -> list[str]:
+    """Say of each memory whether it matters to the agents what it was made from."""
+    found = {str(m["name"]): (m, as_dict(m.get("carried"))) for m in memories}
+    told = {n: (m, c) for n, (m, c) in found.items() if has(c, "nats", "low", "high", "p_value", "num_tasks")}
+    enough = {name: carried["p_value"] for name, (_, carried) in told.items() if carried["num_tasks"] >= FEW_TASKS}
+    adjusted = dict(zip(enough, holm([*enough.values()]), strict=True))
+    return [_carries(name, memory, carried, adjusted.get(name), num_tasks) for name, (memory, carried) in told.items()]
+
+
+def _carries(name: str, memory: Row, carried: Row, p: float | None, num_tasks: int) -> str:
+    """Say what the numbers support; `p` is corrected for the number of memories, and None where tasks are too few."""
+    size = f"{carried_cell(memory)} nats a response over another task's memory, on {carried['num_tasks']} tasks"
+    if p is None:
+        return f"{name}: too few tasks to say whether it carries what it read, {FEW_TASKS} are needed: {size}."
+    if carried["low"] > 0 and p < 0.05:
+        if memory.get("accuracy") == 0:
+            return (
+                f"{name} makes the right responses likelier by what it read, but not likely enough: none of its "
+                f"{num_tasks} episodes succeeded; {size}."
+            )
         what = "what it read" if carried["nats"] >= MUCH_CARRIED else "a trace of what it read"
-        return [f"{name} carries {what}: {size} {over}."]
-    told = f"as far as {carried['num_tasks']} tasks tell (carried {size})"
+        return f"{name} carries {what}: {size}."
+    if carried["high"] < 0 and p < 0.05:
+        return f"{name} makes the right responses less likely than another task's memory does: {size}."
+    if carried["high"] >= MUCH_CARRIED:
+        return f"{name}: it is open whether it carries what it read; more tasks would tell: {size}."
     if MemoryName.parse(name).is_trained:
-        return [f"{name} works as a learned prompt: content does not matter, {told}."]
-    return [f"{name} carries nothing that helps, {told}."]
+        return f"{name} is a learned prompt at most, because its content hardly matters: {size}."
+    return f"{name} carries nothing that helps: {size}."
 
 
 def _expenses(memory: Row) -> list[str]:
@@ -91,15 +111,19 @@ def compared_with(memory: str, baseline: str) -> str:
     return str(MemoryName.parse(memory).real) if baseline == "real" else baseline
 
 
-def findings(comparisons: list[tuple[str, str, Row]]) -> list[str]:
+def findings(comparisons: list[tuple[str, str, Row]], num_tasks: int | None = None) -> list[str]:
     """Return sentences about comparisons; their p-values are corrected for their number (Holm).
 
     Args:
         comparisons: each with the memory, its baseline, and a row of `difference`, `low`, `high` and `p_value`.
+        num_tasks: number of tasks, if all comparisons have the same; says whether any finding was possible.
     """
+    count = len(comparisons)
+    if num_tasks and count * 2.0 ** (1 - num_tasks) >= 0.05:  # the p of winning every task, the smallest there is
+        many = f" and {count} comparisons" if count > 1 else ""
+        return [f"With {num_tasks} tasks{many} no difference could be significant at 5%; play more tasks."]
     p_values = [found["p_value"] for _, _, found in comparisons]
     adjusted = holm(p_values)
-    count = len(comparisons)
     corrected = f" after correction for {count} comparisons" if count > 1 else ""
     sentences = []
     for (name, baseline, found), p in zip(comparisons, adjusted, strict=True):

@@ -94,6 +94,11 @@ def _step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def read_progress(folder: Path) -> Progress | None:
     """Return how far training has come, or None if nothing was saved yet.
 

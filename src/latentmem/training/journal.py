@@ -22,23 +22,36 @@ class Journal(Protocol):
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take what an evaluation found for each held-out task; `step` says after which step."""
 
+    def doing(self, what: str) -> None:
+        """Take the name of work between two steps, such as an evaluation; it ends with the next numbers."""
+
     def rewind(self, step: int) -> None:
         """Drop what was reported of later steps, because training goes on from this one."""
 
 
 class StepBar:
-    """A progress bar that shows the numbers of the last step."""
+    """A progress bar that shows the numbers of the last step, and what is done between two steps."""
 
-    def __init__(self, bar: Any, num_steps: int, shown: str) -> None:
+    def __init__(self, bar: Any, num_steps: int, name: str, shown: str) -> None:
         self.bar = bar
         self.num_steps = num_steps
+        self.name = name
         self.shown = (shown, "eval_loss", "eval_reward")
+        self.is_busy = False
+
+    def doing(self, what: str) -> None:
+        """Show at once what goes on, until the next numbers come."""
+        self.is_busy = True
+        self.bar.set_description_str(f"{self.name}, {what}")
 
     def show(self, metrics: Mapping[str, Any]) -> None:
         """Move the bar to the step of these numbers and show them."""
         figures = {key: f"{metrics[key]:.3f}" for key in self.shown if key in metrics}
         self.bar.set_postfix(figures, refresh=False)
         self.bar.update(min(metrics["step"], self.num_steps) - self.bar.n)
+        if self.is_busy:
+            self.is_busy = False
+            self.bar.set_description_str(self.name)
 
 
 @contextmanager
@@ -65,7 +78,7 @@ def step_bar(num_steps: int, name: str, shown: str, begun: int = 0, visible: boo
         visible: whether this process shows the bar.
     """
     with progress(num_steps, name, "step", begun, shown=visible) as bar:
-        yield StepBar(bar, num_steps, shown)
+        yield StepBar(bar, num_steps, name, shown)
 
 
 class FolderJournal:
@@ -91,6 +104,10 @@ class FolderJournal:
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append the rows to `dev-tasks.jsonl`."""
         self._append(DEV_TASKS, rows)
+
+    def doing(self, what: str) -> None:
+        """Show it beside the bar."""
+        self.bar.doing(what)
 
     def rewind(self, step: int) -> None:
         """Drop the rows of later steps from both files."""

@@ -88,6 +88,7 @@ def _evaluate(
     evaluate: Callable[[int], tuple[float, dict[str, float]]],
     journal: Journal,
 ) -> None:
+    journal.doing("evaluating")
     score, metrics = evaluate(progress.step)
     journal.log({"step": progress.step, **metrics})
     if not math.isfinite(score):

@@ -7,7 +7,7 @@ Without the warm-up, it learns a code for the values that it saw (docs/results/t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,8 +31,6 @@ from latentmem.training.optimizer import Optimization, StepResult
 from latentmem.training.scoring import Example, accumulate, score, score_all
 from latentmem.training.warmup_texts import MIN_WORDS, Lesson, draw_lesson, words_of
 
-NUM_HELD_OUT = 48
-"""Number of examples to evaluate with, about words that are never trained on."""
 FRAME_TEXT = " is the answer"
 """The initial content of the latents behind the slots."""
 
@@ -68,6 +66,9 @@ class _Later:
 
     def log_tasks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.journal.log_tasks([{**row, "step": row["step"] + self.num_before + 1} for row in rows])
+
+    def doing(self, what: str) -> None:
+        self.journal.doing(what)
 
     def rewind(self, step: int) -> None:
         self.journal.rewind(step + self.num_before + 1 if step >= 0 else self.num_before)
@@ -155,7 +156,7 @@ class WarmupTrainer:
 
     def _train(self, folder: Path, journal: Journal) -> Progress:
         settings = self.settings
-        go = partial(train, processes=self.processes, save_every=settings.save_every, eval_every=settings.eval_every)
+        go = partial(train, processes=self.processes, save_every=settings.save_every)
         if newest_checkpoint(folder) is None:  # else the copy stage has begun, and its checkpoints hold the frame
             self._open_slots()
             go(
@@ -163,6 +164,7 @@ class WarmupTrainer:
                 self.framing,
                 folder / "frame",
                 num_steps=settings.frame_steps,
+                eval_every=settings.eval_every,
                 take_step=self._frame_step,
                 evaluate=self._evaluate_frame,
                 journal=journal,
@@ -172,6 +174,7 @@ class WarmupTrainer:
             self.copying,
             folder,
             num_steps=settings.copy_steps,
+            eval_every=settings.eval_every if settings.copy_steps else None,  # else there is nothing to choose from
             take_step=self._copy_step,
             evaluate=self._evaluate_copy,
             journal=_Later(journal, settings.frame_steps),
@@ -189,26 +192,24 @@ class WarmupTrainer:
 
     def _frame_step(self, progress: Progress) -> StepResult:
         """Train on words in slots, said after some prompts; each prompt is read once for several words."""
-        settings = self.settings
-        random = self._random("frame", progress.step)
-        lessons = [
-            replace(lesson, values=tuple(random.choices(self.words.learned, k=len(lesson.values))))
-            for lesson in self._lessons(
-                random, self.words.learned, settings.lessons_per_step // settings.words_per_prompt
-            )
-            for _ in range(settings.words_per_prompt)
-        ]
+        lessons = self._after_shared_prompts(
+            self._random("frame", progress.step), self.words.learned, self.settings.lessons_per_step
+        )
         mine = self.processes.shard(lessons)
         examples = [self._example(lesson) for lesson in mine]
         tokens = self._num_tokens(examples)
         total = 0.0
-        for start in range(0, len(mine), self._per_pass):
-            part = slice(start, start + self._per_pass)
-            logps, _ = score(self.model, examples[part], self._shown(mine[part]))
+        for logps in self._said(mine, examples):
             loss = -logps.sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return self.framing.move(progress.step, self.processes.sum({"loss": total})["loss"])
+
+    def _said(self, lessons: Sequence[Lesson], examples: Sequence[Example]) -> Iterator[Tensor]:
+        """Yield the log-probabilities [B, T] of what should be said, in passes of `micro_batch_positions`."""
+        for start in range(0, len(lessons), self._per_pass):
+            part = slice(start, start + self._per_pass)
+            yield score(self.model, examples[part], self._shown(lessons[part]))[0]
 
     def _shown(self, lessons: Sequence[Lesson]) -> Tensor:
         """Return latents [B, K, d_agent]: the embeddings of each lesson's words in the slots, plus the frame."""
@@ -221,9 +222,9 @@ class WarmupTrainer:
 
     @torch.no_grad()
     def _evaluate_frame(self, step: int) -> tuple[float, dict[str, float]]:
-        lessons = self._held_out
-        logps, _ = score(self.model, [self._example(lesson) for lesson in lessons], self._shown(lessons))
-        return self._scores(logps.sum(1), "framed")
+        lessons = self._held_out_framed
+        parts = self._said(lessons, [self._example(lesson) for lesson in lessons])
+        return self._scores(torch.cat([logps.sum(1) for logps in parts]), "framed")
 
     # The copy
 
@@ -258,10 +259,25 @@ class WarmupTrainer:
     def _lessons(self, random: Random, values: Sequence[str], count: int) -> list[Lesson]:
         return [draw_lesson(random, self.words.learned, values, self.slots, self.teams) for _ in range(count)]
 
+    def _after_shared_prompts(self, random: Random, values: Sequence[str], count: int) -> list[Lesson]:
+        """Draw lessons of which `words_per_prompt` at a time share a prompt, each with words of its own."""
+        shared = self.settings.words_per_prompt
+        lessons = [
+            replace(lesson, values=tuple(random.choices(values, k=len(lesson.values))))
+            for lesson in self._lessons(random, values, math.ceil(count / shared))
+            for _ in range(shared)
+        ]
+        return lessons[:count]
+
     @cached_property
     def _held_out(self) -> list[Lesson]:
         """Lessons about words that are never trained on; always the same."""
-        return self._lessons(self._random("held out", 0), self.words.held_out, NUM_HELD_OUT)
+        return self._lessons(self._random("held out", 0), self.words.held_out, self.settings.eval_lessons)
+
+    @cached_property
+    def _held_out_framed(self) -> list[Lesson]:
+        """As `_held_out`, with shared prompts, so that an evaluation of the frame does not cost more than a step."""
+        return self._after_shared_prompts(self._random("held out", 0), self.words.held_out, self.settings.eval_lessons)
 
     def _example(self, lesson: Lesson) -> Example:
         text = self.composer.prompt(lesson.task, lesson.role, [lesson.episode])

@@ -1,7 +1,6 @@
 """A desk that answers from a script, and a real server of its endpoints on a free port."""
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 
+from latentmem.errors import ServingError
+from latentmem.listening import take_port
 from latentmem.serving.asks import Answer, Ask, Counted, Earlier, OnTokens, Refused, Speaker, Spoken, Timings, Who
 from latentmem.serving.face.routes import openai_routes
 from latentmem.serving.identity import role_of
@@ -165,7 +166,8 @@ def serving(desk: Any, caller: Any = None) -> Iterator[str]:
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     """An app on a free port of this machine; yields its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = take_port("127.0.0.1", 0, ServingError)
+    listener.listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()

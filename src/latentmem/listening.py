@@ -75,6 +75,7 @@ def take_port(host: str, port: int, error_class: type[LatentMemError]) -> socket
         LatentMemError: the port is taken or the address is not there; of the given class.
     """
     try:
+        # asyncio sends small pieces at once only if the socket names its protocol; else each answer may wait 40 ms.
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:

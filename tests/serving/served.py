@@ -1,7 +1,6 @@
 """A server over a scripted model, on a real port in a thread, with a bank of its own."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import uvicorn
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import Sampling
+from latentmem.errors import ServingError
+from latentmem.listening import take_port
 from latentmem.memory.memory import NoMemory
 from latentmem.models.agent import ScriptedModel
 from latentmem.models.embedder import HashingEmbedder
@@ -89,8 +90,7 @@ def parts_of(
 @contextmanager
 def on_a_port(app: Any) -> Iterator[str]:
     """Serve an application on a free port; yields its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with take_port("127.0.0.1", 0, ServingError) as listener:
         listener.listen(64)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", http="h11", ws="none", lifespan="on"))
         started = threading.Event()

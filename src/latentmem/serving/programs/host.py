@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from latentmem.errors import ServingError
+from latentmem.listening import take_port
 from latentmem.outside import one_line
 from latentmem.serving.allocation import giving_memory_back
 from latentmem.serving.asks import Refused, Who, is_slip_of_reward
@@ -87,7 +89,8 @@ class ProgramHost:
             backlog=BACKLOG,
             timeout_graceful_shutdown=1,
         )
-        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        listener = take_port("127.0.0.1", 0, ServingError)
+        listener.listen(BACKLOG)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="programs", daemon=True)

@@ -58,9 +58,9 @@ TABLES = (
     """CREATE TABLE contexts (          -- what was said so far in each conversation, as a digest
         digest TEXT NOT NULL,
         session INTEGER NOT NULL REFERENCES sessions (seq),
-        lineage TEXT NOT NULL,
-        length INTEGER NOT NULL,      -- messages
         is_answered INTEGER NOT NULL, -- whether it ends with a response of ours
+        lineage TEXT NOT NULL,        -- the key's columns come first, or SQLite 3.40's integrity_check complains
+        length INTEGER NOT NULL,      -- messages
         PRIMARY KEY (digest, session, is_answered)
     ) WITHOUT ROWID""",
     "CREATE INDEX contexts_by_session ON contexts (session)",
@@ -322,8 +322,8 @@ def _remember(
     db: sqlite3.Connection, seq: int, lineage: str, contexts: Sequence[Context], *, is_answered: bool
 ) -> None:
     db.executemany(
-        "INSERT OR REPLACE INTO contexts VALUES (?, ?, ?, ?, ?)",
-        [(context.digest, seq, lineage, context.length, is_answered) for context in contexts],
+        "INSERT OR REPLACE INTO contexts (digest, session, is_answered, lineage, length) VALUES (?, ?, ?, ?, ?)",
+        [(context.digest, seq, is_answered, lineage, context.length) for context in contexts],
     )
 
 

@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from latentmem.config import Sampling
 from latentmem.engines.batching import Batcher
@@ -14,6 +16,9 @@ from latentmem.memory.composer import Composer
 from latentmem.models.agent import Prompt
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.plain import PlainReader
+from latentmem.models.prefilling import Kept
+from latentmem.models.running import Row, Running
+from tiny_models import save_model, save_tokenizer
 
 WARM = Sampling(temperature=0.8, max_response_tokens=24)
 GREEDY = Sampling(temperature=0, max_response_tokens=24)
@@ -193,6 +198,32 @@ def test_who_waits_for_nothing_leaves_the_batch(model: LanguageModel, batcher: B
         assert stays.result(60).token_ids == model.sample([other], WARM)[0].token_ids
 
 
+def test_who_leaves_while_others_are_taken_out_of_the_batch_takes_nobody_with_them(
+    model: LanguageModel, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, held = held_prompt(model)
+    leaving = Prompt("solver", "", "Late.", "late", 2, limit=3)
+    drop = Running.drop
+
+    def dropping(running: Running, rows: Sequence[Row]) -> None:
+        drop(running, rows)
+        for row, place in batcher._running.items():
+            if row.prompt is leaving and place.is_wanted:
+                place.is_wanted = False
+                place.done.set_exception(ZeroDivisionError())
+
+    monkeypatch.setattr(Running, "drop", dropping)
+    with ThreadPoolExecutor(2) as pool:
+        stays = started(lambda: batcher.respond([prompt], WARM)[0], held, pool)
+        left = pool.submit(batcher.respond, [leaving], WARM)
+        while batcher.num_waiting != 1:
+            pass
+        held.go_on.set()
+        with pytest.raises(ZeroDivisionError):
+            left.result(60)
+        assert len(stays.result(60).token_ids) > 3
+
+
 def test_closing_ends_what_waits_and_what_runs(model: LanguageModel) -> None:
     batcher = Batcher(model, max_rows=1)
     prompt, held = held_prompt(model)
@@ -280,3 +311,43 @@ def test_a_prompt_that_was_kept_is_not_read_again_until_all_are_dropped(model: L
     batcher.drop_kept()
     assert asked() == (0, tokens)
     assert asked() == (length - 1, tokens)
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_a_long_row_that_has_ended_does_not_run_out_of_the_window(tmp_path: Path, path: str) -> None:
+    config = GPT2Config(
+        vocab_size=save_tokenizer(tmp_path, vocab_size=320),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )  # its positions are rows of a table
+    save_model(tmp_path, config, seed=1)
+    model = LanguageModel.from_pretrained(str(tmp_path), device="cpu", dtype="float32")
+    model.eos_ids = frozenset()
+    if path == "plain":
+        model._reader = PlainReader(model.model)
+    long = "x"
+    while len(model.encode_prompt("", long)) < 115:
+        long += " x"
+    prompts = [
+        Prompt("solver", "", text, "g", i, limit=limit) for i, (text, limit) in enumerate([(long, 4)] + [("x", 60)] * 6)
+    ]
+    batcher = Batcher(model)
+    said = batcher.respond(prompts, Sampling(max_response_tokens=60))
+    batcher.close()
+    assert [len(one.token_ids) for one in said] == [4] + [60] * 6
+    alone = [model.sample([prompt], Sampling(max_response_tokens=60))[0] for prompt in prompts]
+    assert [one.token_ids for one in said] == [one.token_ids for one in alone]
+
+
+def test_equal_prompts_of_two_owners_are_kept_for_each(model: LanguageModel) -> None:
+    kept = Kept()
+    batcher = Batcher(model, kept=kept)
+    prompts = [Prompt("solver", "Be brief.", "Count.", "g", i, owner=owner, limit=1) for i, owner in enumerate("aab")]
+    batcher.respond(prompts, WARM)
+    batcher.close()
+    ids = model.prompt_ids(prompts[0])
+    assert [len(kept.longest(ids, owner)) for owner in "abc"] == [len(ids) - 1, len(ids) - 1, 0]

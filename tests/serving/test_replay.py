@@ -43,7 +43,8 @@ class Texts:
 
 def test_both_are_sampled_greedily_from_the_conversation_that_was_sent():
     model = ScriptedModel({"solver": ["it is 19", "it is 20, no doubt"]})
-    (found,) = replay([message(TEXT)], model, Texts(), limit=50)
+    (found,) = replay([message(TEXT)], model, Texts(), limit=50, tenant="acme")
+    assert {prompt.owner for prompt in model.prompts} == {"acme"}  # what is read of them serves nobody else
     assert [prompt.conversation.user for prompt in model.prompts] == ["Remember: 19.\n\nWhat is 12 + 7?", CHAT.user]
     assert (found.with_memory.text, found.without_memory.text) == ("it is 19", "it is 20, no doubt")
     assert found.with_memory.num_tokens == 9  # bytes, and the end
@@ -58,7 +59,7 @@ def test_both_are_sampled_greedily_from_the_conversation_that_was_sent():
 
 def test_equal_responses_have_no_difference():
     model = ScriptedModel({"solver": ["19"]})
-    (found,) = replay([message(TEXT)], model, Texts(), limit=50)
+    (found,) = replay([message(TEXT)], model, Texts(), limit=50, tenant="acme")
     assert found.first_difference is None
     assert found.difference == (Part("both", "19"),)
 
@@ -66,14 +67,14 @@ def test_equal_responses_have_no_difference():
 def test_calls_without_memory_or_of_a_memory_that_is_gone_are_left_out():
     model = ScriptedModel({"solver": ["19"]})
     asked = [message(Recalled(kind="none")), message(TEXT, served=False), message(LATENT), message(TEXT, "call-4")]
-    assert [found.call for found in replay(asked, model, Texts(), limit=5)] == ["call-4"]
-    assert replay(asked[:3], model, Texts(), limit=5) == []
+    assert [found.call for found in replay(asked, model, Texts(), limit=5, tenant="acme")] == ["call-4"]
+    assert replay(asked[:3], model, Texts(), limit=5, tenant="acme") == []
 
 
 def test_latents_are_made_again_and_greedy_decoding_agrees_with_a_pass_written_out(tiny_model_dir):
     model = LanguageModel.from_pretrained(str(tiny_model_dir), device="cpu", fused="never")
     latents = torch.randn(3, model.width, generator=torch.Generator().manual_seed(1))
-    (found,) = replay([message(LATENT)], model, Again(latents), limit=4)
+    (found,) = replay([message(LATENT)], model, Again(latents), limit=4, tenant="acme")
 
     def slow(extra):
         embed = model.model.get_input_embeddings()
@@ -92,7 +93,7 @@ def test_latents_are_made_again_and_greedy_decoding_agrees_with_a_pass_written_o
 def test_no_more_than_a_number_of_calls_is_sampled(monkeypatch):
     monkeypatch.setattr(room, "MAX_CALLS", 2)
     model = ScriptedModel({"solver": ["19"]})
-    assert len(replay([message(TEXT)] * 5, model, Texts(), limit=5)) == 2
+    assert len(replay([message(TEXT)] * 5, model, Texts(), limit=5, tenant="acme")) == 2
     assert len(model.prompts) == 4
 
 

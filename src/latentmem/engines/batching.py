@@ -163,8 +163,10 @@ class Batcher:
                     if running:
                         for row in running.step():
                             self._settle(row)
-                running.drop([row for row, place in self._running.items() if not place.is_wanted])
-                self._running = {row: place for row, place in self._running.items() if place.is_wanted}
+                unwanted = [row for row, place in self._running.items() if not place.is_wanted]  # looked at once
+                running.drop(unwanted)
+                for row in unwanted:
+                    del self._running[row]
             except Exception as error:
                 # Not the fault of one prompt: these have been checked. Memory may have run out, for all of them.
                 logger.exception("model %s: a batch of %d failed", self.name, len(self._running) + len(new))

@@ -208,8 +208,8 @@ class LanguageModel:
         latents = stack_latents([row.prompt.latents for row in rows])
         room = max(row.num_latents + row.limit for row in rows)
         # Rollouts of one task ask the same with the same latents; they differ from the first draw on.
-        places: dict[tuple[tuple[int, ...], int], int] = {}
-        asked = zip(map(tuple, ids), (id(row.prompt.latents) for row in rows), strict=True)
+        places: dict[tuple[tuple[int, ...], int, str], int] = {}
+        asked = [(tuple(row.ids), id(row.prompt.latents), row.prompt.owner) for row in rows]
         again = [places.setdefault(kind, len(places)) for kind in asked]
         firsts = [again.index(place) for place in range(len(places))]  # the first of each kind
         once, groups = [ids[row] for row in firsts], [rows[row].prompt.group for row in firsts]

@@ -38,7 +38,8 @@ class PlainPrefix:
     def logits(self, model: PreTrainedModel) -> Tensor:
         """Read all rows, and return the logits [B, V] of the token that follows each."""
         last = self.seen.sum(1) - 1
-        return self.reader.logits(_closed_up(self.embeddings, self.seen), last[:, None])[:, 0]
+        longest = int(last.max()) + 1  # with the padding behind it, rows may be longer than the model's window
+        return self.reader.logits(_closed_up(self.embeddings, self.seen)[:, :longest], last[:, None])[:, 0]
 
     def select(self, rows: Tensor) -> "PlainPrefix":
         """Return the given rows [R] long."""

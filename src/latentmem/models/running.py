@@ -105,7 +105,8 @@ class Running:
         stay = self._leave()
         if self._prefix is not None:
             chosen = chosen[stay] if stay is not None else chosen
-            real = torch.ones(len(chosen), 1, dtype=torch.bool, device=chosen.device)
+            # A row that has ended reads nothing more: it would come to positions behind the model's window.
+            real = torch.tensor([[row is not None] for row in self._rows], device=chosen.device)
             self._prefix.extend(self._model, self._model.get_input_embeddings()(chosen[:, None]), real)
         return ended
 

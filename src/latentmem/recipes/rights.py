@@ -45,7 +45,7 @@ def replay_session(config: Config, tenant: str, session: str, limit: int) -> lis
         messages = [
             choice.message for call in store.calls(found) if call.answer is not None for choice in call.answer.choices
         ]
-        replayed = replay(messages, model, memory, limit)
+        replayed = replay(messages, model, memory, limit, tenant=tenant)
         audit.append("replayed", {"tenant": tenant, "session": session, "calls": len(replayed)})
         return replayed
 

@@ -15,8 +15,8 @@ LOOKED_BACK = 64
 """How many earlier messages a prompt is searched for."""
 
 
-def prompt_of(call: Call, recall: Recall, group: str, seed: int) -> Prompt:
-    """Return the prompt of a call, with the memory in it."""
+def prompt_of(call: Call, recall: Recall, group: str, seed: int, owner: str = "") -> Prompt:
+    """Return the prompt of a call, with the memory in it; what is read of it serves its owner's prompts alone."""
     served = call.served
     memory = "" if recall.record.num_latents else recall.record.text
     return Prompt(
@@ -31,6 +31,7 @@ def prompt_of(call: Call, recall: Recall, group: str, seed: int) -> Prompt:
         limit=None if served is None else served.limit,
         stop=() if served is None else served.stop,
         on_tokens=None if served is None else served.on_tokens,
+        owner=owner,
     )
 
 

@@ -314,8 +314,8 @@ class ServingTurn:
             ),
         )
         group = f"session {self.session}, {role.name}"
-        prompt = prompt_of(call, remembered.recall, group, stream_seed(self.begun.seed, choice))
-        prompt = replace(prompt, owner=self.begun.session.tenant)
+        seed = stream_seed(self.begun.seed, choice)
+        prompt = prompt_of(call, remembered.recall, group, seed, self.begun.session.tenant)
         sampling = self.shop.sampling.model_copy(
             update={
                 name: value

@@ -55,7 +55,9 @@ class Replayed:
     difference: tuple[Part, ...]
 
 
-def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking, limit: int) -> list[Replayed]:
+def replay(
+    messages: Sequence[Message], model: AgentModel, memory: Remaking, limit: int, *, tenant: str
+) -> list[Replayed]:
     """Sample responses again.
 
     Args:
@@ -64,6 +66,7 @@ def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking, lim
         model: samples.
         memory: makes recalls again.
         limit: longest response, in tokens.
+        tenant: whose messages they are.
     """
     asked = [message for message in messages if _had_memory(message)][:MAX_CALLS]
     made = [(message, memory.again(message.recalled, _composer(message))) for message in asked]
@@ -76,7 +79,7 @@ def replay(messages: Sequence[Message], model: AgentModel, memory: Remaking, lim
     own, other = (
         model.respond(
             [
-                prompt_of(_call(message), recall, f"replay, {message.role}", 0)
+                prompt_of(_call(message), recall, f"replay, {message.role}", 0, tenant)
                 for message, recall in zip(chosen, each, strict=True)
             ],
             Sampling(temperature=0.0, max_response_tokens=limit),

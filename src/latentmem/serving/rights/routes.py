@@ -87,7 +87,7 @@ class Rights:
         calls = self.store.calls(session)
         messages = [choice.message for call in calls if call.answer is not None for choice in call.answer.choices]
         try:
-            found = replay(messages, self.model, self.memory, limit)
+            found = replay(messages, self.model, self.memory, limit, tenant=session.tenant)
         except ModelError as error:
             raise Refused(400, str(error)) from None
         self.audit.append("replayed", {"tenant": session.tenant, "session": session.id, "calls": len(found)})

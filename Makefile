@@ -44,7 +44,7 @@ frameworks: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/frameworks
 
 bench: .venv/.installed
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in $$(grep -l '^def main' benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file; done
 
 # One GPU, eight minutes at most: tests of what it computes, then steps of LMPO with a random model of 0.6 B parameters.
 gpu-check: .venv/.installed

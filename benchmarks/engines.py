@@ -7,7 +7,6 @@ whole steps with and without the server.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from processes import cpu_seconds
 
 from latentmem import Composer, ExperienceBank, LatentMemory, LMPOTrainer, Outcome, Split, Task, load_team
 from latentmem.config import Sampling
@@ -23,15 +23,6 @@ from latentmem.engines.vllm import VLLMEngine
 from latentmem.models.agent import Prompt
 from latentmem.models.embedder import HashingEmbedder
 from latentmem.models.language_model import LanguageModel
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of all below it, in seconds."""
-    seconds = sum(map(float, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return seconds / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, children))
 
 
 def prompts_of(model: LanguageModel, batch: int, shared: bool, length: int, seed: int) -> list[Prompt]:

@@ -16,7 +16,6 @@ the dense index are random directions, over which the exact search takes just as
 import argparse
 import http.client
 import json
-import os
 import random
 import shutil
 import statistics
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import cpu_seconds
 
 from latentmem.models.embedder import Embedder
 from latentmem.server.corpus import Corpus
@@ -130,11 +130,6 @@ def ask(address: str, queries: list[str]) -> list[Any]:
     answer = json.loads(connection.getresponse().read())
     connection.close()
     return list(answer["result"])
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

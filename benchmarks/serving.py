@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 
 import torch
 import yaml
+from processes import cpu_seconds
 
 from latentmem.bank import ExperienceBank
 from latentmem.config import Sampling
@@ -129,10 +130,10 @@ def directly(
     ]
     if heard:
         prompts = [replace(prompt, on_tokens=listener()) for prompt in prompts]
-    before, began = cpu_of(os.getpid()) + (cpu_of(pid) if pid else 0.0), time.perf_counter()
+    before, began = cpu_seconds(os.getpid()) + (cpu_seconds(pid) if pid else 0.0), time.perf_counter()
     said = model.respond(prompts, how)
     seconds = time.perf_counter() - began
-    cpu = cpu_of(os.getpid()) + (cpu_of(pid) if pid else 0.0) - before
+    cpu = cpu_seconds(os.getpid()) + (cpu_seconds(pid) if pid else 0.0) - before
     return Measured(statistics.median(firsts or [seconds]), seconds, cpu, sum(len(one.token_ids) for one in said))
 
 
@@ -197,19 +198,11 @@ def served_turn(
     with ThreadPoolExecutor(len(chats)) as pool:
         asked = [pool.submit(ask, chat, seed) for chat, seed in zip(chats, seeds, strict=True)]
         ready.wait()
-        before, began = sum(map(cpu_of, pids)), time.perf_counter()
+        before, began = sum(map(cpu_seconds, pids)), time.perf_counter()
         found = [one.result() for one in asked]
         seconds = time.perf_counter() - began
-    cpu = sum(map(cpu_of, pids)) - before
+    cpu = sum(map(cpu_seconds, pids)) - before
     return Measured(statistics.median(first for first, _ in found), seconds, cpu, sum(num for _, num in found))
-
-
-def cpu_of(pid: int) -> float:
-    """Return the CPU time of a process and of all below it, in seconds."""
-    seconds = sum(map(float, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return seconds / os.sysconf("SC_CLK_TCK") + sum(cpu_of(child) for child in children if pid != os.getpid())
 
 
 @contextmanager

@@ -4,8 +4,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from standing_in import Requested, listening
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
 
@@ -25,51 +26,25 @@ class ChatStandIn:
         self.gate = threading.Event()
         """Streams wait for it after their second piece."""
         self.gate.set()
-        standin = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                standin.requests.append(asked | {"path": self.path})
-                standin.headers.append(dict(self.headers))
-                misdeed = standin.misdeeds.pop(0) if standin.misdeeds else ""
-                if misdeed == "drop":
-                    self.connection.close()
-                elif misdeed.isdigit():
-                    self.whole(int(misdeed), b'{"error": {"message": "come again later"}}')
-                elif misdeed == "garbage":
-                    self.whole(200, b"<html>welcome</html>")
-                elif asked.get("stream"):
-                    standin.stream(self, asked, misdeed)
-                else:
-                    choice = {"index": 0, "message": standin.reply(asked), "finish_reason": standin.finish}
-                    usage = USAGE
-                    self.whole(
-                        200,
-                        json.dumps(
-                            {"model": "big-1", "system_fingerprint": "fp_7", "choices": [choice], "usage": usage}
-                        ).encode(),
-                    )
-
-            def whole(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                standin.gone.set()
-
-        self._http = Server(("127.0.0.1", 0), Handler)
+        self._http = listening(self.serve, on_error=self.gone.set)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def serve(self, handler: Requested, asked: dict[str, Any]) -> None:
+        self.requests.append(asked | {"path": handler.path})
+        self.headers.append(dict(handler.headers))
+        misdeed = self.misdeeds.pop(0) if self.misdeeds else ""
+        if misdeed == "drop":
+            handler.connection.close()
+        elif misdeed.isdigit():
+            handler.answer(int(misdeed), b'{"error": {"message": "come again later"}}')
+        elif misdeed == "garbage":
+            handler.answer(200, b"<html>welcome</html>")
+        elif asked.get("stream"):
+            self.stream(handler, asked, misdeed)
+        else:
+            choice = {"index": 0, "message": self.reply(asked), "finish_reason": self.finish}
+            whole = {"model": "big-1", "system_fingerprint": "fp_7", "choices": [choice], "usage": USAGE}
+            handler.answer(200, json.dumps(whole).encode())
 
     def stream(self, handler: Any, asked: dict[str, Any], misdeed: str) -> None:
         message = self.reply(asked)

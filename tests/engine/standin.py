@@ -10,10 +10,12 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import torch
+
+from standing_in import Requested, listening
 
 MODEL_LOCK = threading.Lock()
 
@@ -47,36 +49,11 @@ class StandIn:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def _listen(self, port: int) -> ThreadingHTTPServer:
-        standin = self
+        return listening(self.serve, self.show, port=port)
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                row = {"id": standin.name, "max_model_len": standin.max_model_len}
-                self.answer(200, json.dumps({"object": "list", "data": [row]}).encode())
-
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                standin.serve(self, asked)
-
-            def answer(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                pass  # the client may have gone
-
-        server = Server(("127.0.0.1", port), Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return server
+    def show(self, handler: Requested) -> None:
+        row = {"id": self.name, "max_model_len": self.max_model_len}
+        handler.answer(200, json.dumps({"object": "list", "data": [row]}).encode())
 
     def kill(self) -> None:
         """Stop listening; connections are refused from now on."""
@@ -87,7 +64,7 @@ class StandIn:
         """Listen again at the same port."""
         self._http = self._listen(int(self.url.rpartition(":")[2]))
 
-    def serve(self, handler: Any, asked: dict[str, Any]) -> None:
+    def serve(self, handler: Requested, asked: dict[str, Any]) -> None:
         with self._count:
             self.requests.append(asked)
             self._at_once += 1

@@ -6,7 +6,6 @@ from contextlib import closing
 
 import pytest
 
-from latentmem import cli
 from latentmem.serving.operators.keys import Keys
 
 
@@ -15,17 +14,6 @@ def config(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"run: {tmp_path / 'run'}\n")
     return str(path)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*words):
-        capsys.readouterr()
-        status = cli.main(words)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def lines(tmp_path):

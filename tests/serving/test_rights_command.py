@@ -49,17 +49,6 @@ def config(tmp_path, tiny_model_dir, fake_embed, no_embedding_model):
     return str(path)
 
 
-@pytest.fixture
-def run(capsys):
-    def run(*words):
-        capsys.readouterr()
-        status = cli.main(words)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
 def test_forget_counts_deletes_proves_and_writes_a_receipt(run, config, tmp_path):
     status, out, _ = run("forget", config, "--tenant", "acme", "--everything", "--dry-run")
     assert (status, out) == (0, "1 trajectories and 1 sessions would be forgotten; nothing was deleted\n")

@@ -7,12 +7,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed, wait
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from latentmem.engines.answers import BadAnswer, Refused, refusal
 from latentmem.errors import EngineError
+from latentmem.models.agent import Sampled
 from latentmem.outside import one_line
 from latentmem.posting import TooLong, ask
 
@@ -67,6 +70,36 @@ class Call:
             for opened in self._sockets:
                 with suppress(OSError):  # it is closed already
                     opened.shutdown(socket.SHUT_RDWR)
+
+
+def ask_all(pool: Executor, ask: Callable[[int, Call], Sampled], num_prompts: int) -> list[Sampled]:
+    """Ask for the responses to prompts at the same time, and return them in their order, with how long each waited.
+
+    Args:
+        pool: runs what is asked.
+        ask: is called with the number of a prompt, from 0, and the call that all belong to.
+        num_prompts: how many there are.
+
+    Raises:
+        Exception: what the first prompt that fails raises; the others are ended.
+    """
+    began, call = time.perf_counter(), Call()
+
+    def ask_one(number: int) -> Sampled:
+        waited = time.perf_counter() - began
+        return replace(ask(number, call), queue_seconds=waited)
+
+    waiting = [pool.submit(ask_one, number) for number in range(num_prompts)]
+    try:
+        for one in as_completed(waiting):
+            one.result()
+    except BaseException:
+        for one in waiting:
+            one.cancel()
+        call.end()
+        wait(waiting)
+        raise
+    return [one.result() for one in waiting]
 
 
 class Stream(Protocol[R]):

@@ -6,16 +6,15 @@ written into the text in the form that Hermes and Qwen use, the one form that a 
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentmem.config import OpenAIEngineSection, Sampling, default
 from latentmem.engines.answers import BadAnswer, refusal
 from latentmem.engines.events import DONE, Events
-from latentmem.engines.servers import Call, Servers
+from latentmem.engines.servers import Call, Servers, ask_all
 from latentmem.errors import EngineError, ModelError
 from latentmem.models.agent import Prompt, Sampled
 from latentmem.models.ending import Finish
@@ -80,24 +79,7 @@ class UpstreamEngine:
                     f"the prompt of {prompt.role!r} ({prompt.group}) has latents or an adapter; a server of "
                     "model.engine openai takes neither: take the memory text"
                 )
-        began, call = time.perf_counter(), Call()
-
-        def ask(prompt: Prompt) -> Sampled:
-            waited = time.perf_counter() - began
-            return replace(self._ask(prompt, sampling, call), queue_seconds=waited)
-
-        waiting = [self._pool.submit(ask, prompt) for prompt in prompts]
-        try:
-            ended, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-            for one in ended:
-                one.result()  # the first failure ends the call
-        except BaseException:
-            for one in waiting:
-                one.cancel()
-            call.end()
-            wait(waiting)
-            raise
-        return [one.result() for one in waiting]
+        return ask_all(self._pool, lambda number, call: self._ask(prompts[number], sampling, call), len(prompts))
 
     def _ask(self, prompt: Prompt, sampling: Sampling, call: Call) -> Sampled:
         is_streamed = prompt.on_tokens is not None

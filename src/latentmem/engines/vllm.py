@@ -10,10 +10,8 @@ tells the server.
 import base64
 import io
 import json
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
@@ -24,7 +22,7 @@ from torch import Tensor
 from latentmem.config import Sampling, VLLMEngineSection, default
 from latentmem.engines.answers import BadAnswer, Expected, read_answer, read_piece
 from latentmem.engines.events import DONE, Events
-from latentmem.engines.servers import Call, Servers
+from latentmem.engines.servers import Call, Servers, ask_all
 from latentmem.errors import EngineError, ModelError
 from latentmem.models.agent import Prompt, Sampled
 from latentmem.models.ending import Ending, Finish
@@ -78,7 +76,6 @@ class VLLMEngine:
         """
         ids = [self.model.prompt_ids(prompt) for prompt in prompts]
         self._check(prompts, ids, sampling)
-        began = time.perf_counter()
         # Rollouts of one task ask the same with the same latents: their rows, which may be megabytes, are written once.
         first = {(tuple(row), id(prompt.latents)): i for i, (row, prompt) in enumerate(zip(ids, prompts, strict=True))}
 
@@ -86,26 +83,12 @@ class VLLMEngine:
         def rows_of(place: int) -> bytes:
             return json.dumps(self._rows(ids[place], prompts[place].latents)).encode()
 
-        call = Call()
-
-        def sample(i: int) -> Sampled:
-            waited = time.perf_counter() - began
+        def sample(i: int, call: Call) -> Sampled:
             how = json.dumps(self._how(prompts[i], sampling)).encode()
             rows = rows_of(first[tuple(ids[i]), id(prompts[i].latents)])
-            sampled = self._sample(prompts[i], ids[i], b"%b, %b" % (rows[:-1], how[1:]), sampling, call)
-            return replace(sampled, queue_seconds=waited)
+            return self._sample(prompts[i], ids[i], b"%b, %b" % (rows[:-1], how[1:]), sampling, call)
 
-        waiting = [self._pool.submit(sample, i) for i in range(len(prompts))]
-        try:
-            for one in as_completed(waiting):
-                one.result()  # the first failure ends the call
-        except BaseException:
-            for one in waiting:
-                one.cancel()
-            call.end()
-            wait(waiting)
-            raise
-        return [one.result() for one in waiting]
+        return ask_all(self._pool, sample, len(prompts))
 
     def _check(self, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
         """Refuse what no server should be asked: values that are not finite spoil the requests of others too."""

@@ -245,6 +245,17 @@ def test_a_prompt_that_goes_on_from_a_kept_one_passes_the_model_from_there_on(mo
         assert (num_kept, passed) == ([num_known], len(prompt) - num_known)
 
 
+def test_a_prompt_with_which_a_kept_one_begins_is_not_kept_beside_it(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    prefill_kept(model, [[*BEGIN, 5]], ["a"], 1, kept)
+    assert kept.holds(tuple(BEGIN), "a")
+    assert not kept.holds(tuple(BEGIN), "b")
+    monkeypatch.setattr(kept, "add", lambda *row: pytest.fail("it is kept again"))
+    prefill_kept(model, [[*BEGIN, 5], BEGIN], ["a", "a"], 1, kept)
+
+
 def test_what_new_prompts_of_one_owner_share_passes_once(model: PreTrainedModel) -> None:
     rows = [[*BEGIN, i] for i in range(3)]
     (_, num_kept), passed = counted(model, lambda: prefill_kept(model, rows, ["a"] * 3, 1, Kept()))

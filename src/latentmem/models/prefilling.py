@@ -50,6 +50,10 @@ class Kept:
         while sum(len(kept) for _, kept in self._rows) > self.positions:
             del self._rows[next(iter(self._rows))]
 
+    def holds(self, tokens: tuple[int, ...], owner: str = "") -> bool:
+        """Return whether these tokens are kept, or more that begin with them."""
+        return self._row(tokens, owner) is not None
+
     def longest(self, prompt: Sequence[int], owner: str = "") -> tuple[int, ...]:
         """Return the longest beginning of a prompt that can be found here, without the prompt's last token."""
         best, length = None, 0
@@ -223,5 +227,6 @@ def prefill_kept(
     )
     prefix = prefill(model, prompts, names, room, begun)
     for row, (prompt, owner) in enumerate(zip(prompts, owners, strict=True)):
-        kept.add(tuple(prompt), prefix.alone(row, len(prompt)), owner)
+        if not kept.holds(tuple(prompt), owner):
+            kept.add(tuple(prompt), prefix.alone(row, len(prompt)), owner)
     return prefix, num_kept

@@ -264,6 +264,14 @@ def tells_rewards(task):
         return f"{error.code} {json.load(error)['error']['message']}"
 
 
+def has_no_v1(task):
+    """Leaves `/v1` out, and answers with what it is told."""
+    try:
+        post(os.environ["OPENAI_BASE_URL"].removesuffix("/v1") + "/chat/completions", {"model": "x", "messages": []})
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {json.load(error)['error']['message']}"
+
+
 def fails_after_a_call(task):
     say("You plan.", task["text"])
     raise RuntimeError("the plan is bad")

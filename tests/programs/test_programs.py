@@ -1,6 +1,7 @@
 """Programs played as teams over HTTP: the same as our own loop, side by side, and each harming only itself."""
 
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -281,6 +282,16 @@ def test_a_program_that_fails_before_it_asks_anybody_is_asked_for_its_base_url(p
 def test_a_misspelt_reward_is_refused_with_the_name_that_was_meant(program, model):
     (done,) = play(program("tells_rewards"), model, tasks("t")).trajectories
     assert done.steps[0].action == ("400 event_type is 'rewards', which would reward nobody; did you mean 'reward'?")
+
+
+def test_a_base_url_without_v1_is_told_the_right_one(program, model):
+    (done,) = play(program("has_no_v1"), model, tasks("t")).trajectories
+    said = done.steps[0].action
+    sid, address = re.search(r"/sessions/([^/]+)/", said)[1], re.search(r"http://127.0.0.1:\d+", said)[0]
+    assert said == (
+        f"404 there is no route POST /sessions/{sid}/chat/completions; OpenAI's API is at /v1 "
+        f"(base_url {address}/v1); did you mean POST /sessions/{sid}/v1/chat/completions?"
+    )
 
 
 def test_a_program_that_fails_after_it_has_asked_is_not_asked_for_its_base_url(program, model, caplog):

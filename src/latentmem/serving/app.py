@@ -22,6 +22,8 @@ from latentmem.serving.desk import DRAIN_RETRY_SECONDS, ServingDesk, unstored
 from latentmem.serving.document import openapi_of
 from latentmem.serving.face.errors import refuse
 from latentmem.serving.face.routes import openai_routes
+from latentmem.serving.face.unknown import no_route
+from latentmem.serving.operators.doors import DOORS
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.routes import session_routes
 from latentmem.serving.sessions.tokens import Tokens
@@ -138,8 +140,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return refuse(Refused(HTTPStatus.BAD_REQUEST, f"{one_line(field)}: {one_line(first['msg'])}", one_line(field)))
 
 
-async def _unknown(_: Request, error: Exception) -> Response:
+async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response: JSONResponse = refuse(Refused(error.status_code, str(error.detail)))
+    is_of_routing = error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+    response: JSONResponse = refuse(
+        no_route(request, DOORS, error.status_code) if is_of_routing else Refused(error.status_code, str(error.detail))
+    )
     response.headers.update(error.headers or {})
     return response

@@ -60,6 +60,8 @@ DOORS = {
     },
 }
 """The scope that each route needs, or `none`, `any`, `operator`."""
+TENANTS_DOORS = tuple(words for words, scope in DOORS.items() if scope != "operator")
+"""Those that are not for the operator alone."""
 _OF_KEYS_ALONE = (
     "GET /metrics",
     "POST /forget",

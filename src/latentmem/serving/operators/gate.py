@@ -14,12 +14,14 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentmem.errors import LatentMemError
 from latentmem.serving.asks import Refused
 from latentmem.serving.face.errors import refuse
-from latentmem.serving.operators.doors import door_of
+from latentmem.serving.face.unknown import no_route
+from latentmem.serving.operators.doors import TENANTS_DOORS, door_of
 from latentmem.serving.operators.keys import Key, Keys
 from latentmem.serving.operators.limits import Limits
 from latentmem.serving.operators.visits import NOBODY, Caller, Visit, current
@@ -137,7 +139,7 @@ class Gate:
         if caller.session is not None and door.session_of(scope["path"]) not in (None, caller.session):
             raise Refused(404, "there is no such session")
         if door.is_for_operator and not caller.is_operator:
-            raise Refused(404, "there is nothing here")
+            raise no_route(Request(scope), TENANTS_DOORS)  # as if there were none
         if not door.opens_for(caller.scopes) or (caller.session is not None and not door.is_of_session):
             raise Refused(403, f"this key lacks the scope {door.scope}", code="missing_scope")
         return key

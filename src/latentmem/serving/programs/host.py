@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,6 +25,7 @@ from latentmem.serving.asks import Refused, Who, is_slip_of_reward
 from latentmem.serving.face.body import read_body
 from latentmem.serving.face.errors import refusal_of, refuse
 from latentmem.serving.face.routes import openai_routes
+from latentmem.serving.face.unknown import no_route
 from latentmem.serving.programs.desk import HOW, ProgramDesk
 from latentmem.serving.programs.session import Session
 
@@ -81,8 +83,19 @@ class ProgramHost:
         self._pool = ThreadPoolExecutor(VOICES, thread_name_prefix="program")
         routes = openai_routes(self.desk, self._pool, self._caller)
         events = Route("/sessions/{sid}/events", _answering(self._event), methods=["POST"])
+        known = [
+            f"{method} {route.path}"
+            for route in (*routes, events)
+            if isinstance(route, Route)
+            for method in route.methods or ()
+        ]
+
+        async def unknown(request: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            return refuse(no_route(request, known, error.status_code))
+
         config = uvicorn.Config(
-            Starlette(routes=[*routes, events]),
+            Starlette(routes=[*routes, events], exception_handlers={HTTPException: unknown}),
             log_config=None,
             access_log=False,
             lifespan="off",

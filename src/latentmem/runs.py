@@ -250,8 +250,12 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     append(path, b"".join(map(_line, rows)))
 
 
-def lock(folder: Path) -> IO[bytes]:
+def lock(folder: Path, instead: str = "name another folder") -> IO[bytes]:
     """Lock a run's folder against other processes, until the returned file is closed.
+
+    Args:
+        folder: the folder.
+        instead: what may be done while another process works in it, but wait.
 
     Raises:
         RunError: another process works in the folder, or its file system has no locks.
@@ -272,9 +276,7 @@ def lock(folder: Path) -> IO[bytes]:
         file.seek(0)
         holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
         file.close()
-        raise RunError(
-            f"{folder}: process {holder} is working in this run folder; wait until it ends, or name another folder"
-        )
+        raise RunError(f"{folder}: process {holder} is working in this run folder; wait until it ends, or {instead}")
     try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())

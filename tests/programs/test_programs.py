@@ -281,7 +281,7 @@ def test_a_program_that_fails_before_it_asks_anybody_is_asked_for_its_base_url(p
 
 def test_a_misspelt_reward_is_refused_with_the_name_that_was_meant(program, model):
     (done,) = play(program("tells_rewards"), model, tasks("t")).trajectories
-    assert done.steps[0].action == ("400 event_type is 'rewards', which would reward nobody; did you mean 'reward'?")
+    assert done.steps[0].action == ("400 event_type: 'rewards' would reward nobody; did you mean 'reward'?")
 
 
 def test_a_base_url_without_v1_is_told_the_right_one(program, model):

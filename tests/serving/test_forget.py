@@ -121,7 +121,8 @@ def test_filters_hold_together(server):
         assert ids(before="2999-01-01T00:00:00Z") == set(kept.values())
         assert ids(everything=True) == set(kept.values())
         refused = client.post("/forget", json={})
-        assert (refused.status_code, "no filter is given" in refused.text) == (400, True)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "everything")
+        assert '"everything": true' in refused.json()["error"]["message"]
 
 
 def test_no_tenant_forgets_what_is_anothers(server):
@@ -138,6 +139,33 @@ def test_no_tenant_forgets_what_is_anothers(server):
     for scopes in (("infer", "read", "write"), ("read",)):
         with server.client(server.key("acme", *scopes)) as client:
             assert client.post("/forget", json={"everything": True}).status_code == 403
+
+
+def test_the_operators_wish_without_a_tenant_names_those_that_it_reaches(server):
+    for tenant, more in (("acme", {"shares": True}), ("zeta", {})):
+        with server.client(server.key(tenant, **more)) as client:
+            play(client, "monday", "What is 12 + 7?")
+            play(client, f"of {tenant}", "What is 12 + 7?")
+    touched = [{"tenant": tenant, "count": 1, "num_sessions": 1} for tenant in ("acme", "zeta")]
+    with server.client(server.key("")) as operator:
+        for dry_run in (True, False):
+            assert operator.post("/forget", json={"session": "monday", "dry_run": dry_run}).json()["tenants"] == touched
+    line = json.loads(server.operators.audit.path.read_text().splitlines()[-1])
+    assert (line["event"], line["tenants"]) == ("forgotten", touched)
+    with server.client(server.key("zeta")) as client:
+        found = client.post("/forget", json={"everything": True}).json()
+        assert found["tenants"] == [{"tenant": "zeta", "count": 1, "num_sessions": 1}]
+
+
+def test_sessions_are_forgotten_by_the_success_of_their_roles_too(server):
+    with server.client(server.key("acme")) as client:
+        for session, rewards in (("good", {"agent": 1, "agnt": 0}), ("bad", {"agent": 0.5})):
+            body = {"model": "scripted", "messages": [{"role": "user", "content": "What is 12 + 7?"}]}
+            client.post(f"/sessions/{session}/agents/agent/v1/chat/completions", json=body)
+            client.post(f"/sessions/{session}/complete", json={"rewards": rewards})
+        found = client.post("/forget", json={"success": True}).json()
+        assert (found["count"], found["num_sessions"]) == (1, 1)
+        assert [each["id"] for each in client.get("/sessions").json()["sessions"]] == ["bad"]
 
 
 def test_the_audit_has_an_intention_and_a_receipt_and_no_text(server):
@@ -196,9 +224,16 @@ def test_scores_and_replays_of_a_forgotten_memory_show_nothing_of_it(server):
         play(client, "first", f"What is 12 + 7 {MARK}?")
         call = play(client, "second", "What is 12 + 8?")["answer"]["id"]
         replayed = client.post("/sessions/second/replay").json()
-        assert [each["call"] for each in replayed["calls"]] == [call]
+        assert ([each["call"] for each in replayed["calls"]], replayed["warnings"]) == ([call], [])
+        (trace,) = client.get("/sessions/second/traces").json()["traces"]
+        assert MARK in trace["memory_text"]
+        assert trace["memory_text"].startswith("[Records ")
         client.post("/forget", json={"session": "first"})
         told = client.get(f"/sessions/second/calls/{call}/why").json()
         assert told["sources"][0]["task"] is None
         assert MARK not in json.dumps(told)
-        assert client.post("/sessions/second/replay").json()["calls"] == []
+        (trace,) = client.get("/sessions/second/traces").json()["traces"]
+        assert (trace["memory"], trace["memory_text"]) == ("text", "")
+        replayed = client.post("/sessions/second/replay").json()
+        assert replayed["calls"] == []
+        assert replayed["warnings"] == ["the memory of 1 call was forgotten; nothing to replay"]

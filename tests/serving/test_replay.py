@@ -71,6 +71,16 @@ def test_calls_without_memory_or_of_a_memory_that_is_gone_are_left_out():
     assert replay(asked[:3], model, Texts(), limit=5, tenant="acme") == []
 
 
+def test_it_is_told_what_was_left_out():
+    gone = Recalled(kind="text", text="", sources=("a",))
+    none = message(Recalled(kind="none"))
+    assert room.left_out([none]) == "no call of this session had a memory; nothing to replay"
+    assert room.left_out([message(gone), none]) == "the memory of 1 call was forgotten; nothing to replay"
+    assert room.left_out([message(gone)] * 2) == "the memory of 2 calls was forgotten; nothing to replay"
+    assert room.left_out([message(gone), message(TEXT)]) == "the memory of 1 call was forgotten"
+    assert room.left_out([message(TEXT), none]) is None
+
+
 def test_latents_are_made_again_and_greedy_decoding_agrees_with_a_pass_written_out(tiny_model_dir):
     model = LanguageModel.from_pretrained(str(tiny_model_dir), device="cpu", fused="never")
     latents = torch.randn(3, model.width, generator=torch.Generator().manual_seed(1))

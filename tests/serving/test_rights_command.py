@@ -69,14 +69,39 @@ def test_forget_counts_deletes_proves_and_writes_a_receipt(run, config, tmp_path
 
 def test_forget_asks_for_a_filter_a_date_and_a_server_that_is_not_running(run, config, tmp_path):
     status, _, err = run("forget", config, "--tenant", "acme")
-    assert (status, err) == (2, "latentmem: forget: no filter is given; name one, or say that everything is meant\n")
+    said = "no filter is given; name one, or say that everything is meant: "
+    said += '"everything": true, or --everything of the command'
+    assert (status, err) == (2, f"latentmem: forget: {said}\n")
     with pytest.raises(SystemExit):
         cli.main(["forget", config, "--before", "yesterday"])
     assert run("forget", config, "--before", "2001-01-01", "--dry-run")[1].startswith("0 trajectories and 0 sessions")
     with lock(tmp_path / "run/serve"):
         status, _, err = run("forget", config, "--everything")
     assert status == 2
-    assert "is working in this run folder" in err
+    assert err.endswith("is working in this run folder; wait until it ends, or ask it: POST /forget\n")
+    with lock(tmp_path / "run/serve"):
+        assert run("replay", config, "told")[2].endswith("or ask it: POST /sessions/told/replay\n")
+
+
+def test_forget_names_the_tenants_that_it_reaches(run, config):
+    status, out, _ = run("forget", config, "--everything", "--dry-run")
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "2 trajectories and 1 sessions would be forgotten; nothing was deleted",
+            "  of tenant acme: 1 trajectories and 1 sessions",
+            "  of tenant zeta: 1 trajectories and 0 sessions",
+        ],
+    )
+
+
+def test_a_session_whose_memory_was_forgotten_is_not_replayed_and_no_model_loaded(run, config, tmp_path, monkeypatch):
+    store = SessionStore(tmp_path / "run/serve/sessions.sqlite")
+    assert store.scrub(["some-id"]) == 1
+    store.close()
+    monkeypatch.setattr("latentmem.recipes.rights.voice_of", None)
+    said = "the memory of 1 call was forgotten; nothing to replay\n"
+    assert run("replay", config, "told", "--tenant", "acme") == (0, said, "")
 
 
 def test_replay_prints_both_responses_of_each_call(run, config):

@@ -83,8 +83,8 @@ def test_an_episode_from_its_opening_to_the_bank(parts, address):
         http.post(events, json={"event_type": "reward", "data": {"value": 0.0}})
         http.post(events, json={"event_type": "reward", "data": {"value": 1.0}})
         for_one = {"event_type": "reward", "data": {"value": 0.5, "agent": "adder"}, "id": "once"}
-        assert http.post(events, json=for_one).json() == {"number": 3}
-        assert http.post(events, json=for_one).json() == {"number": 3}
+        assert http.post(events, json=for_one).json() == {"number": 3, "warnings": []}
+        assert http.post(events, json=for_one).json() == {"number": 3, "warnings": []}
     ended = complete(address, opened["id"], answer="4", feedback="right")
     assert (ended["state"], ended["reward"], ended["rewards"]) == ("succeeded", 1.0, {"adder": 0.5})
     assert ended["warnings"] == []
@@ -473,6 +473,47 @@ def test_a_reward_for_a_role_that_said_nothing_is_told_of(address):
     ]
 
 
+def test_a_reward_of_a_role_that_said_nothing_is_no_part_of_the_teams(parts, address):
+    ask(address, "x", session="s", headers={"X-LatentMem-Role": "writer"})
+    complete(address, "s", rewards={"writer": 0.5, "chekcer": 1})
+    (stored,) = parts.bank
+    assert (stored.reward, stored.rewards, stored.success) == (0.5, {"writer": 0.5}, False)
+    ask(address, "y", session="t", headers={"X-LatentMem-Role": "writer"})
+    assert complete(address, "t", rewards={"writr": 1})["outcome"] == (
+        "stored as unjudged: only roles that said nothing were rewarded"
+    )
+
+
+def test_a_role_may_be_rewarded_before_it_speaks_and_counts_once_it_has(parts, address):
+    with client(address) as http:
+        http.post("/sessions", json={"id": "s"})
+        for role, value in (("writer", 1), ("critic", 0.5)):
+            event = {"event_type": "reward", "data": {"value": value, "agent": role}}
+            assert http.post("/sessions/s/events", json=event).json()["warnings"] == []
+    for role in ("writer", "critic"):
+        ask(address, "x", session="s", headers={"X-LatentMem-Role": role})
+    complete(address, "s")
+    (stored,) = parts.bank
+    assert (stored.reward, stored.rewards) == (0.75, {"writer": 1, "critic": 0.5})
+
+
+def test_the_reward_of_a_role_that_is_almost_another_is_warned_of_at_once(tmp_path):
+    known = [KnownRole(Role(name="planner", profile="You plan."))]
+    with parts_of(tmp_path, scripted("x"), roles=known) as parts, on_a_port(parts.app()) as address:
+        ask(address, "x", session="s", headers={"X-LatentMem-Role": "writer"})
+        with client(address) as http:
+            for role, warnings in (
+                ("writr", ["the role 'writr' has said nothing yet; did you mean 'writer'?"]),
+                ("Planer", ["the role 'Planer' has said nothing yet; did you mean 'planner'?"]),
+                ("planner", []),
+                ("writer", []),
+                ("somebody", []),
+                (None, []),
+            ):
+                event = {"event_type": "reward", "data": {"value": 1, "agent": role}}
+                assert http.post("/sessions/s/events", json=event).json()["warnings"] == warnings
+
+
 def test_bad_bodies_are_one_line_and_name_their_field(address):
     ask(address, "x", session="s")
     with client(address) as http:
@@ -480,11 +521,13 @@ def test_bad_bodies_are_one_line_and_name_their_field(address):
             ("/sessions", {"idd": "x"}, "idd"),
             ("/sessions", {"id": "a/b"}, "id"),
             ("/sessions", {"mode": "test"}, "mode"),
-            ("/sessions/s/events", {"event_type": "reward", "data": {"value": 2}}, "reward.data.value"),
-            ("/sessions/s/events", {"event_type": "reward", "data": {"value": "1"}}, "reward.data.value"),
-            ("/sessions/s/events", {"event_type": "reward"}, "reward.data"),
+            ("/sessions/s/events", {"event_type": "reward", "data": {"value": 2}}, "data.value"),
+            ("/sessions/s/events", {"event_type": "reward", "data": {"value": "1"}}, "data.value"),
+            ("/sessions/s/events", {"event_type": "reward"}, "data"),
+            ("/sessions/s/events", {"data": {}}, "event_type"),
             ("/sessions/s/complete", {"reward": -1}, "reward"),
             ("/sessions/s/complete", {"rewards": {"x": 1.5}}, "rewards.x"),
+            ("/sessions/s/complete", {"rewards": {"a/b": 1}}, "rewards.a/b"),
         ):
             answer = http.post(path, json=body)
             error = answer.json()["error"]
@@ -494,13 +537,48 @@ def test_bad_bodies_are_one_line_and_name_their_field(address):
             answer = http.post("/sessions/s/events", json={"event_type": event_type, "data": {"value": 1}})
             assert (answer.status_code, answer.json()["error"]["message"]) == (
                 400,
-                f"other.event_type: Value error, is {event_type!r}, which would reward nobody; did you mean 'reward'?",
+                f"event_type: {event_type!r} would reward nobody; did you mean 'reward'?",
             )
         for event_type in ("forward", "award", "reward_model", "note"):
             assert http.post("/sessions/s/events", json={"event_type": event_type}).status_code == 200
         for path in ("/sessions/none", "/sessions/none/traces"):
             assert http.get(path).status_code == 404
         assert http.post("/sessions/none/complete", json={}).status_code == 404
+
+
+def test_what_is_wrong_with_a_body_is_told_in_the_words_of_the_rest(address):
+    form, json_type = ({"Content-Type": f"application/{kind}"} for kind in ("x-www-form-urlencoded", "json"))
+    event = "/sessions/s/events"
+    with client(address) as http:
+        http.post("/sessions", json={"id": "s"})
+        for path, sent, status, said in (
+            ("/sessions", {"json": {"tsk": "x"}}, 400, "tsk: there is no such field; did you mean 'task'?"),
+            (
+                "/sessions",
+                {"json": {"sesion": "x"}},
+                400,
+                "sesion: there is no such field; known: domain, id, mode, task, task_id",
+            ),
+            (event, {"json": {"event_type": "reward", "data": {"valu": 1}}}, 400,
+             "data.valu: there is no such field; did you mean 'value'?"),
+            (event, {"json": {"event_type": "reward", "data": {}}}, 400, "data.value: field required"),
+            (event, {"json": {"event_type": "reward", "data": {"value": 2}}}, 400,
+             "data.value: input should be less than or equal to 1; found 2"),
+            (event, {"json": [1]}, 400, "the body is a list; expected a JSON object"),
+            (event, {}, 400, "the body is missing; expected a JSON object"),
+            (event, {"content": b'{"a', "headers": json_type}, 400,
+             "the body is not valid JSON (Unterminated string starting at)"),
+            (event, {"content": b"{}", "headers": form}, 415,
+             "the content type is 'application/x-www-form-urlencoded'; send the body as application/json"),
+        ):  # fmt: skip
+            answer = http.post(path, **sent)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (status, said)
+        error = http.get("/sessions?limit=0").json()["error"]
+        assert error["message"] == "limit: input should be greater than or equal to 1; found '0'"
+        own = {"model": "x", "messages": told("x"), "latentmem": {"sesion": "x"}}
+        error = http.post("/v1/chat/completions", json=own).json()["error"]
+        assert error["message"] == "latentmem.sesion: there is no such field; did you mean 'session'?"
+        assert error["param"] == "latentmem.sesion"
 
 
 def test_text_that_cannot_be_written_down_is_refused_at_the_door(parts, address):

@@ -81,6 +81,9 @@ def _forget(options: argparse.Namespace) -> None:
         print(f"{what} would be forgotten; nothing was deleted")
     else:
         print(f"{what} are forgotten; {found.num_scrubbed} calls of others lost what they were told of them")
+    for each in found.tenants if options.tenant is None else ():
+        whose = f"tenant {each.tenant}" if each.tenant else "no tenant"
+        print(f"  of {whose}: {each.count} trajectories and {each.num_sessions} sessions")
     if found.derived and not options.derived:
         print(f"{len(found.derived)} trajectories were played with a memory made of them; --derived forgets these too")
     if found.proof is None:
@@ -96,10 +99,13 @@ def _replay(options: argparse.Namespace) -> None:
     with serving_packages():
         from latentmem.recipes.rights import replay_session
 
-    calls = replay_session(_config(options), options.tenant, options.session, options.limit)
+    calls, missing = replay_session(_config(options), options.tenant, options.session, options.limit)
     for call in calls:
         print(f"{call.call}  {call.role}  {call.memory} of {len(call.sources)} trajectories")
         print(f"  with memory     {call.with_memory.num_tokens:4} tokens  {call.with_memory.text!r}")
         print(f"  without memory  {call.without_memory.num_tokens:4} tokens  {call.without_memory.text!r}")
-    changed = sum(call.first_difference is not None for call in calls)
-    print(f"{len(calls)} calls had a memory; it changed {changed} responses")
+    if missing is not None:
+        print(missing)
+    if missing is None or calls:
+        changed = sum(call.first_difference is not None for call in calls)
+        print(f"{len(calls)} calls had a memory; it changed {changed} responses")

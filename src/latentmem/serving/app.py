@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,11 +19,14 @@ from latentmem.outside import one_line
 from latentmem.serving.asks import Desk, Refused, Who
 from latentmem.serving.desk import DRAIN_RETRY_SECONDS, ServingDesk, unstored
 from latentmem.serving.document import openapi_of
+from latentmem.serving.face.body import not_json
 from latentmem.serving.face.errors import refuse
+from latentmem.serving.face.fields import at_fault
 from latentmem.serving.face.routes import openai_routes
 from latentmem.serving.face.unknown import no_route
 from latentmem.serving.operators.doors import DOORS
 from latentmem.serving.sessions.endings import Endings
+from latentmem.serving.sessions.forms import OTHER, REWARD
 from latentmem.serving.sessions.routes import session_routes
 from latentmem.serving.sessions.tokens import Tokens
 from latentmem.serving.sessions.writer import StoreFailed
@@ -132,12 +134,24 @@ async def _not_now(_: Request, error: Exception) -> Response:
     return refuse(Refused(status, f"{what}; send the request again", retry_after=DRAIN_RETRY_SECONDS))
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: Any = error.errors()[0]
-    place, *path = map(str, first["loc"])
-    field = ".".join(path) or place
-    return refuse(Refused(HTTPStatus.BAD_REQUEST, f"{one_line(field)}: {one_line(first['msg'])}", one_line(field)))
+    first, *_ = error.errors()
+    (place, *path), body = first["loc"], error.body
+    if first["type"] == "json_invalid":
+        return refuse(Refused(400, f"the body is not valid JSON ({one_line(first['ctx']['error'])})"))
+    if place == "body" and isinstance(body, bytes):
+        return refuse(not_json(request))
+    if place == "body" and not isinstance(body, dict):
+        found = "missing" if body is None else f"a {type(body).__name__}"
+        return refuse(Refused(400, f"the body is {found}; expected a JSON object"))
+    values = body if place == "body" else dict.fromkeys(map(str, path))
+    faults = [
+        {**each, "loc": tuple(part for part in each["loc"][1:] if part not in (REWARD, OTHER))}
+        for each in error.errors()
+        if each["loc"][0] == place
+    ]
+    return refuse(at_fault(faults, values))
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

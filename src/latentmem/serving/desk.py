@@ -117,6 +117,11 @@ class ServingDesk:
         self._drains = False
 
     @property
+    def known_roles(self) -> frozenset[str]:
+        """Names of the roles that are known beforehand."""
+        return self._roles.names
+
+    @property
     def load(self) -> Load:
         """How busy the desk is."""
         return self.places.load

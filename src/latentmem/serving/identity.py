@@ -7,7 +7,7 @@ token, and for the role the system message. The tenant comes from the API key al
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -110,6 +110,8 @@ class Roles:
     def __init__(self, known: Sequence[KnownRole] = ()) -> None:
         """Take the roles."""
         self._known = known
+        self.names = frozenset(each.role.name for each in known)
+        """Of the roles of the configuration."""
         self._warned: set[str] = set()
         """Names that were warned about in the log: a program that has one wrong says it in each request."""
 
@@ -117,7 +119,7 @@ class Roles:
         """Return who speaks; see `role_of`."""
         role = role_of(name, conversation, self._known)
         known = {each.role.name: each.role for each in self._known}
-        near = None if name is None or name in known else _near(name, known)
+        near = None if name is None else near_role(name, known)
         warning = None
         if name is not None and near is not None:
             new = f"role {one_line(repr(name), 60)} is not in the configuration and is taken for a new one"
@@ -128,8 +130,10 @@ class Roles:
         return Speaker(role, known.get(role.name) == role if known else None, warning)
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a name is almost."""
+def near_role(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that a name is almost; None if it is known itself, or like none."""
+    if name in known:
+        return None
     folded = {each.casefold(): each for each in known}
     near = get_close_matches(name.casefold(), folded, n=1, cutoff=_NEAR)
     return folded[near[0]] if near else None

@@ -21,9 +21,8 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes]:
     Raises:
         Refused: it is none, or larger than is read.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, f"the content type is {kind[:100]!r}; send the body as application/json")
+    if _kind(request) != "application/json":
+        raise not_json(request)
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -34,6 +33,15 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes]:
         raise Refused(499, "the client went away") from None
     raw = bytes(body)
     return parse_body(raw), raw
+
+
+def not_json(request: Request) -> Refused:
+    """Return the refusal of a body of another type."""
+    return Refused(415, f"the content type is {_kind(request)[:100]!r}; send the body as application/json")
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from latentmem.outside import one_line
 from latentmem.serving.asks import Refused
+from latentmem.serving.closed import UNKNOWN, Closed
 from latentmem.serving.identity import NAME
 
 
@@ -42,10 +43,10 @@ Label = Annotated[str, Field(min_length=1, max_length=200)]
 Metadata = Annotated[dict[str, str], Field(max_length=64)]
 
 
-class Own(BaseModel):
+class Own(Closed):
     """The body's object `latentmem`; other fields are refused, since a typing error would mix up sessions."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True)
     session: Name | None = None
     role: Name | None = None
     agent: Name | None = None
@@ -81,21 +82,39 @@ def read_fields(form: type[F], values: dict[str, Any]) -> F:
     try:
         return form.model_validate(values)
     except ValidationError as error:
-        # Of the forms that a value may have, the one that fits best fails deepest.
-        first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-        chosen_by = first.get("ctx", {}).get("discriminator", "").strip("'")
-        field = path_of(first["loc"], values) + (f".{chosen_by}" if chosen_by.isidentifier() else "")
-        said = _SAID.get(first["type"], f"{first['msg'][:1].lower()}{first['msg'][1:]}")
-        found = "" if first["type"] == "missing" else f"; found {one_line(repr(first['input']), 60)}"
-        raise Refused(400, f"{field}: {one_line(said)}{found}", field) from None
+        raise at_fault(error.errors(include_url=False), values) from None
+
+
+def at_fault(errors: Sequence[Any], values: Any) -> Refused:
+    """Return the refusal that names the field at fault.
+
+    Args:
+        errors: what pydantic found.
+        values: what it read.
+    """
+    # Of the forms that a value may have, the one that fits best fails deepest.
+    first = max(errors, key=lambda each: len(each["loc"]))
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == UNKNOWN:
+        field = path_of((*first["loc"], context["field"]), values)
+        return Refused(400, f"{field}: {one_line(first['msg'])}", field)
+    chosen_by = context.get("discriminator", "").strip("'")
+    field = path_of(first["loc"], values) + (f".{chosen_by}" if chosen_by.isidentifier() else "")
+    said = first["msg"].removeprefix("Value error, ")
+    said = _SAID.get(kind, f"{said[:1].lower()}{said[1:]}")
+    found = "" if kind in _TELLS_ITSELF else f"; found {one_line(repr(first['input']), 60)}"
+    return Refused(400, f"{field}: {one_line(said)}{found}", field)
 
 
 _SAID = {"none_required": "it is not supported; leave it out"}
+_TELLS_ITSELF = ("missing", "value_error")
+"""Kinds of errors that show what was found, if anything."""
 
 
 def path_of(loc: Sequence[int | str], values: Any) -> str:
     """Return the path of a field, such as `messages[0].content`, without the forms that were tried for it."""
     path = ""
+    loc = [part for part in loc if part != "[key]"]
     for number, part in enumerate(loc):
         if isinstance(values, list) and isinstance(part, int) and part < len(values):
             values, path = values[part], f"{path}[{part}]"

@@ -130,7 +130,7 @@ class ProgramHost:
         values, _ = await read_body(request)
         kind = values.get("event_type")
         if isinstance(kind, str) and is_slip_of_reward(kind):
-            said = f"event_type is {one_line(repr(kind), 60)}, which would reward nobody; did you mean 'reward'?"
+            said = f"event_type: {one_line(repr(kind), 60)} would reward nobody; did you mean 'reward'?"
             raise Refused(400, said, "event_type")
         if kind != "reward":
             return JSONResponse({"status": "ignored"})

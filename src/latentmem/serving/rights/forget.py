@@ -10,6 +10,7 @@ forgotten ones keep, as a record, the text that the memory was made from; those 
 receipt as derived, and are deleted too if that is asked for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -19,7 +20,7 @@ from latentmem.bank import ExperienceBank
 from latentmem.errors import DataError
 from latentmem.serving.operators.audit import AuditLog
 from latentmem.serving.sessions.endings import merged
-from latentmem.serving.sessions.session import Session
+from latentmem.serving.sessions.session import UNJUDGED, Session
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.trajectory import Task, Trajectory
 
@@ -71,6 +72,17 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Touched:
+    """What of one tenant was deleted, or would be."""
+
+    tenant: str
+    """Empty: of nobody, or of the operator."""
+    count: int
+    """Trajectories; those that it had shared with the common pool too, as long as its sessions tell which."""
+    num_sessions: int
+
+
+@dataclass(frozen=True)
 class Forgotten:
     """The receipt: what was deleted, or would be."""
 
@@ -80,6 +92,8 @@ class Forgotten:
     """Trajectories."""
     ids: tuple[str, ...]
     num_sessions: int
+    tenants: tuple[Touched, ...]
+    """Whose they are: each tenant with its numbers."""
     num_scrubbed: int
     """Calls of other sessions from whose record a memory's text was deleted."""
     derived: tuple[str, ...]
@@ -142,22 +156,29 @@ class Forgetting:
             AuditError: the audit log cannot be written.
         """
         if wish.is_whole and not wish.everything:
-            raise DataError("forget: no filter is given; name one, or say that everything is meant")
+            raise DataError(
+                "forget: no filter is given; name one, or say that everything is meant: "
+                '"everything": true, or --everything of the command'
+            )
         sessions = self._sessions_of(wish)
         ids = self._ids(wish, sessions)
         derived = self._derived(ids, wish.tenant)
         if wish.derived:
             ids, derived = (*ids, *derived), self._derived((*ids, *derived), wish.tenant)
         before = self._bank.digest()
+        tenants = self._tenants(ids, sessions)
         told: dict[str, JsonValue] = {
             "by": by,
             "wish": wish.model_dump(mode="json", exclude_none=True),
             "count": len(ids),
             "sessions": len(sessions),
+            "tenants": [_plain(asdict(each)) for each in tenants],
             "ids": [*ids] if len(ids) <= _IDS_IN_AUDIT else None,
         }
         if dry_run:
-            return Forgotten(wish, True, len(ids), ids, len(sessions), 0, derived, False, before, before, None, None)
+            return Forgotten(
+                wish, True, len(ids), ids, len(sessions), tenants, 0, derived, False, before, before, None, None
+            )
         self._audit.append("forgetting", told, durable=True)
         found = self._bank.get([id for id in ids if id in self._bank])
         erased = self._delete(ids)
@@ -169,7 +190,7 @@ class Forgetting:
         self._drop_prompts()
         proof = self._proof(wish, (*ids, *late), found)
         receipt = Forgotten(
-            wish, False, len({*ids, *late}), (*ids, *late), num_sessions, scrubbed, derived, erased, before,
+            wish, False, len({*ids, *late}), (*ids, *late), num_sessions, tenants, scrubbed, derived, erased, before,
             self._bank.digest(), proof, None,
         )  # fmt: skip
         line: dict[str, JsonValue] = {
@@ -190,7 +211,8 @@ class Forgetting:
     def _succeeded(self, session: Session) -> bool:
         if session.ending is None:
             return False
-        return merged(session.ending, self._sessions.events(session)).reward == 1
+        ending = merged(session.ending, self._sessions.events(session))
+        return ending.of_those_who(self._sessions.spoke(session)).team_reward == 1
 
     def _ids(self, wish: Wish, sessions: Sequence[Session]) -> tuple[str, ...]:
         """Return the trajectories that a wish names, and those of its sessions, which may lie in the common pool."""
@@ -206,6 +228,13 @@ class Forgetting:
         receipt = self._bank.delete(**given, everything=not given, dry_run=True)  # type: ignore[arg-type]
         shared = [session.trajectory for session in sessions if session.trajectory is not None]
         return (*receipt.ids, *(id for id in dict.fromkeys(shared) if id not in receipt.ids and id in self._bank))
+
+    def _tenants(self, ids: Collection[str], sessions: Sequence[Session]) -> tuple[Touched, ...]:
+        owners = {session.trajectory: session.tenant for session in sessions}
+        counts = Counter(owners[id] for id in ids if id in owners)
+        counts.update(_pool_of(trajectory) for trajectory in self._bank.get([id for id in ids if id not in owners]))
+        opened = Counter(session.tenant for session in sessions)
+        return tuple(Touched(tenant, counts[tenant], opened[tenant]) for tenant in sorted({*counts, *opened}))
 
     def _derived(self, ids: Collection[str], tenant: str | None) -> tuple[str, ...]:
         """Return the tenant's own trajectories that a memory made of these was told to."""
@@ -227,6 +256,11 @@ class Forgetting:
             for hits in self._bank.search_many(tasks, k=_NEAREST):
                 problems += [f"a search finds {hit.trajectory.id}" for hit in hits if hit.trajectory.id in gone]
         return Proof(tuple(problems), len(tasks), self._kept(gone))
+
+
+def _pool_of(trajectory: Trajectory) -> str:
+    tenant = "" if trajectory.origin is None else trajectory.origin.tenant
+    return "" if tenant == UNJUDGED else tenant
 
 
 def _sources(trajectory: Trajectory) -> frozenset[str]:

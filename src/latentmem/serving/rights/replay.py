@@ -68,7 +68,7 @@ def replay(
         limit: longest response, in tokens.
         tenant: whose messages they are.
     """
-    asked = [message for message in messages if _had_memory(message)][:MAX_CALLS]
+    asked = [message for message in messages if had_memory(message)][:MAX_CALLS]
     made = [(message, memory.again(message.recalled, _composer(message))) for message in asked]
     chosen = [message for message, recall in made if recall is not None]
     recalls = [recall for _, recall in made if recall is not None]
@@ -89,7 +89,20 @@ def replay(
     return [_replayed(*each) for each in zip(chosen, own, other, strict=True)]
 
 
-def _had_memory(message: Message) -> bool:
+def left_out(messages: Sequence[Message]) -> str | None:
+    """Return in words why some responses, or all, cannot be sampled again; None: nobody forgot anything.
+
+    >>> left_out([])
+    'no call of this session had a memory; nothing to replay'
+    """
+    gone = sum(m.served is not None and bool(m.recalled.sources) and not m.recalled.text for m in messages)
+    said = f"the memory of {gone} call{'' if gone == 1 else 's'} was forgotten"
+    if any(map(had_memory, messages)):
+        return said if gone else None
+    return f"{said if gone else 'no call of this session had a memory'}; nothing to replay"
+
+
+def had_memory(message: Message) -> bool:
     """Return whether a program asked for it and there was a memory; one that was forgotten since has no text."""
     return message.served is not None and bool(message.recalled.sources) and bool(message.recalled.text)
 

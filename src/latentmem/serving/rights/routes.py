@@ -17,11 +17,12 @@ from latentmem.errors import DataError, ModelError
 from latentmem.models.agent import AgentModel
 from latentmem.models.language_model import LanguageModel
 from latentmem.serving.asks import Refused, Who
+from latentmem.serving.closed import Closed
 from latentmem.serving.identity import KnownRole, role_of
 from latentmem.serving.operators.audit import AuditLog
 from latentmem.serving.operators.visits import current
 from latentmem.serving.rights.forget import Forgetting, Forgotten, Wish
-from latentmem.serving.rights.replay import Replayed, replay
+from latentmem.serving.rights.replay import Replayed, left_out, replay
 from latentmem.serving.rights.why import Remaking, Why, why
 from latentmem.serving.sessions.forms import Label
 from latentmem.serving.sessions.session import Session
@@ -78,8 +79,8 @@ class Rights:
         except ModelError as error:
             raise Refused(400, str(error)) from None
 
-    def replay(self, session: Session, limit: int) -> list[Replayed]:
-        """Sample a session's calls again.
+    def replay(self, session: Session, limit: int) -> tuple[list[Replayed], str | None]:
+        """Sample a session's calls again; return also why some are left out.
 
         Raises:
             Refused: a call does not fit the model's window.
@@ -91,13 +92,13 @@ class Rights:
         except ModelError as error:
             raise Refused(400, str(error)) from None
         self.audit.append("replayed", {"tenant": session.tenant, "session": session.id, "calls": len(found)})
-        return found
+        return found, left_out(messages)
 
 
-class ForgetRequest(BaseModel):
+class ForgetRequest(Closed):
     """What is to be forgotten: what meets all that is given."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
     tenant: Annotated[str, Field(max_length=64)] | None = None
     """Whose; only the operator may name another than their own, and null is everybody's then."""
     session: Label | None = None
@@ -120,6 +121,8 @@ class Calls(BaseModel):
     calls: list[Replayed]
     num_tokens_with: int
     num_tokens_without: int
+    warnings: list[str]
+    """Why calls are left out, such as that their memory was forgotten."""
 
 
 def rights_routes(rights: Rights, caller: Caller) -> APIRouter:
@@ -153,11 +156,12 @@ def rights_routes(rights: Rights, caller: Caller) -> APIRouter:
     async def play_again(request: Request, sid: str, limit: Annotated[int, Query(ge=1, le=1024)] = 256) -> Calls:
         """Sample a session's calls greedily, with and without memory, and tell the difference."""
         session = await find(request, sid)
-        calls = await alone(rights.replay, session, limit)
+        calls, missing = await alone(rights.replay, session, limit)
         return Calls(
             calls=calls,
             num_tokens_with=sum(call.with_memory.num_tokens for call in calls),
             num_tokens_without=sum(call.without_memory.num_tokens for call in calls),
+            warnings=[] if missing is None else [missing],
         )
 
     @router.post("/forget")
@@ -172,7 +176,7 @@ def rights_routes(rights: Rights, caller: Caller) -> APIRouter:
         try:
             return await alone(lambda: rights.forgetting.forget(wish, by, dry_run=body.dry_run))
         except DataError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, str(error), "everything") from None
 
     return router
 

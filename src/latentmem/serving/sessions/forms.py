@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from latentmem.errors import suggest
 from latentmem.serving.asks import is_slip_of_reward
+from latentmem.serving.closed import Closed
 from latentmem.serving.sessions.session import Counts, Ending, KeptCall, Mode, Session, State
 from latentmem.trajectory import Message
 
@@ -20,10 +21,10 @@ LISTED_TASK = 200
 """Characters of a task that a list of sessions tells."""
 
 
-class Form(BaseModel):
+class Form(Closed):
     """A strict form: a misspelt field is an error, not nothing."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True)
 
 
 class OpenRequest(Form):
@@ -81,7 +82,7 @@ class OtherEvent(Form):
     @classmethod
     def _is_no_slip(cls, value: str) -> str:
         if is_slip_of_reward(value):
-            raise ValueError(f"is {value!r}, which would reward nobody; did you mean 'reward'?")
+            raise ValueError(f"{value!r} would reward nobody; did you mean 'reward'?")
         return value
 
     @field_validator("data")
@@ -96,10 +97,12 @@ class OtherEvent(Form):
 
 def _kind(event: Any) -> str:
     kind = event.get("event_type") if isinstance(event, dict) else getattr(event, "event_type", None)
-    return "reward" if kind == "reward" else "other"
+    return REWARD if kind == "reward" else OTHER
 
 
-Event = Annotated[Annotated[RewardEvent, Tag("reward")] | Annotated[OtherEvent, Tag("other")], Discriminator(_kind)]
+REWARD, OTHER = "(reward)", "(other)"
+"""How pydantic calls the forms of an event where one is at fault; no body has such fields."""
+Event = Annotated[Annotated[RewardEvent, Tag(REWARD)] | Annotated[OtherEvent, Tag(OTHER)], Discriminator(_kind)]
 
 
 class EventKept(Form):
@@ -107,6 +110,8 @@ class EventKept(Form):
 
     number: int
     """Its number in the session, from 1."""
+    warnings: list[str] = Field(default_factory=list)
+    """That the rewarded role, which has said nothing yet, may be another one, misspelt."""
 
 
 class CompleteRequest(Form):
@@ -240,6 +245,8 @@ class Trace(BaseModel):
     """Version of the agents' weights."""
     memory: str = ""
     """Kind of the memory."""
+    memory_text: str = ""
+    """What a text memory put into the prompt; empty for another memory, and once what it was made of was forgotten."""
     sources: list[str] = []
     """Ids of the trajectories that the memory was made of, best first."""
     latents: str = ""
@@ -283,6 +290,7 @@ def _trace(call: KeptCall, message: Message, timings: dict[str, float]) -> Trace
         logps=list(message.logps),
         weights=served.weights,
         memory=message.recalled.kind,
+        memory_text=message.recalled.text if message.recalled.kind == "text" else "",
         sources=list(message.recalled.sources),
         latents=served.latents,
         composer=served.composer,

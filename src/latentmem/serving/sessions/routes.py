@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Header, Query, Request
 
 from latentmem.serving.asks import Refused, Who
 from latentmem.serving.desk import ServingDesk
+from latentmem.serving.identity import near_role
 from latentmem.serving.sessions.endings import Endings, merged
 from latentmem.serving.sessions.forms import (
     LISTED_TASK,
@@ -18,6 +19,8 @@ from latentmem.serving.sessions.forms import (
     Event,
     EventKept,
     OpenRequest,
+    OtherEvent,
+    RewardEvent,
     SessionOpened,
     Sessions,
     SessionView,
@@ -62,11 +65,13 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
 
     def completed(session: Session) -> CompletedView:
         seen = view(session)
-        warnings = list[str]()
-        if seen.rewards:
-            answers = [call.answer for call in store.calls(session) if call.answer is not None]
-            warnings = unheard(seen.rewards, {choice.message.role for one in answers for choice in one.choices})
+        warnings = unheard(seen.rewards, store.spoke(session)) if seen.rewards else []
         return CompletedView(**seen.model_dump(), warnings=warnings)
+
+    def told(session: Session, event: RewardEvent | OtherEvent) -> list[str]:
+        role = event.data.agent if isinstance(event, RewardEvent) else None
+        near = None if role is None else near_role(role, {*desk.known_roles, *store.spoke(session)})
+        return [] if near is None else [f"the role {role!r} has said nothing yet; did you mean {near!r}?"]
 
     @router.post("/sessions", status_code=201)
     async def open_session(
@@ -132,7 +137,7 @@ def session_routes(desk: ServingDesk, endings: Endings, tokens: Tokens, caller: 
         session = await find(request, sid)
         event = body.model_dump(exclude_none=True)
         number = await asyncio.wrap_future(store.tell(session, event, body.id or idempotency_key))
-        return EventKept(number=number)
+        return EventKept(number=number, warnings=await asyncio.to_thread(told, session, body))
 
     @router.post("/sessions/{sid}/complete")
     async def complete(

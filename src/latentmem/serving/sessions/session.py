@@ -4,7 +4,7 @@ A session is queuing until its first call, running until it is ended, and then s
 only if it is whole: a call that was lost or cut masks it, however well it was rewarded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -56,10 +56,21 @@ class Ending(Record):
     error: str | None = None
     """Why the program failed."""
 
+    def of_those_who(self, spoke: Collection[str]) -> "Ending":
+        """Return it with the rewards of the roles that spoke; another is often misspelt, and counts for nobody."""
+        return self.model_copy(update={"rewards": {role: r for role, r in self.rewards.items() if role in spoke}})
+
     @property
     def is_judged(self) -> bool:
         """Whether anybody told a reward."""
         return self.reward is not None or bool(self.rewards)
+
+    @property
+    def team_reward(self) -> float | None:
+        """The team's reward, or the mean of its roles' rewards; None if nobody told any."""
+        if self.reward is None and self.rewards:
+            return sum(self.rewards.values()) / len(self.rewards)
+        return self.reward
 
 
 @dataclass(frozen=True)
@@ -157,9 +168,9 @@ def end(session: Session, calls: Sequence[KeptCall], storing: Storing) -> Ended:
         calls: all its calls; those with an answer in the order of their answers.
         storing: what decides whether it is stored.
     """
-    ending = session.ending
-    assert ending is not None
+    assert session.ending is not None
     messages = [choice.message for call in calls if call.answer is not None for choice in call.answer.choices]
+    ending = session.ending.of_those_who({message.role for message in messages})
     num_lost = sum(call.answer is None for call in calls)
     if not messages:
         return Ended(State.FAILED, "not stored: no call of it was answered")
@@ -168,7 +179,8 @@ def end(session: Session, calls: Sequence[KeptCall], storing: Storing) -> Ended:
     state = State.FAILED if failed else State.SUCCEEDED
     if session.mode == "val":
         return Ended(state, "not stored: its mode is val")
-    why = f"{num_lost} of {len(calls)} calls were lost or cut" if num_lost else "it has no reward"
+    missing = "only roles that said nothing were rewarded" if session.ending.is_judged else "it has no reward"
+    why = f"{num_lost} of {len(calls)} calls were lost or cut" if num_lost else missing
     if not is_judged and storing.unjudged == "drop":
         return Ended(state, f"not stored: {why}")
     trajectory = _trajectory(session, ending, messages, storing, is_judged, why if num_lost else None)
@@ -183,10 +195,7 @@ def _trajectory(
     is_judged: bool,
     masked: str | None,
 ) -> Trajectory:
-    team_reward = ending.reward
-    if team_reward is None and ending.rewards:
-        team_reward = sum(ending.rewards.values()) / len(ending.rewards)
-    reward = (team_reward or 0.0) if is_judged else 0.0
+    reward = (ending.team_reward or 0.0) if is_judged else 0.0
     told = session.task.text
     reading = [
         message.model_copy(update={"reads": read_by(f"{message.system}\n{message.user}", messages[:place], told)})

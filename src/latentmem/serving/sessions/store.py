@@ -174,6 +174,11 @@ class SessionStore:
             rows = db.execute(query, (seq_of(db, session), limit, after)).fetchall()
         return [kept_call(*row) for row in rows]
 
+    def spoke(self, session: Session) -> set[str]:
+        """Return the roles that have spoken in a session."""
+        answers = [call.answer for call in self.calls(session) if call.answer is not None]
+        return {choice.message.role for answer in answers for choice in answer.choices}
+
     def answered_call(self, tenant: str, session: str | None, call: str) -> Answer | None:
         """Return the answer of a call of a tenant; with a session, of a call in it."""
         query = """SELECT answer FROM calls JOIN sessions ON sessions.seq = calls.session

@@ -712,3 +712,10 @@ def subparsers(parser):
         if (parser._subparsers)
         else {}
     )
+
+
+@pytest.mark.parametrize("words", [["serve"], ["collect"], ["train", "sft"], ["engine", "start"], ["forget"]])
+def test_a_forgotten_configuration_is_named_and_no_optional_word(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: the following arguments are required: CONFIG")

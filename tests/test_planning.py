@@ -313,6 +313,15 @@ def test_the_command_prints_a_table_or_json_and_makes_nothing(file, tmp_path, ca
     assert cli.main(["plan", file, "model.device=quantum"]) == 2
 
 
+def test_what_goes_over_a_network_is_told_where_an_engine_takes_embeddings(file, capsys):
+    assert cli.main(["plan", file]) == 0
+    table = capsys.readouterr().out
+    assert "network" not in table
+    assert "passing: what comes and goes inside a layer" in table
+    assert cli.main(["plan", file, 'model.engine={kind: vllm, urls: ["http://127.0.0.1:9"]}']) == 0
+    assert "network\n  a request with embeddings" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_is_told_with_keys_that_make_it_fit(file, capsys):
     words = ["plan", file, "--prompt-tokens", "1500"]
     assert cli.main([*words, "--json"]) == 0

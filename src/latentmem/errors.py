@@ -17,7 +17,8 @@
     |-- ServingError        a server of agent programs that cannot be started, or whose store cannot be used
     |-- SandboxError          model-written code cannot be contained on this machine
     |-- RunError              a run folder that cannot be continued or read
-    `-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
+    |-- TrainingError         training cannot go on (no signal, repeated non-finite losses)
+    `-- EpisodesError         all episodes of a command failed; exit status 1
 
 A message says where, what was found, what was expected and what to do, on one line. It shows no password of a URL.
 """
@@ -105,6 +106,10 @@ class RunError(LatentMemError):
 
 class TrainingError(LatentMemError):
     """Training cannot go on; the last good checkpoint is kept."""
+
+
+class EpisodesError(LatentMemError):
+    """All episodes of a command failed. It has done its work and keeps it, but what follows would learn nothing."""
 
 
 def suggest(found: str, known: Iterable[str]) -> str:

@@ -203,6 +203,53 @@ def test_a_phase_that_needs_roles_beforehand_says_so_and_names_the_remedy(config
         Parts(configure("judged", program_of("planner_and_solver"), *judged))
 
 
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (
+            "raises",
+            "latentmem: collect: all 16 episodes ended in an error, the last with: program: ValueError: the program "
+            "broke in two lines; mend that, and name a new run folder with run=FOLDER",
+        ),
+        (
+            "makes_no_call",
+            "latentmem: collect: in none of 16 episodes an agent spoke, so nothing can be learned; mend that, and "
+            "name a new run folder with run=FOLDER",
+        ),
+    ],
+)
+def test_episodes_that_all_failed_are_stored_and_the_status_keeps_a_script_from_going_on(
+    configure, tmp_path, capsys, function, told
+):
+    config = configure("run", program_of(function))
+    for _ in range(2):  # a finished phase says so again
+        assert cli.main(["collect", str(tmp_path / "run.yaml")]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == told
+    assert collected(config)
+
+
+@pytest.mark.parametrize("phase", ["lmpo", "grpo"])
+def test_a_training_by_reward_whose_episodes_all_failed_ends_with_status_1(configure, tmp_path, capsys, phase):
+    do(configure("run", program_of("plays_autogen")), "collect")
+    configure("run", program_of("raises"))
+    command = ["train", phase, str(tmp_path / "run.yaml"), "lmpo.initial=untrained"]
+    for cause in (", the last with: program: ValueError: the program broke in two lines", ""):
+        assert cli.main(command) == 1
+        n = {"lmpo": 3 * 2 * 4, "grpo": 2 * 2 * 3}[phase]
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"latentmem: {phase}: all {n} episodes ended in an error{cause}; nothing was learned; mend that, and name "
+            "a new run folder with run=FOLDER"
+        )
+
+
+def test_an_evaluation_whose_episodes_all_failed_keeps_its_table_and_ends_with_status_1(configure, tmp_path, capsys):
+    config = configure("run", program_of("raises"))
+    assert cli.main(["evaluate", str(tmp_path / "run.yaml"), "evaluate.memories=[none]"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "all 4 episodes ended in an error, the last with: program: ValueError: the program broke in two" in told
+    assert (Path(config.run) / "results.json").is_file()
+
+
 def test_a_program_plays_one_turn(configure):
     with pytest.raises(ConfigError, match="max_turns is 3, but team ours is a program, which plays an episode in"):
         Parts(configure("turns", program_of("plays_solo"), "max_turns=3"))

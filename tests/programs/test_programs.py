@@ -268,14 +268,13 @@ def test_a_program_that_asks_nobody_is_told_of(program, model, caplog):
     ]
 
 
-def test_a_program_that_fails_before_it_asks_anybody_is_asked_for_its_base_url(program, model, caplog):
+def test_a_program_whose_failure_is_known_is_not_asked_for_its_base_url(program, model, caplog):
     team = program(command=["python", "-c", "raise SystemExit('Connection refused')"], name="fixed")
     assert [t.error for t in play(team, model, tasks("t")).trajectories] == [
         "program: exit status 1: Connection refused"
     ]
     assert [r.message for r in caplog.records] == [
-        "program fixed: 1 of 1 episodes failed, most often so: program: exit status 1: Connection refused",
-        "program fixed: no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?",
+        "program fixed: 1 of 1 episodes failed, most often so: program: exit status 1: Connection refused"
     ]
 
 
@@ -315,10 +314,28 @@ def test_an_interpreter_that_cannot_run_is_told_before_any_episode(program, tmp_
 def test_a_program_that_is_not_there_is_a_mistake_of_the_configuration(program, model):
     with pytest.raises(ConfigError, match=r"team\.command: 'nosuchprogram' is no program that can be found"):
         program(command=["nosuchprogram"])
-    with pytest.raises(ConfigError, match=r"team\.call: nosuchmodule:solve: ModuleNotFoundError"):
-        play(program(call="nosuchmodule:solve"), model)
     with pytest.raises(ConfigError, match=r"team\.call: sample_programs:slove: AttributeError"):
         play(program("slove"), model)
+
+
+def test_a_missing_module_is_told_with_the_folder_that_was_searched_or_the_interpreter(
+    program, model, tmp_path, monkeypatch
+):
+    def refused():
+        with pytest.raises(ConfigError) as caught:
+            play(program(call="mine_own:solve", python=sys.executable), model)
+        return str(caught.value)
+
+    monkeypatch.chdir(tmp_path)
+    assert refused() == (
+        "team.call: mine_own:solve: ModuleNotFoundError: No module named 'mine_own'; looked for in "
+        f"{tmp_path} and among the packages of {sys.executable}"
+    )
+    (tmp_path / "mine_own.py").write_text("import nosuchframework\n")
+    assert refused() == (
+        "team.call: mine_own:solve: ModuleNotFoundError: No module named 'nosuchframework'; the interpreter is "
+        f"{sys.executable}; install it there, or name another in team.python"
+    )
 
 
 def test_an_error_of_the_model_ends_the_rollout_and_all_programs(program):

@@ -465,7 +465,7 @@ def test_a_server_that_dies_meanwhile_is_counted_and_not_taken_for_nothing_found
         return step(self, "<search>canal</search>")
 
     monkeypatch.setattr(SearchEnvironment, "step", searching)
-    assert cli.main(["collect", config]) == 0
+    assert cli.main(["collect", config]) == 1
     assert "collect: 0 of 3 episodes succeeded, 3 ended in an error, on 3 train tasks" in capsys.readouterr().out
     with ExperienceBank(tmp_path / "run" / "bank.sqlite") as bank:
         for trajectory in bank:

@@ -59,7 +59,10 @@ def takes_config(parser: argparse.ArgumentParser) -> None:
 
 def takes_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the argument for overrides alone."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8")
+    overrides = parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key, as in lmpo.group_size=8"
+    )
+    overrides.required = False  # else argparse lists it among what is missing, which it is not
 
 
 def takes_pushed(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Turn the words of a command line into one call. Loads no torch before a command needs it.
 
 A user's mistake is reported as one line on standard error, with exit status 2. So is an error in a user's own code;
-`-v` shows its traceback. Any other exception is our bug and keeps its traceback.
+`-v` shows its traceback. A command that did its work and whose episodes all failed says so and ends with status 1. Any
+other exception is our bug and keeps its traceback.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import NoReturn, TextIO
 
 from latentmem import own
 from latentmem.cli import bank, checkpoint, engine, experiment, keys, retriever, rights, serve
-from latentmem.errors import LatentMemError
+from latentmem.errors import EpisodesError, LatentMemError
 from latentmem.passwords import hidden
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, and not at the interpreter's end, a closed pipe can still be handled
     except LatentMemError as error:
         print(f"latentmem: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, EpisodesError) else 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         _give_up(sys.stdout)
         return 0

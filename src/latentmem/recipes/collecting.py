@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 from latentmem.bank.stored_form import canonical
 from latentmem.config import Config
-from latentmem.errors import DataError
+from latentmem.errors import DataError, EpisodesError
 from latentmem.files import write_atomic
 from latentmem.memory.memory import Memory
 from latentmem.memory_names import MemoryName
 from latentmem.progress import progress
 from latentmem.recipes.memories import learn, memory_of
 from latentmem.recipes.parts import Parts
-from latentmem.recipes.phase import begin
+from latentmem.recipes.phase import Phase, begin
 from latentmem.rollout import rollout
 from latentmem.runs import Run
 from latentmem.seeds import stream_seed
@@ -28,6 +28,9 @@ def collect(config: Config, parts: Parts | None = None) -> None:
 
     Each batch is written to a file before it is stored. If the process dies between storing and counting a batch, the
     batch is taken from that file and not played again with a memory that already holds it.
+
+    Raises:
+        EpisodesError: in no episode an agent spoke to the end; they are stored all the same.
     """
     with begin(config, "collect", parts) as here:
         section, parts, processes = config.collect, here.parts, here.processes
@@ -38,6 +41,7 @@ def collect(config: Config, parts: Parts | None = None) -> None:
                 f"collect: finished already, {done} {parts.collected_split} tasks; "
                 f"the bank has {len(parts.bank)} trajectories"
             )
+            _check_use(here)
             return
         kind = "latent:untrained" if section.memory == "latent" else section.memory
         memory = memory_of(parts, MemoryName.parse(kind))
@@ -69,6 +73,21 @@ def collect(config: Config, parts: Parts | None = None) -> None:
                 f"{state['tasks']} {parts.collected_split} tasks; "
                 f"{parts.bank.path} has {len(parts.bank)} trajectories"
             )
+            _check_use(here)
+
+
+def _check_use(here: Phase) -> None:
+    """Refuse to go on from episodes that all failed."""
+    if here.opened is None or not (state := here.opened.state).get("episodes"):
+        return
+    remedy = "mend that, and name a new run folder with run=FOLDER"
+    if state["errors"] == state["episodes"]:
+        cause = f", the last with: {state['last_error']}" if "last_error" in state else ""
+        raise EpisodesError(f"collect: all {state['episodes']} episodes ended in an error{cause}; {remedy}")
+    if state.get("unspoken", 0) == state["episodes"]:
+        raise EpisodesError(
+            f"collect: in none of {state['episodes']} episodes an agent spoke, so nothing can be learned; {remedy}"
+        )
 
 
 def _play(config: Config, parts: Parts, memory: Memory, tasks: list[Task]) -> list[Trajectory]:
@@ -118,20 +137,23 @@ def _store_batch(run: Run, parts: Parts) -> dict[str, Any]:
     except DataError as error:
         raise DataError(f"{error}; delete that file, and its tasks are played again") from None
     parts.bank.add(trajectories)
-    state = {"tasks": 0, "episodes": 0, "successes": 0, "errors": 0} | run.state
+    state = {"tasks": 0, "episodes": 0, "successes": 0, "errors": 0, "unspoken": 0} | run.state
     successes = sum(t.success for t in trajectories)
-    errors = sum(t.error is not None for t in trajectories)
+    causes = [t.error for t in trajectories if t.error is not None]
     state["tasks"] += len(trajectories) // parts.config.collect.rollouts_per_task
     state["episodes"] += len(trajectories)
     state["successes"] += successes
-    state["errors"] += errors
+    state["errors"] += len(causes)
+    state["unspoken"] += sum(not t.messages for t in trajectories)
+    if causes:
+        state["last_error"] = causes[-1]
     run.log(
         {
             "step": state["tasks"],
             "episodes": len(trajectories),
             "successes": successes,
             "reward": sum(t.reward for t in trajectories) / len(trajectories),
-            "errors": errors,
+            "errors": len(causes),
             "stored": len(parts.bank),
         }
     )

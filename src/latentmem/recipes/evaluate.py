@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmem.config import Config, Sampling
+from latentmem.errors import EpisodesError
 from latentmem.evaluation import evaluate, forget, num_played, task_bar
 from latentmem.files import write_atomic
 from latentmem.memory_names import MemoryName
@@ -21,6 +22,7 @@ from latentmem.report import format_markdown, format_table, write_report
 from latentmem.report.cells import comparison_cells
 from latentmem.runs import Run
 from latentmem.seeds import stream_seed
+from latentmem.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,11 @@ _RIGHT = "right.responses"
 
 
 def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
-    """Evaluate each memory; write the results and, for the test split, the report; return the results."""
+    """Evaluate each memory; write the results and, for the test split, the report; return the results.
+
+    Raises:
+        EpisodesError: all episodes ended in an error; what was written stays.
+    """
     with begin(config, EVALUATIONS[config.evaluate.split], parts) as here:
         results = _play(here)
     if here.is_first and config.evaluate.split == "test":
@@ -40,6 +46,15 @@ def compare(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     else:
         page = f"dev split, for choices: {Path(config.run) / RESULTS['dev']}"
     here.say(f"{format_table(results)}\n{page}")
+    rows = results["memories"]
+    if here.is_first and all(row["num_errors"] == results["num_tasks"] for row in rows):
+        path = Path(config.run) / here.name / rows[-1]["trajectories"]
+        last = Trajectory.from_json(path.read_bytes().splitlines()[-1], str(path))
+        num = len(rows) * results["num_tasks"]
+        raise EpisodesError(
+            f"evaluate: all {num} episodes ended in an error, the last with: {last.error}; the "
+            "table compares nothing; mend that, and name a new run folder with run=FOLDER"
+        )
     return results
 
 

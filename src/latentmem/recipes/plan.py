@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from latentmem.bank import ExperienceBank
-from latentmem.config import Config, ProgramSection
+from latentmem.config import Config, ProgramSection, VLLMEngineSection
 from latentmem.errors import LatentMemError, ModelError
 from latentmem.models.fused import pays
 from latentmem.planning import disk
@@ -45,6 +45,7 @@ _LOWERED = (
 )
 """Keys that decide memory and not results."""
 _MiB, _GiB = 2**20, 2**30
+_TOLD = "for backward: what training keeps until gradients are made; passing: what comes and goes inside a layer"
 _COLUMNS = ("weights", "trained", "keys, values", "for backward", "passing", "gaps", "embedder", "libraries", "total")
 
 
@@ -60,6 +61,7 @@ class Plan:
     """What each phase takes besides its peak: libraries and embedder."""
     disk: dict[str, int]
     wire: dict[str, int]
+    """What is sent to an engine that takes embeddings; empty without one."""
     numbers: dict[str, int]
     """Counts and lengths that the plan was made with."""
     assumptions: tuple[str, ...]
@@ -96,7 +98,8 @@ class Plan:
             rows.append((name, *(f"{num_bytes / _MiB:,.0f}" for num_bytes in found)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(r)) for r in rows]
-        for title, figures in (("disk", self.disk), ("network", self.wire)):
+        lines.append(_TOLD)
+        for title, figures in (("disk", self.disk), *([("network", self.wire)] if self.wire else [])):
             lines += ["", title, *(f"  {name:54} {_size(num_bytes):>10}" for name, num_bytes in figures.items())]
         return "\n".join([*lines, "", "assumed", *(f"  {line}" for line in self.assumptions)])
 
@@ -210,7 +213,9 @@ class Planner:
                 "a request with embeddings of [prompt ; m]": request,
                 "the latents m of a request alone": disk.embeds(work.num_latents, agents.shape.width, item),
                 f"a step of lmpo, {requests:,} requests": requests * request,
-            },
+            }
+            if isinstance(config.model.engine, VLLMEngineSection)
+            else {},
             numbers={
                 "agents_parameters": agents.shape.parameters,
                 "composer_parameters": base.shape.parameters,

@@ -65,7 +65,7 @@ def serve(config: Config, begin: Callable[[str], object], announce: Callable[[st
         if not is_this_machine(section.host) and not operators.keys.exist():
             raise ServingError(
                 f"serve.host is {section.host!r}, which others can reach, and there are no API keys; make one with "
-                "`latentmem keys create`, or serve on 127.0.0.1"
+                "`latentmem keys create CONFIG`, or serve on 127.0.0.1"
             )
         parts = open_parts.enter_context(closing(Parts(config)))
         listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentmem.config import Config, GRPOSection, LMPOSection
-from latentmem.errors import TrainingError
+from latentmem.errors import EpisodesError, TrainingError
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.recipes.folders import DEV_ROWS, checkpoints_of, steps_done, warmup_steps_done
@@ -118,6 +118,24 @@ def _reinforce(
         carried=carried,
     )
     _train(here, trainer, section.num_steps, "reward")
+    _check_played(here, trainer.last_error)
+
+
+def _check_played(here: Phase, cause: str | None = None) -> None:
+    """Refuse to end well if all episodes of a training by reward ended in an error.
+
+    Raises:
+        EpisodesError: they did; `cause` is the error of one of them, where it is known.
+    """
+    steps = [row for row in here.run.logged() if "errors" in row]
+    size = here.config.grpo.group_size if here.name == "grpo" else here.config.lmpo.group_size
+    num_errors = sum(row["errors"] for row in steps)
+    if steps and num_errors == size * sum(row["groups"] for row in steps):
+        told = f", the last with: {cause}" if cause else ""
+        raise EpisodesError(
+            f"{here.name}: all {num_errors:.0f} episodes ended in an error{told}; nothing was learned; mend that, and "
+            "name a new run folder with run=FOLDER"
+        )
 
 
 class _RunJournal:
@@ -156,6 +174,7 @@ def _is_finished(here: Phase, num_steps: int) -> bool:
         remove_others(folder)
     steps = _steps(here, num_steps)
     here.say(f"{here.name}: finished already, {steps}{_unmoved(here, num_steps)}; {_selected(here, folder)}")
+    _check_played(here)
     return True
 
 

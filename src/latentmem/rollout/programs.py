@@ -26,7 +26,7 @@ from latentmem.trajectory import Message, Task
 
 logger = logging.getLogger(__name__)
 
-NO_CALL = "no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?"
+_NO_CALL = "no call of it reached an agent; is its base_url taken from OPENAI_BASE_URL?"
 
 
 @dataclass
@@ -172,7 +172,10 @@ def _with_reads(call: Call, earlier: Sequence[Message], shown: str) -> Call:
 
 
 def warn_of_waste(episodes: Sequence[ProgramEpisode]) -> None:
-    """Warn of what teaches nothing: most episodes failed, no call arrived, or silent agents were given rewards."""
+    """Warn of what teaches nothing: most episodes failed, no call arrived, or silent agents were given rewards.
+
+    If all episodes failed, their causes are told, and nobody has to guess why no call arrived.
+    """
     failures = Counter(episode.error for episode in episodes if episode.error is not None)
     if failures.total() > len(episodes) / 2:
         logger.warning(
@@ -184,8 +187,8 @@ def warn_of_waste(episodes: Sequence[ProgramEpisode]) -> None:
         )
     ended = [episode for episode in episodes if episode.error is None]
     spoke = {message.role for episode in ended for step in episode.steps for message in step.messages}
-    if episodes and not any(episode.was_called for episode in episodes):
-        logger.warning("program %s: %s", episodes[0].team.name, NO_CALL)
+    if ended and not any(episode.was_called for episode in episodes):
+        logger.warning("program %s: %s", ended[0].team.name, _NO_CALL)
     if spoke and (silent := {role for episode in ended for role in episode.rewards} - spoke):
         logger.warning(
             "program %s: rewards are told for %s, who said nothing; the roles that spoke are %s",

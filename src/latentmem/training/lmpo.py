@@ -175,6 +175,8 @@ class LMPOTrainer:
         self.passes = Passes(tasks, seed)
         self.carried = carried or dict[str, float]
         self.silence = Silence(self.phase)
+        self.last_error: str | None = None
+        """What ended the last of this process's episodes that ended in an error."""
         self.initial = {name: p.detach().clone() for name, p in self.policy.trained.trainable().items()}
         """The trained parameters as they were before training, for the KL term."""
 
@@ -291,6 +293,8 @@ class LMPOTrainer:
             num_kept = int(self.processes.sum({"kept": len(kept)})["kept"])
             if num_kept >= settings.tasks_per_step:
                 break
+        for error in (trajectory.error for group in played for trajectory in group):
+            self.last_error = error or self.last_error
         metrics = measure(played, kept, self.processes)
         if self.ahead is not None:
             metrics["staleness"] = float(begun is not None)

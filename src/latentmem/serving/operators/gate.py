@@ -181,10 +181,12 @@ def _is_local(headers: list[tuple[bytes, bytes]]) -> None:
     """
     for name, value in headers:
         if name.lower() == b"origin":
-            raise Refused(403, "requests of web pages need an API key; make one with `latentmem keys create`")
+            raise Refused(403, "requests of web pages need an API key; make one with `latentmem keys create CONFIG`")
         if name.lower() == b"host" and not _names_this_machine(value.decode("latin-1")):
             raise Refused(
-                403, "without API keys only 127.0.0.1 and localhost are served; make one with `latentmem keys create`"
+                403,
+                "without API keys only 127.0.0.1 and localhost are served; make one with "
+                "`latentmem keys create CONFIG`",
             )
 
 

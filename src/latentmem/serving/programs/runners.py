@@ -118,8 +118,9 @@ class _Worker:
         said = self._read(START_SECONDS)
         if said is None or "ready" not in said:
             self.close()
-            reason = f"not imported after {START_SECONDS:g} seconds" if said is None else str(said.get("error"))
-            raise ConfigError(f"team.call: {name}: {one_line(reason)}")
+            if said is None:
+                raise ConfigError(f"team.call: {name}: not imported after {START_SECONDS:g} seconds")
+            raise ConfigError(f"team.call: {name}: {one_line(str(said.get('error')))}{_where(said, name, python)}")
 
     def call(self, task: Mapping[str, Any], variables: Mapping[str, str], seconds: float) -> Mapping[str, Any]:
         """Return what the worker says of an episode: its `answer`, or its `error`.
@@ -202,6 +203,16 @@ def action_of(ended: Ended) -> str:
     except ValueError:
         said = None
     return said["answer"] if isinstance(said, dict) and isinstance(said.get("answer"), str) else last
+
+
+def _where(said: Mapping[str, Any], name: str, python: str) -> str:
+    """Return the end of a message about a module that is missing: where it was looked for, or in what environment."""
+    if (missing := said.get("missing")) is None:
+        return ""
+    own = name.partition(":")[0]
+    if missing == own or own.startswith(f"{missing}."):
+        return f"; looked for in {os.getcwd()} and among the packages of {python}"
+    return f"; the interpreter is {python}; install it there, or name another in team.python"
 
 
 def _last_words(ended: Ended) -> str:

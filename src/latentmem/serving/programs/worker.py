@@ -28,7 +28,8 @@ def main() -> None:
             module, _, function = name.partition(":")
             call = getattr(importlib.import_module(module), function)
         except Exception as error:
-            tell(error=f"{type(error).__name__}: {error}")
+            missing = {"missing": error.name} if isinstance(error, ModuleNotFoundError) else {}
+            tell(error=f"{type(error).__name__}: {error}", **missing)
             return
         tell(ready=True)
         # One event loop for all episodes: clients that a framework keeps belong to the loop they were made in.

@@ -21,6 +21,7 @@ from latentmem.environments.environment import Outcome
 from latentmem.environments.reasoning import ReasoningDomain
 from latentmem.errors import BankError, CheckpointError, ConfigError, DataError, RunError, TrainingError
 from latentmem.evaluation import compare
+from latentmem.folders import steps_done, warmup_steps_done
 from latentmem.kept_latents import read_latents
 from latentmem.memory.checkpoints import kind_of, read_checkpoint
 from latentmem.memory.memory import recall_one
@@ -28,7 +29,6 @@ from latentmem.memory_names import MemoryName
 from latentmem.models.language_model import LanguageModel
 from latentmem.progress import progress
 from latentmem.recipes.domains import DOMAINS
-from latentmem.recipes.folders import steps_done, warmup_steps_done
 from latentmem.recipes.lessons import right_responses
 from latentmem.recipes.memories import made_of, memory_of
 from latentmem.recipes.phase import open_run

@@ -7,6 +7,7 @@ whole request, however slowly it comes, and the taking of its answer.
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import resource
 import socket
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from latentmem.errors import LatentMemError
+from latentmem.errors import LatentMemError, ServingError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -116,3 +117,16 @@ def _owes(connection: Any) -> bool:
 def _takes(connection: Any) -> bool:
     """Whether a client has to take what was sent to it."""
     return bool(connection.transport.get_write_buffer_size())
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone.
+
+    Raises:
+        ServingError: there is no such address.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServingError(f"serve.host is {host!r}, which is no address here ({error.strerror})") from None
+    return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)

@@ -116,9 +116,9 @@ def _pull(options: argparse.Namespace) -> None:
 def _origin(folder: Path) -> "Origin | None":
     """Return the run that a checkpoint comes from, if it lies where runs keep theirs: RUN/PHASE/checkpoints/step-N."""
     from latentmem.errors import RunError
+    from latentmem.folders import RESULTS
     from latentmem.hub import Origin
     from latentmem.parsing import parse_yaml
-    from latentmem.recipes.folders import RESULTS
     from latentmem.report import format_markdown
     from latentmem.report.read import read_results
     from latentmem.runs import PHASES

@@ -105,6 +105,9 @@ def _run_recipe(options: argparse.Namespace) -> None:
     from latentmem.config import load_config
 
     config = load_config(options.config, options.overrides)  # before torch loads, so that a typing error shows at once
+    from latentmem.cli.early import check_run
+
+    check_run(config, options.recipe)
     from latentmem import recipes
 
     chosen: dict[str, Callable[[Config], object]] = {
@@ -148,6 +151,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         play_grid(grid)
         return
     config = parse_config(values, options.config)
+    from latentmem.cli.early import check_run
+
+    check_run(config, "evaluate")
     from latentmem.recipes import compare
 
     compare(config)

@@ -57,14 +57,14 @@ def _config(options: argparse.Namespace) -> "Config":
 
 
 def _keys(config: "Config") -> "Keys":
-    from latentmem.recipes.folders import keys_of
+    from latentmem.folders import keys_of
     from latentmem.serving.operators.keys import Keys
 
     return Keys(keys_of(config))
 
 
 def _create(options: argparse.Namespace) -> None:
-    from latentmem.recipes.folders import audit_of
+    from latentmem.folders import audit_of
     from latentmem.serving.operators.audit import AuditLog
 
     config = _config(options)
@@ -100,7 +100,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _revoke(options: argparse.Namespace) -> None:
-    from latentmem.recipes.folders import audit_of
+    from latentmem.folders import audit_of
     from latentmem.serving.operators.audit import AuditLog
 
     config = _config(options)

@@ -4,12 +4,13 @@ import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentmem.cli.arguments import CONFIG_HELP, count, serving_packages, takes_overrides
 
 if TYPE_CHECKING:
     from latentmem.cli.arguments import Commands
+    from latentmem.config import Config
 
 
 def add_commands(commands: "Commands") -> None:
@@ -49,16 +50,20 @@ def _moment(text: str) -> datetime:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-def _config(options: argparse.Namespace) -> Any:
+def _config(options: argparse.Namespace) -> "Config":
+    from latentmem.cli.early import check_stopped
     from latentmem.config import load_serving_config
 
-    return load_serving_config(options.config, options.overrides)
+    config = load_serving_config(options.config, options.overrides)
+    check_stopped(config)
+    return config
 
 
 def _forget(options: argparse.Namespace) -> None:
     from latentmem.errors import BankError
     from latentmem.files import write_atomic
 
+    config = _config(options)
     with serving_packages():
         from latentmem.recipes.rights import forget
         from latentmem.serving.rights.forget import Wish
@@ -73,7 +78,7 @@ def _forget(options: argparse.Namespace) -> None:
         everything=options.everything,
         derived=options.derived,
     )
-    found = forget(_config(options), wish, dry_run=options.dry_run)
+    found = forget(config, wish, dry_run=options.dry_run)
     if options.receipt is not None:
         write_atomic(options.receipt, json.dumps(found.as_json(), ensure_ascii=False, indent=1) + "\n")
     what = f"{found.count} trajectories and {found.num_sessions} sessions"
@@ -96,10 +101,11 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
+    config = _config(options)
     with serving_packages():
         from latentmem.recipes.rights import replay_session
 
-    calls, missing = replay_session(_config(options), options.tenant, options.session, options.limit)
+    calls, missing = replay_session(config, options.tenant, options.session, options.limit)
     for call in calls:
         print(f"{call.call}  {call.role}  {call.memory} of {len(call.sources)} trajectories")
         print(f"  with memory     {call.with_memory.num_tokens:4} tokens  {call.with_memory.text!r}")

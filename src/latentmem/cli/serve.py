@@ -25,6 +25,9 @@ def _serve(options: argparse.Namespace) -> None:
 
     given = [f"serve.{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
     config = load_serving_config(options.config, [*options.overrides, *given])
+    from latentmem.cli.early import check_serving
+
+    check_serving(config)
     with serving_packages():
         from latentmem.recipes.serve import serve
 

@@ -20,7 +20,7 @@ from latentmem.config.section import (
     Text,
 )
 from latentmem.config.serve import ServeSection
-from latentmem.config.team import TeamChoice, TeamChoices
+from latentmem.config.team import ProgramSection, TeamChoice, TeamChoices
 from latentmem.config.training import (
     CollectSection,
     GRPOSection,
@@ -178,6 +178,16 @@ class Config(Section):
             raise ValueError(
                 "max_turns is 1; data.search needs a turn to search and one to answer, set it to 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _programs_play_one_turn(self) -> Self:
+        for team in (self.team, *self.train_teams):
+            if isinstance(team, ProgramSection) and self.max_turns > 1:
+                raise ValueError(
+                    f"max_turns is {self.max_turns}, but team {team.label} is a program, which plays an episode in one "
+                    "turn; set max_turns to 1"
+                )
         return self
 
 

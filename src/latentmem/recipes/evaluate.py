@@ -10,9 +10,9 @@ from latentmem.config import Config, Sampling
 from latentmem.errors import EpisodesError
 from latentmem.evaluation import evaluate, forget, num_played, task_bar
 from latentmem.files import write_atomic
+from latentmem.folders import EVALUATIONS, RESULTS
 from latentmem.memory_names import MemoryName
 from latentmem.progress import working
-from latentmem.recipes.folders import EVALUATIONS, RESULTS
 from latentmem.recipes.lessons import right_responses
 from latentmem.recipes.memories import learn, learning, made_of, memory_of, own_memory
 from latentmem.recipes.parts import Parts

@@ -29,7 +29,8 @@ from latentmem.engines.probe import CheckedEngine
 from latentmem.engines.upstream import UpstreamEngine
 from latentmem.engines.vllm import VLLMEngine
 from latentmem.environments.environment import Demonstrator, Domain, Split
-from latentmem.errors import BankError, CheckpointError, ConfigError, DataError
+from latentmem.errors import BankError, ConfigError, DataError
+from latentmem.folders import checkpoints_of, composer_folder, steps_done, trained_checkpoint
 from latentmem.memory.composer import FIELDS, Composer
 from latentmem.memory.parametric import ParametricMemory
 from latentmem.memory.rating import check_rating_template
@@ -39,12 +40,10 @@ from latentmem.models.language_model import LanguageModel
 from latentmem.models.sharding import shard
 from latentmem.processes import Processes, sharding_asked
 from latentmem.recipes.domains import DOMAINS, check_roles, unshown, with_experience
-from latentmem.recipes.folders import checkpoints_of, composer_folder, steps_done
 from latentmem.recipes.teams import Open, team_of
 from latentmem.seeds import stream_seed
 from latentmem.teams.turn import Players, Teams
 from latentmem.templates import check_template
-from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.training.tasks import last_tasks, tasks_aside
 from latentmem.trajectory import Role, Task
 
@@ -265,12 +264,7 @@ class Parts:
         if which not in _PHASES:
             return Path(which)
         folder = checkpoints_of(self.config, which)
-        found = selected_checkpoint(folder)
-        if found is None:
-            raise CheckpointError(
-                f"{self.config.run}: no checkpoint of {which} here; "
-                f"run `latentmem train {which}` with this configuration first"
-            )
+        found = trained_checkpoint(self.config, which)
         sections = self.config
         lengths = {
             "warmup": sections.warmup.copy_steps,

@@ -13,10 +13,10 @@ from latentmem.config import ENGINE_FREE, TEAM_FREE, Config, ProgramSection, dum
 from latentmem.environments.environment import Domain, Split
 from latentmem.errors import ConfigError
 from latentmem.evaluation import check_online
+from latentmem.folders import EVALUATIONS
 from latentmem.memory_names import TRAININGS
 from latentmem.passwords import hidden_in
 from latentmem.processes import Processes
-from latentmem.recipes.folders import EVALUATIONS
 from latentmem.recipes.parts import Parts
 from latentmem.runs import Run, SilentRun
 from latentmem.tracking import check_trackers

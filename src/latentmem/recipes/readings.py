@@ -11,13 +11,13 @@ from latentmem.config import Config, Sampling
 from latentmem.environments.environment import Split
 from latentmem.errors import BankError, ConfigError, RunError
 from latentmem.files import write_atomic
+from latentmem.folders import checkpoints_of
 from latentmem.kept_latents import SUFFIX, read_latents
 from latentmem.kept_readings import READING_SUFFIX, LatentReading, readings_as_json
 from latentmem.latent_reading import format_reading, leave_out_each, read_out
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory_names import TRAININGS, MemoryName
 from latentmem.recipes.domains import task_to_show
-from latentmem.recipes.folders import checkpoints_of
 from latentmem.recipes.memories import memory_of
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.phase import initials, say

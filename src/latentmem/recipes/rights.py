@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from latentmem.config import Config
 from latentmem.errors import DataError
-from latentmem.recipes.folders import audit_of
+from latentmem.folders import audit_of
 from latentmem.recipes.parts import Parts
 from latentmem.recipes.serve import recaller_of, serving_folder, voice_of
 from latentmem.runs import lock

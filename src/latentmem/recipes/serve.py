@@ -12,13 +12,13 @@ from latentmem.bank import ExperienceBank
 from latentmem.config import Config, ProgramSection
 from latentmem.engines.batching import Batcher
 from latentmem.engines.upstream import UpstreamEngine
-from latentmem.errors import CheckpointError, LatentMemError, RunError, ServingError
+from latentmem.errors import LatentMemError, RunError, ServingError
+from latentmem.folders import audit_of, composer_folder, keys_of, trained_checkpoint
 from latentmem.listening import take_port
 from latentmem.memory.composer import Composer
 from latentmem.memory_names import TRAININGS
 from latentmem.models.language_model import LanguageModel
 from latentmem.models.prefilling import Kept
-from latentmem.recipes.folders import audit_of, checkpoints_of, composer_folder, keys_of
 from latentmem.recipes.memories import rater_of, recalling
 from latentmem.recipes.parts import Parts
 from latentmem.runs import lock
@@ -28,19 +28,18 @@ from latentmem.serving.desk import ServingDesk, Shop, Voice
 from latentmem.serving.following import Following
 from latentmem.serving.identity import KnownRole
 from latentmem.serving.operators.audit import AuditLog
-from latentmem.serving.operators.keys import Keys
+from latentmem.serving.operators.keys import Keys, check_reach
 from latentmem.serving.operators.logs import RequestLog
 from latentmem.serving.operators.metrics import Metrics
 from latentmem.serving.operators.operators import Operators
 from latentmem.serving.recalling import Recaller, Searching
 from latentmem.serving.rights.forget import Forgetting
 from latentmem.serving.rights.routes import Rights, rights_routes
-from latentmem.serving.serve import is_this_machine, run
+from latentmem.serving.serve import run
 from latentmem.serving.sessions.endings import Endings
 from latentmem.serving.sessions.session import Storing
 from latentmem.serving.sessions.store import SessionStore
 from latentmem.serving.sessions.tokens import Tokens
-from latentmem.training.checkpoint_folder import selected_checkpoint
 from latentmem.trajectory import Role
 
 
@@ -62,11 +61,7 @@ def serve(config: Config, begin: Callable[[str], object], announce: Callable[[st
     with ExitStack() as open_parts:
         open_parts.enter_context(giving_memory_back())
         operators = open_parts.enter_context(closing(operators_of(config)))
-        if not is_this_machine(section.host) and not operators.keys.exist():
-            raise ServingError(
-                f"serve.host is {section.host!r}, which others can reach, and there are no API keys; make one with "
-                "`latentmem keys create CONFIG`, or serve on 127.0.0.1"
-            )
+        check_reach(section.host, operators.keys)
         parts = open_parts.enter_context(closing(Parts(config)))
         listener = open_parts.enter_context(take_port(section.host, section.port, ServingError))
         open_parts.enter_context(lock(folder))
@@ -155,12 +150,7 @@ def _checkpoint_now(config: Config, memory: str) -> Path | None:
         return None
     if which not in TRAININGS:
         return composer_folder(which)
-    found = selected_checkpoint(checkpoints_of(config, which))
-    if found is None:
-        raise CheckpointError(
-            f"{config.run}: no checkpoint of {which} here; run `latentmem train {which}` with this configuration first"
-        )
-    return found
+    return trained_checkpoint(config, which)
 
 
 def _composer(parts: Parts, weights: Path | None) -> Composer:

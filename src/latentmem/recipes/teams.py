@@ -27,15 +27,10 @@ def team_of(config: Config, team: str | ProgramSection, model: Callable[[], Lang
         model: makes the agents' model; called when a program's first agent speaks.
 
     Raises:
-        ConfigError: there is no such team, file, class or program; or it cannot play these episodes.
+        ConfigError: there is no such team, file, class or program.
     """
     if isinstance(team, str):
         return load_team(team, **config.own.get(team, {}))
-    if config.max_turns > 1:
-        raise ConfigError(
-            f"max_turns is {config.max_turns}, but team {team.label} is a program, which plays an episode in one turn; "
-            "set max_turns to 1"
-        )
     try:
         from latentmem.serving.programs.team import ProgramTeam
     except ModuleNotFoundError as error:

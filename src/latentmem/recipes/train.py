@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from latentmem.config import Config, GRPOSection, LMPOSection
 from latentmem.errors import EpisodesError, TrainingError
+from latentmem.folders import DEV_ROWS, checkpoints_of, steps_done, warmup_steps_done
 from latentmem.memory.latent import LatentMemory
 from latentmem.memory.parametric import ParametricMemory
-from latentmem.recipes.folders import DEV_ROWS, checkpoints_of, steps_done, warmup_steps_done
 from latentmem.recipes.lessons import carried_by, lessons, right_responses
 from latentmem.recipes.memories import latent_memory
 from latentmem.recipes.parts import Parts

@@ -5,7 +5,6 @@ On SIGTERM or SIGINT it takes no more requests (503 with Retry-After), lets thos
 """
 
 import asyncio
-import ipaddress
 import os
 import signal
 import socket
@@ -25,19 +24,6 @@ from latentmem.serving.desk import ServingDesk
 
 _FLUSH_SECONDS = 10
 """How long connections have to take what is left when all requests have ended."""
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether an address can be reached from this machine alone.
-
-    Raises:
-        ServingError: there is no such address.
-    """
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ServingError(f"serve.host is {host!r}, which is no address here ({error.strerror})") from None
-    return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
 
 
 def run(app: ASGIApp, desk: ServingDesk, listener: socket.socket, host: str, announce: Callable[[str], object]) -> None:

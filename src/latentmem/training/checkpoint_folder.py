@@ -11,11 +11,14 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentmem.errors import CheckpointError, RunError
 from latentmem.files import read_as, write_atomic
-from latentmem.processes import Processes
-from latentmem.training.optimizer import Optimization, Trained
+
+if TYPE_CHECKING:  # looking which checkpoint counts loads no torch
+    from latentmem.processes import Processes
+    from latentmem.training.optimizer import Optimization, Trained
 
 _OPTIMIZER = "optimizer.safetensors"
 _PROGRESS = "progress.json"
@@ -38,7 +41,7 @@ class Progress:
 
 
 def save_checkpoint(
-    trained: Trained, optimization: Optimization, folder: Path, progress: Progress, processes: Processes
+    trained: "Trained", optimization: "Optimization", folder: Path, progress: Progress, processes: "Processes"
 ) -> None:
     """Write a checkpoint of the steps done so far; all processes call this, and the first one writes.
 
@@ -56,7 +59,7 @@ def save_checkpoint(
     remove_others(folder)
 
 
-def restore(trained: Trained, optimization: Optimization, folder: Path, progress: Progress) -> Path:
+def restore(trained: "Trained", optimization: "Optimization", folder: Path, progress: Progress) -> Path:
     """Read the checkpoint of `progress` and return its folder.
 
     Raises:

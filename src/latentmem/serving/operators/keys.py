@@ -21,7 +21,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from latentmem.errors import KeysError, suggest
+from latentmem.errors import KeysError, ServingError, suggest
+from latentmem.listening import is_this_machine
 
 SCOPES = ("infer", "read", "write", "admin")
 """What a key may allow: asking for responses; reading sessions; opening, rewarding and closing them; forgetting, and
@@ -328,3 +329,16 @@ def _key(row: tuple[Any, ...]) -> Key:
     return Key(
         id, tenant, frozenset(scopes.split()), created, expires, revoked, requests, tokens, parallel, bool(shares)
     )
+
+
+def check_reach(host: str, keys: Keys) -> None:
+    """Refuse to serve others without keys.
+
+    Raises:
+        ServingError: others can reach the address, and there are no keys; or it is no address.
+    """
+    if not is_this_machine(host) and not keys.exist():
+        raise ServingError(
+            f"serve.host is {host!r}, which others can reach, and there are no API keys; make one with "
+            "`latentmem keys create CONFIG`, or serve on 127.0.0.1"
+        )

@@ -6,12 +6,15 @@ that line is a JSON object with such a key, for answers of several lines. A func
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import which
 from threading import Lock, Timer
 from typing import Any, Protocol
 
+from latentmem.config import ProgramSection
 from latentmem.errors import ConfigError
 from latentmem.outside import one_line
 from latentmem.parsing import parse_json
@@ -21,6 +24,9 @@ from latentmem.teams.turn import ProgramFailed
 
 START_SECONDS = 300.0
 """Longest time for a worker to import the function's module."""
+
+_NOT_FOUND = 3
+"""Exit status of an interpreter that finds no module of the name."""
 
 OnStart = Callable[[Callable[[], None]], None]
 """A function that is given another one, which ends the running program from any thread."""
@@ -171,6 +177,45 @@ class _Worker:
             except BrokenPipeError:
                 continue
         return status
+
+
+def check_program(section: ProgramSection) -> None:
+    """Look, in a moment, whether what a program needs is there; nothing of it is run.
+
+    Raises:
+        ConfigError: there is no such command, script, interpreter or module.
+    """
+    if section.call is None:
+        program, *words = section.command
+        if not _is_found(program):
+            raise ConfigError(f"team.command: {program!r} is no program that can be found; give its path")
+        if (
+            words
+            and Path(program).name.startswith("python")
+            and words[0].endswith(".py")
+            and not Path(words[0]).exists()
+        ):
+            raise ConfigError(f"team.command: {words[0]}: no such file, seen from {Path.cwd()}; give its path")
+        return
+    python = section.python or sys.executable
+    if not _is_found(python):
+        raise ConfigError(
+            f"team.python: {python}: no such program, or it may not be executed; give the path of a Python interpreter"
+        )
+    package = section.call.partition(":")[0].partition(".")[0]
+    if Path(package).is_dir() or Path(f"{package}.py").is_file():
+        return
+    search = f"import sys, importlib.util; sys.exit({_NOT_FOUND} * (importlib.util.find_spec({package!r}) is None))"
+    done = subprocess.run([python, "-c", search], env=surroundings(), capture_output=True, check=False)  # noqa: S603
+    if done.returncode == _NOT_FOUND:
+        raise ConfigError(
+            f"team.call: {section.call}: ModuleNotFoundError: No module named {package!r}"
+            f"{_where({'missing': package}, section.call, python)}"
+        )
+
+
+def _is_found(program: str) -> bool:
+    return which(program, path=surroundings()["PATH"]) is not None
 
 
 def surroundings() -> dict[str, str]:

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from shutil import which
 from threading import Lock
 from typing import Any
 
 from pydantic import JsonValue
 
 from latentmem.config import ProgramSection
-from latentmem.errors import ConfigError
 from latentmem.models.language_model import LanguageModel
 from latentmem.serving.identity import KnownRole
 from latentmem.serving.programs.desk import ProgramDesk
 from latentmem.serving.programs.host import ProgramHost
-from latentmem.serving.programs.runners import Command, Function, Runner, surroundings
+from latentmem.serving.programs.runners import Command, Function, Runner, check_program
 from latentmem.serving.programs.session import Session
 from latentmem.teams.turn import Action, ProgramFailed, Speak
 from latentmem.trajectory import Role, Task
@@ -31,8 +29,9 @@ class ProgramTeam:
             model: makes the agents' model, which writes tokens as text.
 
         Raises:
-            ConfigError: there is no such command or interpreter.
+            ConfigError: there is no such command, interpreter, file or module.
         """
+        check_program(section)
         self.name = section.label
         self.parallel = section.parallel
         known = [
@@ -43,17 +42,8 @@ class ProgramTeam:
         self._host = ProgramHost(ProgramDesk(lambda: _Writing(model()), known))
         self._runner: Runner
         if section.call is not None:
-            if section.python is not None and not _is_found(section.python):
-                raise ConfigError(
-                    f"team.python: {section.python}: no such program, or it may not be executed; give the path of a "
-                    "Python interpreter"
-                )
             self._runner = Function(section.call, section.timeout_seconds, section.python)
         else:
-            if not _is_found(section.command[0]):
-                raise ConfigError(
-                    f"team.command: {section.command[0]!r} is no program that can be found; give its path"
-                )
             self._runner = Command(section.command, section.timeout_seconds)
         self._playing: set[Session] = set()
         self._lock = Lock()
@@ -114,10 +104,6 @@ class _Writing:
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         return self._model.chat.said(token_ids)
-
-
-def _is_found(program: str) -> bool:
-    return which(program, path=surroundings()["PATH"]) is not None
 
 
 def _shown(task: Task, instructions: str) -> dict[str, Any]:

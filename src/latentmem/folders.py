@@ -1,11 +1,11 @@
-"""Where a run's folder keeps what each phase makes, and how many steps of a training are done."""
+"""Where a run's folder keeps what each phase makes, and how many steps of a training are done. Loads no torch."""
 
 from pathlib import Path
 
 from latentmem.config import Config
 from latentmem.errors import CheckpointError, suggest
 from latentmem.memory_names import TRAININGS
-from latentmem.training.checkpoint_folder import newest_checkpoint, step_of
+from latentmem.training.checkpoint_folder import newest_checkpoint, selected_checkpoint, step_of
 
 EVALUATIONS = {"test": "evaluate", "dev": "evaluate-dev"}
 """The phase, and so the folder, of each split's evaluation; the settings of one do not bind the other."""
@@ -18,6 +18,20 @@ DEV_ROWS = "dev.jsonl"
 def checkpoints_of(config: Config, phase: str) -> Path:
     """Return the folder of a training's checkpoints."""
     return Path(config.run) / phase / "checkpoints"
+
+
+def trained_checkpoint(config: Config, phase: str) -> Path:
+    """Return the checkpoint that a training of this run selected.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = selected_checkpoint(checkpoints_of(config, phase))
+    if found is None:
+        raise CheckpointError(
+            f"{config.run}: no checkpoint of {phase} here; run `latentmem train {phase}` with this configuration first"
+        )
+    return found
 
 
 def composer_folder(name: str) -> Path:

@@ -1,0 +1,79 @@
+"""What can be refused before torch is loaded, so that a mistake is told at once and not after a minute.
+
+These are the checks of the recipes themselves, which make them again when it counts.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from latentmem.config import Config, ProgramSection
+from latentmem.folders import checkpoints_of, composer_folder, keys_of, trained_checkpoint
+from latentmem.memory_names import TRAININGS
+from latentmem.runs import lock
+from latentmem.training.checkpoint_folder import newest_checkpoint
+
+
+def check_run(config: Config, phase: str) -> None:
+    """Check a phase: its run folder is free, its programs are there, and so are the checkpoints that it begins with.
+
+    Raises:
+        LatentMemError: something is not so.
+    """
+    _check_free(Path(config.run))
+    programs = [team for team in (config.team, *config.train_teams) if isinstance(team, ProgramSection)]
+    if programs:
+        from latentmem.serving.programs.runners import check_program
+
+        for program in programs:
+            check_program(program)
+    _check_checkpoints(config, _begins_with(config, phase))
+
+
+def check_serving(config: Config) -> None:
+    """Check a server: its folder is free, its address is guarded, and its checkpoint is there.
+
+    Raises:
+        LatentMemError: something is not so.
+    """
+    from latentmem.serving.operators.keys import Keys, check_reach
+
+    check_stopped(config)
+    with closing(Keys(keys_of(config))) as keys:
+        check_reach(config.serve.host, keys)
+    kind, _, which = config.serve.memory.partition(":")
+    _check_checkpoints(config, [which] if kind == "latent" else [])
+
+
+def check_stopped(config: Config) -> None:
+    """Check that no server works in the run's folder.
+
+    Raises:
+        RunError: one does.
+    """
+    _check_free(Path(config.run) / "serve")
+
+
+def _begins_with(config: Config, phase: str) -> Iterable[str]:
+    """Return the trainings and folders of weights that a phase begins with."""
+    if phase == "evaluate":
+        trained = [name for name in config.evaluate.memories if name.is_trained or name.weights == "grpo"]
+        return [name.weights for name in trained]
+    if phase in ("sft", "lmpo") and newest_checkpoint(checkpoints_of(config, phase)) is None:
+        return [config.sft.initial if phase == "sft" else config.lmpo.initial]
+    return []
+
+
+def _check_checkpoints(config: Config, names: Iterable[str]) -> None:
+    for name in names:
+        if name in (*TRAININGS, "grpo"):
+            trained_checkpoint(config, name)
+        elif name != "untrained":
+            composer_folder(name)
+
+
+def _check_free(folder: Path) -> None:
+    """Take a folder's lock and let it go. Of several processes only the first takes it, and so only that one looks."""
+    if folder.is_dir() and os.environ.get("RANK", "0") == "0":
+        lock(folder).close()

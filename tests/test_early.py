@@ -74,3 +74,8 @@ def test_an_address_that_others_reach_without_keys(refused):
         "serve.host is '0.0.0.0', which others can reach, and there are no API keys; make one with "
         "`latentmem keys create CONFIG`, or serve on 127.0.0.1"
     )
+
+
+@pytest.mark.parametrize("command", [["collect"], ["train", "lmpo"], ["serve"]])
+def test_a_misspelt_model(refused, command):
+    assert "did you mean 'smollm2-135m'?" in refused(*command, None, model={"name": "smollm2-135"})

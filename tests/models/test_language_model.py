@@ -462,8 +462,8 @@ def test_latents_that_are_not_finite_are_reported_by_role_and_group(lm: Language
 
 
 def test_an_unknown_model_is_named(no_network: None) -> None:
-    with pytest.raises(ModelError, match=r"^model 'smollm2-135n' cannot be loaded .* embedded smollm2-135m"):
-        LanguageModel.from_pretrained("smollm2-135n")
+    with pytest.raises(ModelError, match=r"^model 'someone/nothing' cannot be loaded .* embedded smollm2-135m"):
+        LanguageModel.from_pretrained("someone/nothing")
 
 
 def test_a_damaged_weight_file_is_reported(tiny_model_dir: Path, tmp_path: Path) -> None:

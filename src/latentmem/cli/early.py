@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from latentmem.config import Config, ProgramSection
+from latentmem.config import Config, OpenAIEngineSection, ProgramSection
 from latentmem.folders import checkpoints_of, composer_folder, keys_of, trained_checkpoint
 from latentmem.memory_names import TRAININGS
+from latentmem.models.assets import resolve_config
 from latentmem.runs import lock
 from latentmem.training.checkpoint_folder import newest_checkpoint
 
 
 def check_run(config: Config, phase: str) -> None:
-    """Check a phase: its run folder is free, its programs are there, and so are the checkpoints that it begins with.
+    """Check a phase: its run folder is free; programs, models and checkpoints that it begins with are there.
 
     Raises:
         LatentMemError: something is not so.
@@ -28,11 +29,12 @@ def check_run(config: Config, phase: str) -> None:
 
         for program in programs:
             check_program(program)
+    _check_model(config)
     _check_checkpoints(config, _begins_with(config, phase))
 
 
 def check_serving(config: Config) -> None:
-    """Check a server: its folder is free, its address is guarded, and its checkpoint is there.
+    """Check a server: its folder is free, its address is guarded, and its model and checkpoint are there.
 
     Raises:
         LatentMemError: something is not so.
@@ -42,6 +44,7 @@ def check_serving(config: Config) -> None:
     check_stopped(config)
     with closing(Keys(keys_of(config))) as keys:
         check_reach(config.serve.host, keys)
+    _check_model(config)
     kind, _, which = config.serve.memory.partition(":")
     _check_checkpoints(config, [which] if kind == "latent" else [])
 
@@ -71,6 +74,12 @@ def _check_checkpoints(config: Config, names: Iterable[str]) -> None:
             trained_checkpoint(config, name)
         elif name != "untrained":
             composer_folder(name)
+
+
+def _check_model(config: Config) -> None:
+    """Look for the agents' model where no network is needed; a server's model is not here."""
+    if not isinstance(config.model.engine, OpenAIEngineSection):
+        resolve_config(config.model.name)
 
 
 def _check_free(folder: Path) -> None:

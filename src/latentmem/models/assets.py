@@ -22,6 +22,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from difflib import get_close_matches
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -32,6 +33,7 @@ from safetensors import SafetensorError
 
 from latentmem.errors import ModelError
 from latentmem.files import cache_folder, put_folder, replacing, take
+from latentmem.outside import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,11 @@ CONVERSION_VERSION = 1
 """Increased when converted folders change; folders of another version are converted again."""
 
 MANIFEST = "manifest.json"
+
+_REACH_SECONDS = 10.0
+"""How long the hub may take to answer whether there is a model."""
+_NEAR = 0.8
+"""Likeness from which on a name is taken for a misspelt embedded one; `difflib` measures it."""
 
 
 def resolve_model(name: str) -> Path | str:
@@ -138,7 +145,31 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def is_in_reach(place: Path | str) -> bool:
+    """Return whether the hub answers for a hub id; where it does not, only what is cached can be loaded.
+
+    It is asked once. Its own client would ask six times for each file of a model, with growing pauses.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(place, Path) or constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi(library_name="latentmem").model_info(place, timeout=_REACH_SECONDS)
+    except (HfHubHTTPError, ValueError):
+        return True  # it answered, and says more when it is asked for a file
+    except Exception as error:  # of the network; the client has had several libraries for it
+        logger.warning("the hub of models cannot be reached (%s); only what is cached is used", one_line(str(error)))
+        return False
+    return True
+
+
 def _hub_id(name: str, embedded: str) -> str:
+    if "/" not in name and get_close_matches(name, [embedded], cutoff=_NEAR):
+        raise ModelError(
+            f"{name!r}: no such folder; did you mean {embedded!r}? A model of the hub is named ORGANISATION/MODEL"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ModelError(
             f"{name!r}: no such folder, and not a hub id; "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentmem.errors import ModelError
-from latentmem.models.assets import quiet_loading, resolve_embedder
+from latentmem.models.assets import is_in_reach, quiet_loading, resolve_embedder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -89,7 +89,7 @@ class Embedder:
                 self._model = SentenceTransformer(
                     str(source),
                     device=device,
-                    local_files_only=source != name,
+                    local_files_only=not is_in_reach(source),
                     model_kwargs={"use_safetensors": True, "dtype": torch.float32},
                 )
         except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentmem.errors import ModelError
-from latentmem.models.assets import quiet_loading, resolve_model
+from latentmem.models.assets import is_in_reach, quiet_loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     source = resolve_model(name)
     if isinstance(source, Path) and (source / "adapter_config.json").exists():
         raise _adapter(name)
+    cached = not is_in_reach(source)
     try:
         with quiet_loading():
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -39,8 +40,10 @@ def load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are told, and refused below
+                local_files_only=cached,
+                adapter_kwargs={"local_files_only": cached},  # else an adapter is asked for over the network
             )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=cached)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from latentmem.errors import ConfigError, ModelError, suggest
-from latentmem.models.assets import quiet_loading, resolve_config, resolve_embedder
+from latentmem.models.assets import is_in_reach, quiet_loading, resolve_config, resolve_embedder
 from latentmem.models.attention import may_be_fast
 from latentmem.models.embedder import HashingEmbedder
 
@@ -89,9 +89,10 @@ def read_shape(name: str) -> Shape:
         ModelError: there is no such model, or its configuration cannot be read.
     """
     place, gguf = resolve_config(name)
+    cached = {"local_files_only": not is_in_reach(place)}
     try:
         with quiet_loading():
-            config = AutoConfig.from_pretrained(place, **({} if gguf is None else {"gguf_file": gguf}))
+            config = AutoConfig.from_pretrained(place, **cached, **({} if gguf is None else {"gguf_file": gguf}))
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
@@ -133,7 +134,7 @@ def read_embedder(name: str) -> tuple[int, int]:
         place = place / json.loads(modules.read_text(encoding="utf-8"))[0]["path"]
     try:
         with quiet_loading(), torch.device("meta"):
-            model = AutoModel.from_config(AutoConfig.from_pretrained(place))
+            model = AutoModel.from_config(AutoConfig.from_pretrained(place, local_files_only=not is_in_reach(place)))
         return _count(model), int(model.config.hidden_size)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ from latentmem.config import Config, VLLMEngineSection
 from latentmem.engines.command import ServerCommand, server_command
 from latentmem.engines.probe import Unreachable, check_server
 from latentmem.errors import ConfigError, EngineError, ModelError
-from latentmem.models.assets import resolve_model
+from latentmem.models.assets import is_in_reach, resolve_model
 from latentmem.recipes.parts import engine_of, load_model
 from latentmem.recipes.phase import say
 
@@ -96,7 +96,7 @@ def _section(config: Config) -> VLLMEngineSection:
 
 def _window(source: Path | str, name: str) -> int:
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=not is_in_reach(source))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"model {name!r}: its configuration cannot be read ({reason})") from None

@@ -49,13 +49,13 @@ def check_serving(config: Config) -> None:
     _check_checkpoints(config, [which] if kind == "latent" else [])
 
 
-def check_stopped(config: Config) -> None:
-    """Check that no server works in the run's folder.
+def check_stopped(config: Config, instead: str = "name another folder") -> None:
+    """Check that no server works in the run's folder; `instead` is what may be done if one does.
 
     Raises:
         RunError: one does.
     """
-    _check_free(Path(config.run) / "serve")
+    _check_free(Path(config.run) / "serve", instead)
 
 
 def _begins_with(config: Config, phase: str) -> Iterable[str]:
@@ -82,7 +82,7 @@ def _check_model(config: Config) -> None:
         resolve_config(config.model.name)
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path, instead: str = "name another folder") -> None:
     """Take a folder's lock and let it go. Of several processes only the first takes it, and so only that one looks."""
     if folder.is_dir() and os.environ.get("RANK", "0") == "0":
-        lock(folder).close()
+        lock(folder, instead).close()

@@ -50,12 +50,13 @@ def _moment(text: str) -> datetime:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-def _config(options: argparse.Namespace) -> "Config":
+def _config(options: argparse.Namespace, route: str) -> "Config":
+    """Read the configuration; a server that works in the run's folder can be asked at a route instead."""
     from latentmem.cli.early import check_stopped
     from latentmem.config import load_serving_config
 
     config = load_serving_config(options.config, options.overrides)
-    check_stopped(config)
+    check_stopped(config, f"ask it: POST {route}")
     return config
 
 
@@ -63,7 +64,7 @@ def _forget(options: argparse.Namespace) -> None:
     from latentmem.errors import BankError
     from latentmem.files import write_atomic
 
-    config = _config(options)
+    config = _config(options, "/forget")
     with serving_packages():
         from latentmem.recipes.rights import forget
         from latentmem.serving.rights.forget import Wish
@@ -101,7 +102,7 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    config = _config(options)
+    config = _config(options, f"/sessions/{options.session}/replay")
     with serving_packages():
         from latentmem.recipes.rights import replay_session
 

@@ -62,9 +62,9 @@ def test_a_folder_in_which_another_process_works(refused, tmp_path):
             assert "is working in this run folder" in refused(*words)
 
 
-def test_only_the_first_of_several_processes_looks_for_others(refused, tmp_path, monkeypatch):
+def test_several_processes_look_for_others_later_where_they_end_together(refused, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with lock(tmp_path / "run"):
         assert refused("collect", None, team=PROGRAM).startswith("team.call: nosuchmodule")
 

@@ -83,6 +83,6 @@ def _check_model(config: Config) -> None:
 
 
 def _check_free(folder: Path, instead: str = "name another folder") -> None:
-    """Take a folder's lock and let it go. Of several processes one would end alone; they look later, and end together."""
+    """Take a folder's lock and let it go. Several processes look later, where all end together."""
     if folder.is_dir() and os.environ.get("WORLD_SIZE", "1") == "1":
         lock(folder, instead).close()

@@ -1,7 +1,7 @@
 """A composer is trained through programs of four frameworks: each fills its own bank, and its memory beats its control.
 
-All start from one warm-up and a few steps of SFT. These tests take the embedded model, and some half an hour each on
-two cores.
+All start from one warm-up and a few steps of SFT. These tests take the embedded model, and some ten minutes each on
+two idle cores.
 """
 
 import json

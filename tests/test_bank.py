@@ -936,6 +936,22 @@ def test_processes_that_begin_and_fill_one_bank_together_lose_nothing(store: Sto
         assert bank.verify().ok
 
 
+BEGIN_TOGETHER = """
+for number in range(60):
+    while time.time() < float(sys.argv[2]) + number * 0.03:
+        pass
+    ExperienceBank(f"{sys.argv[1]}-{number}.sqlite", embed).close()
+"""
+
+
+def test_processes_that_begin_a_bank_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
+    start = time.time() + 3.0
+    begun = [child(BEGIN_TOGETHER, tmp_path / "bank", start) for _ in range(4)]
+    for one in begun:
+        one.communicate(timeout=100)
+    assert [one.returncode for one in begun] == [0] * 4
+
+
 SMALL_DISK = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 bank = ExperienceBank(sys.argv[1], embed)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentmem.bank.copies import copy_bank
-from latentmem.bank.sqlite_file import BUSY_SECONDS, explained, open_database, place_of
+from latentmem.bank.sqlite_file import BUSY_SECONDS, explained, keep_log, open_database, place_of
 from latentmem.bank.tables import BANK_SCHEMA_VERSION, check_version, now
 from latentmem.bank.transaction import Transaction
 from latentmem.errors import BankError
@@ -101,7 +101,7 @@ class SqliteRecords:
             self._db.execute("PRAGMA foreign_keys = ON")
             begin = create and self._is_empty()
             if begin:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                keep_log(self._db)
         if begin:
             with self._transaction("BEGIN IMMEDIATE", "COMMIT"):
                 if self._is_empty():  # checked again, now that nobody else can begin it

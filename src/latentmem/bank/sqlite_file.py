@@ -4,6 +4,7 @@ What SQLite complains of becomes one line.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import quote
 from latentmem.errors import BankError
 
 BUSY_SECONDS = 60.0
+_AGAIN_SECONDS = 0.01
 _CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 Place = tuple[tuple[int, int] | None, ...]
@@ -42,6 +44,27 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
             "copy both files into a folder that can be written"
         )
     return _connect(path, "mode=ro&immutable=1")
+
+
+def keep_log(db: sqlite3.Connection) -> None:
+    """Let a new database keep a log beside it, so that it is read while it is written.
+
+    Of processes that begin one file together, each would wait for the others to stop reading. SQLite then refuses one
+    of them at once, however long it may wait otherwise.
+
+    Raises:
+        sqlite3.Error: another process holds it for long, or it cannot be written.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            return
 
 
 def place_of(path: Path) -> Place:

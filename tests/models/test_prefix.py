@@ -2,7 +2,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -169,17 +169,25 @@ SHARING = {
 }
 
 
-@pytest.mark.parametrize("case", SHARING)
-def test_what_the_prompts_of_all_groups_begin_with_passes_the_model_once(model: PreTrainedModel, case: str) -> None:
-    prompts, groups = CASES[case]
+T = TypeVar("T")
+
+
+def counted(model: PreTrainedModel, work: Callable[[], T]) -> tuple[T, list[int]]:
+    """Do some work, and count the columns, with the padding, that pass the model each time."""
     passed: list[int] = []
     handle = model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: passed.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )
     try:
-        begun = read_beginnings(model, prompts, groups)
+        return work(), passed
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_what_the_prompts_of_all_groups_begin_with_passes_the_model_once(model: PreTrainedModel, case: str) -> None:
+    prompts, groups = CASES[case]
+    begun, passed = counted(model, lambda: read_beginnings(model, prompts, groups))
     assert passed == [count for count in SHARING[case] if count]
     assert begun.prefix is not None
     assert begun.prefix.seen.sum(1).tolist()[begun.rows["a"]] == begun.lengths["a"]
@@ -193,18 +201,6 @@ def test_beginnings_read_longest_ago_are_forgotten_first(model: PreTrainedModel)
     assert [kept.find([tuple(BEGIN[i:])]) is not None for i in (3, 4, 5)] == [False, True, True]
     assert kept.find([tuple(BEGIN[4:]), ()]) is not None
     assert kept.find([tuple(BEGIN[4:]), (9,)]) is None
-
-
-def counted(model: PreTrainedModel, work: Callable[[], Prefix]) -> tuple[Prefix, int]:
-    """Do some work, and count the real columns and the padding that pass the model."""
-    passed: list[int] = []
-    handle = model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passed.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
-    )
-    try:
-        return work(), sum(passed)
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("positions", [0, 7, 20, 4096])
@@ -242,7 +238,7 @@ def test_a_prompt_that_goes_on_from_a_kept_one_passes_the_model_from_there_on(mo
     ]
     for prompt, owner, num_known in asked:
         (_, num_kept), passed = counted(model, partial(prefill_kept, model, [prompt], [owner], 1, kept))
-        assert (num_kept, passed) == ([num_known], len(prompt) - num_known)
+        assert (num_kept, sum(passed)) == ([num_known], len(prompt) - num_known)
 
 
 def test_a_prompt_with_which_a_kept_one_begins_is_not_kept_beside_it(
@@ -259,8 +255,9 @@ def test_a_prompt_with_which_a_kept_one_begins_is_not_kept_beside_it(
 def test_what_new_prompts_of_one_owner_share_passes_once(model: PreTrainedModel) -> None:
     rows = [[*BEGIN, i] for i in range(3)]
     (_, num_kept), passed = counted(model, lambda: prefill_kept(model, rows, ["a"] * 3, 1, Kept()))
-    assert (num_kept, passed) == ([0] * 3, len(BEGIN) + 3)  # nothing of them was kept before
-    assert counted(model, lambda: prefill_kept(model, rows, ["a", "a", "b"], 1, Kept()))[1] == 3 * (len(BEGIN) + 1)
+    assert (num_kept, sum(passed)) == ([0] * 3, len(BEGIN) + 3)  # nothing of them was kept before
+    _, passed = counted(model, lambda: prefill_kept(model, rows, ["a", "a", "b"], 1, Kept()))
+    assert sum(passed) == 3 * (len(BEGIN) + 1)
 
 
 def test_prompts_used_longest_ago_are_forgotten_first_and_what_goes_on_replaces_its_beginning() -> None:

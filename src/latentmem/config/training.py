@@ -141,9 +141,8 @@ class WarmupSection(Section):
     micro_batch_positions: PositiveInt = 512
     """Number of positions with gradients in one forward pass; it changes the memory used, not the result."""
     eval_every: PositiveInt | None = 20
-    """Number of steps between evaluations on words that are never trained on. Each stage that has
-    steps is also evaluated before its first and after its last. null: no evaluation, and the last checkpoint is
-    selected."""
+    """Number of steps between evaluations on words that are never trained on. Each stage that has steps is also
+    evaluated before its first and after its last. null: no evaluation, and the last checkpoint is selected."""
     eval_lessons: PositiveInt = 16
     """Number of examples in one evaluation. As many as `lessons_per_step` cost less time than one step does."""
     save_every: PositiveInt = 20

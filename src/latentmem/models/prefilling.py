@@ -227,6 +227,6 @@ def prefill_kept(
     )
     prefix = prefill(model, prompts, names, room, begun)
     for row, (prompt, owner) in enumerate(zip(prompts, owners, strict=True)):
-        if not kept.holds(tuple(prompt), owner):
+        if len(prompt) <= kept.positions and not kept.holds(tuple(prompt), owner):
             kept.add(tuple(prompt), prefix.alone(row, len(prompt)), owner)
     return prefix, num_kept

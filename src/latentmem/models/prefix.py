@@ -92,15 +92,13 @@ class Prefix:
 
     def alone(self, row: int, length: int) -> "Prefix":
         """Return one row, of so many real columns, without its padding and without room behind it."""
-        layers = []
-        for layer in self.cache.layers:
-            made = []
-            for columns in (layer.keys, layer.values):
-                into = columns.new_empty(1, columns.shape[1], length, columns.shape[3])
-                _close_up(columns[row : row + 1], self.seen[row : row + 1], into)
-                made.append(into)
-            layers.append(Slots.holding(made[0], made[1], length))
-        return Prefix(Cache(layers=layers), self.seen.new_ones(1, length), self.hidden[row : row + 1])
+        real = (~self.seen[row]).to(torch.uint8).argsort(stable=True)[:length]
+        one = slice(row, row + 1)
+        layers = [
+            Slots.holding(layer.keys[one].index_select(2, real), layer.values[one].index_select(2, real), length)
+            for layer in self.cache.layers
+        ]
+        return Prefix(Cache(layers=layers), self.seen.new_ones(1, length), self.hidden[one])
 
     def joined(self, others: "Prefix", room: int) -> "Prefix":
         """Return these rows and others behind them, with `room` free columns; padding between real columns goes."""

@@ -110,7 +110,8 @@ class Roles:
     def __init__(self, known: Sequence[KnownRole] = ()) -> None:
         """Take the roles."""
         self._known = known
-        self.names = frozenset(each.role.name for each in known)
+        self._roles = {each.role.name: each.role for each in known}
+        self.names = frozenset(self._roles)
         """Of the roles of the configuration."""
         self._warned: set[str] = set()
         """Names that were warned about in the log: a program that has one wrong says it in each request."""
@@ -118,8 +119,7 @@ class Roles:
     def speaker(self, name: str | None, conversation: Conversation) -> Speaker:
         """Return who speaks; see `role_of`."""
         role = role_of(name, conversation, self._known)
-        known = {each.role.name: each.role for each in self._known}
-        near = None if name is None else near_role(name, known)
+        near = None if name is None else near_role(name, self._roles)
         warning = None
         if name is not None and near is not None:
             new = f"role {one_line(repr(name), 60)} is not in the configuration and is taken for a new one"
@@ -127,7 +127,7 @@ class Roles:
             if name not in self._warned and len(self._warned) < _MOST_WARNINGS:
                 self._warned.add(name)
                 logger.warning("%s", warning)
-        return Speaker(role, known.get(role.name) == role if known else None, warning)
+        return Speaker(role, self._roles.get(role.name) == role if self._roles else None, warning)
 
 
 def near_role(name: str, known: Collection[str]) -> str | None:
